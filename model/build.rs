@@ -1,0 +1,25 @@
+//! Passes libtorch's folders on to whatever links a binary: an rpath to the real libraries, so that
+//! programs start with nothing exported, and an rpath-link to the libraries that libtorch needs.
+
+use std::path::PathBuf;
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    // From torch-sys (`links = "tch"`): the folder that it links against, perhaps one of links.
+    let Ok(lib_dir) = std::env::var("DEP_TCH_LIBTORCH_LIB") else {
+        return;
+    };
+    let library = PathBuf::from(&lib_dir).join("libtorch_cpu.so");
+    let real = library.canonicalize().unwrap_or(library);
+    let Some(torch_lib) = real.parent() else {
+        return;
+    };
+    println!("cargo:torch_lib={}", torch_lib.display());
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", torch_lib.display());
+    // A wheel keeps the CUDA runtime that libtorch_cpu.so needs in site-packages/nvidia/cu13/lib.
+    let cuda = torch_lib.join("../../nvidia/cu13/lib");
+    if let Ok(cuda) = cuda.canonicalize() {
+        println!("cargo:cuda_lib={}", cuda.display());
+        println!("cargo:rustc-link-arg=-Wl,-rpath-link,{}", cuda.display());
+    }
+}

@@ -1,0 +1,1 @@
+//! Crop, resize, flip, normalise: pure functions of pixels and a seeded generator.

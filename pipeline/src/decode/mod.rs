@@ -1,0 +1,1 @@
+//! Encoded bytes to upright RGB pixels: pure functions.

@@ -1,0 +1,149 @@
+//! What can go wrong, in three strengths: a [`SampleError`] costs one sample, a [`ShardError`] the
+//! rest of a shard, a [`PipelineError`] the run.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::sample::SampleId;
+
+/// Why a sample was not delivered; the key of the skip counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SkipReason {
+    /// No member that is an image (by extension, or the image column is null).
+    NoImage,
+    /// No caption member (or the caption column is null).
+    NoCaption,
+    /// Every caption is empty after the caption processor.
+    EmptyCaption,
+    /// A caption member that is not UTF-8, or JSON that holds no caption.
+    BadCaption,
+    /// Bytes that no decoder recognises as an image.
+    UnknownImageFormat,
+    /// A recognised image that does not decode.
+    BrokenImage,
+    /// An image beyond the configured size limits.
+    ImageTooLarge,
+    /// The same extension twice within one sample.
+    RepeatedMember,
+    /// A key that came back after another key had begun.
+    RepeatedKey,
+    /// A member beyond the configured size limit.
+    MemberTooLarge,
+}
+
+impl SkipReason {
+    /// All reasons, in the order in which reports list them.
+    pub const ALL: [SkipReason; 10] = [
+        SkipReason::NoImage,
+        SkipReason::NoCaption,
+        SkipReason::EmptyCaption,
+        SkipReason::BadCaption,
+        SkipReason::UnknownImageFormat,
+        SkipReason::BrokenImage,
+        SkipReason::ImageTooLarge,
+        SkipReason::RepeatedMember,
+        SkipReason::RepeatedKey,
+        SkipReason::MemberTooLarge,
+    ];
+
+    /// The name used in counters and JSON, e.g. `broken_image`.
+    pub fn name(self) -> &'static str {
+        match self {
+            SkipReason::NoImage => "no_image",
+            SkipReason::NoCaption => "no_caption",
+            SkipReason::EmptyCaption => "empty_caption",
+            SkipReason::BadCaption => "bad_caption",
+            SkipReason::UnknownImageFormat => "unknown_image_format",
+            SkipReason::BrokenImage => "broken_image",
+            SkipReason::ImageTooLarge => "image_too_large",
+            SkipReason::RepeatedMember => "repeated_member",
+            SkipReason::RepeatedKey => "repeated_key",
+            SkipReason::MemberTooLarge => "member_too_large",
+        }
+    }
+}
+
+impl fmt::Display for SkipReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One sample cannot be used; its neighbours can.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("sample {id}: {message}")]
+pub struct SampleError {
+    /// Which sample.
+    pub id: Box<SampleId>,
+    /// The counter it falls under.
+    pub reason: SkipReason,
+    /// What is wrong with it, e.g. `image cannot be decoded: JPEG ends after 812 bytes`.
+    pub message: String,
+}
+
+/// A shard cannot be read any further; what was read before stands.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("shard {shard} at byte {offset_bytes}: {message}")]
+pub struct ShardError {
+    /// Path or URL of the shard.
+    pub shard: String,
+    /// How far reading got, in bytes of the uncompressed stream.
+    pub offset_bytes: u64,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// The pipeline cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// A setting that cannot work.
+    #[error("setting `{setting}`: {message}")]
+    Config {
+        /// Name of the setting as in the configuration file.
+        setting: &'static str,
+        /// What is wrong and which values work.
+        message: String,
+    },
+    /// A shard specification that names no shard.
+    #[error("no shard matches `{spec}`; {hint}")]
+    NoShards {
+        /// The specification as given.
+        spec: String,
+        /// What to check.
+        hint: String,
+    },
+    /// A bad sample under `on_bad_sample = "error"`.
+    #[error("{0}; set on_bad_sample = \"warn\" or \"skip\" to go on without it")]
+    BadSample(#[from] SampleError),
+    /// A bad shard under `on_bad_shard = "error"`.
+    #[error("{0}; set on_bad_shard = \"warn\" or \"skip\" to go on without the rest of it")]
+    BadShard(#[from] ShardError),
+    /// The shards hold too few usable samples.
+    #[error("{0}")]
+    TooFewSamples(String),
+    /// A tokenizer or vocabulary that cannot be used.
+    #[error("tokenizer {origin}: {message}")]
+    Tokenizer {
+        /// The file, or what else it came from.
+        origin: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A saved loader state that does not fit this loader.
+    #[error("loader state: {0}")]
+    State(String),
+    /// A file that cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's word.
+        source: std::io::Error,
+    },
+    /// A thread could not be started, or died: the message says which and why.
+    #[error("{0}")]
+    Thread(String),
+}

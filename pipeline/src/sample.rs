@@ -1,0 +1,96 @@
+//! One type per arrow of the flow: [`EncodedSample`] → [`DecodedSample`] → [`Batch`].
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Where a sample comes from: enough to find it again with any tar or Arrow tool.
+///
+/// Displayed as `cc3m-00017.tar#000170042@1536` (shard, key, byte offset).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SampleId {
+    /// Path or URL of the shard, as it was given.
+    pub shard: Arc<str>,
+    /// Position of the shard in the resolved shard list.
+    pub shard_index: u32,
+    /// Position of the sample in its shard, bad samples included.
+    pub sample_index: u32,
+    /// WebDataset key; in an Arrow shard the stem of `image.path`, or the row number.
+    pub key: String,
+    /// Offset of the sample's first header in the uncompressed tar stream, or of the record batch
+    /// in an Arrow shard, in bytes.
+    pub offset_bytes: u64,
+}
+
+impl fmt::Display for SampleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}@{}", self.shard, self.key, self.offset_bytes)
+    }
+}
+
+/// A sample as it lies in a shard: compressed image, raw captions, whatever else the key has.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncodedSample {
+    /// Where it comes from.
+    pub id: SampleId,
+    /// Its members, in shard order; names are unique within a sample.
+    pub members: Vec<Member>,
+}
+
+impl EncodedSample {
+    /// The member of this name (an extension such as `jpg`, or an Arrow column).
+    pub fn member(&self, name: &str) -> Option<&Member> {
+        self.members.iter().find(|member| member.name == name)
+    }
+
+    /// Bytes that the members hold: what a queue's byte budget counts.
+    pub fn payload_bytes(&self) -> usize {
+        self.members
+            .iter()
+            .map(|member| member.data.len_bytes())
+            .sum()
+    }
+}
+
+/// One member of an [`EncodedSample`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Member {
+    /// Lower-cased extension (everything after the first dot of the base name) in a tar shard, the
+    /// column name in an Arrow shard.
+    pub name: String,
+    /// What it holds.
+    pub data: MemberData,
+}
+
+/// Content of a [`Member`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum MemberData {
+    /// A file's bytes: every member of a tar shard, an Arrow binary or image column.
+    Bytes(Vec<u8>),
+    /// An Arrow `string` (one entry) or `list<string>` column.
+    Text(Vec<String>),
+}
+
+impl MemberData {
+    /// Length of the content in bytes.
+    pub fn len_bytes(&self) -> usize {
+        match self {
+            MemberData::Bytes(bytes) => bytes.len(),
+            MemberData::Text(texts) => texts.iter().map(String::len).sum(),
+        }
+    }
+}
+
+/// A sample after decoding, augmentation and tokenisation: what collation copies into a batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecodedSample {
+    /// Where it comes from.
+    pub id: SampleId,
+    /// `[S, S, 3]` u8, RGB, row major: the processed image before normalisation.
+    pub pixels: Vec<u8>,
+    /// `[T]` token ids, padded.
+    pub token_ids: Vec<i64>,
+    /// `[T]`, 1 for a token, 0 for padding.
+    pub attention_mask: Vec<i64>,
+    /// The caption that was drawn, after the caption processor.
+    pub caption: String,
+}

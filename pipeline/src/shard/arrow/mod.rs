@@ -1,0 +1,1 @@
+//! Arrow IPC shards, stream and file format, in the layout of Hugging Face datasets.

@@ -1,0 +1,4 @@
+//! What a shard is: tar (plain, gzip, zstd) and Arrow IPC, read and written.
+
+pub mod arrow;
+pub mod write;

@@ -1,0 +1,1 @@
+//! Writes shards: atomic files in every format the reader knows.

@@ -1,0 +1,6 @@
+//! All tests of the workspace as one binary.
+#[test]
+fn smoke() {
+    let t = tch::Tensor::from_slice(&[1.0f32, 2.0]);
+    assert_eq!(f64::try_from(t.sum(tch::Kind::Float)).unwrap(), 3.0);
+}

@@ -1,0 +1,11 @@
+//! Links with the rpath that qf-model's build script found.
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    if let Ok(dir) = std::env::var("DEP_QF_MODEL_TORCH_TORCH_LIB") {
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{dir}");
+    }
+    if let Ok(dir) = std::env::var("DEP_QF_MODEL_TORCH_CUDA_LIB") {
+        println!("cargo:rustc-link-arg=-Wl,-rpath-link,{dir}");
+    }
+}
