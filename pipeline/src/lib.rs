@@ -4,6 +4,7 @@
 //! shards ──read──▶ EncodedSample ──decode, augment, tokenise──▶ DecodedSample ──collate──▶ Batch
 //! ```
 
+pub mod atomic_file;
 pub mod error;
 pub mod sample;
 
