@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::augment::ImageTransform;
 use crate::error::PipelineError;
 use crate::order::ShuffleMode;
 
@@ -140,6 +141,21 @@ impl LoaderConfig {
             processing: Processing::Eval,
             captions: CaptionChoice::All,
             ..self
+        }
+    }
+
+    /// The image transform that these settings describe.
+    pub fn image_transform(&self) -> ImageTransform {
+        // `validate` bounds the size.
+        let size = u32::try_from(self.image_size).unwrap_or(u32::MAX);
+        match self.processing {
+            Processing::Train => ImageTransform::Train {
+                size,
+                scale: self.crop_scale,
+                ratio: self.crop_ratio,
+                flip_probability: self.flip_probability,
+            },
+            Processing::Eval => ImageTransform::eval(size),
         }
     }
 

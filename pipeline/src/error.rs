@@ -143,6 +143,16 @@ pub enum PipelineError {
         /// The operating system's word.
         source: std::io::Error,
     },
+    /// Something that a shard cannot hold.
+    #[error("cannot write sample `{key}` to {}: {message}", shard.display())]
+    Unwritable {
+        /// The shard that was being written.
+        shard: PathBuf,
+        /// Key of the sample; empty when it is not about one.
+        key: String,
+        /// What is wrong with it.
+        message: String,
+    },
     /// A thread could not be started, or died: the message says which and why.
     #[error("{0}")]
     Thread(String),

@@ -141,7 +141,7 @@ pub struct View {
 }
 
 /// Applies an [`ImageTransform`]; holds the buffers it needs, so each worker keeps its own.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ImageProcessor {
     transform: ImageTransform,
     resizer: Resizer,

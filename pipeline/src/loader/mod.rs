@@ -112,7 +112,7 @@ impl Loader {
         };
         let config = Arc::new(config);
         let meters = Arc::new(Meters::default());
-        let work = Arc::new(Work::new(config.clone(), tokenizer, meters.clone()));
+        let work = Arc::new(Work::new(config.clone(), tokenizer, meters.clone())?);
         let (slot_sender, slot_receiver) =
             bounded(work_items, WORK_QUEUE_BYTES, meters.work_queue.clone());
         let (batch_sender, batch_receiver) =
@@ -167,7 +167,7 @@ impl Loader {
         match message {
             Some(Message::Batch(batch)) => {
                 self.state = batch.state.clone();
-                return Ok(Some(*batch));
+                Ok(Some(*batch))
             }
             Some(Message::End(state)) => {
                 self.state = *state;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crossbeam::queue::SegQueue;
 
 use super::stats::Meters;
-use crate::augment::{ImageProcessor, ImageTransform, SampleRng};
+use crate::augment::{ImageProcessor, SampleRng};
 use crate::captions::raw_captions;
 use crate::config::{CaptionChoice, LoaderConfig};
 use crate::decode::{decode_rgb, is_image_extension, DecodeLimits};
@@ -18,15 +18,17 @@ pub(crate) struct Work {
     config: Arc<LoaderConfig>,
     tokenizer: Arc<CaptionTokenizer>,
     caption_processor: CaptionProcessor,
-    image_len: usize,
     limits: DecodeLimits,
     meters: Arc<Meters>,
-    /// Processors (with their scratch memory) not in use at the moment; one per busy worker.
-    processors: SegQueue<Scratch>,
+    /// What a worker that finds no scratch begins with.
+    prototype: Scratch,
+    /// Scratch memory not in use at the moment; there are as many as busy workers.
+    scratch: SegQueue<Scratch>,
     /// Pixel buffers that collation has emptied.
     pixels: SegQueue<Vec<u8>>,
 }
 
+#[derive(Clone)]
 struct Scratch {
     processor: ImageProcessor,
     /// `[S, S, 3]` u8.
@@ -40,24 +42,23 @@ impl Work {
         meters: Arc<Meters>,
     ) -> Result<Self, PipelineError> {
         let transform = config.image_transform();
-        let first = ImageProcessor::new(transform)?;
-        let processors = SegQueue::new();
-        processors.push(Scratch { interleaved: vec![0; first.out_len()], processor: first });
+        let processor = ImageProcessor::new(transform)?;
+        let prototype = Scratch { interleaved: vec![0; processor.out_len()], processor };
         Ok(Work {
             caption_processor: CaptionProcessor::new(config.max_words, config.prompt.as_str())?,
-            image_len: transform.size() as usize * transform.size() as usize * 3,
             limits: DecodeLimits { max_pixels: config.max_image_pixels, ..DecodeLimits::default() },
             config,
             tokenizer,
             meters,
-            processors,
+            prototype,
+            scratch: SegQueue::new(),
             pixels: SegQueue::new(),
         })
     }
 
     /// Bytes of one processed image.
     pub(crate) fn image_len(&self) -> usize {
-        self.image_len
+        self.prototype.interleaved.len()
     }
 
     /// Takes back the pixel buffer of a sample that was copied into its batch.
@@ -71,29 +72,21 @@ impl Work {
         sample: EncodedSample,
         epoch: u64,
     ) -> Result<DecodedSample, SampleError> {
-        let id = &sample.id;
-        let mut rng = SampleRng::new(self.config.seed, epoch, id.shard_index, id.sample_index);
-        match self.stages(&sample, &mut rng) {
-            Ok((pixels, captions, token_ids, attention_mask)) => Ok(DecodedSample {
-                id: sample.id,
-                pixels,
-                captions,
-                token_ids,
-                attention_mask,
-            }),
-            Err((reason, message)) => {
-                Err(SampleError { id: Box::new(sample.id), reason, message })
-            }
-        }
+        self.stages(&sample, epoch).map_err(|(reason, message)| SampleError {
+            id: Box::new(sample.id),
+            reason,
+            message,
+        })
     }
 
-    #[allow(clippy::type_complexity)] // The fields of a DecodedSample, in one private place.
     fn stages(
         &self,
         sample: &EncodedSample,
-        rng: &mut SampleRng,
-    ) -> Result<(Vec<u8>, Vec<String>, Vec<i64>, Vec<i64>), (SkipReason, String)> {
-        let captions = self.captions(sample, rng)?;
+        epoch: u64,
+    ) -> Result<DecodedSample, (SkipReason, String)> {
+        let id = &sample.id;
+        let mut rng = SampleRng::new(self.config.seed, epoch, id.shard_index, id.sample_index);
+        let captions = self.captions(sample, &mut rng)?;
         let bytes = image_member(sample).ok_or_else(|| {
             let names: Vec<_> = sample.members.iter().map(|member| member.name.as_str()).collect();
             (SkipReason::NoImage, format!("no image among its members ({})", names.join(", ")))
@@ -104,41 +97,30 @@ impl Work {
             .time(|| decode_rgb(bytes, &self.limits))
             .map_err(|error| (error.reason(), format!("cannot decode its image: {error}")))?;
         self.meters.decode.add_bytes(bytes.len() as u64);
+        let (token_ids, attention_mask) = self.meters.tokenise.time(|| self.tokenise(&captions))?;
         let pixels = self.meters.augment.time(|| {
-            let mut scratch = self.processors.pop().unwrap_or_else(|| Scratch {
-                processor: self.new_processor(),
-                interleaved: vec![0; self.image_len()],
-            });
+            let mut scratch = self.scratch.pop().unwrap_or_else(|| self.prototype.clone());
             let mut pixels = self.pixels.pop().unwrap_or_else(|| vec![0; self.image_len()]);
-            scratch.processor.process(&image, rng, &mut scratch.interleaved);
+            scratch.processor.process(&image, &mut rng, &mut scratch.interleaved);
             deinterleave(&scratch.interleaved, &mut pixels);
-            self.processors.push(scratch);
+            self.scratch.push(scratch);
             pixels
         });
-        let (token_ids, attention_mask) = self.meters.tokenise.time(|| {
-            let text_len = self.config.text_len;
-            let mut token_ids = vec![0; captions.len() * text_len];
-            let mut attention_mask = vec![0; captions.len() * text_len];
-            let rows = token_ids.chunks_mut(text_len).zip(attention_mask.chunks_mut(text_len));
-            for (caption, (ids, mask)) in captions.iter().zip(rows) {
-                self.tokenizer.encode(caption, text_len, ids, mask);
-            }
-            (token_ids, attention_mask)
-        });
-        Ok((pixels, captions, token_ids, attention_mask))
+        Ok(DecodedSample { id: id.clone(), pixels, captions, token_ids, attention_mask })
     }
 
-    fn new_processor(&self) -> ImageProcessor {
-        let config = &self.config;
-        match config.processing {
-            Processing::Train => ImageProcessor::train(
-                config.image_size,
-                config.crop_scale,
-                config.crop_ratio,
-                config.flip_probability,
-            ),
-            Processing::Eval => ImageProcessor::eval(config.image_size),
+    /// `[N, T]` ids and mask of `N` captions.
+    fn tokenise(&self, captions: &[String]) -> Result<(Vec<i64>, Vec<i64>), (SkipReason, String)> {
+        let text_len = self.config.text_len;
+        let mut token_ids = vec![0; captions.len() * text_len];
+        let mut attention_mask = vec![0; captions.len() * text_len];
+        let rows = token_ids.chunks_mut(text_len).zip(attention_mask.chunks_mut(text_len));
+        for (caption, (ids, mask)) in captions.iter().zip(rows) {
+            self.tokenizer
+                .encode(caption, ids, mask)
+                .map_err(|error| (SkipReason::BadCaption, error.to_string()))?;
         }
+        Ok((token_ids, attention_mask))
     }
 
     /// The captions in use: one drawn, or all; those that the caption processor leaves empty never
@@ -149,9 +131,9 @@ impl Work {
         rng: &mut SampleRng,
     ) -> Result<Vec<String>, (SkipReason, String)> {
         let raw = raw_captions(sample, &self.config.caption_column)?;
-        let mut processed: Vec<String> =
-            raw.iter().map(|caption| self.caption_processor.process(caption)).collect();
-        processed.retain(|caption| caption.trim() != self.config.prompt.trim());
+        let cleaner = &self.caption_processor;
+        let usable = raw.iter().filter(|caption| !cleaner.is_empty(caption));
+        let mut processed: Vec<String> = usable.map(|caption| cleaner.process(caption)).collect();
         if processed.is_empty() {
             let message = format!("no caption is left of {:?} after the caption processor", raw[0]);
             return Err((SkipReason::EmptyCaption, message));

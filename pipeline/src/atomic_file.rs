@@ -1,0 +1,217 @@
+//! A file that appears under its final name complete and on disk, or not at all.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::{Builder, NamedTempFile};
+
+use crate::error::PipelineError;
+
+/// Bytes gathered before each write call.
+const BUFFER_BYTES: usize = 256 * 1024;
+
+/// Writes to a hidden temporary file (`.NAME.XXXXXX.tmp`) beside the target; [`commit`] makes it
+/// the target. Dropped without a commit, it removes the temporary file and leaves the target as it
+/// was. Only a killed process can leave a temporary file, and no pattern such as `*.tar` finds it.
+///
+/// ```
+/// use std::io::Write;
+/// # let dir = tempfile::tempdir()?;
+/// # let target = dir.path().join("vocab.txt");
+/// let mut file = qf_pipeline::atomic_file::AtomicFile::create(&target)?;
+/// file.write_all(b"[PAD]\n")?;
+/// assert!(!target.exists());
+/// file.commit()?;
+/// assert_eq!(std::fs::read(&target)?, b"[PAD]\n");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// [`commit`]: AtomicFile::commit
+#[derive(Debug)]
+pub struct AtomicFile {
+    writer: BufWriter<NamedTempFile>,
+    target: PathBuf,
+}
+
+impl AtomicFile {
+    /// Opens the temporary file. Folders above the target are created where they are missing.
+    ///
+    /// # Errors
+    /// [`PipelineError::Io`] naming the target.
+    pub fn create(target: impl Into<PathBuf>) -> Result<Self, PipelineError> {
+        let target = target.into();
+        match open_beside(&target) {
+            Ok(temporary) => Ok(Self {
+                writer: BufWriter::with_capacity(BUFFER_BYTES, temporary),
+                target,
+            }),
+            Err(source) => Err(PipelineError::Io {
+                path: target,
+                source,
+            }),
+        }
+    }
+
+    /// The name the file will have.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Flushes, syncs the file, renames it to the target (replacing what is there) and syncs the
+    /// folder, so that the new name survives a power cut.
+    ///
+    /// # Errors
+    /// [`PipelineError::Io`] naming the target; the temporary file is then gone.
+    pub fn commit(self) -> Result<(), PipelineError> {
+        self.publish(true)
+    }
+
+    /// Like [`commit`](Self::commit) without the two syncs: still never a partial file while the
+    /// machine stays up. For many small files that are cheap to make again.
+    ///
+    /// # Errors
+    /// [`PipelineError::Io`] naming the target; the temporary file is then gone.
+    pub fn commit_unsynced(self) -> Result<(), PipelineError> {
+        self.publish(false)
+    }
+
+    fn publish(self, sync: bool) -> Result<(), PipelineError> {
+        let Self { writer, target } = self;
+        let published = (|| {
+            let temporary = writer.into_inner().map_err(|error| error.into_error())?;
+            if sync {
+                temporary.as_file().sync_all()?;
+            }
+            temporary.persist(&target).map_err(|error| error.error)?;
+            if sync {
+                File::open(folder_of(&target))?.sync_all()?;
+            }
+            Ok(())
+        })();
+        published.map_err(|source| PipelineError::Io {
+            path: target,
+            source,
+        })
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+fn folder_of(target: &Path) -> &Path {
+    match target.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn open_beside(target: &Path) -> io::Result<NamedTempFile> {
+    let Some(name) = target.file_name() else {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not the name of a file",
+        ));
+    };
+    if target.is_dir() {
+        return Err(io::Error::new(
+            io::ErrorKind::IsADirectory,
+            "there is a folder of this name; choose another name",
+        ));
+    }
+    let folder = folder_of(target);
+    fs::create_dir_all(folder)?;
+    let mut prefix = std::ffi::OsString::from(".");
+    prefix.push(name);
+    prefix.push(".");
+    let mut builder = Builder::new();
+    builder.prefix(&prefix).suffix(".tmp");
+    // The permissions of an ordinary new file (the umask applies), not a temporary file's 0600.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_commit_publishes_and_replaces() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("a/b/file.bin");
+        for content in [&b"first"[..], b"second, longer"] {
+            let mut file = AtomicFile::create(&target).unwrap();
+            assert_eq!(file.target(), target);
+            file.write_all(content).unwrap();
+            file.flush().unwrap();
+            assert_ne!(fs::read(&target).unwrap_or_default(), content);
+            file.commit().unwrap();
+            assert_eq!(fs::read(&target).unwrap(), content);
+        }
+        let mut file = AtomicFile::create(&target).unwrap();
+        file.write_all(b"third").unwrap();
+        file.commit_unsynced().unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"third");
+        assert_eq!(names(target.parent().unwrap()), ["file.bin"]);
+    }
+
+    #[test]
+    fn a_drop_leaves_everything_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("file.bin");
+        fs::write(&target, b"old").unwrap();
+        let mut file = AtomicFile::create(&target).unwrap();
+        file.write_all(&vec![7; 3 * BUFFER_BYTES]).unwrap();
+        assert_eq!(names(folder.path()).len(), 2);
+        drop(file);
+        assert_eq!(names(folder.path()), ["file.bin"]);
+        assert_eq!(fs::read(&target).unwrap(), b"old");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn permissions_are_those_of_an_ordinary_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        let ordinary = folder.path().join("ordinary");
+        fs::write(&ordinary, b"").unwrap();
+        let target = folder.path().join("atomic");
+        AtomicFile::create(&target).unwrap().commit().unwrap();
+        assert_eq!(mode(&target), mode(&ordinary));
+    }
+
+    #[test]
+    fn errors_name_the_target() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("plain"), b"").unwrap();
+        for target in [folder.path().join("plain/file"), folder.path().into()] {
+            let message = AtomicFile::create(&target).unwrap_err().to_string();
+            assert!(
+                message.contains(&target.display().to_string()),
+                "{message:?}"
+            );
+        }
+        assert_eq!(names(folder.path()), ["plain"]);
+    }
+}
