@@ -9,7 +9,6 @@ use arrow_format::ipc::{
 };
 
 use super::column::{Column, Cursor, Dictionaries, Shape};
-use super::dictionary::Dictionary;
 use super::error::{malformed, ArrowError, ReadError};
 use super::message::{Header, MessageReader};
 use super::schema::{read_schema, Field};

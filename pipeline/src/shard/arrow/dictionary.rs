@@ -22,7 +22,11 @@ impl Dictionary {
                 .values
                 .validity()
                 .is_none_or(|validity| validity.get(index));
-        is_valid.then(|| self.values.value(index))
+        if !is_valid {
+            return None;
+        }
+        let (start, end) = self.values.offsets().start_end(index);
+        self.values.values().get(start..end)
     }
 
     /// Appends the first `rows` values.

@@ -121,10 +121,8 @@ impl<W: Write> ArrowShardWriter<W> {
         if self.batch.rows == 0 {
             return Ok(());
         }
-        let full = std::mem::replace(
-            &mut self.batch,
-            PendingBatch::new(self.batch.captions.kind()),
-        );
+        let next = PendingBatch::new(self.batch.captions.kind());
+        let full = std::mem::replace(&mut self.batch, next);
         self.stream.write(&full.into_chunk()?, None)?;
         Ok(())
     }
