@@ -26,25 +26,36 @@ pub fn raw_captions(
     caption_column: &str,
 ) -> Result<Vec<String>, (SkipReason, String)> {
     let names = std::iter::once(caption_column).chain(CAPTION_EXTENSIONS);
-    let member = names.filter_map(|name| sample.member(name)).next().ok_or_else(|| {
-        let message = format!("no caption: no member {}", CAPTION_EXTENSIONS.join(", "));
-        (SkipReason::NoCaption, message)
-    })?;
+    let member = names
+        .filter_map(|name| sample.member(name))
+        .next()
+        .ok_or_else(|| {
+            let message = format!("no caption: no member {}", CAPTION_EXTENSIONS.join(", "));
+            (SkipReason::NoCaption, message)
+        })?;
     let captions = match &member.data {
-        MemberData::Text(texts) => {
-            texts.iter().filter(|text| !text.trim().is_empty()).cloned().collect()
-        }
+        MemberData::Text(texts) => texts
+            .iter()
+            .filter(|text| !text.trim().is_empty())
+            .cloned()
+            .collect(),
         MemberData::Bytes(bytes) => if member.name == "json" {
             captions_from_json(bytes)
         } else {
             captions_from_text(bytes)
         }
         .map_err(|error| {
-            (SkipReason::BadCaption, format!("member `{}`: {error}", member.name))
+            (
+                SkipReason::BadCaption,
+                format!("member `{}`: {error}", member.name),
+            )
         })?,
     };
     if captions.is_empty() {
-        return Err((SkipReason::EmptyCaption, format!("member `{}` is empty", member.name)));
+        return Err((
+            SkipReason::EmptyCaption,
+            format!("member `{}` is empty", member.name),
+        ));
     }
     Ok(captions)
 }
@@ -62,15 +73,25 @@ mod tests {
             key: "k".into(),
             offset_bytes: 0,
         };
-        let member = Member { name: name.into(), data: MemberData::Bytes(data.to_vec()) };
-        let sample = EncodedSample { id, members: vec![member] };
+        let member = Member {
+            name: name.into(),
+            data: MemberData::Bytes(data.to_vec()),
+        };
+        let sample = EncodedSample {
+            id,
+            members: vec![member],
+        };
         raw_captions(&sample, "caption").map_err(|(reason, _)| reason)
     }
 
     #[test]
     fn members_that_carry_captions() {
         let check = |name: &str, data: &str, expected: &[&str]| {
-            assert_eq!(captions_of(name, data.as_bytes()).unwrap(), expected, "{name} {data}");
+            assert_eq!(
+                captions_of(name, data.as_bytes()).unwrap(),
+                expected,
+                "{name} {data}"
+            );
         };
         check("txt", "a cat\r\n\na dog\n", &["a cat", "a dog"]);
         check("json", r#""a cat""#, &["a cat"]);

@@ -168,11 +168,22 @@ impl LoaderConfig {
             if holds {
                 Ok(())
             } else {
-                Err(PipelineError::Config { setting, message: message.to_string() })
+                Err(PipelineError::Config {
+                    setting,
+                    message: message.to_string(),
+                })
             }
         };
-        check((1..=65_536).contains(&self.batch_size), "batch_size", "must be 1 to 65536")?;
-        check((1..=4096).contains(&self.image_size), "image_size", "must be 1 to 4096 pixels")?;
+        check(
+            (1..=65_536).contains(&self.batch_size),
+            "batch_size",
+            "must be 1 to 65536",
+        )?;
+        check(
+            (1..=4096).contains(&self.image_size),
+            "image_size",
+            "must be 1 to 4096 pixels",
+        )?;
         check(
             (3..=512).contains(&self.text_len),
             "text_len",
@@ -180,7 +191,9 @@ impl LoaderConfig {
         )?;
         check(self.max_words > 0, "max_words", "must be at least 1")?;
         check(
-            0.0 < self.crop_scale.0 && self.crop_scale.0 <= self.crop_scale.1 && self.crop_scale.1 <= 1.0,
+            0.0 < self.crop_scale.0
+                && self.crop_scale.0 <= self.crop_scale.1
+                && self.crop_scale.1 <= 1.0,
             "crop_scale",
             "must be two numbers, 0 < low <= high <= 1",
         )?;
@@ -197,13 +210,25 @@ impl LoaderConfig {
             "must be 0 to 1",
         )?;
         check(self.threads <= 1024, "threads", "must be at most 1024")?;
-        check((1..=256).contains(&self.io_threads), "io_threads", "must be 1 to 256")?;
+        check(
+            (1..=256).contains(&self.io_threads),
+            "io_threads",
+            "must be 1 to 256",
+        )?;
         check(
             (1..=1024).contains(&self.prefetch_batches),
             "prefetch_batches",
             "must be 1 to 1024",
         )?;
-        check(self.max_sample_bytes > 0, "max_sample_bytes", "must be at least 1")?;
-        check(self.max_image_pixels > 0, "max_image_pixels", "must be at least 1")
+        check(
+            self.max_sample_bytes > 0,
+            "max_sample_bytes",
+            "must be at least 1",
+        )?;
+        check(
+            self.max_image_pixels > 0,
+            "max_image_pixels",
+            "must be at least 1",
+        )
     }
 }

@@ -53,16 +53,26 @@ pub(crate) struct BufferPool {
 
 impl BufferPool {
     pub(crate) fn new(allocator: Arc<dyn HostAllocator>, len: usize) -> Self {
-        BufferPool { free: SegQueue::new(), allocator, len }
+        BufferPool {
+            free: SegQueue::new(),
+            allocator,
+            len,
+        }
     }
 
     pub(crate) fn take(self: &Arc<Self>) -> Result<PooledBuffer, PipelineError> {
         let buffer = match self.free.pop() {
             Some(buffer) => buffer,
-            None => self.allocator.allocate(self.len).map_err(|message| PipelineError::Config {
-                setting: "batch_size",
-                message: format!("no host memory for a batch of {} bytes: {message}", self.len),
-            })?,
+            None => self
+                .allocator
+                .allocate(self.len)
+                .map_err(|message| PipelineError::Config {
+                    setting: "batch_size",
+                    message: format!(
+                        "no host memory for a batch of {} bytes: {message}",
+                        self.len
+                    ),
+                })?,
         };
         Ok(PooledBuffer::new(buffer, self.clone()))
     }

@@ -4,8 +4,8 @@ mod buffer;
 
 use std::sync::Arc;
 
-pub use buffer::{HostAllocator, HostBuffer, PlainAllocator};
 pub(crate) use buffer::BufferPool;
+pub use buffer::{HostAllocator, HostBuffer, PlainAllocator};
 
 use crate::loader::{Counters, LoaderState};
 use crate::sample::SampleId;
@@ -64,7 +64,10 @@ pub(crate) struct PooledBuffer {
 
 impl PooledBuffer {
     pub(crate) fn new(buffer: Box<dyn HostBuffer>, pool: Arc<BufferPool>) -> Self {
-        PooledBuffer { buffer: Some(buffer), pool }
+        PooledBuffer {
+            buffer: Some(buffer),
+            pool,
+        }
     }
 
     pub(crate) fn as_slice(&self) -> &[u8] {
@@ -72,7 +75,9 @@ impl PooledBuffer {
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
-        self.buffer.as_mut().map_or(&mut [], |buffer| buffer.as_mut_slice())
+        self.buffer
+            .as_mut()
+            .map_or(&mut [], |buffer| buffer.as_mut_slice())
     }
 }
 

@@ -139,9 +139,13 @@ impl Collator {
             let at = batch.batch_size * image_len;
             batch.pixels.as_mut_slice()[at..at + image_len].copy_from_slice(&sample.pixels);
             batch.token_ids.extend_from_slice(&sample.token_ids);
-            batch.attention_mask.extend_from_slice(&sample.attention_mask);
+            batch
+                .attention_mask
+                .extend_from_slice(&sample.attention_mask);
             let image = batch.batch_size as u32;
-            batch.caption_image.extend(sample.captions.iter().map(|_| image));
+            batch
+                .caption_image
+                .extend(sample.captions.iter().map(|_| image));
             batch.captions.extend(sample.captions);
             batch.ids.push(sample.id);
             batch.batch_size += 1;
@@ -158,10 +162,16 @@ impl Collator {
         self.state.batches += 1;
         self.state.counters.delivered += batch.batch_size as u64;
         batch.state = self.state.clone();
-        batches.send(Message::Batch(Box::new(batch)), 0).map_err(|Closed| Stop::Closed)
+        batches
+            .send(Message::Batch(Box::new(batch)), 0)
+            .map_err(|Closed| Stop::Closed)
     }
 
-    fn end_epoch(&mut self, rest: Option<Batch>, batches: &QueueSender<Message>) -> Result<(), Stop> {
+    fn end_epoch(
+        &mut self,
+        rest: Option<Batch>,
+        batches: &QueueSender<Message>,
+    ) -> Result<(), Stop> {
         let mut left_over = 0;
         if let Some(batch) = rest {
             if self.config.drop_last {

@@ -115,10 +115,16 @@ impl Loader {
         let work = Arc::new(Work::new(config.clone(), tokenizer, meters.clone())?);
         let (slot_sender, slot_receiver) =
             bounded(work_items, WORK_QUEUE_BYTES, meters.work_queue.clone());
-        let (batch_sender, batch_receiver) =
-            bounded(config.prefetch_batches, usize::MAX, meters.batch_queue.clone());
+        let (batch_sender, batch_receiver) = bounded(
+            config.prefetch_batches,
+            usize::MAX,
+            meters.batch_queue.clone(),
+        );
         let collator = Collator {
-            pool: Arc::new(BufferPool::new(allocator, config.batch_size * work.image_len())),
+            pool: Arc::new(BufferPool::new(
+                allocator,
+                config.batch_size * work.image_len(),
+            )),
             config: config.clone(),
             work: work.clone(),
             meters: meters.clone(),
@@ -141,7 +147,9 @@ impl Loader {
             spawn("qf-sequence", move || {
                 sequence(&sequencer, epoch, position, &pool, &work, &slot_sender);
             })?,
-            spawn("qf-collate", move || collator.run(slot_receiver, batch_sender))?,
+            spawn("qf-collate", move || {
+                collator.run(slot_receiver, batch_sender)
+            })?,
         ];
         Ok(Loader {
             batches: Some(batch_receiver),
@@ -180,7 +188,9 @@ impl Loader {
             }
             None => {
                 self.batches = None;
-                Err(PipelineError::Thread("the collator thread died; this is a bug".into()))
+                Err(PipelineError::Thread(
+                    "the collator thread died; this is a bug".into(),
+                ))
             }
         }
     }
@@ -220,7 +230,10 @@ impl Drop for Loader {
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, PipelineError> {
+fn spawn(
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, PipelineError> {
     std::thread::Builder::new()
         .name(name.to_string())
         .spawn(body)
@@ -238,7 +251,10 @@ fn sequence(
 ) {
     let mut emit = |place: Place| -> Result<(), Closed> {
         match place {
-            Place::Sample { epoch, sample: Ok(sample) } => {
+            Place::Sample {
+                epoch,
+                sample: Ok(sample),
+            } => {
                 let (sender, receiver) = channel::bounded(1);
                 let bytes = sample.payload_bytes() + work.image_len();
                 slots.send(Slot::Pending(receiver), bytes)?;
@@ -249,12 +265,16 @@ fn sequence(
                 });
                 Ok(())
             }
-            Place::Sample { sample: Err(error), .. } => slots.send(Slot::BadSample(error), 0),
+            Place::Sample {
+                sample: Err(error), ..
+            } => slots.send(Slot::BadSample(error), 0),
             Place::BadShard(error) => slots.send(Slot::BadShard(error), 0),
             Place::EndOfEpoch => slots.send(Slot::EndOfEpoch, 0),
         }
     };
-    let result = sequencer.run(epoch, position, &mut emit).map_err(PipelineError::Thread);
+    let result = sequencer
+        .run(epoch, position, &mut emit)
+        .map_err(PipelineError::Thread);
     // Nobody listening is the ordinary end of a loader that was dropped.
     let _ = slots.send(Slot::End(result), 0);
 }

@@ -43,7 +43,10 @@ impl Budget {
     fn acquire(&self, bytes: usize) -> Result<(), Closed> {
         let mut state = self.lock();
         while !state.closed && state.used > 0 && state.used.saturating_add(bytes) > self.max_bytes {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         if state.closed {
             return Err(Closed);
@@ -83,11 +86,26 @@ pub(crate) fn bounded<T>(
     meter: Arc<QueueMeter>,
 ) -> (QueueSender<T>, QueueReceiver<T>) {
     let (sender, receiver) = channel::bounded(max_items.max(1));
-    let state = Mutex::new(BudgetState { used: 0, closed: false });
-    let budget = Arc::new(Budget { state, changed: Condvar::new(), max_bytes });
+    let state = Mutex::new(BudgetState {
+        used: 0,
+        closed: false,
+    });
+    let budget = Arc::new(Budget {
+        state,
+        changed: Condvar::new(),
+        max_bytes,
+    });
     (
-        QueueSender { channel: sender, budget: budget.clone(), meter: meter.clone() },
-        QueueReceiver { channel: receiver, budget, meter },
+        QueueSender {
+            channel: sender,
+            budget: budget.clone(),
+            meter: meter.clone(),
+        },
+        QueueReceiver {
+            channel: receiver,
+            budget,
+            meter,
+        },
     )
 }
 
@@ -110,7 +128,9 @@ impl<T> QueueReceiver<T> {
         let (item, bytes) = self.channel.recv().ok()?;
         add_since(&self.meter.empty_wait_ns, start);
         self.meter.items.fetch_add(1, Ordering::Relaxed);
-        self.meter.occupancy_sum.fetch_add(occupancy, Ordering::Relaxed);
+        self.meter
+            .occupancy_sum
+            .fetch_add(occupancy, Ordering::Relaxed);
         self.budget.release(bytes);
         Some(item)
     }
@@ -137,11 +157,16 @@ mod tests {
         let (sender, receiver) = bounded(100, 10, Arc::default());
         let producer = std::thread::spawn(move || {
             for item in 0..1000usize {
-                sender.send(item, if item % 100 == 0 { 1000 } else { 4 }).unwrap();
+                sender
+                    .send(item, if item % 100 == 0 { 1000 } else { 4 })
+                    .unwrap();
             }
         });
         for expected in 0..1000 {
-            assert!(receiver.channel.len() <= 2, "at most two 4-byte items fit 10 bytes");
+            assert!(
+                receiver.channel.len() <= 2,
+                "at most two 4-byte items fit 10 bytes"
+            );
             assert_eq!(receiver.recv(), Some(expected));
         }
         producer.join().unwrap();

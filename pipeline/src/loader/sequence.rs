@@ -31,7 +31,10 @@ enum Read1 {
 
 /// One place in the order of an epoch.
 pub(crate) enum Place {
-    Sample { epoch: u64, sample: Result<EncodedSample, SampleError> },
+    Sample {
+        epoch: u64,
+        sample: Result<EncodedSample, SampleError>,
+    },
     BadShard(ShardError),
     EndOfEpoch,
 }
@@ -73,7 +76,14 @@ impl Sequencer {
                     .map_err(|error| format!("cannot start a reader thread: {error}"))?;
             }
             drop(job_queue);
-            let mut ahead = ReadAhead { sequencer: self, jobs, epoch, order: Vec::new(), next: 0, open: VecDeque::new() };
+            let mut ahead = ReadAhead {
+                sequencer: self,
+                jobs,
+                epoch,
+                order: Vec::new(),
+                next: 0,
+                open: VecDeque::new(),
+            };
             let result = self.run_epochs(epoch, position, &mut ahead, emit);
             // Readers end when their queues and the job list are gone.
             drop(ahead);
@@ -119,7 +129,10 @@ impl Sequencer {
                 max_samples: self.config.shuffle_buffer_samples,
                 max_bytes: self.config.shuffle_buffer_bytes,
             },
-            ShuffleMode::None | ShuffleMode::Shards => BufferBounds { max_samples: 0, max_bytes: 0 },
+            ShuffleMode::None | ShuffleMode::Shards => BufferBounds {
+                max_samples: 0,
+                max_bytes: 0,
+            },
         };
         let shuffled = self.config.shuffle == ShuffleMode::Buffer;
         let mut buffer = ShuffleBuffer::new(self.config.seed, epoch, bounds);
@@ -162,11 +175,17 @@ impl Sequencer {
     }
 
     fn read_job(&self, job: Job) {
-        let Job { shard_index, samples } = job;
+        let Job {
+            shard_index,
+            samples,
+        } = job;
         let Some(location) = self.shards.get(shard_index as usize) else {
             return; // The job list holds indices of this very list.
         };
-        let observer = TimedReads { meters: self.meters.clone(), file_time: Rc::default() };
+        let observer = TimedReads {
+            meters: self.meters.clone(),
+            file_time: Rc::default(),
+        };
         let mut open = true;
         let mut visit = |sample: Result<EncodedSample, SampleError>| {
             let bytes = sample.as_ref().map_or(0, EncodedSample::payload_bytes);
@@ -185,7 +204,10 @@ impl Sequencer {
 /// Bytes that the shuffle buffer counts: the image alone, so that the order does not depend on how
 /// a format stores captions.
 fn image_bytes(sample: &EncodedSample) -> usize {
-    let images = sample.members.iter().filter(|member| is_image_extension(&member.name));
+    let images = sample
+        .members
+        .iter()
+        .filter(|member| is_image_extension(&member.name));
     images.map(|member| member.data.len_bytes()).sum()
 }
 
@@ -201,7 +223,12 @@ struct ReadAhead<'a> {
 
 impl ReadAhead<'_> {
     fn next_shard(&mut self) -> Result<(String, QueueReceiver<Read1>), String> {
-        let Sequencer { config, shards, meters, .. } = self.sequencer;
+        let Sequencer {
+            config,
+            shards,
+            meters,
+            ..
+        } = self.sequencer;
         while self.open.len() < config.io_threads {
             if self.next == self.order.len() {
                 if !self.order.is_empty() {
@@ -222,13 +249,20 @@ impl ReadAhead<'_> {
                 meters.shard_queue.clone(),
             );
             self.jobs
-                .send(Job { shard_index, samples })
+                .send(Job {
+                    shard_index,
+                    samples,
+                })
                 .map_err(|_| "all reader threads died; this is a bug".to_string())?;
             self.open.push_back((shard_index, receiver));
         }
-        let (shard_index, receiver) =
-            self.open.pop_front().ok_or("the order ended early; this is a bug")?;
-        let name = shards.get(shard_index as usize).map(|shard| shard.name.to_string());
+        let (shard_index, receiver) = self
+            .open
+            .pop_front()
+            .ok_or("the order ended early; this is a bug")?;
+        let name = shards
+            .get(shard_index as usize)
+            .map(|shard| shard.name.to_string());
         Ok((name.unwrap_or_default(), receiver))
     }
 }
@@ -241,12 +275,20 @@ struct TimedReads {
 
 impl ReadObserver for TimedReads {
     fn watch_file(&self, file: Box<dyn Read>) -> Box<dyn Read> {
-        Box::new(TimedFile { inner: file, meters: self.meters.clone(), time: self.file_time.clone() })
+        Box::new(TimedFile {
+            inner: file,
+            meters: self.meters.clone(),
+            time: self.file_time.clone(),
+        })
     }
 
     fn watch_decompressor(&self, decompressor: Box<dyn Read>) -> Box<dyn Read> {
         let meters = self.meters.clone();
-        Box::new(TimedDecompressor { inner: decompressor, meters, file_time: self.file_time.clone() })
+        Box::new(TimedDecompressor {
+            inner: decompressor,
+            meters,
+            file_time: self.file_time.clone(),
+        })
     }
 }
 
@@ -282,7 +324,9 @@ impl Read for TimedDecompressor {
         let start = Instant::now();
         let result = self.inner.read(buffer);
         let in_file = self.file_time.get() - file_before;
-        self.meters.decompress.add_busy(start.elapsed().saturating_sub(in_file));
+        self.meters
+            .decompress
+            .add_busy(start.elapsed().saturating_sub(in_file));
         self.meters.decompress.add_items(1);
         if let Ok(count) = result {
             self.meters.decompress.add_bytes(count as u64);

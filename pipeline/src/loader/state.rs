@@ -60,8 +60,10 @@ impl OrderKey {
     pub fn new(config: &LoaderConfig, shards: &[ShardLocation]) -> Result<Self, PipelineError> {
         let mut hasher = Sha256::new();
         for shard in shards {
-            let metadata = std::fs::metadata(&shard.path)
-                .map_err(|source| PipelineError::Io { path: shard.path.clone(), source })?;
+            let metadata = std::fs::metadata(&shard.path).map_err(|source| PipelineError::Io {
+                path: shard.path.clone(),
+                source,
+            })?;
             let name = shard.path.file_name().unwrap_or_default().to_string_lossy();
             hasher.update((name.len() as u64).to_le_bytes());
             hasher.update(name.as_bytes());
@@ -83,10 +85,22 @@ impl OrderKey {
     /// Names the first difference, as `(setting, saved, now)`.
     fn difference(&self, now: &OrderKey) -> Option<(&'static str, String, String)> {
         let rows = [
-            ("number of shards", self.num_shards.to_string(), now.num_shards.to_string()),
-            ("shard names and sizes (sha256)", self.shards_sha256.clone(), now.shards_sha256.clone()),
+            (
+                "number of shards",
+                self.num_shards.to_string(),
+                now.num_shards.to_string(),
+            ),
+            (
+                "shard names and sizes (sha256)",
+                self.shards_sha256.clone(),
+                now.shards_sha256.clone(),
+            ),
             ("seed", self.seed.to_string(), now.seed.to_string()),
-            ("shuffle", format!("{:?}", self.shuffle), format!("{:?}", now.shuffle)),
+            (
+                "shuffle",
+                format!("{:?}", self.shuffle),
+                format!("{:?}", now.shuffle),
+            ),
             (
                 "shuffle_buffer_samples",
                 self.shuffle_buffer_samples.to_string(),
@@ -97,10 +111,19 @@ impl OrderKey {
                 self.shuffle_buffer_bytes.to_string(),
                 now.shuffle_buffer_bytes.to_string(),
             ),
-            ("batch_size", self.batch_size.to_string(), now.batch_size.to_string()),
-            ("drop_last", self.drop_last.to_string(), now.drop_last.to_string()),
+            (
+                "batch_size",
+                self.batch_size.to_string(),
+                now.batch_size.to_string(),
+            ),
+            (
+                "drop_last",
+                self.drop_last.to_string(),
+                now.drop_last.to_string(),
+            ),
         ];
-        rows.into_iter().find(|(_, saved, current)| saved != current)
+        rows.into_iter()
+            .find(|(_, saved, current)| saved != current)
     }
 }
 

@@ -65,7 +65,10 @@ impl StageMeter {
     }
 
     pub(crate) fn add_busy(&self, busy: Duration) {
-        self.busy_ns.fetch_add(u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.busy_ns.fetch_add(
+            u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX),
+            Ordering::Relaxed,
+        );
     }
 
     fn report(&self, name: &str, threads: usize, wall: Duration) -> StageReport {
@@ -125,13 +128,19 @@ pub(crate) struct Capacities {
 impl Meters {
     pub(crate) fn report(&self, capacities: Capacities) -> LoaderReport {
         let wall = self.started.elapsed();
-        let Capacities { threads, io_threads, work_items, batches } = capacities;
+        let Capacities {
+            threads,
+            io_threads,
+            work_items,
+            batches,
+        } = capacities;
         let queue = |name: &str, meter: &QueueMeter, capacity: Option<usize>| {
             let items = meter.items.load(Ordering::Relaxed);
             QueueReport {
                 name: name.to_string(),
                 capacity_items: capacity,
-                mean_items: meter.occupancy_sum.load(Ordering::Relaxed) as f64 / items.max(1) as f64,
+                mean_items: meter.occupancy_sum.load(Ordering::Relaxed) as f64
+                    / items.max(1) as f64,
                 full_wait_secs: meter.full_wait_ns.load(Ordering::Relaxed) as f64 / 1e9,
                 empty_wait_secs: meter.empty_wait_ns.load(Ordering::Relaxed) as f64 / 1e9,
             }
@@ -190,7 +199,11 @@ impl StageReport {
             name: name.to_string(),
             threads,
             items,
-            items_per_busy_sec: if busy_secs > 0.0 { items as f64 / busy_secs } else { 0.0 },
+            items_per_busy_sec: if busy_secs > 0.0 {
+                items as f64 / busy_secs
+            } else {
+                0.0
+            },
             bytes,
             busy_secs,
             busy_share: busy_secs / (wall_secs.max(1e-9) * threads.max(1) as f64),

@@ -43,10 +43,16 @@ impl Work {
     ) -> Result<Self, PipelineError> {
         let transform = config.image_transform();
         let processor = ImageProcessor::new(transform)?;
-        let prototype = Scratch { interleaved: vec![0; processor.out_len()], processor };
+        let prototype = Scratch {
+            interleaved: vec![0; processor.out_len()],
+            processor,
+        };
         Ok(Work {
             caption_processor: CaptionProcessor::new(config.max_words, config.prompt.as_str())?,
-            limits: DecodeLimits { max_pixels: config.max_image_pixels, ..DecodeLimits::default() },
+            limits: DecodeLimits {
+                max_pixels: config.max_image_pixels,
+                ..DecodeLimits::default()
+            },
             config,
             tokenizer,
             meters,
@@ -72,11 +78,12 @@ impl Work {
         sample: EncodedSample,
         epoch: u64,
     ) -> Result<DecodedSample, SampleError> {
-        self.stages(&sample, epoch).map_err(|(reason, message)| SampleError {
-            id: Box::new(sample.id),
-            reason,
-            message,
-        })
+        self.stages(&sample, epoch)
+            .map_err(|(reason, message)| SampleError {
+                id: Box::new(sample.id),
+                reason,
+                message,
+            })
     }
 
     fn stages(
@@ -88,8 +95,15 @@ impl Work {
         let mut rng = SampleRng::new(self.config.seed, epoch, id.shard_index, id.sample_index);
         let captions = self.captions(sample, &mut rng)?;
         let bytes = image_member(sample).ok_or_else(|| {
-            let names: Vec<_> = sample.members.iter().map(|member| member.name.as_str()).collect();
-            (SkipReason::NoImage, format!("no image among its members ({})", names.join(", ")))
+            let names: Vec<_> = sample
+                .members
+                .iter()
+                .map(|member| member.name.as_str())
+                .collect();
+            (
+                SkipReason::NoImage,
+                format!("no image among its members ({})", names.join(", ")),
+            )
         })?;
         let image = self
             .meters
@@ -100,13 +114,24 @@ impl Work {
         let (token_ids, attention_mask) = self.meters.tokenise.time(|| self.tokenise(&captions))?;
         let pixels = self.meters.augment.time(|| {
             let mut scratch = self.scratch.pop().unwrap_or_else(|| self.prototype.clone());
-            let mut pixels = self.pixels.pop().unwrap_or_else(|| vec![0; self.image_len()]);
-            scratch.processor.process(&image, &mut rng, &mut scratch.interleaved);
+            let mut pixels = self
+                .pixels
+                .pop()
+                .unwrap_or_else(|| vec![0; self.image_len()]);
+            scratch
+                .processor
+                .process(&image, &mut rng, &mut scratch.interleaved);
             deinterleave(&scratch.interleaved, &mut pixels);
             self.scratch.push(scratch);
             pixels
         });
-        Ok(DecodedSample { id: id.clone(), pixels, captions, token_ids, attention_mask })
+        Ok(DecodedSample {
+            id: id.clone(),
+            pixels,
+            captions,
+            token_ids,
+            attention_mask,
+        })
     }
 
     /// `[N, T]` ids and mask of `N` captions.
@@ -114,7 +139,9 @@ impl Work {
         let text_len = self.config.text_len;
         let mut token_ids = vec![0; captions.len() * text_len];
         let mut attention_mask = vec![0; captions.len() * text_len];
-        let rows = token_ids.chunks_mut(text_len).zip(attention_mask.chunks_mut(text_len));
+        let rows = token_ids
+            .chunks_mut(text_len)
+            .zip(attention_mask.chunks_mut(text_len));
         for (caption, (ids, mask)) in captions.iter().zip(rows) {
             self.tokenizer
                 .encode(caption, ids, mask)
@@ -135,7 +162,10 @@ impl Work {
         let usable = raw.iter().filter(|caption| !cleaner.is_empty(caption));
         let mut processed: Vec<String> = usable.map(|caption| cleaner.process(caption)).collect();
         if processed.is_empty() {
-            let message = format!("no caption is left of {:?} after the caption processor", raw[0]);
+            let message = format!(
+                "no caption is left of {:?} after the caption processor",
+                raw[0]
+            );
             return Err((SkipReason::EmptyCaption, message));
         }
         Ok(match self.config.captions {
@@ -150,7 +180,12 @@ impl Work {
 
 /// The image of a sample: a plain image extension (`jpg`) before a compound one (`seg.png`).
 fn image_member(sample: &EncodedSample) -> Option<&[u8]> {
-    let images = || sample.members.iter().filter(|member| is_image_extension(&member.name));
+    let images = || {
+        sample
+            .members
+            .iter()
+            .filter(|member| is_image_extension(&member.name))
+    };
     let plain = images().find(|member| !member.name.contains('.'));
     match &plain.or_else(|| images().next())?.data {
         MemberData::Bytes(bytes) => Some(bytes),

@@ -83,7 +83,12 @@ impl<T> ShuffleBuffer<T> {
     /// An empty buffer for one epoch.
     pub fn new(seed: u64, epoch: u64, bounds: BufferBounds) -> Self {
         let generator = generator(seed, epoch, Purpose::Buffer);
-        ShuffleBuffer { items: Vec::new(), bytes: 0, bounds, generator }
+        ShuffleBuffer {
+            items: Vec::new(),
+            bytes: 0,
+            bounds,
+            generator,
+        }
     }
 
     /// Puts an item in; call [`ShuffleBuffer::pop_excess`] until it is `None` before the next.
@@ -144,7 +149,10 @@ mod tests {
     const GOLDEN_BUFFER: [usize; 8] = [0; 8];
 
     fn shuffle(count: usize, seed: u64, epoch: u64, samples: usize, bytes: usize) -> Vec<usize> {
-        let bounds = BufferBounds { max_samples: samples, max_bytes: bytes };
+        let bounds = BufferBounds {
+            max_samples: samples,
+            max_bytes: bytes,
+        };
         let mut buffer = ShuffleBuffer::new(seed, epoch, bounds);
         let mut out = Vec::new();
         for item in 0..count {
@@ -161,7 +169,13 @@ mod tests {
 
     #[test]
     fn buffer_loses_and_repeats_nothing_and_keeps_its_bounds() {
-        for (samples, bytes) in [(1, usize::MAX), (7, usize::MAX), (100, 35), (1000, usize::MAX), (0, 0)] {
+        for (samples, bytes) in [
+            (1, usize::MAX),
+            (7, usize::MAX),
+            (100, 35),
+            (1000, usize::MAX),
+            (0, 0),
+        ] {
             let mut out = shuffle(500, 1, 0, samples, bytes);
             // An item cannot leave before it came, and the buffer never holds more than its bound.
             let held = samples.min(bytes / 10).max(1);
@@ -172,7 +186,10 @@ mod tests {
             assert!(out.iter().copied().eq(0..500));
         }
         assert_eq!(shuffle(100, 1, 0, 1, 0), shuffle(100, 1, 0, 1, 0));
-        assert_ne!(shuffle(100, 1, 0, 50, 10_000), shuffle(100, 2, 0, 50, 10_000));
+        assert_ne!(
+            shuffle(100, 1, 0, 50, 10_000),
+            shuffle(100, 2, 0, 50, 10_000)
+        );
     }
 
     #[test]
@@ -183,6 +200,9 @@ mod tests {
             counts[below(&mut generator, 7) as usize] += 1;
         }
         // 10,000 expected; 5 standard deviations are 463.
-        assert!(counts.iter().all(|&count| count.abs_diff(10_000) < 463), "{counts:?}");
+        assert!(
+            counts.iter().all(|&count| count.abs_diff(10_000) < 463),
+            "{counts:?}"
+        );
     }
 }

@@ -17,9 +17,9 @@ pub fn split_key(path: &str) -> Option<(&str, String)> {
     let base_at = path.rfind('/').map_or(0, |slash| slash + 1);
     let base = &path[base_at..];
     let dot = base.find('.')?;
-    let is_meta = path.split('/').any(|part| {
-        part.len() > 4 && part.starts_with("__") && part.ends_with("__")
-    });
+    let is_meta = path
+        .split('/')
+        .any(|part| part.len() > 4 && part.starts_with("__") && part.ends_with("__"));
     if dot == 0 || is_meta {
         return None;
     }
@@ -58,8 +58,15 @@ impl Grouper {
     /// Adds a member; returns the sample that it ends, if it begins a new one.
     pub(crate) fn push(&mut self, member: TarMember) -> Option<Result<EncodedSample, SampleError>> {
         let (key, extension) = split_key(&member.path)?;
-        let same_key = self.current.as_ref().is_some_and(|group| group.sample.id.key == key);
-        let finished = if same_key { None } else { self.begin(key, member.offset_bytes) };
+        let same_key = self
+            .current
+            .as_ref()
+            .is_some_and(|group| group.sample.id.key == key);
+        let finished = if same_key {
+            None
+        } else {
+            self.begin(key, member.offset_bytes)
+        };
         if let Some(group) = &mut self.current {
             group.add(extension, member.content, self.max_sample_bytes);
         }
@@ -85,7 +92,14 @@ impl Grouper {
                            adjacent; rewrite the shard with sorted names";
             (SkipReason::RepeatedKey, message.to_string())
         });
-        let group = Group { sample: EncodedSample { id, members: Vec::new() }, bytes: 0, problem };
+        let group = Group {
+            sample: EncodedSample {
+                id,
+                members: Vec::new(),
+            },
+            bytes: 0,
+            problem,
+        };
         self.current.replace(group).map(Group::into_result)
     }
 }
@@ -113,7 +127,10 @@ impl Group {
             self.fail_too_large(&extension, self.bytes, max_sample_bytes);
             return;
         }
-        self.sample.members.push(Member { name: extension, data: MemberData::Bytes(bytes) });
+        self.sample.members.push(Member {
+            name: extension,
+            data: MemberData::Bytes(bytes),
+        });
     }
 
     fn fail_too_large(&mut self, extension: &str, size: u64, limit: u64) {
@@ -131,9 +148,11 @@ impl Group {
     fn into_result(self) -> Result<EncodedSample, SampleError> {
         match self.problem {
             None => Ok(self.sample),
-            Some((reason, message)) => {
-                Err(SampleError { id: Box::new(self.sample.id), reason, message })
-            }
+            Some((reason, message)) => Err(SampleError {
+                id: Box::new(self.sample.id),
+                reason,
+                message,
+            }),
         }
     }
 }
@@ -155,7 +174,9 @@ mod tests {
     fn keys_and_extensions() {
         let check = |path: &str, expected: Option<(&str, &str)>| {
             let got = split_key(path);
-            let got = got.as_ref().map(|(key, extension)| (*key, extension.as_str()));
+            let got = got
+                .as_ref()
+                .map(|(key, extension)| (*key, extension.as_str()));
             assert_eq!(got, expected, "{path}");
         };
         check("000.jpg", Some(("000", "jpg")));
@@ -174,7 +195,11 @@ mod tests {
         let mut results = Vec::new();
         for (path, data) in members {
             let content = MemberContent::Bytes(data.as_bytes().to_vec());
-            let member = TarMember { path: path.to_string(), offset_bytes: 0, content };
+            let member = TarMember {
+                path: path.to_string(),
+                offset_bytes: 0,
+                content,
+            };
             results.extend(grouper.push(member));
         }
         results.extend(grouper.finish());
@@ -191,15 +216,33 @@ mod tests {
     #[test]
     fn groups_and_their_errors() {
         assert_eq!(
-            run(&[("1.jpg", ""), ("1.txt", ""), ("x", ""), ("2.txt", ""), ("2.jpg", "")]),
+            run(&[
+                ("1.jpg", ""),
+                ("1.txt", ""),
+                ("x", ""),
+                ("2.txt", ""),
+                ("2.jpg", "")
+            ]),
             ["1:jpg+txt", "2:txt+jpg"]
         );
-        assert_eq!(run(&[("1.jpg", ""), ("1.JPG", ""), ("2.jpg", "")]), ["1!repeated_member", "2:jpg"]);
         assert_eq!(
-            run(&[("1.jpg", ""), ("2.jpg", ""), ("1.txt", ""), ("1.cls", ""), ("3.txt", "")]),
+            run(&[("1.jpg", ""), ("1.JPG", ""), ("2.jpg", "")]),
+            ["1!repeated_member", "2:jpg"]
+        );
+        assert_eq!(
+            run(&[
+                ("1.jpg", ""),
+                ("2.jpg", ""),
+                ("1.txt", ""),
+                ("1.cls", ""),
+                ("3.txt", "")
+            ]),
             ["1:jpg", "2:jpg", "1!repeated_key", "3:txt"]
         );
-        assert_eq!(run(&[("1.jpg", "123456"), ("1.txt", "78901")]), ["1!sample_too_large"]);
+        assert_eq!(
+            run(&[("1.jpg", "123456"), ("1.txt", "78901")]),
+            ["1!sample_too_large"]
+        );
         assert_eq!(run(&[]), Vec::<String>::new());
     }
 }

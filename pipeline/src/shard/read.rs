@@ -110,7 +110,8 @@ pub fn read_shard(
         Content::Unknown => Err(ShardError {
             shard: shard.to_string(),
             offset_bytes: 0,
-            message: "not a shard: neither a tar archive nor Arrow IPC (plain, gzip or zstd)".into(),
+            message: "not a shard: neither a tar archive nor Arrow IPC (plain, gzip or zstd)"
+                .into(),
         }),
     }
 }
@@ -159,7 +160,13 @@ fn content_of(head: &[u8]) -> Content {
         let sum: u32 = head
             .iter()
             .enumerate()
-            .map(|(at, &byte)| if (148..156).contains(&at) { 32 } else { u32::from(byte) })
+            .map(|(at, &byte)| {
+                if (148..156).contains(&at) {
+                    32
+                } else {
+                    u32::from(byte)
+                }
+            })
             .sum();
         if is_zero_block || header.cksum().is_ok_and(|declared| declared == sum) {
             return Content::Tar;
@@ -185,19 +192,28 @@ fn read_tar(
     visit: Visit<'_>,
 ) -> Result<(), ShardError> {
     let mut grouper = Grouper::new(shard.clone(), shard_index, options.max_sample_bytes);
-    let wanted = |path: &str| split_key(path).is_some_and(|(_, extension)| options.wants(&extension));
+    let wanted =
+        |path: &str| split_key(path).is_some_and(|(_, extension)| options.wants(&extension));
     let mut on_member = |member: TarMember| match grouper.push(member) {
         Some(sample) => visit(sample),
         None => true,
     };
-    let end = for_each_member(shard, reader, options.max_sample_bytes, &wanted, &mut on_member);
+    let end = for_each_member(
+        shard,
+        reader,
+        options.max_sample_bytes,
+        &wanted,
+        &mut on_member,
+    );
     // A sample that a damaged tail interrupts may lack members: it is not handed out as whole.
     let end = end?;
     if end == TarEnd::Stopped {
         return Ok(());
     }
     if end == TarEnd::NoMarker {
-        log::warn!("shard {shard} ends without an end-of-archive marker; it may have been cut short");
+        log::warn!(
+            "shard {shard} ends without an end-of-archive marker; it may have been cut short"
+        );
     }
     if let Some(sample) = grouper.finish() {
         visit(sample);

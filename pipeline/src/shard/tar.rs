@@ -51,7 +51,9 @@ pub(crate) fn for_each_member<R: Read>(
     let watch = tail.state();
     let mut archive = tar::Archive::new(tail);
     // Raw entries: the extension headers are ours to bound, the framing is the tar crate's.
-    let entries = archive.entries().map_err(|error| shard_error(shard, 0, &error))?;
+    let entries = archive
+        .entries()
+        .map_err(|error| shard_error(shard, 0, &error))?;
     let mut extension = Extension::default();
     let mut next_offset = 0;
     let mut members = 0u64;
@@ -82,10 +84,15 @@ pub(crate) fn for_each_member<R: Read>(
             let data = read_exactly(shard, &mut entry, size, header_offset)?;
             extension.offset.get_or_insert(header_offset);
             if kind.is_gnu_longname() {
-                let end = data.iter().position(|&byte| byte == 0).unwrap_or(data.len());
+                let end = data
+                    .iter()
+                    .position(|&byte| byte == 0)
+                    .unwrap_or(data.len());
                 extension.path = Some(data[..end].to_vec());
             } else {
-                extension.read_pax(&data).map_err(|what| error_at(shard, header_offset, what))?;
+                extension
+                    .read_pax(&data)
+                    .map_err(|what| error_at(shard, header_offset, what))?;
             }
             continue;
         }
@@ -98,12 +105,19 @@ pub(crate) fn for_each_member<R: Read>(
                     .into(),
             ));
         }
-        let Extension { path, size: pax_size, offset } = std::mem::take(&mut extension);
+        let Extension {
+            path,
+            size: pax_size,
+            offset,
+        } = std::mem::take(&mut extension);
         if pax_size.is_some_and(|pax_size| pax_size != size) {
             return Err(error_at(
                 shard,
                 header_offset,
-                format!("a member of {} bytes: too large for a shard", pax_size.unwrap_or(size)),
+                format!(
+                    "a member of {} bytes: too large for a shard",
+                    pax_size.unwrap_or(size)
+                ),
             ));
         }
         if !kind.is_file() && !kind.is_contiguous() {
@@ -118,11 +132,19 @@ pub(crate) fn for_each_member<R: Read>(
             MemberContent::Bytes(read_exactly(shard, &mut entry, size, header_offset)?)
         };
         let offset_bytes = offset.unwrap_or(header_offset);
-        if !visit(TarMember { path, offset_bytes, content }) {
+        if !visit(TarMember {
+            path,
+            offset_bytes,
+            content,
+        }) {
             return Ok(TarEnd::Stopped);
         }
     }
-    Ok(if watch.ends_with_zeros() { TarEnd::Marker } else { TarEnd::NoMarker })
+    Ok(if watch.ends_with_zeros() {
+        TarEnd::Marker
+    } else {
+        TarEnd::NoMarker
+    })
 }
 
 /// How a tar stream ended.
@@ -200,7 +222,11 @@ fn display_path(bytes: &[u8]) -> String {
 }
 
 fn error_at(shard: &str, offset_bytes: u64, message: String) -> ShardError {
-    ShardError { shard: shard.to_string(), offset_bytes, message }
+    ShardError {
+        shard: shard.to_string(),
+        offset_bytes,
+        message,
+    }
 }
 
 /// Words an I/O error of the tar or decompression layer.
@@ -226,7 +252,10 @@ struct TailWatch<R> {
 
 impl<R> TailWatch<R> {
     fn new(inner: R) -> Self {
-        TailWatch { inner, state: Default::default() }
+        TailWatch {
+            inner,
+            state: Default::default(),
+        }
     }
 
     fn state(&self) -> TailState {
@@ -245,8 +274,17 @@ impl TailState {
 impl<R: Read> Read for TailWatch<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        let zeros = buffer[..count].iter().rev().take(512).take_while(|&&byte| byte == 0).count();
-        self.state.set(if zeros == count { self.state.get() + zeros } else { zeros });
+        let zeros = buffer[..count]
+            .iter()
+            .rev()
+            .take(512)
+            .take_while(|&&byte| byte == 0)
+            .count();
+        self.state.set(if zeros == count {
+            self.state.get() + zeros
+        } else {
+            zeros
+        });
         Ok(count)
     }
 }

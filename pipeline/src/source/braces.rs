@@ -11,7 +11,10 @@ const MAX_EXPANSIONS: usize = 1_000_000;
 /// [`PipelineError::Config`] for an unclosed brace, a range that does not parse, or more than a
 /// million results.
 pub(super) fn expand(spec: &str) -> Result<Vec<String>, PipelineError> {
-    let bad = |message: String| PipelineError::Config { setting: "shards", message };
+    let bad = |message: String| PipelineError::Config {
+        setting: "shards",
+        message,
+    };
     let mut results = vec![String::new()];
     let mut rest = spec;
     while let Some(open) = rest.find('{') {
@@ -19,14 +22,13 @@ pub(super) fn expand(spec: &str) -> Result<Vec<String>, PipelineError> {
             .find('}')
             .map(|at| open + at)
             .ok_or_else(|| bad(format!("`{spec}`: a {{ without its }}")))?;
-        let choices = choices(&rest[open + 1..close])
-            .ok_or_else(|| {
-                bad(format!(
-                    "`{spec}`: {{{}}} is neither a range such as {{000..012}} nor a list such as \
+        let choices = choices(&rest[open + 1..close]).ok_or_else(|| {
+            bad(format!(
+                "`{spec}`: {{{}}} is neither a range such as {{000..012}} nor a list such as \
                      {{a,b}}",
-                    &rest[open + 1..close]
-                ))
-            })?;
+                &rest[open + 1..close]
+            ))
+        })?;
         let count = results.len().saturating_mul(choices.len());
         if count > MAX_EXPANSIONS {
             return Err(bad(format!(
@@ -65,7 +67,9 @@ fn choices(inner: &str) -> Option<Vec<String>> {
         }
         return Some((first..=last).map(|n| format!("{n:0width$}")).collect());
     }
-    inner.contains(',').then(|| inner.split(',').map(str::to_string).collect())
+    inner
+        .contains(',')
+        .then(|| inner.split(',').map(str::to_string).collect())
 }
 
 #[cfg(test)]
@@ -76,10 +80,20 @@ mod tests {
     fn expansions() {
         let check = |spec: &str, expected: &[&str]| assert_eq!(expand(spec).unwrap(), expected);
         check("plain.tar", &["plain.tar"]);
-        check("s-{008..011}.tar", &["s-008.tar", "s-009.tar", "s-010.tar", "s-011.tar"]);
+        check(
+            "s-{008..011}.tar",
+            &["s-008.tar", "s-009.tar", "s-010.tar", "s-011.tar"],
+        );
         check("s-{8..10}", &["s-8", "s-9", "s-10"]);
         check("{a,b}{0..1}", &["a0", "a1", "b0", "b1"]);
-        for wrong in ["a{0..", "a{5..3}", "a{x..y}", "a{}", "a{1}", "{0..99999999999}"] {
+        for wrong in [
+            "a{0..",
+            "a{5..3}",
+            "a{x..y}",
+            "a{}",
+            "a{1}",
+            "{0..99999999999}",
+        ] {
             assert!(expand(wrong).is_err(), "{wrong}");
         }
         assert!(expand("{0..9999}{0..9999}").is_err());

@@ -32,8 +32,11 @@ pub fn resolve_shards<S: AsRef<str>>(specs: &[S]) -> Result<Vec<ShardLocation>, 
     for spec in specs {
         let spec = spec.as_ref();
         // A file of exactly this name wins over any reading of its braces or stars.
-        let patterns =
-            if Path::new(spec).is_file() { vec![spec.to_string()] } else { braces::expand(spec)? };
+        let patterns = if Path::new(spec).is_file() {
+            vec![spec.to_string()]
+        } else {
+            braces::expand(spec)?
+        };
         for pattern in patterns {
             for path in match_pattern(spec, &pattern)? {
                 if !seen.insert(path.clone()) {
@@ -61,7 +64,10 @@ pub fn resolve_shards<S: AsRef<str>>(specs: &[S]) -> Result<Vec<ShardLocation>, 
 }
 
 fn match_pattern(spec: &str, pattern: &str) -> Result<Vec<PathBuf>, PipelineError> {
-    let no_shards = |hint: String| PipelineError::NoShards { spec: spec.to_string(), hint };
+    let no_shards = |hint: String| PipelineError::NoShards {
+        spec: spec.to_string(),
+        hint,
+    };
     let path = Path::new(pattern);
     if path.is_file() {
         return Ok(vec![path.to_path_buf()]);
@@ -89,7 +95,9 @@ fn match_pattern(spec: &str, pattern: &str) -> Result<Vec<PathBuf>, PipelineErro
         }
     }
     if files.is_empty() {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
         return Err(no_shards(match folder {
             Some(folder) if !folder.to_string_lossy().contains('*') && !folder.exists() => {
                 format!("the folder {} does not exist", folder.display())
@@ -108,14 +116,27 @@ mod tests {
     fn names(shards: &[ShardLocation]) -> Vec<String> {
         shards
             .iter()
-            .map(|shard| shard.path.file_name().unwrap().to_string_lossy().into_owned())
+            .map(|shard| {
+                shard
+                    .path
+                    .file_name()
+                    .unwrap()
+                    .to_string_lossy()
+                    .into_owned()
+            })
             .collect()
     }
 
     #[test]
     fn files_globs_and_ranges() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["a-000.tar", "a-001.tar", "a-002.tar", "b{x}.tar", "b-000.tar"] {
+        for name in [
+            "a-000.tar",
+            "a-001.tar",
+            "a-002.tar",
+            "b{x}.tar",
+            "b-000.tar",
+        ] {
             std::fs::write(dir.path().join(name), b"x").unwrap();
         }
         let spec = |tail: &str| format!("{}/{tail}", dir.path().display());
