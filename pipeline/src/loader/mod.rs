@@ -18,6 +18,8 @@ mod collate;
 mod queue;
 mod sequence;
 mod state;
+#[cfg(test)]
+mod tests;
 mod stats;
 mod work;
 
