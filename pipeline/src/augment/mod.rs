@@ -22,6 +22,7 @@ pub use rng::SampleRng;
 pub const CLIP_MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
 
 /// Standard deviation of each channel, likewise.
+#[allow(clippy::excessive_precision)] // The digits of the reference.
 pub const CLIP_STD: [f32; 3] = [0.26862954, 0.26130258, 0.27577711];
 
 /// Longest side of a processed image, a guard against a mistyped setting.

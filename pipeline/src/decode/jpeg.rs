@@ -35,6 +35,9 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, De
     if decoder.dimensions() != Some((usize::from(header.width), usize::from(header.height))) {
         return Err(broken("it declares two sizes"));
     }
+    // Sloppy headers are read, but coded data that does not decode is an error: a lenient decoder
+    // would fill the rest with grey.
+    decoder.set_options(options.set_strict_mode(true));
     let mut data = vec![0; usize::from(header.width) * usize::from(header.height) * 3];
     decoder
         .decode_into(&mut data)
