@@ -35,8 +35,10 @@ fn image_fields() -> Fields {
     .into()
 }
 
-/// An image column of (bytes, path), null where the row is `None`.
-fn images(rows: &[Option<(Option<&[u8]>, Option<&str>)>]) -> ArrayRef {
+/// Bytes and path of an image; `None` is a null struct.
+type ImageRow<'a> = Option<(Option<&'a [u8]>, Option<&'a str>)>;
+
+fn images(rows: &[ImageRow<'_>]) -> ArrayRef {
     let bytes: BinaryArray = rows.iter().map(|row| row.and_then(|row| row.0)).collect();
     let paths: StringArray = rows.iter().map(|row| row.and_then(|row| row.1)).collect();
     let nulls = NullBuffer::from_iter(rows.iter().map(Option::is_some));
