@@ -70,16 +70,6 @@ impl<R: Read> BatchReader<R> {
         })
     }
 
-    /// The columns of the shard.
-    pub(super) fn fields(&self) -> &[Field] {
-        &self.fields
-    }
-
-    /// The columns that were chosen.
-    pub(super) fn selected(&self) -> &[Selected] {
-        &self.selected
-    }
-
     /// How many bytes were read.
     pub(super) fn position(&self) -> u64 {
         self.messages.position()
