@@ -1,1 +1,68 @@
 //! Arrow IPC shards, stream and file format, in the layout of Hugging Face datasets.
+//!
+//! ```text
+//! image:   struct<bytes: binary, path: string>   or binary
+//! caption: string                                or list<string>
+//! ```
+//!
+//! Large types and dictionary-encoded strings are read as well. Reading goes
+//! `message` (framing) → `schema` → `body` (locate and decompress buffers) → `column` (check them)
+//! → `batch` → `read` (rows as samples).
+//!
+//! What comes from which crate: the flatbuffer metadata is parsed by `arrow-format`, the
+//! definitions under arrow2; frames, decompression and every check are this module's; values are
+//! held in arrow2's arrays, made by its checking constructors; writing is arrow2's
+//! `StreamWriter`. arrow2's own IPC reader is not used: it panics on compressed batches with an
+//! empty buffer and on some damaged ones, and yields no rows where a compressed batch stores a
+//! buffer as it is.
+//!
+//! Not read, with an error that says so: big-endian shards, metadata before version 4, and view,
+//! run-end-encoded, union or nested dictionary types in the columns that are needed. In other
+//! columns they are passed over, except view types that lie before a needed column.
+
+mod batch;
+mod body;
+mod column;
+mod dictionary;
+mod error;
+mod image_name;
+mod message;
+mod read;
+mod schema;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+pub use image_name::IMAGE_EXTENSIONS;
+pub use read::ArrowShardReader;
+pub use write::{ArrowShardWriter, ArrowWriteError, CaptionType};
+
+/// Name of the member that holds the captions, whatever the column was called.
+pub const CAPTION_MEMBER: &str = "caption";
+
+/// How Arrow shards are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArrowReadOptions {
+    /// Column with the images. Default `image`.
+    pub image_column: String,
+    /// Column with the captions. Default `caption`.
+    pub caption_column: String,
+    /// Longest body of a message (a record batch or a dictionary), in bytes, as stored and as
+    /// decompressed. Default 2 GiB, the most that a `binary` column of one batch can hold. Memory
+    /// follows the bytes that are there, not this limit.
+    pub max_message_bytes: u64,
+    /// Longest member of a sample, in bytes; a longer one costs its sample. Default 256 MiB.
+    pub max_member_bytes: u64,
+}
+
+impl Default for ArrowReadOptions {
+    fn default() -> Self {
+        ArrowReadOptions {
+            image_column: "image".to_string(),
+            caption_column: "caption".to_string(),
+            max_message_bytes: 2 << 30,
+            max_member_bytes: 256 << 20,
+        }
+    }
+}

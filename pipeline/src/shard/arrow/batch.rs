@@ -1,0 +1,270 @@
+//! Record batches of a shard, one at a time: the selected columns decoded, the others passed over.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::sync::Arc;
+
+use arrow_format::ipc::{
+    DictionaryBatchRef, MessageHeaderRef, MessageRef, MetadataVersion, RecordBatchRef,
+};
+
+use super::column::{Column, Cursor, Dictionaries, Shape};
+use super::error::{malformed, ArrowError, ReadError};
+use super::message::{Header, MessageReader};
+use super::schema::{read_schema, Field};
+
+/// Key under which Arrow 0.17 announced its experimental compression.
+const EXPERIMENTAL_COMPRESSION_KEY: &str = "ARROW:experimental_compression";
+
+/// A column that the caller wants.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Selected {
+    /// Index among the fields of the schema.
+    pub(super) field_index: usize,
+    pub(super) shape: Shape,
+}
+
+/// One decoded record batch.
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// Where its message begins, in bytes from the beginning of the shard.
+    pub(super) offset: u64,
+    pub(super) rows: usize,
+    /// One for each selected column, in schema order.
+    pub(super) columns: Vec<Column>,
+}
+
+/// Reads record batches from front to back.
+pub(super) struct BatchReader<R> {
+    messages: MessageReader<R>,
+    fields: Vec<Field>,
+    selected: Vec<Selected>,
+    /// The leaf that tells the value type of each dictionary that is needed.
+    dictionary_fields: HashMap<i64, Field>,
+    dictionaries: Dictionaries,
+    dictionary_bytes: u64,
+    max_message_bytes: u64,
+}
+
+impl<R: Read> BatchReader<R> {
+    /// Reads the schema and lets `select` choose columns, in rising order of their index.
+    pub(super) fn open(
+        reader: R,
+        max_message_bytes: u64,
+        select: impl FnOnce(&[Field]) -> Result<Vec<Selected>, ArrowError>,
+    ) -> Result<Self, ReadError> {
+        let (mut messages, header) = MessageReader::open(reader, max_message_bytes)?;
+        let in_schema = |error: ArrowError| error.at(header.offset);
+        let fields = header.message().and_then(read_schema).map_err(in_schema)?;
+        let selected = select(&fields).map_err(in_schema)?;
+        let dictionary_fields = dictionary_fields(&fields, &selected).map_err(in_schema)?;
+        messages.skip_body(&header)?;
+        Ok(BatchReader {
+            messages,
+            fields,
+            selected,
+            dictionary_fields,
+            dictionaries: Dictionaries::new(),
+            dictionary_bytes: 0,
+            max_message_bytes,
+        })
+    }
+
+    /// The columns of the shard.
+    pub(super) fn fields(&self) -> &[Field] {
+        &self.fields
+    }
+
+    /// The columns that were chosen.
+    pub(super) fn selected(&self) -> &[Selected] {
+        &self.selected
+    }
+
+    /// How many bytes were read.
+    pub(super) fn position(&self) -> u64 {
+        self.messages.position()
+    }
+
+    /// The next record batch, `None` after the last. After an error the reader is not to be used.
+    pub(super) fn next_batch(&mut self) -> Result<Option<Batch>, ReadError> {
+        while let Some(header) = self.messages.next_header()? {
+            let in_message = |error: ArrowError| error.at(header.offset);
+            let message = header.message().map_err(in_message)?;
+            let content = message
+                .header()
+                .map_err(|error| in_message(error.into()))?
+                .ok_or_else(|| in_message(malformed("a message without content")))?;
+            let version = message
+                .version()
+                .map_err(|error| in_message(error.into()))?;
+            match content {
+                MessageHeaderRef::RecordBatch(batch) => {
+                    refuse_experimental_compression(message).map_err(in_message)?;
+                    let body = self.messages.read_body(&header)?;
+                    let batch = self
+                        .record_batch(&header, batch, version, body)
+                        .map_err(in_message)?;
+                    return Ok(Some(batch));
+                }
+                MessageHeaderRef::DictionaryBatch(batch) => {
+                    refuse_experimental_compression(message).map_err(in_message)?;
+                    let id = batch.id().map_err(|error| in_message(error.into()))?;
+                    if self.dictionary_fields.contains_key(&id) {
+                        let body = self.messages.read_body(&header)?;
+                        self.dictionary_batch(id, batch, version, body)
+                            .map_err(in_message)?;
+                    } else {
+                        self.messages.skip_body(&header)?;
+                    }
+                }
+                MessageHeaderRef::Schema(_) => {
+                    return Err(in_message(malformed("a second schema message")));
+                }
+                MessageHeaderRef::Tensor(_) | MessageHeaderRef::SparseTensor(_) => {
+                    return Err(in_message(ArrowError::Unsupported(
+                        "a tensor among the record batches".into(),
+                    )));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn record_batch(
+        &self,
+        header: &Header,
+        batch: RecordBatchRef<'_>,
+        version: MetadataVersion,
+        body: Vec<u8>,
+    ) -> Result<Batch, ArrowError> {
+        let rows = row_count(batch)?;
+        let mut cursor = Cursor::new(batch, version, body, self.max_message_bytes)?;
+        let mut columns = Vec::with_capacity(self.selected.len());
+        let mut next_field = 0;
+        for selected in &self.selected {
+            let skipped = self.fields.get(next_field..selected.field_index);
+            for field in skipped.unwrap_or_default() {
+                cursor.skip(field)?;
+            }
+            next_field = selected.field_index.saturating_add(1);
+            let Some(field) = self.fields.get(selected.field_index) else {
+                return Err(malformed("a selected column that does not exist"));
+            };
+            let column = cursor
+                .column(field, selected.shape, rows, &self.dictionaries)
+                .map_err(|error| in_column(error, &field.name))?;
+            columns.push(column);
+        }
+        Ok(Batch {
+            offset: header.offset,
+            rows,
+            columns,
+        })
+    }
+
+    fn dictionary_batch(
+        &mut self,
+        id: i64,
+        batch: DictionaryBatchRef<'_>,
+        version: MetadataVersion,
+        body: Vec<u8>,
+    ) -> Result<(), ArrowError> {
+        let Some(field) = self.dictionary_fields.get(&id) else {
+            return Ok(());
+        };
+        let Some(data) = batch.data()? else {
+            return Err(malformed(format!("dictionary {id} has no data")));
+        };
+        let rows = row_count(data)?;
+        let mut cursor = Cursor::new(data, version, body, self.max_message_bytes)?;
+        let values = cursor
+            .column(field, Shape::Leaf, rows, &Dictionaries::new())
+            .map_err(|error| in_column(error, &field.name))?;
+        let Column::Leaf(values) = values else {
+            return Err(malformed(format!("dictionary {id} holds no values")));
+        };
+        let dictionary = self.dictionaries.entry(id).or_default();
+        let others_bytes = self
+            .dictionary_bytes
+            .saturating_sub(dictionary.memory_bytes());
+        if !batch.is_delta()? {
+            *dictionary = Arc::default();
+        }
+        // The batch that shared it is gone by now, so nothing is copied here.
+        Arc::make_mut(dictionary).append(&values, rows);
+        // Delta batches are bounded one by one; their sum is bounded here.
+        self.dictionary_bytes = others_bytes.saturating_add(dictionary.memory_bytes());
+        if self.dictionary_bytes > self.max_message_bytes {
+            return Err(ArrowError::TooLarge {
+                what: "the dictionaries",
+                bytes: self.dictionary_bytes,
+                limit: self.max_message_bytes,
+                setting: "max_message_bytes",
+            });
+        }
+        Ok(())
+    }
+}
+
+/// One plain field for each dictionary id below the selected columns.
+fn dictionary_fields(
+    fields: &[Field],
+    selected: &[Selected],
+) -> Result<HashMap<i64, Field>, ArrowError> {
+    let mut by_id: HashMap<i64, Field> = HashMap::new();
+    for column in selected {
+        let Some(field) = fields.get(column.field_index) else {
+            continue;
+        };
+        for leaf in column.shape.leaves(field) {
+            let Some(encoding) = leaf.dictionary else {
+                continue;
+            };
+            let values = Field {
+                name: field.name.clone(),
+                kind: leaf.kind,
+                dictionary: None,
+                children: Vec::new(),
+            };
+            if let Some(other) = by_id.insert(encoding.id, values) {
+                if other.kind != leaf.kind {
+                    return Err(malformed(format!(
+                        "columns `{}` and `{}` share dictionary {} but not its type",
+                        other.name, field.name, encoding.id
+                    )));
+                }
+            }
+        }
+    }
+    Ok(by_id)
+}
+
+fn row_count(batch: RecordBatchRef<'_>) -> Result<usize, ArrowError> {
+    let length = batch.length()?;
+    usize::try_from(length).map_err(|_| malformed(format!("a batch of {length} rows")))
+}
+
+fn refuse_experimental_compression(message: MessageRef<'_>) -> Result<(), ArrowError> {
+    for pair in message
+        .custom_metadata()?
+        .iter()
+        .flat_map(|list| list.iter())
+    {
+        if pair?.key()? == Some(EXPERIMENTAL_COMPRESSION_KEY) {
+            return Err(ArrowError::Unsupported(
+                "the experimental compression of Arrow 0.17".into(),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn in_column(error: ArrowError, column: &str) -> ArrowError {
+    match error {
+        ArrowError::Malformed(problem) => ArrowError::BadColumn {
+            column: column.to_string(),
+            problem,
+        },
+        other => other,
+    }
+}
