@@ -114,8 +114,9 @@ pub(crate) fn run(args: &SynthArgs) -> anyhow::Result<()> {
                 let mut draw = Draw::new(args.seed, RENDER_STREAMS | number as u64);
                 let jpeg = render(scene, args.size, &mut draw)?;
                 let captions = caption::captions(scene, usize::from(args.captions), &mut draw);
+                let text: String = captions.iter().map(|line| format!("{line}\n")).collect();
                 let image = path_of(number);
-                write_file(&image.with_extension("txt"), captions.join("\n").as_bytes())?;
+                write_file(&image.with_extension("txt"), text.as_bytes())?;
                 write_file(&image, &jpeg)?;
                 bar.inc(1);
                 Ok(())

@@ -235,8 +235,10 @@ impl Scene {
                 let container = &mut items[0];
                 container.object.size = Size::Large;
                 container.object.shape = draw.one_of(&Shape::CONTAINERS);
+                // Details of an object this small do not survive a crop's resizing.
                 container.inner = Some(Object {
                     size: Size::Small,
+                    texture: Texture::Solid,
                     ..inner.object
                 });
             }
@@ -273,7 +275,7 @@ impl Scene {
                 .iter()
                 .map(|&item| {
                     let radius = match (item.object.size, item.inner) {
-                        (Size::Small, _) => draw.between(0.080, 0.090),
+                        (Size::Small, _) => draw.between(0.085, 0.095),
                         (Size::Large, None) => draw.between(0.150, 0.165),
                         (Size::Large, Some(_)) => draw.between(0.165, 0.175),
                     };
