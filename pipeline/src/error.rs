@@ -30,8 +30,8 @@ pub enum SkipReason {
     RepeatedMember,
     /// A key that came back after another key had begun.
     RepeatedKey,
-    /// A member beyond the configured size limit.
-    MemberTooLarge,
+    /// Members that together are beyond the configured size limit.
+    SampleTooLarge,
 }
 
 impl SkipReason {
@@ -46,7 +46,7 @@ impl SkipReason {
         SkipReason::ImageTooLarge,
         SkipReason::RepeatedMember,
         SkipReason::RepeatedKey,
-        SkipReason::MemberTooLarge,
+        SkipReason::SampleTooLarge,
     ];
 
     /// The name used in counters and JSON, e.g. `broken_image`.
@@ -61,7 +61,7 @@ impl SkipReason {
             SkipReason::ImageTooLarge => "image_too_large",
             SkipReason::RepeatedMember => "repeated_member",
             SkipReason::RepeatedKey => "repeated_key",
-            SkipReason::MemberTooLarge => "member_too_large",
+            SkipReason::SampleTooLarge => "sample_too_large",
         }
     }
 }

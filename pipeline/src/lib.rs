@@ -5,13 +5,21 @@
 //! ```
 
 pub mod atomic_file;
-pub mod error;
-pub mod sample;
-
-pub use error::{PipelineError, SampleError, ShardError, SkipReason};
-pub use sample::{DecodedSample, EncodedSample, Member, MemberData, SampleId};
-
 pub mod augment;
+pub mod batch;
+pub mod captions;
+pub mod config;
 pub mod decode;
+pub mod error;
+pub mod loader;
+pub mod order;
+pub mod sample;
 pub mod shard;
+pub mod source;
 pub mod text;
+
+pub use batch::Batch;
+pub use config::LoaderConfig;
+pub use error::{PipelineError, SampleError, ShardError, SkipReason};
+pub use loader::Loader;
+pub use sample::{DecodedSample, EncodedSample, Member, MemberData, SampleId};

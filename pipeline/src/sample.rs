@@ -1,4 +1,4 @@
-//! One type per arrow of the flow: [`EncodedSample`] → [`DecodedSample`] → [`Batch`].
+//! One type per arrow of the flow: [`EncodedSample`] → [`DecodedSample`] → [`Batch`](crate::batch::Batch).
 
 use std::fmt;
 use std::sync::Arc;
@@ -85,12 +85,12 @@ impl MemberData {
 pub struct DecodedSample {
     /// Where it comes from.
     pub id: SampleId,
-    /// `[S, S, 3]` u8, RGB, row major: the processed image before normalisation.
+    /// `[3, S, S]` u8, RGB: the processed image before normalisation.
     pub pixels: Vec<u8>,
-    /// `[T]` token ids, padded.
+    /// `[N]` captions in use, after the caption processor; one, or all of the sample's.
+    pub captions: Vec<String>,
+    /// `[N, T]` token ids, row major, padded.
     pub token_ids: Vec<i64>,
-    /// `[T]`, 1 for a token, 0 for padding.
+    /// `[N, T]`, 1 for a token, 0 for padding.
     pub attention_mask: Vec<i64>,
-    /// The caption that was drawn, after the caption processor.
-    pub caption: String,
 }

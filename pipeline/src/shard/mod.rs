@@ -2,4 +2,7 @@
 
 pub mod arrow;
 pub mod captions;
+pub mod group;
+pub mod read;
+mod tar;
 pub mod write;

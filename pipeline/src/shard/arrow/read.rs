@@ -247,7 +247,7 @@ impl<R: Read> ArrowShardReader<R> {
         }
         let limit = self.max_member_bytes;
         Err((
-            SkipReason::MemberTooLarge,
+            SkipReason::SampleTooLarge,
             format!("{name} of {bytes} bytes exceeds max_member_bytes = {limit}"),
         ))
     }

@@ -1,0 +1,90 @@
+//! Batches in reusable host memory.
+
+mod buffer;
+
+use std::sync::Arc;
+
+pub(crate) use buffer::BufferPool;
+pub use buffer::{HostAllocator, HostBuffer, PlainAllocator};
+
+use crate::loader::{Counters, LoaderState};
+use crate::sample::SampleId;
+
+/// A batch of `B` images with `N` captions, in host memory.
+///
+/// Under [`CaptionChoice::Draw`](crate::config::CaptionChoice) `N = B` and row `i` belongs to image
+/// `i`; under `All` an image has one row per caption. Dropping a batch gives its pixel buffer back
+/// to the loader.
+pub struct Batch {
+    pub(crate) pixels: PooledBuffer,
+    /// Number of images `B`.
+    pub batch_size: usize,
+    /// Side `S` of the square images, in pixels.
+    pub image_size: usize,
+    /// `[N, T]` token ids, row major, padded.
+    pub token_ids: Vec<i64>,
+    /// `[N, T]`, 1 for a token, 0 for padding.
+    pub attention_mask: Vec<i64>,
+    /// Length `T` of a token row.
+    pub text_len: usize,
+    /// `[N]`: which image of the batch a caption row belongs to.
+    pub caption_image: Vec<u32>,
+    /// `[N]` captions, after the caption processor.
+    pub captions: Vec<String>,
+    /// `[B]`: where each image comes from.
+    pub ids: Vec<SampleId>,
+    /// Epoch it belongs to, from 0.
+    pub epoch: u64,
+    /// Its position in that epoch, from 0.
+    pub index_in_epoch: u64,
+    /// Saved with a checkpoint, this continues with the batch after this one.
+    pub state: LoaderState,
+}
+
+impl Batch {
+    /// `[B, 3, S, S]` u8, RGB: crops as the processor left them, not yet normalised.
+    ///
+    /// Normalisation is `(x / 255 - mean) / std` with [`crate::augment::CLIP_MEAN`] and
+    /// [`crate::augment::CLIP_STD`]; the trainer does it on the device, which quarters the copy.
+    pub fn pixels(&self) -> &[u8] {
+        &self.pixels.as_slice()[..self.batch_size * 3 * self.image_size * self.image_size]
+    }
+
+    /// Counters of the run up to and including this batch.
+    pub fn counters(&self) -> &Counters {
+        &self.state.counters
+    }
+}
+
+/// A host buffer on loan from a pool.
+pub(crate) struct PooledBuffer {
+    buffer: Option<Box<dyn HostBuffer>>,
+    pool: Arc<BufferPool>,
+}
+
+impl PooledBuffer {
+    pub(crate) fn new(buffer: Box<dyn HostBuffer>, pool: Arc<BufferPool>) -> Self {
+        PooledBuffer {
+            buffer: Some(buffer),
+            pool,
+        }
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        self.buffer.as_ref().map_or(&[], |buffer| buffer.as_slice())
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
+        self.buffer
+            .as_mut()
+            .map_or(&mut [], |buffer| buffer.as_mut_slice())
+    }
+}
+
+impl Drop for PooledBuffer {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            self.pool.give_back(buffer);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Settings of the loader, as written in TOML and as checked.
+
+use serde::{Deserialize, Serialize};
+
+use crate::augment::ImageTransform;
+use crate::error::PipelineError;
+use crate::order::ShuffleMode;
+
+/// What becomes of a bad sample or shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnBad {
+    /// Counted by reason and passed over.
+    Skip,
+    /// The same, and a line in the log.
+    Warn,
+    /// The run stops with an error that names it.
+    Error,
+}
+
+/// Which image processor runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Processing {
+    /// Random resized crop and flip, `blip2_image_train` of the reference.
+    Train,
+    /// Resize to the square, `blip_image_eval` of the reference.
+    Eval,
+}
+
+/// Which captions of a sample are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CaptionChoice {
+    /// One, drawn anew at each visit.
+    Draw,
+    /// All of them, in stored order: one caption row each.
+    All,
+}
+
+/// Settings of a [`Loader`](crate::loader::Loader).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoaderConfig {
+    /// Images per batch. Default 16.
+    pub batch_size: usize,
+    /// Side of the square images that come out, in pixels. Default 224.
+    pub image_size: usize,
+    /// Token ids per caption, padding included. Default 32 (35 for retrieval evaluation).
+    pub text_len: usize,
+    /// Words of a caption that are kept before tokenisation. Default 50.
+    pub max_words: usize,
+    /// Put in front of every caption. Default empty.
+    pub prompt: String,
+    /// Fixes the order of samples, the crop and the caption of each. Default 42.
+    pub seed: u64,
+    /// How the samples of an epoch are shuffled. Default `buffer`.
+    pub shuffle: ShuffleMode,
+    /// Samples that the shuffle buffer holds at most. Default 2048.
+    pub shuffle_buffer_samples: usize,
+    /// Bytes of compressed images that the shuffle buffer holds at most. Default 64 MiB; more mixes
+    /// better, for as much memory.
+    pub shuffle_buffer_bytes: usize,
+    /// Passes over the data; 0 means without end. Default 0.
+    pub epochs: u64,
+    /// Whether the last, partial batch of an epoch is dropped (and its samples counted as
+    /// `dropped_last`). Default true; evaluation needs false.
+    pub drop_last: bool,
+    /// Image processing. Default `train`.
+    pub processing: Processing,
+    /// Area of a random crop as a share of the image, low and high. Default `[0.5, 1.0]`.
+    pub crop_scale: (f64, f64),
+    /// Aspect ratio (width / height) of a random crop, low and high. Default `[0.75, 1.3333]`.
+    pub crop_ratio: (f64, f64),
+    /// Probability that an image is mirrored. Default 0.5.
+    pub flip_probability: f64,
+    /// Which captions are used. Default `draw`.
+    pub captions: CaptionChoice,
+    /// Arrow column that holds the image. Default `image`.
+    pub image_column: String,
+    /// Arrow column that holds the captions. Default `caption`.
+    pub caption_column: String,
+    /// Threads that decode, augment and tokenise; 0 means one per core. Default 0.
+    pub threads: usize,
+    /// Threads that read and decompress, each its own shard. Default 2.
+    pub io_threads: usize,
+    /// Finished batches held ready. Default 4.
+    pub prefetch_batches: usize,
+    /// Bytes of samples read ahead of decoding, all I/O threads together. Default 32 MiB.
+    pub read_ahead_bytes: usize,
+    /// What becomes of a bad sample. Default `warn`.
+    pub on_bad_sample: OnBad,
+    /// What becomes of the rest of a shard that cannot be read on. Default `error`.
+    pub on_bad_shard: OnBad,
+    /// A sample with more bytes than this is skipped. Default 128 MiB.
+    pub max_sample_bytes: u64,
+    /// An image with more pixels than this is skipped. Default 178,956,970, where PIL refuses too.
+    pub max_image_pixels: u64,
+}
+
+impl Default for LoaderConfig {
+    fn default() -> Self {
+        LoaderConfig {
+            batch_size: 16,
+            image_size: 224,
+            text_len: 32,
+            max_words: 50,
+            prompt: String::new(),
+            seed: 42,
+            shuffle: ShuffleMode::Buffer,
+            shuffle_buffer_samples: 2048,
+            shuffle_buffer_bytes: 64 << 20,
+            epochs: 0,
+            drop_last: true,
+            processing: Processing::Train,
+            crop_scale: (0.5, 1.0),
+            crop_ratio: (3.0 / 4.0, 4.0 / 3.0),
+            flip_probability: 0.5,
+            captions: CaptionChoice::Draw,
+            image_column: "image".into(),
+            caption_column: "caption".into(),
+            threads: 0,
+            io_threads: 2,
+            prefetch_batches: 4,
+            read_ahead_bytes: 32 << 20,
+            on_bad_sample: OnBad::Warn,
+            on_bad_shard: OnBad::Error,
+            max_sample_bytes: 128 << 20,
+            max_image_pixels: 178_956_970,
+        }
+    }
+}
+
+impl LoaderConfig {
+    /// One pass in stored order, every caption, the last batch whole or not: what evaluation reads.
+    pub fn for_evaluation(self) -> Self {
+        LoaderConfig {
+            shuffle: ShuffleMode::None,
+            epochs: 1,
+            drop_last: false,
+            processing: Processing::Eval,
+            captions: CaptionChoice::All,
+            ..self
+        }
+    }
+
+    /// The image transform that these settings describe.
+    pub fn image_transform(&self) -> ImageTransform {
+        // `validate` bounds the size.
+        let size = u32::try_from(self.image_size).unwrap_or(u32::MAX);
+        match self.processing {
+            Processing::Train => ImageTransform::Train {
+                size,
+                scale: self.crop_scale,
+                ratio: self.crop_ratio,
+                flip_probability: self.flip_probability,
+            },
+            Processing::Eval => ImageTransform::eval(size),
+        }
+    }
+
+    /// Checks everything that can be checked without data.
+    ///
+    /// # Errors
+    /// [`PipelineError::Config`] naming the first setting that cannot work.
+    pub fn validate(&self) -> Result<(), PipelineError> {
+        let check = |holds: bool, setting: &'static str, message: &str| {
+            if holds {
+                Ok(())
+            } else {
+                Err(PipelineError::Config {
+                    setting,
+                    message: message.to_string(),
+                })
+            }
+        };
+        check(
+            (1..=65_536).contains(&self.batch_size),
+            "batch_size",
+            "must be 1 to 65536",
+        )?;
+        check(
+            (1..=4096).contains(&self.image_size),
+            "image_size",
+            "must be 1 to 4096 pixels",
+        )?;
+        check(
+            (3..=512).contains(&self.text_len),
+            "text_len",
+            "must be 3 (one word between [CLS] and [SEP]) to 512, the positions of the Q-Former",
+        )?;
+        check(self.max_words > 0, "max_words", "must be at least 1")?;
+        check(
+            0.0 < self.crop_scale.0
+                && self.crop_scale.0 <= self.crop_scale.1
+                && self.crop_scale.1 <= 1.0,
+            "crop_scale",
+            "must be two numbers, 0 < low <= high <= 1",
+        )?;
+        check(
+            0.0 < self.crop_ratio.0
+                && self.crop_ratio.0 <= self.crop_ratio.1
+                && self.crop_ratio.1.is_finite(),
+            "crop_ratio",
+            "must be two numbers, 0 < low <= high",
+        )?;
+        check(
+            (0.0..=1.0).contains(&self.flip_probability),
+            "flip_probability",
+            "must be 0 to 1",
+        )?;
+        check(self.threads <= 1024, "threads", "must be at most 1024")?;
+        check(
+            (1..=256).contains(&self.io_threads),
+            "io_threads",
+            "must be 1 to 256",
+        )?;
+        check(
+            (1..=1024).contains(&self.prefetch_batches),
+            "prefetch_batches",
+            "must be 1 to 1024",
+        )?;
+        check(
+            self.max_sample_bytes > 0,
+            "max_sample_bytes",
+            "must be at least 1",
+        )?;
+        check(
+            self.max_image_pixels > 0,
+            "max_image_pixels",
+            "must be at least 1",
+        )
+    }
+}

@@ -1,0 +1,280 @@
+//! Stages, queues and budgets: the only place that starts threads.
+//!
+//! ```text
+//! reader threads (io_threads, one shard each)
+//!   │ one bounded queue per shard, taken in the epoch's order
+//! sequencer ── shuffle buffer, position in the order
+//!   │ bounded queue of places, each with its pending result      ┌─ rayon pool (threads):
+//!   ├────────────────────────────────────────────────────────────┤  decode, augment, tokenise
+//! collator ── takes results in order, fills batches              └─
+//!   │ bounded queue of batches
+//! consumer
+//! ```
+//!
+//! A result has its place in the order before any worker sees the sample, so the batches are the
+//! same for any number of threads.
+
+mod collate;
+mod queue;
+mod sequence;
+mod state;
+mod stats;
+mod work;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel;
+
+use collate::{Collator, Message, Slot};
+use queue::{bounded, Closed, QueueReceiver, QueueSender};
+use sequence::{Place, Sequencer};
+use stats::{Capacities, Meters};
+use work::Work;
+
+pub use state::{LoaderState, OrderKey};
+pub use stats::{Counters, LoaderReport, QueueReport, StageReport};
+
+use crate::batch::{Batch, BufferPool, HostAllocator, PlainAllocator};
+use crate::config::LoaderConfig;
+use crate::error::PipelineError;
+use crate::shard::read::ReadOptions;
+use crate::source::ShardLocation;
+use crate::text::CaptionTokenizer;
+
+/// Bytes of compressed and processed images between sequencer and collator.
+const WORK_QUEUE_BYTES: usize = 64 << 20;
+
+/// Streams batches from shards with its own threads. Dropping it stops them.
+pub struct Loader {
+    batches: Option<QueueReceiver<Message>>,
+    threads: Vec<JoinHandle<()>>,
+    meters: Arc<Meters>,
+    capacities: Capacities,
+    state: LoaderState,
+    wait: Duration,
+}
+
+impl Loader {
+    /// Starts loading, with pixels in ordinary memory, from the beginning or from a saved state.
+    ///
+    /// # Errors
+    /// [`PipelineError::Config`] for settings that cannot work, [`PipelineError::State`] for a state
+    /// of other data or settings, [`PipelineError::Thread`] when threads cannot be started.
+    pub fn start(
+        config: LoaderConfig,
+        shards: Vec<ShardLocation>,
+        tokenizer: Arc<CaptionTokenizer>,
+        resume: Option<LoaderState>,
+    ) -> Result<Loader, PipelineError> {
+        Loader::start_in(config, shards, tokenizer, resume, Arc::new(PlainAllocator))
+    }
+
+    /// The same, with pixels in memory of the caller's making.
+    ///
+    /// # Errors
+    /// As [`Loader::start`].
+    pub fn start_in(
+        config: LoaderConfig,
+        shards: Vec<ShardLocation>,
+        tokenizer: Arc<CaptionTokenizer>,
+        resume: Option<LoaderState>,
+        allocator: Arc<dyn HostAllocator>,
+    ) -> Result<Loader, PipelineError> {
+        config.validate()?;
+        let order = OrderKey::new(&config, &shards)?;
+        let state = match resume {
+            Some(state) => {
+                state.check(&order)?;
+                state
+            }
+            None => LoaderState::start(order),
+        };
+        let threads = match config.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|number| format!("qf-work-{number}"))
+            // The place in the order reports the death of its worker; the process lives on.
+            .panic_handler(|_| {})
+            .build()
+            .map_err(|error| PipelineError::Thread(format!("cannot start workers: {error}")))?;
+        // Enough places that no worker idles while the collator waits for a slow image.
+        let work_items = (threads * 4).max(config.batch_size);
+        let capacities = Capacities {
+            threads,
+            io_threads: config.io_threads,
+            work_items,
+            batches: config.prefetch_batches,
+        };
+        let config = Arc::new(config);
+        let meters = Arc::new(Meters::default());
+        let work = Arc::new(Work::new(config.clone(), tokenizer, meters.clone())?);
+        let (slot_sender, slot_receiver) =
+            bounded(work_items, WORK_QUEUE_BYTES, meters.work_queue.clone());
+        let (batch_sender, batch_receiver) = bounded(
+            config.prefetch_batches,
+            usize::MAX,
+            meters.batch_queue.clone(),
+        );
+        let collator = Collator {
+            pool: Arc::new(BufferPool::new(
+                allocator,
+                config.batch_size * work.image_len(),
+            )),
+            config: config.clone(),
+            work: work.clone(),
+            meters: meters.clone(),
+            state: state.clone(),
+        };
+        let options = ReadOptions {
+            max_sample_bytes: config.max_sample_bytes,
+            image_column: config.image_column.clone(),
+            caption_column: config.caption_column.clone(),
+            ..ReadOptions::default()
+        };
+        let sequencer = Sequencer {
+            shards: Arc::new(shards),
+            config,
+            options: Arc::new(options),
+            meters: meters.clone(),
+        };
+        let (epoch, position) = (state.epoch, state.position);
+        let threads = vec![
+            spawn("qf-sequence", move || {
+                sequence(&sequencer, epoch, position, &pool, &work, &slot_sender);
+            })?,
+            spawn("qf-collate", move || {
+                collator.run(slot_receiver, batch_sender)
+            })?,
+        ];
+        Ok(Loader {
+            batches: Some(batch_receiver),
+            threads,
+            meters,
+            capacities,
+            state,
+            wait: Duration::ZERO,
+        })
+    }
+
+    /// The next batch, waiting for it if need be; `None` when all epochs are over.
+    ///
+    /// # Errors
+    /// The [`PipelineError`] that ended loading, once; `None` after that.
+    pub fn next_batch(&mut self) -> Result<Option<Batch>, PipelineError> {
+        let Some(batches) = &self.batches else {
+            return Ok(None);
+        };
+        let start = Instant::now();
+        let message = batches.recv();
+        self.wait += start.elapsed();
+        match message {
+            Some(Message::Batch(batch)) => {
+                self.state = batch.state.clone();
+                Ok(Some(*batch))
+            }
+            Some(Message::End(state)) => {
+                self.state = *state;
+                self.batches = None;
+                Ok(None)
+            }
+            Some(Message::Failed(error)) => {
+                self.batches = None;
+                Err(error)
+            }
+            None => {
+                self.batches = None;
+                Err(PipelineError::Thread(
+                    "the collator thread died; this is a bug".into(),
+                ))
+            }
+        }
+    }
+
+    /// The state after the last batch that was handed out.
+    pub fn state(&self) -> &LoaderState {
+        &self.state
+    }
+
+    /// Time that [`Loader::next_batch`] has spent waiting.
+    pub fn wait(&self) -> Duration {
+        self.wait
+    }
+
+    /// Where the loader's time has gone so far.
+    pub fn report(&self) -> LoaderReport {
+        self.meters.report(self.capacities)
+    }
+}
+
+impl Iterator for Loader {
+    type Item = Result<Batch, PipelineError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_batch().transpose()
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        // Closing the last queue makes every stage before it end in turn.
+        self.batches = None;
+        for thread in self.threads.drain(..) {
+            // A panic was reported by the queue that it closed.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn spawn(
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, PipelineError> {
+    std::thread::Builder::new()
+        .name(name.to_string())
+        .spawn(body)
+        .map_err(|error| PipelineError::Thread(format!("cannot start thread {name}: {error}")))
+}
+
+/// Gives every place of the order a slot, and its sample to a worker.
+fn sequence(
+    sequencer: &Sequencer,
+    epoch: u64,
+    position: u64,
+    pool: &rayon::ThreadPool,
+    work: &Arc<Work>,
+    slots: &QueueSender<Slot>,
+) {
+    let mut emit = |place: Place| -> Result<(), Closed> {
+        match place {
+            Place::Sample {
+                epoch,
+                sample: Ok(sample),
+            } => {
+                let (sender, receiver) = channel::bounded(1);
+                let bytes = sample.payload_bytes() + work.image_len();
+                slots.send(Slot::Pending(receiver), bytes)?;
+                let work = work.clone();
+                pool.spawn_fifo(move || {
+                    // The receiver is gone when the loader was dropped.
+                    let _ = sender.send(work.process(sample, epoch));
+                });
+                Ok(())
+            }
+            Place::Sample {
+                sample: Err(error), ..
+            } => slots.send(Slot::BadSample(error), 0),
+            Place::BadShard(error) => slots.send(Slot::BadShard(error), 0),
+            Place::EndOfEpoch => slots.send(Slot::EndOfEpoch, 0),
+        }
+    };
+    let result = sequencer
+        .run(epoch, position, &mut emit)
+        .map_err(PipelineError::Thread);
+    // Nobody listening is the ordinary end of a loader that was dropped.
+    let _ = slots.send(Slot::End(result), 0);
+}

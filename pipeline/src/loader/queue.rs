@@ -1,0 +1,187 @@
+//! A queue between two stages, bounded by items and by bytes, that measures who waits for whom.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crossbeam::channel;
+
+/// What a queue (or several of one kind) went through.
+#[derive(Debug, Default)]
+pub(crate) struct QueueMeter {
+    pub(crate) items: AtomicU64,
+    /// Sum over receives of the items that lay in the queue.
+    pub(crate) occupancy_sum: AtomicU64,
+    /// Time producers were blocked because it was full, in ns.
+    pub(crate) full_wait_ns: AtomicU64,
+    /// Time consumers were blocked because it was empty, in ns.
+    pub(crate) empty_wait_ns: AtomicU64,
+}
+
+/// The other end is gone.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Closed;
+
+struct Budget {
+    state: Mutex<BudgetState>,
+    changed: Condvar,
+    max_bytes: usize,
+}
+
+struct BudgetState {
+    used: usize,
+    closed: bool,
+}
+
+impl Budget {
+    fn lock(&self) -> MutexGuard<'_, BudgetState> {
+        // The state is two plain numbers: a panic elsewhere cannot leave it half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `bytes` fit; anything fits an empty queue.
+    fn acquire(&self, bytes: usize) -> Result<(), Closed> {
+        let mut state = self.lock();
+        while !state.closed && state.used > 0 && state.used.saturating_add(bytes) > self.max_bytes {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.closed {
+            return Err(Closed);
+        }
+        state.used = state.used.saturating_add(bytes);
+        Ok(())
+    }
+
+    fn release(&self, bytes: usize) {
+        self.lock().used -= bytes;
+        self.changed.notify_all();
+    }
+
+    fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+}
+
+pub(crate) struct QueueSender<T> {
+    channel: channel::Sender<(T, usize)>,
+    budget: Arc<Budget>,
+    meter: Arc<QueueMeter>,
+}
+
+pub(crate) struct QueueReceiver<T> {
+    channel: channel::Receiver<(T, usize)>,
+    budget: Arc<Budget>,
+    meter: Arc<QueueMeter>,
+}
+
+/// A queue of at most `max_items` items (at least 1) that together weigh at most `max_bytes`; a
+/// single heavier item passes alone.
+pub(crate) fn bounded<T>(
+    max_items: usize,
+    max_bytes: usize,
+    meter: Arc<QueueMeter>,
+) -> (QueueSender<T>, QueueReceiver<T>) {
+    let (sender, receiver) = channel::bounded(max_items.max(1));
+    let state = Mutex::new(BudgetState {
+        used: 0,
+        closed: false,
+    });
+    let budget = Arc::new(Budget {
+        state,
+        changed: Condvar::new(),
+        max_bytes,
+    });
+    (
+        QueueSender {
+            channel: sender,
+            budget: budget.clone(),
+            meter: meter.clone(),
+        },
+        QueueReceiver {
+            channel: receiver,
+            budget,
+            meter,
+        },
+    )
+}
+
+impl<T> QueueSender<T> {
+    /// Puts an item in, waiting while the queue is full.
+    pub(crate) fn send(&self, item: T, bytes: usize) -> Result<(), Closed> {
+        let start = Instant::now();
+        self.budget.acquire(bytes)?;
+        let sent = self.channel.send((item, bytes)).map_err(|_| Closed);
+        add_since(&self.meter.full_wait_ns, start);
+        sent
+    }
+}
+
+impl<T> QueueReceiver<T> {
+    /// Takes the next item, waiting while the queue is empty; `None` when the sender is gone.
+    pub(crate) fn recv(&self) -> Option<T> {
+        let occupancy = self.channel.len() as u64;
+        let start = Instant::now();
+        let (item, bytes) = self.channel.recv().ok()?;
+        add_since(&self.meter.empty_wait_ns, start);
+        self.meter.items.fetch_add(1, Ordering::Relaxed);
+        self.meter
+            .occupancy_sum
+            .fetch_add(occupancy, Ordering::Relaxed);
+        self.budget.release(bytes);
+        Some(item)
+    }
+}
+
+impl<T> Drop for QueueReceiver<T> {
+    fn drop(&mut self) {
+        self.budget.close();
+    }
+}
+
+/// Adds the time since `start`, in ns.
+pub(crate) fn add_since(total_ns: &AtomicU64, start: Instant) {
+    let elapsed = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    total_ns.fetch_add(elapsed, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_bound_the_queue_and_a_heavy_item_passes_alone() {
+        let (sender, receiver) = bounded(100, 10, Arc::default());
+        let producer = std::thread::spawn(move || {
+            for item in 0..1000usize {
+                sender
+                    .send(item, if item % 100 == 0 { 1000 } else { 4 })
+                    .unwrap();
+            }
+        });
+        for expected in 0..1000 {
+            assert!(
+                receiver.channel.len() <= 2,
+                "at most two 4-byte items fit 10 bytes"
+            );
+            assert_eq!(receiver.recv(), Some(expected));
+        }
+        producer.join().unwrap();
+        assert_eq!(receiver.recv(), None);
+    }
+
+    #[test]
+    fn a_blocked_sender_wakes_when_the_receiver_goes() {
+        let (sender, receiver) = bounded(100, 10, Arc::default());
+        sender.send(0, 10).unwrap();
+        let blocked = std::thread::spawn(move || sender.send(1, 10));
+        while Arc::strong_count(&receiver.budget) < 2 {
+            std::thread::yield_now();
+        }
+        drop(receiver);
+        assert_eq!(blocked.join().unwrap(), Err(Closed));
+    }
+}

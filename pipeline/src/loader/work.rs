@@ -1,0 +1,206 @@
+//! The CPU stages of one sample: draw a caption, decode, augment, tokenise.
+
+use std::sync::Arc;
+
+use crossbeam::queue::SegQueue;
+
+use super::stats::Meters;
+use crate::augment::{ImageProcessor, SampleRng};
+use crate::captions::raw_captions;
+use crate::config::{CaptionChoice, LoaderConfig};
+use crate::decode::{decode_rgb, is_image_extension, DecodeLimits};
+use crate::error::{PipelineError, SampleError, SkipReason};
+use crate::sample::{DecodedSample, EncodedSample, MemberData};
+use crate::text::{CaptionProcessor, CaptionTokenizer};
+
+/// Everything the workers share.
+pub(crate) struct Work {
+    config: Arc<LoaderConfig>,
+    tokenizer: Arc<CaptionTokenizer>,
+    caption_processor: CaptionProcessor,
+    limits: DecodeLimits,
+    meters: Arc<Meters>,
+    /// What a worker that finds no scratch begins with.
+    prototype: Scratch,
+    /// Scratch memory not in use at the moment; there are as many as busy workers.
+    scratch: SegQueue<Scratch>,
+    /// Pixel buffers that collation has emptied.
+    pixels: SegQueue<Vec<u8>>,
+}
+
+#[derive(Clone)]
+struct Scratch {
+    processor: ImageProcessor,
+    /// `[S, S, 3]` u8.
+    interleaved: Vec<u8>,
+}
+
+impl Work {
+    pub(crate) fn new(
+        config: Arc<LoaderConfig>,
+        tokenizer: Arc<CaptionTokenizer>,
+        meters: Arc<Meters>,
+    ) -> Result<Self, PipelineError> {
+        let transform = config.image_transform();
+        let processor = ImageProcessor::new(transform)?;
+        let prototype = Scratch {
+            interleaved: vec![0; processor.out_len()],
+            processor,
+        };
+        Ok(Work {
+            caption_processor: CaptionProcessor::new(config.max_words, config.prompt.as_str())?,
+            limits: DecodeLimits {
+                max_pixels: config.max_image_pixels,
+                ..DecodeLimits::default()
+            },
+            config,
+            tokenizer,
+            meters,
+            prototype,
+            scratch: SegQueue::new(),
+            pixels: SegQueue::new(),
+        })
+    }
+
+    /// Bytes of one processed image.
+    pub(crate) fn image_len(&self) -> usize {
+        self.prototype.interleaved.len()
+    }
+
+    /// Takes back the pixel buffer of a sample that was copied into its batch.
+    pub(crate) fn recycle(&self, pixels: Vec<u8>) {
+        self.pixels.push(pixels);
+    }
+
+    /// Runs all CPU stages; the same sample in the same epoch gives the same result on any thread.
+    pub(crate) fn process(
+        &self,
+        sample: EncodedSample,
+        epoch: u64,
+    ) -> Result<DecodedSample, SampleError> {
+        self.stages(&sample, epoch)
+            .map_err(|(reason, message)| SampleError {
+                id: Box::new(sample.id),
+                reason,
+                message,
+            })
+    }
+
+    fn stages(
+        &self,
+        sample: &EncodedSample,
+        epoch: u64,
+    ) -> Result<DecodedSample, (SkipReason, String)> {
+        let id = &sample.id;
+        let mut rng = SampleRng::new(self.config.seed, epoch, id.shard_index, id.sample_index);
+        let captions = self.captions(sample, &mut rng)?;
+        let bytes = image_member(sample).ok_or_else(|| {
+            let names: Vec<_> = sample
+                .members
+                .iter()
+                .map(|member| member.name.as_str())
+                .collect();
+            (
+                SkipReason::NoImage,
+                format!("no image among its members ({})", names.join(", ")),
+            )
+        })?;
+        let image = self
+            .meters
+            .decode
+            .time(|| decode_rgb(bytes, &self.limits))
+            .map_err(|error| (error.reason(), format!("cannot decode its image: {error}")))?;
+        self.meters.decode.add_bytes(bytes.len() as u64);
+        let (token_ids, attention_mask) = self.meters.tokenise.time(|| self.tokenise(&captions))?;
+        let pixels = self.meters.augment.time(|| {
+            let mut scratch = self.scratch.pop().unwrap_or_else(|| self.prototype.clone());
+            let mut pixels = self
+                .pixels
+                .pop()
+                .unwrap_or_else(|| vec![0; self.image_len()]);
+            scratch
+                .processor
+                .process(&image, &mut rng, &mut scratch.interleaved);
+            deinterleave(&scratch.interleaved, &mut pixels);
+            self.scratch.push(scratch);
+            pixels
+        });
+        Ok(DecodedSample {
+            id: id.clone(),
+            pixels,
+            captions,
+            token_ids,
+            attention_mask,
+        })
+    }
+
+    /// `[N, T]` ids and mask of `N` captions.
+    fn tokenise(&self, captions: &[String]) -> Result<(Vec<i64>, Vec<i64>), (SkipReason, String)> {
+        let text_len = self.config.text_len;
+        let mut token_ids = vec![0; captions.len() * text_len];
+        let mut attention_mask = vec![0; captions.len() * text_len];
+        let rows = token_ids
+            .chunks_mut(text_len)
+            .zip(attention_mask.chunks_mut(text_len));
+        for (caption, (ids, mask)) in captions.iter().zip(rows) {
+            self.tokenizer
+                .encode(caption, ids, mask)
+                .map_err(|error| (SkipReason::BadCaption, error.to_string()))?;
+        }
+        Ok((token_ids, attention_mask))
+    }
+
+    /// The captions in use: one drawn, or all; those that the caption processor leaves empty never
+    /// count.
+    fn captions(
+        &self,
+        sample: &EncodedSample,
+        rng: &mut SampleRng,
+    ) -> Result<Vec<String>, (SkipReason, String)> {
+        let raw = raw_captions(sample, &self.config.caption_column)?;
+        let cleaner = &self.caption_processor;
+        let usable = raw.iter().filter(|caption| !cleaner.is_empty(caption));
+        let mut processed: Vec<String> = usable.map(|caption| cleaner.process(caption)).collect();
+        if processed.is_empty() {
+            let message = format!(
+                "no caption is left of {:?} after the caption processor",
+                raw[0]
+            );
+            return Err((SkipReason::EmptyCaption, message));
+        }
+        Ok(match self.config.captions {
+            CaptionChoice::All => processed,
+            CaptionChoice::Draw => {
+                let drawn = rng.below(processed.len() as u64) as usize;
+                vec![processed.swap_remove(drawn)]
+            }
+        })
+    }
+}
+
+/// The image of a sample: a plain image extension (`jpg`) before a compound one (`seg.png`).
+fn image_member(sample: &EncodedSample) -> Option<&[u8]> {
+    let images = || {
+        sample
+            .members
+            .iter()
+            .filter(|member| is_image_extension(&member.name))
+    };
+    let plain = images().find(|member| !member.name.contains('.'));
+    match &plain.or_else(|| images().next())?.data {
+        MemberData::Bytes(bytes) => Some(bytes),
+        MemberData::Text(_) => None,
+    }
+}
+
+/// `[S, S, 3]` to `[3, S, S]`.
+fn deinterleave(interleaved: &[u8], planar: &mut [u8]) {
+    let (red, rest) = planar.split_at_mut(planar.len() / 3);
+    let (green, blue) = rest.split_at_mut(rest.len() / 2);
+    let planes = red.iter_mut().zip(green).zip(blue);
+    for (pixel, ((red, green), blue)) in interleaved.chunks_exact(3).zip(planes) {
+        *red = pixel[0];
+        *green = pixel[1];
+        *blue = pixel[2];
+    }
+}

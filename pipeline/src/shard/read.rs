@@ -1,0 +1,243 @@
+//! Reads a shard of any format: finds out by content which it is, decompresses, groups.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::sync::Arc;
+
+use crate::decode::is_image_extension;
+use crate::error::{SampleError, ShardError};
+use crate::sample::EncodedSample;
+use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader};
+use crate::shard::group::{split_key, Grouper};
+use crate::shard::tar::{for_each_member, shard_error, TarEnd, TarMember};
+use crate::source::ShardLocation;
+
+/// Largest zstd window accepted, as a power of two: 128 MiB, what `zstd -d` accepts by default.
+const ZSTD_MAX_WINDOW_LOG: u32 = 27;
+
+/// Size of the read buffer in front of a shard file, in bytes.
+const READ_BUFFER_BYTES: usize = 256 << 10;
+
+/// What to load and how much of it.
+#[derive(Clone, Debug)]
+pub struct ReadOptions {
+    /// A sample whose members together are longer than this, in bytes, is skipped.
+    pub max_sample_bytes: u64,
+    /// Extensions (Arrow: columns) to load beside images and captions.
+    pub extra_members: Vec<String>,
+    /// Arrow: the image column.
+    pub image_column: String,
+    /// Arrow: the caption column. Tar: the extension is that of [`crate::captions`].
+    pub caption_column: String,
+}
+
+impl Default for ReadOptions {
+    fn default() -> Self {
+        ReadOptions {
+            max_sample_bytes: 128 << 20,
+            extra_members: Vec::new(),
+            image_column: "image".into(),
+            caption_column: "caption".into(),
+        }
+    }
+}
+
+impl ReadOptions {
+    fn wants(&self, extension: &str) -> bool {
+        is_image_extension(extension)
+            || crate::captions::is_caption_member(extension)
+            || self.extra_members.iter().any(|name| name == extension)
+    }
+}
+
+/// Receives the samples of a shard in order; returns `false` to stop reading.
+pub type Visit<'a> = &'a mut dyn FnMut(Result<EncodedSample, SampleError>) -> bool;
+
+/// Wraps a raw or a decompressing reader, so that a caller can time it; see [`read_shard`].
+pub trait ReadObserver {
+    /// Called once with the file.
+    fn watch_file(&self, file: Box<dyn Read>) -> Box<dyn Read>;
+    /// Called with the decompressor, if the shard is compressed.
+    fn watch_decompressor(&self, decompressor: Box<dyn Read>) -> Box<dyn Read>;
+}
+
+/// Observes nothing.
+pub struct NoObserver;
+
+impl ReadObserver for NoObserver {
+    fn watch_file(&self, file: Box<dyn Read>) -> Box<dyn Read> {
+        file
+    }
+    fn watch_decompressor(&self, decompressor: Box<dyn Read>) -> Box<dyn Read> {
+        decompressor
+    }
+}
+
+/// Reads all samples of a shard, in order.
+///
+/// The format is told by content, not by name: tar, Arrow IPC stream or Arrow IPC file, each plain,
+/// gzip- or zstd-compressed.
+///
+/// # Errors
+/// A [`ShardError`] where reading cannot go on; every sample before it has been visited.
+pub fn read_shard(
+    location: &ShardLocation,
+    shard_index: u32,
+    options: &ReadOptions,
+    observer: &dyn ReadObserver,
+    visit: Visit<'_>,
+) -> Result<(), ShardError> {
+    let shard = &location.name;
+    let io_error = |error: io::Error| ShardError {
+        shard: shard.to_string(),
+        offset_bytes: 0,
+        message: format!("cannot be read ({error})"),
+    };
+    let file = File::open(&location.path).map_err(io_error)?;
+    let file = observer.watch_file(Box::new(file));
+    let reader = decompress(file, observer).map_err(io_error)?;
+    let (magic, reader) = peek(reader, 512).map_err(|error| shard_error(shard, 0, &error))?;
+    if magic.is_empty() {
+        return Err(ShardError {
+            shard: shard.to_string(),
+            offset_bytes: 0,
+            message: "is empty (0 bytes); remove it or fetch it again".into(),
+        });
+    }
+    match content_of(&magic) {
+        Content::Tar => read_tar(shard, shard_index, reader, options, visit),
+        Content::Arrow => read_arrow(shard, shard_index, reader, options, visit),
+        Content::Unknown => Err(ShardError {
+            shard: shard.to_string(),
+            offset_bytes: 0,
+            message: "not a shard: neither a tar archive nor Arrow IPC (plain, gzip or zstd)"
+                .into(),
+        }),
+    }
+}
+
+fn decompress(reader: Box<dyn Read>, observer: &dyn ReadObserver) -> io::Result<Box<dyn Read>> {
+    let (magic, reader) = peek(reader, 4)?;
+    let reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
+    // Zstandard also begins with one of 16 skippable-frame magics (as the seekable format may).
+    let is_zstd = magic == [0x28, 0xb5, 0x2f, 0xfd]
+        || (magic.len() == 4 && magic[0] & 0xf0 == 0x50 && magic[1..] == [0x2a, 0x4d, 0x18]);
+    Ok(if magic.starts_with(&[0x1f, 0x8b]) {
+        observer.watch_decompressor(Box::new(flate2::bufread::MultiGzDecoder::new(reader)))
+    } else if is_zstd {
+        let mut decoder = zstd::stream::read::Decoder::with_buffer(reader)?;
+        decoder.window_log_max(ZSTD_MAX_WINDOW_LOG)?;
+        observer.watch_decompressor(Box::new(decoder))
+    } else {
+        return Ok(Box::new(reader));
+    })
+    .map(|reader: Box<dyn Read>| -> Box<dyn Read> {
+        Box::new(BufReader::with_capacity(READ_BUFFER_BYTES, reader))
+    })
+}
+
+/// Up to `count` first bytes, and a reader that still yields them.
+fn peek(mut reader: Box<dyn Read>, count: u64) -> io::Result<(Vec<u8>, Box<dyn Read>)> {
+    let mut head = Vec::new();
+    reader.by_ref().take(count).read_to_end(&mut head)?;
+    let rest = io::Cursor::new(head.clone()).chain(reader);
+    Ok((head, Box::new(rest)))
+}
+
+enum Content {
+    Tar,
+    Arrow,
+    Unknown,
+}
+
+fn content_of(head: &[u8]) -> Content {
+    if head.starts_with(b"ARROW1") || head.starts_with(&[0xff; 4]) {
+        return Content::Arrow;
+    }
+    if head.len() == 512 {
+        let is_zero_block = head.iter().all(|&byte| byte == 0);
+        let header = tar::Header::from_byte_slice(head);
+        let sum: u32 = head
+            .iter()
+            .enumerate()
+            .map(|(at, &byte)| {
+                if (148..156).contains(&at) {
+                    32
+                } else {
+                    u32::from(byte)
+                }
+            })
+            .sum();
+        if is_zero_block || header.cksum().is_ok_and(|declared| declared == sum) {
+            return Content::Tar;
+        }
+    }
+    // A stream from before Arrow 0.15 begins with the length of its schema message, which is a
+    // flatbuffer: a root offset, then small numbers.
+    match head {
+        [a, b, c, 0, root, 0, 0, 0, ..]
+            if u32::from_le_bytes([*a, *b, *c, 0]) >= 16 && *root >= 8 && root % 4 == 0 =>
+        {
+            Content::Arrow
+        }
+        _ => Content::Unknown,
+    }
+}
+
+fn read_tar(
+    shard: &Arc<str>,
+    shard_index: u32,
+    reader: Box<dyn Read>,
+    options: &ReadOptions,
+    visit: Visit<'_>,
+) -> Result<(), ShardError> {
+    let mut grouper = Grouper::new(shard.clone(), shard_index, options.max_sample_bytes);
+    let wanted =
+        |path: &str| split_key(path).is_some_and(|(_, extension)| options.wants(&extension));
+    let mut on_member = |member: TarMember| match grouper.push(member) {
+        Some(sample) => visit(sample),
+        None => true,
+    };
+    let end = for_each_member(
+        shard,
+        reader,
+        options.max_sample_bytes,
+        &wanted,
+        &mut on_member,
+    );
+    // A sample that a damaged tail interrupts may lack members: it is not handed out as whole.
+    let end = end?;
+    if end == TarEnd::Stopped {
+        return Ok(());
+    }
+    if end == TarEnd::NoMarker {
+        log::warn!(
+            "shard {shard} ends without an end-of-archive marker; it may have been cut short"
+        );
+    }
+    if let Some(sample) = grouper.finish() {
+        visit(sample);
+    }
+    Ok(())
+}
+
+fn read_arrow(
+    shard: &Arc<str>,
+    shard_index: u32,
+    reader: Box<dyn Read>,
+    options: &ReadOptions,
+    visit: Visit<'_>,
+) -> Result<(), ShardError> {
+    let arrow_options = ArrowReadOptions {
+        image_column: options.image_column.clone(),
+        caption_column: options.caption_column.clone(),
+        ..ArrowReadOptions::default()
+    };
+    let mut samples = ArrowShardReader::new(shard.clone(), shard_index, reader, &arrow_options)?;
+    while let Some(sample) = samples.next_sample() {
+        if !visit(sample?) {
+            break;
+        }
+    }
+    Ok(())
+}

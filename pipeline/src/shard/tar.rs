@@ -1,0 +1,290 @@
+//! Members of a tar stream, read with every length checked before it is believed.
+
+use std::io::{self, Read};
+
+use crate::error::ShardError;
+
+/// Longest member name accepted from a GNU or pax extension header, in bytes.
+const MAX_EXTENSION_BYTES: u64 = 1 << 20;
+
+/// One regular file of a tar stream.
+#[derive(Debug)]
+pub(crate) struct TarMember {
+    /// Path as stored; bytes that are not UTF-8 are written `\xNN`.
+    pub(crate) path: String,
+    /// Offset of its first header (extension headers included) in the uncompressed stream.
+    pub(crate) offset_bytes: u64,
+    /// What it holds.
+    pub(crate) content: MemberContent,
+}
+
+/// What was kept of a member's data.
+#[derive(Debug)]
+pub(crate) enum MemberContent {
+    /// All of it.
+    Bytes(Vec<u8>),
+    /// Nothing: the caller did not want it.
+    PassedOver,
+    /// Nothing: it is longer than the limit; the declared size is given.
+    TooLarge(u64),
+}
+
+/// Which members to load.
+pub(crate) type Wanted<'a> = &'a dyn Fn(&str) -> bool;
+
+/// Calls `visit` for each regular file of the stream, in order, until it returns `false`.
+///
+/// Directories, links and special files are passed over. `wanted` decides by path whether a member's
+/// data is loaded; a member longer than `max_bytes` is not.
+///
+/// # Errors
+/// A [`ShardError`] at the first header or data that cannot be read; all members before it have
+/// been visited.
+pub(crate) fn for_each_member<R: Read>(
+    shard: &str,
+    reader: R,
+    max_bytes: u64,
+    wanted: Wanted<'_>,
+    visit: &mut dyn FnMut(TarMember) -> bool,
+) -> Result<TarEnd, ShardError> {
+    let tail = TailWatch::new(reader);
+    let watch = tail.state();
+    let mut archive = tar::Archive::new(tail);
+    // Raw entries: the extension headers are ours to bound, the framing is the tar crate's.
+    let entries = archive
+        .entries()
+        .map_err(|error| shard_error(shard, 0, &error))?;
+    let mut extension = Extension::default();
+    let mut next_offset = 0;
+    let mut members = 0u64;
+    for entry in entries.raw(true) {
+        let mut entry = entry.map_err(|error| {
+            let offset = next_offset;
+            if members == 0 && offset == 0 {
+                error_at(shard, offset, format!("not a tar archive ({error})"))
+            } else {
+                shard_error(shard, offset, &error)
+            }
+        })?;
+        let header_offset = entry.raw_header_position();
+        let size = entry.size();
+        next_offset = entry
+            .raw_file_position()
+            .saturating_add(size.checked_next_multiple_of(512).unwrap_or(u64::MAX));
+        members += 1;
+        let kind = entry.header().entry_type();
+        if kind.is_gnu_longname() || kind.is_pax_local_extensions() {
+            if size > MAX_EXTENSION_BYTES {
+                return Err(error_at(
+                    shard,
+                    header_offset,
+                    format!("an extension header of {size} bytes (at most {MAX_EXTENSION_BYTES})"),
+                ));
+            }
+            let data = read_exactly(shard, &mut entry, size, header_offset)?;
+            extension.offset.get_or_insert(header_offset);
+            if kind.is_gnu_longname() {
+                let end = data
+                    .iter()
+                    .position(|&byte| byte == 0)
+                    .unwrap_or(data.len());
+                extension.path = Some(data[..end].to_vec());
+            } else {
+                extension
+                    .read_pax(&data)
+                    .map_err(|what| error_at(shard, header_offset, what))?;
+            }
+            continue;
+        }
+        if kind.is_gnu_sparse() {
+            return Err(error_at(
+                shard,
+                header_offset,
+                "a sparse member, which WebDataset shards do not have; repack the shard without \
+                 --sparse"
+                    .into(),
+            ));
+        }
+        let Extension {
+            path,
+            size: pax_size,
+            offset,
+        } = std::mem::take(&mut extension);
+        if pax_size.is_some_and(|pax_size| pax_size != size) {
+            return Err(error_at(
+                shard,
+                header_offset,
+                format!(
+                    "a member of {} bytes: too large for a shard",
+                    pax_size.unwrap_or(size)
+                ),
+            ));
+        }
+        if !kind.is_file() && !kind.is_contiguous() {
+            continue; // directories, links, devices, global pax headers
+        }
+        let path = display_path(&path.unwrap_or_else(|| entry.path_bytes().into_owned()));
+        let content = if !wanted(&path) {
+            MemberContent::PassedOver
+        } else if size > max_bytes {
+            MemberContent::TooLarge(size)
+        } else {
+            MemberContent::Bytes(read_exactly(shard, &mut entry, size, header_offset)?)
+        };
+        let offset_bytes = offset.unwrap_or(header_offset);
+        if !visit(TarMember {
+            path,
+            offset_bytes,
+            content,
+        }) {
+            return Ok(TarEnd::Stopped);
+        }
+    }
+    Ok(if watch.ends_with_zeros() {
+        TarEnd::Marker
+    } else {
+        TarEnd::NoMarker
+    })
+}
+
+/// How a tar stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TarEnd {
+    /// With the end-of-archive marker.
+    Marker,
+    /// At a header boundary, but without the marker: whole members may be missing.
+    NoMarker,
+    /// The visitor asked for no more.
+    Stopped,
+}
+
+#[derive(Default)]
+struct Extension {
+    path: Option<Vec<u8>>,
+    size: Option<u64>,
+    offset: Option<u64>,
+}
+
+impl Extension {
+    fn read_pax(&mut self, data: &[u8]) -> Result<(), String> {
+        for record in tar::PaxExtensions::new(data) {
+            let record = record.map_err(|error| format!("a damaged pax header ({error})"))?;
+            match record.key_bytes() {
+                b"path" => self.path = Some(record.value_bytes().to_vec()),
+                b"size" => {
+                    let size = record.value().ok().and_then(|value| value.parse().ok());
+                    self.size = Some(size.ok_or("a pax header whose size is not a number")?);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads `size` bytes, growing with what is really there.
+fn read_exactly(
+    shard: &str,
+    reader: &mut impl Read,
+    size: u64,
+    header_offset: u64,
+) -> Result<Vec<u8>, ShardError> {
+    const FIRST_RESERVE: u64 = 1 << 20;
+    let mut data = Vec::with_capacity(size.min(FIRST_RESERVE) as usize);
+    reader
+        .take(size)
+        .read_to_end(&mut data)
+        .map_err(|error| shard_error(shard, header_offset, &error))?;
+    if (data.len() as u64) < size {
+        return Err(error_at(
+            shard,
+            header_offset,
+            format!(
+                "truncated: a member declares {size} bytes and {} are there; fetch the shard again",
+                data.len()
+            ),
+        ));
+    }
+    Ok(data)
+}
+
+fn display_path(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(path) => path.to_string(),
+        Err(_) => bytes
+            .utf8_chunks()
+            .flat_map(|chunk| {
+                let escaped = chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}"));
+                std::iter::once(chunk.valid().to_string()).chain(escaped)
+            })
+            .collect(),
+    }
+}
+
+fn error_at(shard: &str, offset_bytes: u64, message: String) -> ShardError {
+    ShardError {
+        shard: shard.to_string(),
+        offset_bytes,
+        message,
+    }
+}
+
+/// Words an I/O error of the tar or decompression layer.
+pub(crate) fn shard_error(shard: &str, offset_bytes: u64, error: &io::Error) -> ShardError {
+    let text = error.to_string();
+    let truncated = error.kind() == io::ErrorKind::UnexpectedEof
+        || text.contains("unexpected EOF")
+        || text.contains("failed to read entire block")
+        || text.contains("incomplete frame");
+    let message = if truncated {
+        format!("truncated ({text}); fetch the shard again")
+    } else {
+        format!("damaged ({text}); fetch the shard again")
+    };
+    error_at(shard, offset_bytes, message)
+}
+
+/// Remembers whether the last block that went by was all zeros.
+struct TailWatch<R> {
+    inner: R,
+    state: std::rc::Rc<std::cell::Cell<usize>>,
+}
+
+impl<R> TailWatch<R> {
+    fn new(inner: R) -> Self {
+        TailWatch {
+            inner,
+            state: Default::default(),
+        }
+    }
+
+    fn state(&self) -> TailState {
+        TailState(self.state.clone())
+    }
+}
+
+struct TailState(std::rc::Rc<std::cell::Cell<usize>>);
+
+impl TailState {
+    fn ends_with_zeros(&self) -> bool {
+        self.0.get() >= 512
+    }
+}
+
+impl<R: Read> Read for TailWatch<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        let zeros = buffer[..count]
+            .iter()
+            .rev()
+            .take(512)
+            .take_while(|&&byte| byte == 0)
+            .count();
+        self.state.set(if zeros == count {
+            self.state.get() + zeros
+        } else {
+            zeros
+        });
+        Ok(count)
+    }
+}

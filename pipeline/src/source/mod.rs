@@ -1,0 +1,170 @@
+//! Where shards live: turns the specifications a user gives into an ordered list of shards.
+
+mod braces;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::PipelineError;
+
+/// One shard of a data set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardLocation {
+    /// The file.
+    pub path: PathBuf,
+    /// The name used in messages and sample ids: the path as given or matched.
+    pub name: Arc<str>,
+}
+
+/// Resolves specifications to shards, in the order given.
+///
+/// A specification is a file, a glob (`photos-*.tar`, matches in sorted order), or either with
+/// brace ranges and lists (`photos-{000..012}.tar`, `{a,b}-*.tar`; every element must match
+/// something).
+///
+/// # Errors
+/// [`PipelineError::NoShards`] when a specification matches nothing, a file is missing, or a
+/// folder is named; [`PipelineError::Config`] when braces do not parse or a shard is named twice.
+pub fn resolve_shards<S: AsRef<str>>(specs: &[S]) -> Result<Vec<ShardLocation>, PipelineError> {
+    let mut shards = Vec::new();
+    let mut seen = HashSet::new();
+    for spec in specs {
+        let spec = spec.as_ref();
+        // A file of exactly this name wins over any reading of its braces or stars.
+        let patterns = if Path::new(spec).is_file() {
+            vec![spec.to_string()]
+        } else {
+            braces::expand(spec)?
+        };
+        for pattern in patterns {
+            for path in match_pattern(spec, &pattern)? {
+                if !seen.insert(path.clone()) {
+                    return Err(PipelineError::Config {
+                        setting: "shards",
+                        message: format!(
+                            "{} is named more than once (by `{spec}`); every sample would be seen \
+                             twice an epoch",
+                            path.display()
+                        ),
+                    });
+                }
+                let name = Arc::from(path.to_string_lossy().as_ref());
+                shards.push(ShardLocation { path, name });
+            }
+        }
+    }
+    if shards.is_empty() {
+        return Err(PipelineError::NoShards {
+            spec: String::new(),
+            hint: "give at least one shard file, glob or {000..012} range".into(),
+        });
+    }
+    Ok(shards)
+}
+
+fn match_pattern(spec: &str, pattern: &str) -> Result<Vec<PathBuf>, PipelineError> {
+    let no_shards = |hint: String| PipelineError::NoShards {
+        spec: spec.to_string(),
+        hint,
+    };
+    let path = Path::new(pattern);
+    if path.is_file() {
+        return Ok(vec![path.to_path_buf()]);
+    }
+    if path.is_dir() {
+        return Err(no_shards(format!(
+            "{pattern} is a folder; name its shards, e.g. '{}/*.tar'",
+            pattern.trim_end_matches('/')
+        )));
+    }
+    if !pattern.contains(['*', '?', '[']) {
+        return Err(no_shards(format!("{pattern} does not exist")));
+    }
+    let matches = glob::glob(pattern)
+        .map_err(|error| no_shards(format!("the pattern does not parse: {error}")))?;
+    let mut files = Vec::new();
+    for entry in matches {
+        let path = entry.map_err(|error| PipelineError::Io {
+            path: error.path().to_path_buf(),
+            source: error.into(),
+        })?;
+        // Sidecars and temporary files are not shards, however wide the pattern.
+        if path.is_file() {
+            files.push(path);
+        }
+    }
+    if files.is_empty() {
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
+        return Err(no_shards(match folder {
+            Some(folder) if !folder.to_string_lossy().contains('*') && !folder.exists() => {
+                format!("the folder {} does not exist", folder.display())
+            }
+            _ => "check the pattern, and quote it if the shell should not expand it".into(),
+        }));
+    }
+    files.sort();
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(shards: &[ShardLocation]) -> Vec<String> {
+        shards
+            .iter()
+            .map(|shard| {
+                shard
+                    .path
+                    .file_name()
+                    .unwrap()
+                    .to_string_lossy()
+                    .into_owned()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn files_globs_and_ranges() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [
+            "a-000.tar",
+            "a-001.tar",
+            "a-002.tar",
+            "b{x}.tar",
+            "b-000.tar",
+        ] {
+            std::fs::write(dir.path().join(name), b"x").unwrap();
+        }
+        let spec = |tail: &str| format!("{}/{tail}", dir.path().display());
+        let resolve = |tails: &[&str]| {
+            resolve_shards(&tails.iter().map(|tail| spec(tail)).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            names(&resolve(&["a-*.tar"]).unwrap()),
+            ["a-000.tar", "a-001.tar", "a-002.tar"]
+        );
+        assert_eq!(
+            names(&resolve(&["b-000.tar", "a-{001..002}.tar"]).unwrap()),
+            ["b-000.tar", "a-001.tar", "a-002.tar"]
+        );
+        assert_eq!(names(&resolve(&["b{x}.tar"]).unwrap()), ["b{x}.tar"]);
+        assert_eq!(
+            names(&resolve(&["{a,b}-000.tar"]).unwrap()),
+            ["a-000.tar", "b-000.tar"]
+        );
+        let message = |tails: &[&str]| resolve(tails).unwrap_err().to_string();
+        assert!(message(&["a-{000..003}.tar"]).contains("a-003.tar does not exist"));
+        assert!(message(&["c-*.tar"]).contains("no shard matches"));
+        assert!(message(&["nowhere/c-*.tar"]).contains("does not exist"));
+        assert!(message(&["a-*.tar", "a-001.tar"]).contains("more than once"));
+        assert!(resolve_shards(&[dir.path().to_string_lossy()])
+            .unwrap_err()
+            .to_string()
+            .contains("is a folder"));
+        assert!(resolve_shards::<&str>(&[]).is_err());
+    }
+}

@@ -1,0 +1,423 @@
+//! BERT's uncased WordPiece tokenizer with a `[DEC]` token.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::{json, Value};
+use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::BertNormalizer;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::{AddedToken, Tokenizer};
+
+use crate::error::PipelineError;
+
+/// Padding, id 0 in BERT's vocabulary.
+pub(super) const PAD: &str = "[PAD]";
+/// A word the vocabulary cannot spell.
+pub(super) const UNK: &str = "[UNK]";
+/// Start of every caption.
+pub(super) const CLS: &str = "[CLS]";
+/// End of every caption.
+pub(super) const SEP: &str = "[SEP]";
+/// BERT's masking token; unused by the Q-Former.
+pub(super) const MASK: &str = "[MASK]";
+/// Start of a caption that is to be generated.
+const DEC: &str = "[DEC]";
+
+/// What continues a word.
+pub(super) const CONTINUATION: &str = "##";
+
+/// Longer words become `[UNK]`.
+pub(super) const MAX_WORD_CHARS: usize = 100;
+
+/// Bytes of a caption that are looked at. Far beyond any caption's first tokens, and a bound on
+/// what a broken one can cost.
+pub(super) const MAX_CAPTION_BYTES: usize = 64 << 10;
+
+/// Bytes of a vocabulary or `tokenizer.json` file, 60 times that of BERT's.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+
+/// Bytes of one vocabulary entry.
+const MAX_TOKEN_BYTES: usize = 1024;
+
+/// Entries of a vocabulary.
+const MAX_VOCABULARY: usize = 1 << 20;
+
+/// Turns captions into ids as `bert-base-uncased` does: lower case, accents stripped, Chinese
+/// characters apart, punctuation apart, greedy WordPiece; with `[DEC]`, the Q-Former's
+/// beginning-of-sentence token, added as last entry (30,522 in BERT's case).
+#[derive(Debug)]
+pub struct CaptionTokenizer {
+    tokenizer: Tokenizer,
+    decoder: WordPieceDecoder,
+    /// The vocabulary without an appended `[DEC]`; the id is the position.
+    vocabulary: Vec<String>,
+    size: usize,
+    pad: i64,
+    cls: i64,
+    sep: i64,
+    mask: i64,
+    dec: i64,
+}
+
+impl CaptionTokenizer {
+    /// Reads a `vocab.txt` or a `tokenizer.json`; which of them, its content tells.
+    ///
+    /// # Errors
+    ///
+    /// [`PipelineError::Io`] if it cannot be read, [`PipelineError::Tokenizer`] if it is neither.
+    pub fn from_file(path: &Path) -> Result<CaptionTokenizer, PipelineError> {
+        let text = read_text(path)?;
+        let is_json = path
+            .extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("json"))
+            || text.trim_start().starts_with('{');
+        let origin = path.display().to_string();
+        if is_json {
+            Self::build(json_vocabulary(&text).map_err(error_in(&origin))?, &origin)
+        } else {
+            Self::build(text_vocabulary(&text), &origin)
+        }
+    }
+
+    /// Reads a `vocab.txt`: one entry a line, the line number is the id.
+    ///
+    /// # Errors
+    ///
+    /// As [`CaptionTokenizer::from_file`].
+    pub fn from_vocab_file(path: &Path) -> Result<CaptionTokenizer, PipelineError> {
+        Self::build(
+            text_vocabulary(&read_text(path)?),
+            &path.display().to_string(),
+        )
+    }
+
+    /// Reads a `tokenizer.json` of Hugging Face's tokenizers, which must describe an uncased BERT
+    /// tokenizer.
+    ///
+    /// # Errors
+    ///
+    /// As [`CaptionTokenizer::from_file`].
+    pub fn from_tokenizer_json(path: &Path) -> Result<CaptionTokenizer, PipelineError> {
+        let origin = path.display().to_string();
+        let entries = json_vocabulary(&read_text(path)?).map_err(error_in(&origin))?;
+        Self::build(entries, &origin)
+    }
+
+    /// Takes a vocabulary; the position of an entry is its id. `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]`
+    /// must be among them; `[DEC]` is appended unless it is there.
+    ///
+    /// # Errors
+    ///
+    /// [`PipelineError::Tokenizer`] for a missing special token, or an entry that is empty, far
+    /// too long, repeated, or holds a NUL or white space.
+    pub fn from_vocab(vocabulary: Vec<String>) -> Result<CaptionTokenizer, PipelineError> {
+        Self::build(vocabulary, "vocabulary")
+    }
+
+    fn build(vocabulary: Vec<String>, origin: &str) -> Result<CaptionTokenizer, PipelineError> {
+        let error = error_in(origin);
+        let mut ids = HashMap::with_capacity(vocabulary.len());
+        if vocabulary.len() > MAX_VOCABULARY {
+            return Err(error(format!(
+                "{} entries, expected at most {MAX_VOCABULARY}",
+                vocabulary.len()
+            )));
+        }
+        for (id, entry) in vocabulary.iter().enumerate() {
+            let line = id + 1;
+            if entry.is_empty() {
+                return Err(error(format!("entry {line} is empty")));
+            }
+            if entry.len() > MAX_TOKEN_BYTES {
+                return Err(error(format!(
+                    "entry {line} is {} bytes long, expected at most {MAX_TOKEN_BYTES}; \
+                     is this a vocabulary with one entry a line?",
+                    entry.len()
+                )));
+            }
+            if entry.contains('\0') {
+                return Err(error(format!(
+                    "entry {line} holds a NUL byte; is this a text file?"
+                )));
+            }
+            if let Some(first) = ids.insert(entry.clone(), id as u32) {
+                return Err(error(format!(
+                    "entry {line}, `{entry}`, repeats entry {}",
+                    first + 1
+                )));
+            }
+        }
+        let special = |name: &str| {
+            ids.get(name).map(|&id| i64::from(id)).ok_or_else(|| {
+                error(format!(
+                    "no entry `{name}` among {}; a BERT vocabulary is needed",
+                    vocabulary.len()
+                ))
+            })
+        };
+        let (pad, cls, sep) = (special(PAD)?, special(CLS)?, special(SEP)?);
+        special(UNK)?;
+        let mask = special(MASK).unwrap_or(pad);
+        let mut size = vocabulary.len();
+        let dec = *ids.entry(DEC.to_owned()).or_insert_with(|| {
+            size += 1;
+            (size - 1) as u32
+        });
+
+        // Through serde: the builder takes the vocabulary as a map of another crate's type only.
+        let model: WordPiece = serde_json::from_value(json!({
+            "type": "WordPiece",
+            "unk_token": UNK,
+            "continuing_subword_prefix": CONTINUATION,
+            "max_input_chars_per_word": MAX_WORD_CHARS,
+            "vocab": ids,
+        }))
+        .map_err(|source| error(source.to_string()))?;
+        let mut tokenizer = Tokenizer::new(model);
+        // Cleaned, Chinese characters apart, accents stripped as lower-casing implies.
+        tokenizer
+            .with_normalizer(Some(BertNormalizer::new(true, true, None, true)))
+            .with_pre_tokenizer(Some(BertPreTokenizer));
+        let special = [PAD, UNK, CLS, SEP, MASK, DEC]
+            .into_iter()
+            .filter(|name| tokenizer.token_to_id(name).is_some())
+            .map(|name| AddedToken::from(name, true))
+            .collect::<Vec<_>>();
+        tokenizer.add_special_tokens(&special);
+        Ok(CaptionTokenizer {
+            tokenizer,
+            decoder: WordPieceDecoder::new(CONTINUATION.to_owned(), true),
+            vocabulary,
+            size,
+            pad,
+            cls,
+            sep,
+            mask,
+            dec: i64::from(dec),
+        })
+    }
+
+    /// Writes `[CLS]`, the caption's ids, `[SEP]` and padding to `ids`, `[T]`, and 1 for each but
+    /// the padding to `mask`, `[T]`. A caption that is too long loses its end but not its `[SEP]`.
+    ///
+    /// # Errors
+    ///
+    /// [`PipelineError::Tokenizer`] if the tokenizer fails, which no caption is known to bring
+    /// about.
+    ///
+    /// # Panics
+    ///
+    /// If `ids` and `mask` differ in length or are shorter than 2.
+    pub fn encode(
+        &self,
+        caption: &str,
+        ids: &mut [i64],
+        mask: &mut [i64],
+    ) -> Result<(), PipelineError> {
+        assert_eq!(ids.len(), mask.len(), "lengths of ids and mask");
+        assert!(ids.len() >= 2, "room for [CLS] and [SEP]");
+        let encoding = self
+            .tokenizer
+            .encode_fast(prefix(caption, MAX_CAPTION_BYTES), false)
+            .map_err(|source| PipelineError::Tokenizer {
+                origin: "encoding a caption".to_owned(),
+                message: source.to_string(),
+            })?;
+        let tokens = encoding.get_ids();
+        let kept = tokens.len().min(ids.len() - 2);
+        ids.fill(self.pad);
+        mask.fill(0);
+        mask[..kept + 2].fill(1);
+        ids[0] = self.cls;
+        for (id, &token) in ids[1..].iter_mut().zip(&tokens[..kept]) {
+            *id = i64::from(token);
+        }
+        ids[kept + 1] = self.sep;
+        Ok(())
+    }
+
+    /// The text of these ids: special tokens and ids beyond the vocabulary left out, word pieces
+    /// joined, spaces before punctuation removed (as Hugging Face's `decode`).
+    pub fn decode(&self, ids: &[i64]) -> String {
+        use tokenizers::Decoder;
+        let special = [self.pad, self.cls, self.sep, self.mask, self.dec];
+        let tokens: Vec<String> = ids
+            .iter()
+            .filter(|id| !special.contains(id))
+            .filter_map(|&id| self.vocabulary.get(usize::try_from(id).ok()?).cloned())
+            .collect();
+        self.decoder.decode(tokens).unwrap_or_default()
+    }
+
+    /// Number of ids, `[DEC]` included: rows of the model's embedding table.
+    pub fn vocab_size(&self) -> usize {
+        self.size
+    }
+
+    /// Id of `[PAD]`.
+    pub fn pad_id(&self) -> i64 {
+        self.pad
+    }
+
+    /// Id of `[CLS]`.
+    pub fn cls_id(&self) -> i64 {
+        self.cls
+    }
+
+    /// Id of `[SEP]`.
+    pub fn sep_id(&self) -> i64 {
+        self.sep
+    }
+
+    /// Id of `[DEC]`.
+    pub fn dec_id(&self) -> i64 {
+        self.dec
+    }
+
+    /// The vocabulary as it was given, without an appended `[DEC]`: the lines of a `vocab.txt`
+    /// from which [`CaptionTokenizer::from_vocab`] makes this tokenizer again.
+    pub fn vocab(&self) -> &[String] {
+        &self.vocabulary
+    }
+
+    /// A hash of the vocabulary (64-bit FNV-1a of its lines), the same on every machine: tells
+    /// whether a saved state belongs to this tokenizer.
+    pub fn fingerprint(&self) -> u64 {
+        let bytes = self
+            .vocabulary
+            .iter()
+            .flat_map(|entry| entry.bytes().chain([b'\n']));
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
+    }
+}
+
+fn error_in(origin: &str) -> impl Fn(String) -> PipelineError + '_ {
+    move |message| PipelineError::Tokenizer {
+        origin: origin.to_owned(),
+        message,
+    }
+}
+
+/// At most `max_bytes` of `text`, cut between characters.
+pub(super) fn prefix(text: &str, max_bytes: usize) -> &str {
+    let mut end = text.len().min(max_bytes);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+fn read_text(path: &Path) -> Result<String, PipelineError> {
+    let io = |source| PipelineError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .map_err(io)?
+        .take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(io)?;
+    let origin = path.display().to_string();
+    let error = error_in(&origin);
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(error(format!(
+            "longer than {MAX_FILE_BYTES} bytes; expected a vocab.txt or tokenizer.json"
+        )));
+    }
+    String::from_utf8(bytes).map_err(|source| {
+        error(format!(
+            "not UTF-8 at byte {}; expected a vocab.txt or tokenizer.json",
+            source.utf8_error().valid_up_to()
+        ))
+    })
+}
+
+/// Lines of a `vocab.txt`, without line ends and without blank lines at the end.
+fn text_vocabulary(text: &str) -> Vec<String> {
+    text.trim_end_matches(['\r', '\n'])
+        .split('\n')
+        .map(|line| line.trim_end_matches('\r').to_owned())
+        .collect()
+}
+
+/// Entries of a `tokenizer.json` in the order of their ids, once its settings are those of an
+/// uncased BERT tokenizer.
+fn json_vocabulary(text: &str) -> Result<Vec<String>, String> {
+    let json: Value = serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))?;
+    let expected = [
+        ("/model/type", Value::from("WordPiece")),
+        (
+            "/model/continuing_subword_prefix",
+            Value::from(CONTINUATION),
+        ),
+        (
+            "/model/max_input_chars_per_word",
+            Value::from(MAX_WORD_CHARS),
+        ),
+        ("/model/unk_token", Value::from(UNK)),
+        ("/normalizer/type", Value::from("BertNormalizer")),
+        ("/normalizer/lowercase", Value::from(true)),
+        ("/normalizer/clean_text", Value::from(true)),
+        ("/normalizer/handle_chinese_chars", Value::from(true)),
+        ("/pre_tokenizer/type", Value::from("BertPreTokenizer")),
+    ];
+    for (pointer, expected) in expected {
+        // The model's type may be left out in old files; the vocabulary below tells it.
+        let optional = pointer.starts_with("/model/");
+        match json.pointer(pointer) {
+            Some(found) if *found == expected => {}
+            None if optional => {}
+            found => {
+                let found = found.map_or("nothing".to_owned(), short);
+                return Err(format!(
+                    "`{pointer}` is {found}, expected {expected}: only uncased BERT tokenizers \
+                     are supported"
+                ));
+            }
+        }
+    }
+    if json.pointer("/normalizer/strip_accents") == Some(&Value::from(false)) {
+        return Err("`/normalizer/strip_accents` is false, expected true or null".to_owned());
+    }
+    let vocabulary = json
+        .pointer("/model/vocab")
+        .and_then(Value::as_object)
+        .ok_or("`/model/vocab` is no map from entries to ids")?;
+    let mut entries = vocabulary
+        .iter()
+        .map(|(entry, id)| (id.as_u64(), entry.as_str()))
+        .collect::<Vec<_>>();
+    let added = json.pointer("/added_tokens").and_then(Value::as_array);
+    for token in added.into_iter().flatten() {
+        let content = token.get("content").and_then(Value::as_str);
+        let content = content.ok_or("`/added_tokens` holds an entry without `content`")?;
+        if !vocabulary.contains_key(content) {
+            entries.push((token.get("id").and_then(Value::as_u64), content));
+        }
+    }
+    entries.sort_unstable();
+    for (expected, (id, entry)) in (0u64..).zip(&entries) {
+        if *id != Some(expected) {
+            let id = id.map_or("no id".to_owned(), |id| format!("id {id}"));
+            return Err(format!(
+                "`{}` has {id}, expected {expected}: ids must run from 0 without gaps",
+                prefix(entry, 40)
+            ));
+        }
+    }
+    Ok(entries
+        .into_iter()
+        .map(|(_, entry)| entry.to_owned())
+        .collect())
+}
+
+fn short(value: &Value) -> String {
+    let text = value.to_string();
+    prefix(&text, 40).to_owned()
+}
