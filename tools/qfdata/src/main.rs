@@ -1,2 +1,56 @@
-//! placeholder
-fn main() {}
+//! `qfdata`: builds, inspects and profiles shards of captioned images.
+//!
+//! Exit codes: 0 done, 1 failed (one `error:` line on stderr says why), 2 wrong usage, 130
+//! interrupted by Ctrl-C.
+
+mod interrupt;
+mod progress;
+mod shard;
+mod size;
+mod synth;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, inspects and profiles shards of captioned images.
+#[derive(Parser)]
+#[command(
+    name = "qfdata",
+    version,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted by Ctrl-C.\n\
+                  RUST_LOG=info or debug shows more."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Pack captioned images into shards
+    Shard(shard::ShardArgs),
+    /// Render a captioned data set of simple scenes
+    Synth(synth::SynthArgs),
+}
+
+fn main() -> ExitCode {
+    let default_level = env_logger::Env::default().default_filter_or("warn");
+    env_logger::Builder::from_env(default_level)
+        .format_timestamp(None)
+        .format_target(false)
+        .init();
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Shard(args) => shard::run(&args),
+        Command::Synth(args) => synth::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            interrupt::exit_code(&error)
+        }
+    }
+}

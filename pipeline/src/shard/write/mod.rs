@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use crate::atomic_file::AtomicFile;
 use crate::error::PipelineError;
-use crate::shard::arrow::{ArrowShardWriter, CaptionType};
+use crate::shard::arrow::{ArrowShardWriter, ArrowWriteError, CaptionType};
 
 /// Size of a tar block in bytes: headers are one block, contents whole blocks.
 const TAR_BLOCK_BYTES: u64 = 512;
@@ -188,7 +188,7 @@ impl ShardWriter {
             }
             ShardFormat::Arrow => {
                 let writer = ArrowShardWriter::new(file, options.caption_type)
-                    .map_err(|error| unwritable(&target, "", error.to_string()))?;
+                    .map_err(|error| arrow_error(&target, "", error))?;
                 Body::Arrow(Box::new(writer), options.caption_type)
             }
         };
@@ -222,7 +222,7 @@ impl ShardWriter {
                 self.samples += 1;
                 return arrow
                     .write(&name, &sample.image, captions)
-                    .map_err(|error| unwritable(&self.target, &sample.key, error.to_string()));
+                    .map_err(|error| arrow_error(&self.target, &sample.key, error));
             }
         };
         self.captions += sample.captions.len() as u64;
@@ -247,7 +247,7 @@ impl ShardWriter {
             Body::TarZst(tar) => tar.into_inner().and_then(|zstd| zstd.finish()),
             Body::Arrow(arrow, _) => Ok(arrow
                 .finish()
-                .map_err(|error| unwritable(&target, "", error.to_string()))?),
+                .map_err(|error| arrow_error(&target, "", error))?),
         };
         file.map_err(io_error(&target))?.commit()?;
         let file_bytes = std::fs::metadata(&target).map_err(io_error(&target))?.len();
@@ -341,6 +341,13 @@ fn io_error(path: &Path) -> impl Fn(io::Error) -> PipelineError + '_ {
     move |source| PipelineError::Io {
         path: path.to_owned(),
         source,
+    }
+}
+
+fn arrow_error(shard: &Path, key: &str, error: ArrowWriteError) -> PipelineError {
+    match error {
+        ArrowWriteError::Io(source) => io_error(shard)(source),
+        other => unwritable(shard, key, other.to_string()),
     }
 }
 

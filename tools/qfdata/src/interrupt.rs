@@ -1,0 +1,60 @@
+//! Ctrl-C (and SIGTERM, SIGHUP): work stops at the next sample, unfinished files are removed.
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use anyhow::Context;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+
+/// 128 + SIGINT, as shells report it.
+const INTERRUPTED_EXIT_CODE: u8 = 130;
+
+/// The run was interrupted.
+#[derive(Debug)]
+pub(crate) struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Whether the user has asked to stop. Clones share the answer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// Catches the signals from now on; call it once. A second signal ends the process at once.
+    pub(crate) fn install() -> anyhow::Result<Self> {
+        let interrupt = Self::default();
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            // In this order: the first signal finds the flag unset.
+            let exit_code = i32::from(INTERRUPTED_EXIT_CODE);
+            flag::register_conditional_shutdown(signal, exit_code, interrupt.0.clone())
+                .and_then(|_| flag::register(signal, interrupt.0.clone()))
+                .with_context(|| format!("cannot catch signal {signal}"))?;
+        }
+        Ok(interrupt)
+    }
+
+    /// Fails once the user has asked to stop.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        if self.0.load(Ordering::Relaxed) {
+            return Err(Interrupted.into());
+        }
+        Ok(())
+    }
+}
+
+/// 130 if an interruption is at the root of the error, else 1.
+pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if error.root_cause().is::<Interrupted>() {
+        ExitCode::from(INTERRUPTED_EXIT_CODE)
+    } else {
+        ExitCode::FAILURE
+    }
+}
