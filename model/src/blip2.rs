@@ -8,7 +8,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::collective::Collective;
-use crate::config::{ModelConfig, VisionConfig};
+use crate::config::ModelConfig;
 use crate::error::{check_floats, check_integers, check_shape, ModelError};
 use crate::layers::{LayerNorm, Linear, LinearInit};
 use crate::loss::itc::{self, Targets};
@@ -180,7 +180,8 @@ impl Blip2Qformer {
     /// `ln_vision`.
     ///
     /// `input` is `[B, 3, S, S]`, RGB, normalised by the CLIP mean and deviation; with
-    /// [`VisionConfig::Features`] the tower's output `[B, M, E]` itself.
+    /// [given features](crate::config::VisionConfig::Features) the tower's output `[B, M, E]`
+    /// itself.
     ///
     /// # Errors
     /// [`ModelError::Shape`] or [`ModelError::Kind`] for any other input.
@@ -190,7 +191,7 @@ impl Blip2Qformer {
     }
 
     /// The tower's output `[B, M, E]` before `ln_vision`: what a model with
-    /// [`VisionConfig::Features`] takes.
+    /// [given features](crate::config::VisionConfig::Features) takes.
     ///
     /// # Errors
     /// As [`Blip2Qformer::encode_image`].

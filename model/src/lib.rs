@@ -11,12 +11,17 @@ pub mod config;
 pub mod error;
 mod layers;
 pub mod loss;
+pub mod optim;
 pub mod params;
 mod qformer;
+pub mod schedule;
 pub mod vision;
+pub mod weights;
 
 pub use blip2::{Blip2Qformer, NegativeSampling, StepInput, StepOutput};
 pub use collective::{Collective, SingleProcess};
 pub use config::{ModelConfig, QformerConfig, VisionConfig, VitConfig};
 pub use error::ModelError;
+pub use optim::{AdamW, AdamWConfig};
 pub use params::{LoadScope, ParamStore};
+pub use schedule::{Rates, Schedule};

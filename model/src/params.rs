@@ -127,7 +127,7 @@ impl ParamStore {
         let mut problems = Vec::new();
         for param in &self.params {
             match tensors.get(&param.name) {
-                Some(tensor) => problems.extend(misfit(param, tensor)),
+                Some(tensor) => problems.extend(misfit(&param.name, &param.tensor, tensor)),
                 None if scope == LoadScope::All || param.trainable => {
                     problems.push(format!("`{}` is missing", param.name));
                 }
@@ -162,19 +162,17 @@ impl ParamStore {
     }
 }
 
-/// What keeps `tensor` from replacing `param`, if anything.
-pub(crate) fn misfit(param: &Param, tensor: &Tensor) -> Option<String> {
-    let (expected, got) = (param.tensor.size(), tensor.size());
+/// What keeps `tensor` from replacing the values of `own`, if anything.
+pub(crate) fn misfit(name: &str, own: &Tensor, tensor: &Tensor) -> Option<String> {
+    let (expected, got) = (own.size(), tensor.size());
     if expected != got {
         return Some(format!(
-            "`{}` has shape {got:?} where {expected:?} is expected",
-            param.name
+            "`{name}` has shape {got:?} where {expected:?} is expected"
         ));
     }
     if !tensor.is_floating_point() {
         return Some(format!(
-            "`{}` holds {:?} where floating-point numbers are expected",
-            param.name,
+            "`{name}` holds {:?} where floating-point numbers are expected",
             tensor.kind()
         ));
     }
@@ -299,9 +297,9 @@ mod tests {
     fn store() -> ParamStore {
         let mut store = ParamStore::new(Device::Cpu, 7);
         let mut root = store.root();
-        root.param("a", &[2, 3], Init::Normal { std: 1.0 }).unwrap();
+        let _ = root.param("a", &[2, 3], Init::Normal { std: 1.0 }).unwrap();
         let mut frozen = root.sub("b").trainable(false);
-        frozen.param("weight", &[4], Init::Constant(1.5)).unwrap();
+        let _ = frozen.param("weight", &[4], Init::Constant(1.5)).unwrap();
         store
     }
 
@@ -337,7 +335,7 @@ mod tests {
         let draw = |seed, name: &str, before: bool| {
             let mut store = ParamStore::new(Device::Cpu, seed);
             if before {
-                store
+                let _ = store
                     .root()
                     .param("z", &[3], Init::Uniform { bound: 1.0 })
                     .unwrap();

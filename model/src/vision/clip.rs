@@ -125,7 +125,7 @@ mod tests {
     fn quick_gelu_values() {
         let output = quick_gelu(&Tensor::from_slice(&[-1.0f64, 0.0, 1.0, 3.0]));
         // 1 / (1 + e^(-1.702 x)) by hand.
-        let expected = [-0.154_203_2, 0.0, 0.845_796_8, 2.981_928_8];
+        let expected = [-0.154_204_2, 0.0, 0.845_795_8, 2.981_928_7];
         for (index, expected) in expected.iter().enumerate() {
             assert!(
                 (output.double_value(&[index as i64]) - expected).abs() < 1e-6,
