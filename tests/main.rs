@@ -1,4 +1,6 @@
 //! All tests of the workspace as one binary.
+mod golden;
+
 #[test]
 fn smoke() {
     let t = tch::Tensor::from_slice(&[1.0f32, 2.0]);
