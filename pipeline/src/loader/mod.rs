@@ -18,9 +18,9 @@ mod collate;
 mod queue;
 mod sequence;
 mod state;
+mod stats;
 #[cfg(test)]
 mod tests;
-mod stats;
 mod work;
 
 use std::sync::Arc;

@@ -14,7 +14,11 @@ use crate::source::resolve_shards;
 /// A PNG whose colours depend on `number`, so that images can be told apart.
 fn png(number: usize) -> Vec<u8> {
     let image = image::RgbImage::from_fn(24, 20, |x, y| {
-        image::Rgb([(number * 7) as u8, (x * 10) as u8, (y * 12 + number as u32) as u8])
+        image::Rgb([
+            (number * 7) as u8,
+            (x * 10) as u8,
+            (y * 12 + number as u32) as u8,
+        ])
     });
     let mut bytes = std::io::Cursor::new(Vec::new());
     image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
@@ -32,7 +36,11 @@ fn write_shards(dir: &Path, format: ShardFormat, per_shard: &[usize]) -> Vec<Sha
                 key: format!("{number:05}"),
                 extension: "png".into(),
                 image: png(number),
-                captions: vec![format!("red {number}"), format!("blue {number}"), "dog".into()],
+                captions: vec![
+                    format!("red {number}"),
+                    format!("blue {number}"),
+                    "dog".into(),
+                ],
                 text_member: true,
                 json: None,
             };
@@ -45,7 +53,9 @@ fn write_shards(dir: &Path, format: ShardFormat, per_shard: &[usize]) -> Vec<Sha
 }
 
 fn tokenizer() -> Arc<CaptionTokenizer> {
-    let words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "dog"];
+    let words = [
+        "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "dog",
+    ];
     let mut vocabulary: Vec<String> = words.map(String::from).to_vec();
     vocabulary.extend((0..10).flat_map(|digit| [format!("{digit}"), format!("##{digit}")]));
     Arc::new(CaptionTokenizer::from_vocab(vocabulary).unwrap())
@@ -98,11 +108,21 @@ fn batches_do_not_depend_on_threads() {
     let dir = tempfile::tempdir().unwrap();
     let shards = write_shards(dir.path(), ShardFormat::Tar, &[7, 1, 0, 12, 5]);
     for shuffle in [ShuffleMode::None, ShuffleMode::Shards, ShuffleMode::Buffer] {
-        let one = LoaderConfig { threads: 1, io_threads: 1, shuffle, ..config() };
+        let one = LoaderConfig {
+            threads: 1,
+            io_threads: 1,
+            shuffle,
+            ..config()
+        };
         let expected = run(&one, &shards, None);
         assert_eq!(expected.len(), 3 * 6);
         for (threads, io_threads, prefetch_batches) in [(2, 2, 1), (5, 3, 9)] {
-            let many = LoaderConfig { threads, io_threads, prefetch_batches, ..one.clone() };
+            let many = LoaderConfig {
+                threads,
+                io_threads,
+                prefetch_batches,
+                ..one.clone()
+            };
             assert_eq!(run(&many, &shards, None), expected, "{shuffle:?}");
         }
     }
@@ -115,7 +135,10 @@ fn every_format_gives_the_same_batches() {
         let shards = write_shards(dir.path(), format, &[6, 9]);
         // The state names the files, which differ; all that the model sees does not.
         let strip = |seen: Seen| (seen.keys, seen.pixels, seen.token_ids, seen.captions);
-        run(&config(), &shards, None).into_iter().map(strip).collect::<Vec<_>>()
+        run(&config(), &shards, None)
+            .into_iter()
+            .map(strip)
+            .collect::<Vec<_>>()
     };
     let expected = batches(ShardFormat::Tar);
     assert_eq!(expected.len(), 9);
@@ -143,14 +166,21 @@ fn epochs_visit_every_sample_once_in_a_new_order_with_new_views() {
         assert_ne!(epoch(number), epoch((number + 1) % 3));
     }
     let captions_of = |key: &str| -> Vec<&String> {
-        let rows = batches.iter().flat_map(|batch| batch.keys.iter().zip(&batch.captions));
-        rows.filter(|(row, _)| *row == key).map(|(_, caption)| caption).collect()
+        let rows = batches
+            .iter()
+            .flat_map(|batch| batch.keys.iter().zip(&batch.captions));
+        rows.filter(|(row, _)| *row == key)
+            .map(|(_, caption)| caption)
+            .collect()
     };
     let varied = all.iter().filter(|key| {
         let captions = captions_of(key);
         captions.iter().any(|caption| caption != &captions[0])
     });
-    assert!(varied.count() > 12, "of 24 samples, 8 in 9 see two captions in three visits");
+    assert!(
+        varied.count() > 12,
+        "of 24 samples, 8 in 9 see two captions in three visits"
+    );
 }
 
 #[test]
@@ -164,13 +194,21 @@ fn resuming_anywhere_gives_the_batches_that_would_have_come() {
     let mut shards = shards;
     shards.extend(resolve_shards(&[broken.to_string_lossy()]).unwrap());
     for shuffle in [ShuffleMode::None, ShuffleMode::Buffer] {
-        let config = LoaderConfig { shuffle, on_bad_shard: OnBad::Skip, ..config() };
+        let config = LoaderConfig {
+            shuffle,
+            on_bad_shard: OnBad::Skip,
+            ..config()
+        };
         let whole = run(&config, &shards, None);
         for at in 0..whole.len() {
             // Through JSON, as a checkpoint keeps it.
             let saved = serde_json::to_string(&whole[at].state).unwrap();
             let state = serde_json::from_str(&saved).unwrap();
-            assert_eq!(run(&config, &shards, Some(state)), whole[at + 1..], "from batch {at}");
+            assert_eq!(
+                run(&config, &shards, Some(state)),
+                whole[at + 1..],
+                "from batch {at}"
+            );
         }
     }
 }
@@ -185,8 +223,22 @@ fn a_state_of_other_data_or_settings_is_refused_with_both_values() {
         let message = result.err().unwrap().to_string();
         assert!(words.iter().all(|word| message.contains(word)), "{message}");
     };
-    refused(LoaderConfig { seed: 7, ..config() }, &shards, &["seed", "42", "7"]);
-    refused(LoaderConfig { batch_size: 8, ..config() }, &shards, &["batch_size", "4", "8"]);
+    refused(
+        LoaderConfig {
+            seed: 7,
+            ..config()
+        },
+        &shards,
+        &["seed", "42", "7"],
+    );
+    refused(
+        LoaderConfig {
+            batch_size: 8,
+            ..config()
+        },
+        &shards,
+        &["batch_size", "4", "8"],
+    );
     refused(config(), &shards[..1], &["number of shards", "2", "1"]);
     let swapped = [shards[1].clone(), shards[0].clone()];
     refused(config(), &swapped, &["shard names and sizes"]);
@@ -225,11 +277,17 @@ fn the_books_balance_and_bad_samples_are_named() {
     drop(add);
     tar.finish().unwrap();
     let shards = resolve_shards(&[path.to_string_lossy()]).unwrap();
-    let config = LoaderConfig { epochs: 2, ..config() };
+    let config = LoaderConfig {
+        epochs: 2,
+        ..config()
+    };
     let mut loader = Loader::start(config.clone(), shards.clone(), tokenizer(), None).unwrap();
     while let Some(batch) = loader.next_batch().unwrap() {
         let counters = batch.counters();
-        assert_eq!(counters.read, counters.delivered + counters.skipped_total() + counters.dropped_last);
+        assert_eq!(
+            counters.read,
+            counters.delivered + counters.skipped_total() + counters.dropped_last
+        );
     }
     let counters = &loader.state().counters;
     assert!(counters.balance(), "{counters:?}");
@@ -245,9 +303,16 @@ fn the_books_balance_and_bad_samples_are_named() {
     ];
     let twice = expected.map(|(reason, count)| (reason, 2 * count));
     assert_eq!(counters.skipped, twice.into_iter().collect());
-    assert_eq!((counters.read, counters.delivered, counters.dropped_last), (36, 16, 2));
+    assert_eq!(
+        (counters.read, counters.delivered, counters.dropped_last),
+        (36, 16, 2)
+    );
 
-    let strict = LoaderConfig { on_bad_sample: OnBad::Error, shuffle: ShuffleMode::None, ..config };
+    let strict = LoaderConfig {
+        on_bad_sample: OnBad::Error,
+        shuffle: ShuffleMode::None,
+        ..config
+    };
     let mut loader = Loader::start(strict, shards, tokenizer(), None).unwrap();
     let message = loop {
         match loader.next_batch() {
@@ -257,7 +322,10 @@ fn the_books_balance_and_bad_samples_are_named() {
     };
     assert!(message.contains("odd.tar#a@"), "{message}");
     assert!(message.contains("on_bad_sample"), "{message}");
-    assert!(loader.next_batch().unwrap().is_none(), "an error ends the loader");
+    assert!(
+        loader.next_batch().unwrap().is_none(),
+        "an error ends the loader"
+    );
 }
 
 #[test]
@@ -268,23 +336,44 @@ fn bad_shards_give_one_clear_error() {
     let zst = write_shards(dir.path(), ShardFormat::TarZst, &[20]);
     let zst = std::fs::read(&zst[0].path).unwrap();
     let cases: [(&str, &[u8], &str); 6] = [
-        ("truncated.tar", &whole[..whole.len() / 2 + 100], "truncated"),
+        (
+            "truncated.tar",
+            &whole[..whole.len() / 2 + 100],
+            "truncated",
+        ),
         ("truncated.tar.zst", &zst[..zst.len() / 2], "truncated"),
         ("empty.tar", b"", "empty"),
-        ("text.tar", &b"this is a text, not an archive. ".repeat(40), "not a shard"),
+        (
+            "text.tar",
+            &b"this is a text, not an archive. ".repeat(40),
+            "not a shard",
+        ),
         ("short.tar", b"PK", "not a shard"),
-        ("cut.tar.gz", &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3], "truncated"),
+        (
+            "cut.tar.gz",
+            &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3],
+            "truncated",
+        ),
     ];
     for (name, bytes, word) in cases {
         let path = dir.path().join(name);
         std::fs::write(&path, bytes).unwrap();
         let shards = resolve_shards(&[path.to_string_lossy()]).unwrap();
-        let config = LoaderConfig { shuffle: ShuffleMode::None, epochs: 1, ..config() };
+        let config = LoaderConfig {
+            shuffle: ShuffleMode::None,
+            epochs: 1,
+            ..config()
+        };
         let loader = Loader::start(config, shards, tokenizer(), None).unwrap();
-        let errors: Vec<String> =
-            loader.filter_map(|batch| batch.err()).map(|error| error.to_string()).collect();
+        let errors: Vec<String> = loader
+            .filter_map(|batch| batch.err())
+            .map(|error| error.to_string())
+            .collect();
         assert_eq!(errors.len(), 1, "{errors:?}");
-        assert!(errors[0].contains(name) && errors[0].contains(word), "{errors:?}");
+        assert!(
+            errors[0].contains(name) && errors[0].contains(word),
+            "{errors:?}"
+        );
     }
 }
 
@@ -293,8 +382,16 @@ fn evaluation_reads_everything_once_with_all_captions() {
     let dir = tempfile::tempdir().unwrap();
     let shards = write_shards(dir.path(), ShardFormat::Tar, &[3, 4]);
     let batches = run(&config().for_evaluation(), &shards, None);
-    let keys: Vec<_> = batches.iter().flat_map(|batch| batch.keys.clone()).collect();
-    assert_eq!(keys, (0..7).map(|number| format!("{number:05}")).collect::<Vec<_>>());
+    let keys: Vec<_> = batches
+        .iter()
+        .flat_map(|batch| batch.keys.clone())
+        .collect();
+    assert_eq!(
+        keys,
+        (0..7)
+            .map(|number| format!("{number:05}"))
+            .collect::<Vec<_>>()
+    );
     assert_eq!(batches[1].captions.len(), 9);
     assert_eq!(batches[1].token_ids.len(), 9 * 8);
     assert_eq!(batches[0].captions[..3], ["red 0", "blue 0", "dog"]);
@@ -305,10 +402,21 @@ fn evaluation_reads_everything_once_with_all_captions() {
 fn too_few_samples_is_an_error_and_not_an_endless_loop() {
     let dir = tempfile::tempdir().unwrap();
     let shards = write_shards(dir.path(), ShardFormat::Tar, &[3]);
-    let mut loader =
-        Loader::start(LoaderConfig { epochs: 0, ..config() }, shards, tokenizer(), None).unwrap();
+    let mut loader = Loader::start(
+        LoaderConfig {
+            epochs: 0,
+            ..config()
+        },
+        shards,
+        tokenizer(),
+        None,
+    )
+    .unwrap();
     let message = loader.next_batch().err().unwrap().to_string();
-    assert!(message.contains("3 usable samples") && message.contains("batch of 4"), "{message}");
+    assert!(
+        message.contains("3 usable samples") && message.contains("batch of 4"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -323,15 +431,17 @@ fn dropping_the_loader_ends_its_threads_and_buffers_are_recycled() {
     let dir = tempfile::tempdir().unwrap();
     let shards = write_shards(dir.path(), ShardFormat::Tar, &[20, 20]);
     let counting = Arc::new(Counting(Default::default()));
-    let config = LoaderConfig { epochs: 0, ..config() };
+    let config = LoaderConfig {
+        epochs: 0,
+        ..config()
+    };
     let prefetch = config.prefetch_batches;
-    let mut loader =
-        Loader::start_in(config, shards, tokenizer(), None, counting.clone()).unwrap();
+    let mut loader = Loader::start_in(config, shards, tokenizer(), None, counting.clone()).unwrap();
     for _ in 0..50 {
         loader.next_batch().unwrap().unwrap();
     }
     drop(loader); // Joins all threads, in the middle of an endless run.
-    // In the queue, in the collator's hands, on the way in, and with the consumer.
+                  // In the queue, in the collator's hands, on the way in, and with the consumer.
     assert!(counting.0.load(std::sync::atomic::Ordering::Relaxed) <= prefetch + 3);
     assert_eq!(Arc::strong_count(&counting), 1);
 }

@@ -238,7 +238,7 @@ fn members_have_a_size_limit() {
     assert!(rows[0].is_ok());
     assert_eq!(
         rows[1].as_ref().unwrap_err().reason,
-        SkipReason::MemberTooLarge
+        SkipReason::SampleTooLarge
     );
 }
 
