@@ -73,6 +73,26 @@ pub enum ModelError {
         /// The operating system's word.
         source: std::io::Error,
     },
+    /// A loss that is no number.
+    #[error(
+        "step {step}: a loss is not finite (itc {loss_itc}, itm {loss_itm}, lm {loss_lm}) on the \
+         batch [{}]; lower the learning rate, or look at these samples", .samples.join(", ")
+    )]
+    NonFinite {
+        /// Number of the step, from 1.
+        step: u64,
+        /// Contrastive loss.
+        loss_itc: f64,
+        /// Matching loss.
+        loss_itm: f64,
+        /// Language-model loss.
+        loss_lm: f64,
+        /// The samples of the batch.
+        samples: Vec<String>,
+    },
+    /// The loader stopped.
+    #[error(transparent)]
+    Pipeline(#[from] qf_pipeline::PipelineError),
     /// An operation that libtorch refused.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),

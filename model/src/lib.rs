@@ -6,15 +6,22 @@
 //! ```
 
 pub mod blip2;
+pub mod checkpoint;
 pub mod collective;
 pub mod config;
+pub mod device;
 pub mod error;
+pub mod eval;
+pub mod host;
 mod layers;
 pub mod loss;
 pub mod optim;
 pub mod params;
 mod qformer;
+pub mod run_dir;
 pub mod schedule;
+pub mod tensor_file;
+pub mod train;
 pub mod vision;
 pub mod weights;
 

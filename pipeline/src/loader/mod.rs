@@ -14,6 +14,7 @@
 //! A result has its place in the order before any worker sees the sample, so the batches are the
 //! same for any number of threads.
 
+mod bottleneck;
 mod collate;
 mod queue;
 mod sequence;
