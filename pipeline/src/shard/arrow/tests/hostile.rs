@@ -65,6 +65,8 @@ fn flipped_and_cut_bytes_never_panic() {
                 ..Default::default()
             };
             let sound = write_oracle(&two_batches(&mut random, 12, 50), container, variant);
+            let (rows, failure) = read_all(&sound);
+            assert!(rows.len() == 12 && failure.is_none());
             let mut damaged = Vec::new();
             for _ in 0..1500 {
                 damaged.clear();
