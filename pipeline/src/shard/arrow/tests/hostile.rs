@@ -11,6 +11,7 @@ use arrow_ipc::CompressionType;
 
 use super::oracle::{shared_ipc_files, write_oracle, Container, Variant};
 use super::*;
+use crate::shard::arrow::message::MessageReader;
 use crate::shard::arrow::{ArrowShardWriter, CaptionType};
 
 /// Image, caption and further columns in two batches, with a dictionary.
@@ -65,6 +66,8 @@ fn flipped_and_cut_bytes_never_panic() {
                 ..Default::default()
             };
             let sound = write_oracle(&two_batches(&mut random, 12, 50), container, variant);
+            let (rows, failure) = read_all(&sound);
+            assert!(rows.len() == 12 && failure.is_none());
             let mut damaged = Vec::new();
             for _ in 0..1500 {
                 damaged.clear();
@@ -248,6 +251,78 @@ fn an_expanding_buffer_is_refused_unread() {
         got.contains("a compressed buffer claims 83886080 bytes, its message would expand more than 1024 times"),
         "{got}"
     );
+}
+
+/// The messages of a stream, one slice each.
+fn messages_of(stream: &[u8]) -> Vec<&[u8]> {
+    let (mut messages, header) = MessageReader::open(stream, 1 << 20).unwrap();
+    let mut starts = vec![header.offset as usize];
+    messages.skip_body(&header).unwrap();
+    while let Some(header) = messages.next_header().unwrap() {
+        starts.push(header.offset as usize);
+        messages.skip_body(&header).unwrap();
+    }
+    starts.push(stream.len() - 8);
+    starts
+        .windows(2)
+        .map(|pair| &stream[pair[0]..pair[1]])
+        .collect()
+}
+
+#[test]
+fn dictionaries_must_be_there_and_large_enough_and_bounded() {
+    let batch = |words: &[&str]| {
+        let captions: DictionaryArray<Int16Type> = words.iter().copied().collect();
+        let images = BinaryArray::from_iter_values(words.iter().map(|_| b"x"));
+        RecordBatch::try_from_iter([
+            ("image", Arc::new(images) as ArrayRef),
+            ("caption", Arc::new(captions) as ArrayRef),
+        ])
+        .unwrap()
+    };
+    let delta = Variant {
+        delta_dictionaries: true,
+        ..Default::default()
+    };
+    let batches = [batch(&["a", "b"]), batch(&["a", "b", "c"])];
+    let stream = write_oracle(&batches, Container::Stream, delta);
+    let [schema, dictionary, first, extension, second] = messages_of(&stream)[..] else {
+        panic!("not the five messages expected");
+    };
+    let of = |messages: &[&[u8]]| error_of(&messages.concat());
+    assert_eq!(
+        of(&[schema, dictionary, first, extension, second]),
+        "no error"
+    );
+    for (messages, expected) in [
+        (
+            vec![schema, first],
+            "column `caption`: the dictionary index of row 0 is none of 0 values (dictionary 0; it must precede",
+        ),
+        (
+            vec![schema, dictionary, second],
+            "the dictionary index of row 2 is none of 2 values",
+        ),
+        (vec![schema, dictionary, schema], "a second schema message"),
+    ] {
+        let got = of(&messages);
+        assert!(got.contains(expected), "{got:?} lacks {expected:?}");
+    }
+    let mut growing = [schema, dictionary].concat();
+    for _ in 0..1000 {
+        growing.extend_from_slice(extension);
+    }
+    growing.extend_from_slice(second);
+    assert_eq!(error_of(&growing), "no error");
+    let options = ArrowReadOptions {
+        max_message_bytes: 4096,
+        ..Default::default()
+    };
+    let error = open_with(&growing, &options)
+        .unwrap()
+        .find_map(Result::err)
+        .unwrap();
+    assert!(error.message.contains("the dictionaries of 41"), "{error}");
 }
 
 /// A stream of our own making: `image: binary`, `caption: string` and one batch.

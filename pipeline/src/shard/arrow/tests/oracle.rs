@@ -6,17 +6,18 @@ use std::path::PathBuf;
 
 use arrow_array::builder::{LargeListBuilder, ListBuilder, StringBuilder};
 use arrow_array::cast::AsArray;
-use arrow_array::types::{Int8Type, UInt16Type};
+use arrow_array::types::{Int32Type, Int8Type, UInt16Type};
 use arrow_array::{
-    new_empty_array, Array, ArrayRef, BinaryArray, BooleanArray, DictionaryArray, Int32Array,
-    LargeBinaryArray, LargeStringArray, ListArray, NullArray, RecordBatch, StringArray,
-    StructArray, UInt8Array,
+    new_empty_array, Array, ArrayRef, BinaryArray, BooleanArray, DictionaryArray,
+    FixedSizeBinaryArray, FixedSizeListArray, Int32Array, LargeBinaryArray, LargeStringArray,
+    ListArray, ListViewArray, MapArray, NullArray, RecordBatch, RunArray, StringArray, StructArray,
+    UInt8Array, UnionArray,
 };
-use arrow_buffer::OffsetBuffer;
+use arrow_buffer::{OffsetBuffer, ScalarBuffer};
 use arrow_ipc::reader::{FileReader, StreamReader};
 use arrow_ipc::writer::{DictionaryHandling, FileWriter, IpcWriteOptions, StreamWriter};
 use arrow_ipc::{CompressionType, MetadataVersion};
-use arrow_schema::{DataType, Field};
+use arrow_schema::{DataType, Field, UnionFields};
 
 use super::*;
 use crate::shard::arrow::batch::{BatchReader, Selected};
@@ -188,7 +189,8 @@ pub(super) fn read_by_us(bytes: &[u8]) -> Result<Vec<Vec<Row>>, String> {
             .iter()
             .enumerate()
             .filter_map(|(field_index, field)| {
-                let shape = Shape::of(field).filter(|shape| *shape != Shape::Image)?;
+                let shape =
+                    Shape::of(field).filter(|shape| !matches!(shape, Shape::Image { .. }))?;
                 Some(Selected { field_index, shape })
             })
             .collect();
@@ -277,15 +279,56 @@ fn every_type(random: &mut Random, rows: usize) -> RecordBatch {
         None,
     );
     let empty = StringArray::from_iter_values((0..rows).map(|_| ""));
+    let ids = Int32Array::from_iter_values((0..rows as i32).map(|row| row % 2));
+    let union_fields: UnionFields = [(0, "a"), (1, "b")]
+        .map(|(id, name)| (id, Arc::new(Field::new(name, DataType::Int32, true))))
+        .into_iter()
+        .collect();
+    let union = |offsets: Option<ScalarBuffer<i32>>| {
+        let type_ids = ids.iter().map(|id| id.unwrap_or(0) as i8).collect();
+        let children: Vec<ArrayRef> = vec![Arc::new(numbers.clone()), Arc::new(ids.clone())];
+        UnionArray::try_new(union_fields.clone(), type_ids, offsets, children).unwrap()
+    };
+    let dense = union(Some((0..rows as i32).collect()));
+    let sparse = union(None);
+    let triples = FixedSizeListArray::new(
+        Arc::new(Field::new("item", DataType::Int32, true)),
+        1,
+        Arc::new(numbers.clone()),
+        None,
+    );
+    let hashes = FixedSizeBinaryArray::try_from_iter(noise.iter()).unwrap();
+    let entries = StructArray::from(vec![
+        (
+            Arc::new(Field::new("keys", DataType::Int32, false)),
+            Arc::new(numbers.clone()) as ArrayRef,
+        ),
+        (
+            Arc::new(Field::new("values", DataType::Int32, true)),
+            Arc::new(ids.clone()) as ArrayRef,
+        ),
+    ]);
+    let map = MapArray::new(
+        Arc::new(Field::new("entries", entries.data_type().clone(), false)),
+        OffsetBuffer::from_lengths((0..rows).map(|_| 1)),
+        entries,
+        None,
+        false,
+    );
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("number", Arc::new(numbers)),
+        ("dense", Arc::new(dense)),
         ("plain", Arc::new(plain)),
+        ("sparse", Arc::new(sparse)),
         ("pair", Arc::new(pair)),
         ("nullable", Arc::new(nullable)),
         ("null", Arc::new(NullArray::new(rows))),
+        ("triples", Arc::new(triples)),
         ("large", Arc::new(large)),
+        ("map", Arc::new(map)),
         ("flag", Arc::new(BooleanArray::from(vec![true; rows]))),
         ("by_byte", Arc::new(by_byte)),
+        ("hashes", Arc::new(hashes)),
         ("list", Arc::new(list.finish())),
         ("by_short", Arc::new(by_short)),
         ("large_list", Arc::new(large_list.finish())),
@@ -314,6 +357,31 @@ fn every_type_in_every_container_and_compression() {
         check_alike(std::slice::from_ref(&batch), container, variant);
         check_alike(std::slice::from_ref(&sliced), container, variant);
         check_alike(std::slice::from_ref(&single), container, variant);
+    }
+}
+
+#[test]
+fn run_end_encoded_and_list_views_are_passed_over() {
+    let runs: RunArray<Int32Type> = ["a", "a", "b"].into_iter().collect();
+    let views = ListViewArray::new(
+        Arc::new(Field::new("item", DataType::Int32, true)),
+        ScalarBuffer::from(vec![0, 1, 2]),
+        ScalarBuffer::from(vec![1, 1, 1]),
+        Arc::new(Int32Array::from(vec![1, 2, 3])),
+        None,
+    );
+    let texts = StringArray::from(vec!["x", "y", "z"]);
+    let batch = RecordBatch::try_from_iter([
+        ("runs", Arc::new(runs) as ArrayRef),
+        ("first", Arc::new(texts.clone()) as ArrayRef),
+        ("views", Arc::new(views) as ArrayRef),
+        ("second", Arc::new(texts) as ArrayRef),
+    ])
+    .unwrap();
+    for (container, variant) in variants() {
+        if !variant.legacy {
+            check_alike(std::slice::from_ref(&batch), container, variant);
+        }
     }
 }
 

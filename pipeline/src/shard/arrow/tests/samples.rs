@@ -1,9 +1,10 @@
 //! Samples as they come out: round trips, names, nulls, wrong columns.
 
 use arrow_array::builder::{ListBuilder, StringBuilder};
+use arrow_array::types::Int8Type;
 use arrow_array::{
-    ArrayRef, BinaryArray, Int32Array, LargeBinaryArray, RecordBatch, StringArray, StringViewArray,
-    StructArray,
+    Array, ArrayRef, BinaryArray, DictionaryArray, Int32Array, LargeBinaryArray, RecordBatch,
+    StringArray, StringViewArray, StructArray,
 };
 use arrow_buffer::NullBuffer;
 use arrow_schema::{DataType, Field, Fields};
@@ -126,8 +127,10 @@ fn offsets_name_the_batch_and_batches_are_bounded() {
 fn writer_refuses_a_wrong_number_of_captions_and_stays_usable() {
     let mut writer = ArrowShardWriter::new(Vec::new(), CaptionType::One).unwrap();
     let error = writer.write("a.jpg", b"", &[]).unwrap_err();
+    assert_eq!(writer.pending_bytes(), 0);
     assert!(matches!(&error, ArrowWriteError::Captions { count: 0, path } if path == "a.jpg"));
     writer.write("b.jpg", b"", &["c".to_string()]).unwrap();
+    assert_eq!(writer.pending_bytes(), 6);
     let (rows, failure) = read_all(&writer.finish().unwrap());
     assert!(failure.is_none() && rows.len() == 1);
 }
@@ -196,6 +199,47 @@ fn nulls_and_names() {
         .unwrap_err()
         .message
         .contains("elsewhere.jpg"));
+}
+
+#[test]
+fn image_structs_may_have_other_children_in_any_order() {
+    let number = || Arc::new(Int32Array::from(vec![1, 2])) as ArrayRef;
+    let path: DictionaryArray<Int8Type> = ["p/0.png", "p/1.png"].into_iter().collect();
+    let bytes = LargeBinaryArray::from_iter_values([b"zero", b"one!"]);
+    let children: Vec<(&str, ArrayRef)> = vec![
+        ("width", number()),
+        ("path", Arc::new(path)),
+        ("height", number()),
+        ("bytes", Arc::new(bytes)),
+        ("channels", number()),
+    ];
+    let children = children
+        .into_iter()
+        .map(|(name, child)| {
+            (
+                Arc::new(Field::new(name, child.data_type().clone(), true)),
+                child,
+            )
+        })
+        .collect::<Vec<_>>();
+    let captions = StringArray::from(vec!["a", "b"]);
+    let batch = RecordBatch::try_from_iter([
+        ("image", Arc::new(StructArray::from(children)) as ArrayRef),
+        ("caption", Arc::new(captions) as ArrayRef),
+    ])
+    .unwrap();
+    let (rows, failure) = read_all(&bytes_of(&batch));
+    assert!(failure.is_none(), "{failure:?}");
+    for (row, (key, image, caption)) in [("p/0", b"zero", "a"), ("p/1", b"one!", "b")]
+        .into_iter()
+        .enumerate()
+    {
+        let sample = rows[row].as_ref().unwrap();
+        assert_eq!(sample.id.key, key);
+        let expected = MemberData::Bytes(image.to_vec());
+        assert_eq!(sample.member("png").unwrap().data, expected);
+        assert_eq!(sample.member("caption").unwrap().data, text(&[caption]));
+    }
 }
 
 #[test]
