@@ -50,7 +50,12 @@ impl TrainState {
     /// The state after `step` steps.
     pub fn new(step: u64, loader: LoaderState) -> Self {
         let program = concat!("qformer ", env!("CARGO_PKG_VERSION")).to_string();
-        TrainState { version: CHECKPOINT_VERSION, program, step, loader }
+        TrainState {
+            version: CHECKPOINT_VERSION,
+            program,
+            step,
+            loader,
+        }
     }
 }
 
@@ -66,7 +71,10 @@ pub fn list(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>, ModelError> {
     for entry in fs::read_dir(checkpoints).map_err(at(checkpoints))? {
         let path = entry.map_err(at(checkpoints))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if let Some(step) = name.strip_prefix("step-").and_then(|step| step.parse().ok()) {
+        if let Some(step) = name
+            .strip_prefix("step-")
+            .and_then(|step| step.parse().ok())
+        {
             found.push((step, path));
         }
     }
@@ -95,8 +103,10 @@ pub fn save(
     }
     fs::create_dir(&partial).map_err(at(&partial))?;
     let params = model.params().named_parameters();
-    let params: Vec<(String, Tensor)> =
-        params.iter().map(|param| (param.name.clone(), param.tensor.shallow_clone())).collect();
+    let params: Vec<(String, Tensor)> = params
+        .iter()
+        .map(|param| (param.name.clone(), param.tensor.shallow_clone()))
+        .collect();
     write_safetensors(&partial.join(MODEL_FILE), &params)?;
     write_safetensors(&partial.join(OPTIMIZER_FILE), &optimizer.state())?;
     let state_path = partial.join(STATE_FILE);
@@ -127,7 +137,10 @@ pub fn save(
 pub fn read_state(checkpoint: &Path) -> Result<TrainState, ModelError> {
     let path = checkpoint.join(STATE_FILE);
     let text = fs::read_to_string(&path).map_err(at(&path))?;
-    let unusable = |message: String| ModelError::TensorFile { path: path.clone(), message };
+    let unusable = |message: String| ModelError::TensorFile {
+        path: path.clone(),
+        message,
+    };
     let state: TrainState = serde_json::from_str(&text)
         .map_err(|error| unusable(format!("no state of a checkpoint: {error}")))?;
     if state.version != CHECKPOINT_VERSION {
@@ -158,18 +171,20 @@ pub fn load_optimizer(checkpoint: &Path, optimizer: &mut AdamW) -> Result<(), Mo
     optimizer.load_state(&tensors, &origin)
 }
 
-fn tensors(
-    checkpoint: &Path,
-    file: &str,
-) -> Result<(String, HashMap<String, Tensor>), ModelError> {
+fn tensors(checkpoint: &Path, file: &str) -> Result<(String, HashMap<String, Tensor>), ModelError> {
     let path = checkpoint.join(file);
     Ok((path.display().to_string(), read_safetensors(&path)?))
 }
 
 fn at(path: &Path) -> impl Fn(std::io::Error) -> ModelError + '_ {
-    move |source| ModelError::Io { path: path.to_owned(), source }
+    move |source| ModelError::Io {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 fn sync(path: &Path) -> Result<(), ModelError> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(at(path))
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(at(path))
 }

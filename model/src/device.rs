@@ -51,7 +51,10 @@ impl fmt::Display for DeviceChoice {
 /// # Errors
 /// [`ModelError::Config`] when a GPU is asked for and cannot be used, saying which part is missing.
 pub fn open_device(choice: DeviceChoice) -> Result<Device, ModelError> {
-    let missing = |message: String| ModelError::Config { setting: "device", message };
+    let missing = |message: String| ModelError::Config {
+        setting: "device",
+        message,
+    };
     match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),
         DeviceChoice::Auto => match cuda::open() {
@@ -74,7 +77,9 @@ pub fn open_device(choice: DeviceChoice) -> Result<Device, ModelError> {
                 ));
             }
             if index as i64 >= count {
-                return Err(missing(format!("cuda:{index} is asked for, of {count} GPUs")));
+                return Err(missing(format!(
+                    "cuda:{index} is asked for, of {count} GPUs"
+                )));
             }
             Ok(Device::Cuda(index))
         }

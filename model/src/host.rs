@@ -29,7 +29,9 @@ pub fn upload(batch: &Batch, device: Device) -> Result<DeviceBatch, ModelError> 
     let pixels = pinned::copy_pixels(batch.pixels(), &shape, device)?;
     let text = |values: &[i64]| -> Result<Tensor, ModelError> {
         let shape = [batch.captions.len() as i64, batch.text_len as i64];
-        Ok(Tensor::f_from_slice(values)?.f_view(shape)?.f_to_device(device)?)
+        Ok(Tensor::f_from_slice(values)?
+            .f_view(shape)?
+            .f_to_device(device)?)
     };
     Ok(DeviceBatch {
         images: normalise(&pixels)?,
@@ -41,10 +43,14 @@ pub fn upload(batch: &Batch, device: Device) -> Result<DeviceBatch, ModelError> 
 /// `(x / 255 - mean) / std` per channel: `[B, 3, S, S]` u8 → f32, as torchvision computes it.
 fn normalise(pixels: &Tensor) -> Result<Tensor, ModelError> {
     let channels = |values: &[f32; 3]| -> Result<Tensor, ModelError> {
-        Ok(Tensor::f_from_slice(values)?.f_view([1, 3, 1, 1])?.f_to_device(pixels.device())?)
+        Ok(Tensor::f_from_slice(values)?
+            .f_view([1, 3, 1, 1])?
+            .f_to_device(pixels.device())?)
     };
     let scaled = pixels.f_to_kind(Kind::Float)?.f_divide_scalar(255.0)?;
-    Ok(scaled.f_sub_(&channels(&CLIP_MEAN)?)?.f_divide_(&channels(&CLIP_STD)?)?)
+    Ok(scaled
+        .f_sub_(&channels(&CLIP_MEAN)?)?
+        .f_divide_(&channels(&CLIP_STD)?)?)
 }
 
 /// Page-locked memory for batches that go to a GPU, ordinary memory for the CPU.
@@ -98,7 +104,11 @@ mod pinned {
                 .and_then(|tensor| tensor.f_pin_memory(self.0))
                 .map_err(|error| format!("no page-locked memory ({error})"))?;
             let data = tensor.data_ptr().cast::<u8>();
-            Ok(Box::new(PinnedBuffer { _tensor: std::sync::Mutex::new(tensor), data, len }))
+            Ok(Box::new(PinnedBuffer {
+                _tensor: std::sync::Mutex::new(tensor),
+                data,
+                len,
+            }))
         }
     }
 
@@ -118,9 +128,8 @@ mod pinned {
         }
         // SAFETY: the tensor covers exactly `pixels`, is only read, and is dropped before this
         // function returns, while `pixels` is borrowed.
-        let view = unsafe {
-            Tensor::f_from_blob(pixels.as_ptr(), shape, &[], Kind::Uint8, Device::Cpu)?
-        };
+        let view =
+            unsafe { Tensor::f_from_blob(pixels.as_ptr(), shape, &[], Kind::Uint8, Device::Cpu)? };
         Ok(match device {
             Device::Cpu => view.f_copy()?,
             _ => view.f_to_device(device)?,

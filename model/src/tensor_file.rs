@@ -14,7 +14,10 @@ use crate::error::ModelError;
 /// [`ModelError::TensorFile`] naming the file, for an element type without a safetensors name or a
 /// disk that says no.
 pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
-    let unwritable = |message: String| ModelError::TensorFile { path: path.to_owned(), message };
+    let unwritable = |message: String| ModelError::TensorFile {
+        path: path.to_owned(),
+        message,
+    };
     let views = tensors
         .iter()
         .map(|(name, tensor)| match HostView::new(tensor) {
@@ -49,7 +52,12 @@ impl HostView {
         let tensor = tensor.f_detach().map_err(|error| error.to_string())?;
         let shape = tensor.size().iter().map(|&size| size as usize).collect();
         let len = tensor.numel() * tensor.kind().elt_size_in_bytes();
-        Ok(HostView { tensor, dtype, shape, len })
+        Ok(HostView {
+            tensor,
+            dtype,
+            shape,
+            len,
+        })
     }
 }
 
@@ -84,10 +92,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("t.safetensors");
         let tensors = vec![
-            ("a.weight".to_string(), Tensor::from_slice(&[1.5f32, -2.0, 3.0, 4.0]).view([2, 2]).tr()),
+            (
+                "a.weight".to_string(),
+                Tensor::from_slice(&[1.5f32, -2.0, 3.0, 4.0])
+                    .view([2, 2])
+                    .tr(),
+            ),
             ("temp".to_string(), Tensor::from(0.07f32)),
             ("a.step".to_string(), Tensor::from(7i64)),
-            ("none".to_string(), Tensor::zeros([0, 3], (Kind::Float, Device::Cpu))),
+            (
+                "none".to_string(),
+                Tensor::zeros([0, 3], (Kind::Float, Device::Cpu)),
+            ),
         ];
         write_safetensors(&path, &tensors).unwrap();
         let read = read_safetensors(&path).unwrap();

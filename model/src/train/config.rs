@@ -92,13 +92,21 @@ impl TrainConfig {
         self.optimizer.validate()?;
         self.schedule.validate()?;
         check(self.steps > 0, "steps", "must be at least 1".into())?;
-        check(self.log_every_steps > 0, "log_every_steps", "must be at least 1".into())?;
+        check(
+            self.log_every_steps > 0,
+            "log_every_steps",
+            "must be at least 1".into(),
+        )?;
         check(
             self.checkpoint_every_steps > 0,
             "checkpoint_every_steps",
             "must be at least 1".into(),
         )?;
-        check(self.keep_checkpoints > 0, "keep_checkpoints", "must be at least 1".into())?;
+        check(
+            self.keep_checkpoints > 0,
+            "keep_checkpoints",
+            "must be at least 1".into(),
+        )?;
         check(
             self.data.batch_size >= 2,
             "data.batch_size",
@@ -113,7 +121,10 @@ impl TrainConfig {
         check(
             self.data.text_len as i64 <= positions,
             "data.text_len",
-            format!("{} is beyond the {positions} positions of the model", self.data.text_len),
+            format!(
+                "{} is beyond the {positions} positions of the model",
+                self.data.text_len
+            ),
         )?;
         let Some(vit) = self.model.vision.vit() else {
             return check(
@@ -125,7 +136,10 @@ impl TrainConfig {
         check(
             vit.image_size == self.data.image_size as i64,
             "data.image_size",
-            format!("{} differs from the tower's {}", self.data.image_size, vit.image_size),
+            format!(
+                "{} differs from the tower's {}",
+                self.data.image_size, vit.image_size
+            ),
         )?;
         check(
             !matches!(self.schedule, Schedule::EpochCosine(_)) || self.steps_per_epoch > 0,

@@ -72,7 +72,9 @@ impl Trainer {
             let Some(batch) = phases.time(Phase::Wait, || loader.next_batch())? else {
                 break Outcome::OutOfData;
             };
-            let lr = config.schedule.lr(self.step, config.steps, config.steps_per_epoch);
+            let lr = config
+                .schedule
+                .lr(self.step, config.steps, config.steps_per_epoch);
             let output = self.train_step(&batch, config.seed, lr, &mut phases)?;
             phases.end_step(batch.batch_size as u64);
             if self.step % config.log_every_steps == 0 || self.step == config.steps {
@@ -111,7 +113,8 @@ impl Trainer {
                 attention_mask: &input.attention_mask,
                 image_ids: None,
             };
-            self.model.forward_losses(&step, NegativeSampling::Multinomial, &SingleProcess, true)
+            self.model
+                .forward_losses(&step, NegativeSampling::Multinomial, &SingleProcess, true)
         })?;
         phases.time(Phase::Backward, || {
             self.optimizer.zero_grad();
@@ -130,7 +133,13 @@ impl Trainer {
     ) -> Result<(), ModelError> {
         let state = TrainState::new(self.step, loader.state().clone());
         let folder = run_dir.checkpoints();
-        checkpoint::save(&folder, &self.model, &self.optimizer, &state, config.keep_checkpoints)?;
+        checkpoint::save(
+            &folder,
+            &self.model,
+            &self.optimizer,
+            &state,
+            config.keep_checkpoints,
+        )?;
         Ok(())
     }
 }
@@ -150,8 +159,15 @@ fn record(
     lr: f64,
     phases: &Phases,
 ) -> Result<StepRecord, ModelError> {
-    let losses = [&output.loss, &output.loss_itc, &output.loss_itm, &output.loss_lm];
-    let losses = Tensor::f_stack(&losses, 0)?.f_detach()?.f_to_kind(Kind::Double)?;
+    let losses = [
+        &output.loss,
+        &output.loss_itc,
+        &output.loss_itm,
+        &output.loss_lm,
+    ];
+    let losses = Tensor::f_stack(&losses, 0)?
+        .f_detach()?
+        .f_to_kind(Kind::Double)?;
     let losses = Vec::<f64>::try_from(losses)?;
     let [loss, loss_itc, loss_itm, loss_lm] = losses[..] else {
         return Err(ModelError::Input {
@@ -161,7 +177,13 @@ fn record(
     };
     if !loss.is_finite() {
         let samples = batch.ids.iter().map(|id| id.to_string()).collect();
-        return Err(ModelError::NonFinite { step, loss_itc, loss_itm, loss_lm, samples });
+        return Err(ModelError::NonFinite {
+            step,
+            loss_itc,
+            loss_itm,
+            loss_lm,
+            samples,
+        });
     }
     let counters = batch.counters();
     Ok(StepRecord {

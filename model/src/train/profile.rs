@@ -94,9 +94,12 @@ impl Phases {
     /// The profile of the run up to now.
     pub fn profile(&self, loader: &Loader) -> RunProfile {
         let wall_secs = secs(self.started);
-        let phases = PHASE_NAMES.iter().zip(self.busy_secs).map(|(name, busy_secs)| {
-            StageReport::new(name, 1, self.images, 0, busy_secs, wall_secs)
-        });
+        let phases = PHASE_NAMES
+            .iter()
+            .zip(self.busy_secs)
+            .map(|(name, busy_secs)| {
+                StageReport::new(name, 1, self.images, 0, busy_secs, wall_secs)
+            });
         let phases: Vec<_> = phases.collect();
         let loader = loader.report();
         RunProfile {

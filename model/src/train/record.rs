@@ -50,7 +50,10 @@ impl MetricsFile {
     /// # Errors
     /// [`ModelError::Io`] naming the file.
     pub fn open(path: &Path, step: u64) -> Result<Self, ModelError> {
-        let error = |source| ModelError::Io { path: path.to_owned(), source };
+        let error = |source| ModelError::Io {
+            path: path.to_owned(),
+            source,
+        };
         if path.exists() {
             let mut kept = AtomicFile::create(path)?;
             for line in BufReader::new(File::open(path).map_err(error)?).lines() {
@@ -62,8 +65,15 @@ impl MetricsFile {
             }
             kept.commit()?;
         }
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(error)?;
-        Ok(MetricsFile { path: path.to_owned(), file })
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .map_err(error)?;
+        Ok(MetricsFile {
+            path: path.to_owned(),
+            file,
+        })
     }
 
     /// Appends a line.
@@ -71,7 +81,10 @@ impl MetricsFile {
     /// # Errors
     /// [`ModelError::Io`] naming the file.
     pub fn append(&mut self, record: &StepRecord) -> Result<(), ModelError> {
-        let error = |source| ModelError::Io { path: self.path.clone(), source };
+        let error = |source| ModelError::Io {
+            path: self.path.clone(),
+            source,
+        };
         let mut line =
             serde_json::to_string(record).map_err(|e| error(std::io::Error::other(e)))?;
         line.push('\n');
@@ -111,7 +124,10 @@ mod tests {
             .open(&path)
             .and_then(|mut file| file.write_all(b"{\"step\": 6, \"lo"))
             .unwrap();
-        MetricsFile::open(&path, 3).unwrap().append(&record(4)).unwrap();
+        MetricsFile::open(&path, 3)
+            .unwrap()
+            .append(&record(4))
+            .unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let steps: Vec<u64> = text
             .lines()

@@ -7,7 +7,11 @@ impl LoaderReport {
     pub fn bottleneck(&self) -> String {
         let stage = |name: &str| self.stages.iter().find(|stage| stage.name == name);
         let group = |names: &[&str]| -> f64 {
-            names.iter().filter_map(|name| stage(name)).map(|stage| stage.busy_share).sum()
+            names
+                .iter()
+                .filter_map(|name| stage(name))
+                .map(|stage| stage.busy_share)
+                .sum()
         };
         let workers = ["decode", "augment", "tokenise"];
         let readers = ["read", "decompress"];
