@@ -3,12 +3,13 @@
 //! The format is told by content, never by file name. What a reader of Python's PIL gets from
 //! `ImageOps.exif_transpose(Image.open(f)).convert("RGB")` is the reference: grey is replicated,
 //! alpha is dropped (not composited), palettes are looked up, CMYK and YCCK JPEGs follow Adobe's
-//! inverted convention, EXIF orientation is applied. Two rules differ on purpose: 16-bit greyscale
-//! keeps its high byte as 16-bit colour does (PIL clips at 255), and the file's size is checked
-//! against its header before anything is allocated.
+//! inverted convention, EXIF orientation is applied. It differs on purpose in these: 16-bit
+//! greyscale keeps its high byte as 16-bit colour does (PIL clips at 255); a JPEG without its end
+//! marker, or with coded data that does not decode, is an error, where PIL may deliver a partly
+//! grey picture; and sizes are checked on the header, before anything is allocated.
 //!
-//! JPEG has its own file, [`jpeg`], because it is what most data sets hold and what a faster
-//! decoder will replace; the others go through the `image` crate in [`raster`].
+//! JPEG has its own file, `jpeg.rs`, because it is what most data sets hold and what a faster
+//! decoder will replace; the others go through the `image` crate in `raster.rs`.
 
 mod jpeg;
 pub(crate) mod orientation;
