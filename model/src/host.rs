@@ -47,7 +47,7 @@ fn normalise(pixels: &Tensor) -> Result<Tensor, ModelError> {
             .f_view([1, 3, 1, 1])?
             .f_to_device(pixels.device())?)
     };
-    let scaled = pixels.f_to_kind(Kind::Float)?.f_divide_scalar(255.0)?;
+    let mut scaled = pixels.f_to_kind(Kind::Float)?.f_divide_scalar(255.0)?;
     Ok(scaled
         .f_sub_(&channels(&CLIP_MEAN)?)?
         .f_divide_(&channels(&CLIP_STD)?)?)
@@ -131,7 +131,7 @@ mod pinned {
         let view =
             unsafe { Tensor::f_from_blob(pixels.as_ptr(), shape, &[], Kind::Uint8, Device::Cpu)? };
         Ok(match device {
-            Device::Cpu => view.f_copy()?,
+            Device::Cpu => view.f_detach_copy()?,
             _ => view.f_to_device(device)?,
         })
     }
