@@ -11,7 +11,7 @@ use crate::params::{misfit, Param, ParamStore};
 
 /// Settings of [`AdamW`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct AdamWConfig {
     /// Decay of the mean of gradients. Default 0.9.
     pub beta1: f64,

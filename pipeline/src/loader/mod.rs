@@ -20,6 +20,7 @@ mod queue;
 mod sequence;
 mod state;
 mod stats;
+mod table;
 #[cfg(test)]
 mod tests;
 mod work;
@@ -38,6 +39,7 @@ use work::Work;
 
 pub use state::{LoaderState, OrderKey};
 pub use stats::{Counters, LoaderReport, QueueReport, StageReport};
+pub use table::{queue_table, stage_table};
 
 use crate::batch::{Batch, BufferPool, HostAllocator, PlainAllocator};
 use crate::config::LoaderConfig;
