@@ -1,4 +1,9 @@
 //! All tests of the workspace as one binary.
+
+mod bin;
+mod interop;
+mod shard_cli;
+
 #[test]
 fn smoke() {
     let t = tch::Tensor::from_slice(&[1.0f32, 2.0]);

@@ -185,7 +185,8 @@ pub(super) fn inspect(candidate: Candidate, check_header: bool) -> Result<Planne
     if !metadata.is_file() {
         return Err(Skip::of(image, SkipCause::Unreadable, "not a regular file"));
     }
-    let caption_bytes = (captions.iter().map(String::len).sum::<usize>() + captions.len() - 1) as u64;
+    let caption_bytes =
+        (captions.iter().map(String::len).sum::<usize>() + captions.len() - 1) as u64;
     let json_bytes = json.map(|json| json.len() as u64);
     let sample_bytes = metadata.len() + caption_bytes + json_bytes.unwrap_or(0);
     let most_bytes = ReadOptions::default().max_sample_bytes;
