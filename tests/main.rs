@@ -1,5 +1,8 @@
 //! All tests of the workspace as one binary.
-mod golden;
+
+mod bin;
+mod interop;
+mod shard_cli;
 
 #[test]
 fn smoke() {

@@ -6,11 +6,9 @@ use std::path::{Path, PathBuf};
 
 use image::ImageFormat;
 use qf_pipeline::shard::captions::{captions_from_json, captions_from_text};
+use qf_pipeline::shard::read::ReadOptions;
 use qf_pipeline::shard::write::ShardSample;
 use serde::Serialize;
-
-/// The largest image file taken, in bytes; each worker holds one in memory.
-pub(super) const MAX_IMAGE_BYTES: u64 = 256 << 20;
 
 /// The largest caption file, and manifest line, in bytes.
 pub(super) const MAX_CAPTION_BYTES: u64 = 16 << 20;
@@ -41,8 +39,8 @@ pub(super) enum SkipCause {
     BadCaption,
     /// Content that is no image format the pipeline decodes.
     UnknownImageFormat,
-    /// Above [`MAX_IMAGE_BYTES`].
-    ImageTooLarge,
+    /// Image and captions together are more than a reader takes by default.
+    SampleTooLarge,
     /// The file or folder is missing or cannot be read.
     Unreadable,
     /// A name that is not UTF-8, or too long for a key.
@@ -59,7 +57,7 @@ impl SkipCause {
             SkipCause::EmptyCaption => "empty_caption",
             SkipCause::BadCaption => "bad_caption",
             SkipCause::UnknownImageFormat => "unknown_image_format",
-            SkipCause::ImageTooLarge => "image_too_large",
+            SkipCause::SampleTooLarge => "sample_too_large",
             SkipCause::Unreadable => "unreadable",
             SkipCause::BadName => "bad_name",
             SkipCause::BadRow => "bad_row",
@@ -187,15 +185,14 @@ pub(super) fn inspect(candidate: Candidate, check_header: bool) -> Result<Planne
     if !metadata.is_file() {
         return Err(Skip::of(image, SkipCause::Unreadable, "not a regular file"));
     }
-    if metadata.len() > MAX_IMAGE_BYTES {
-        return Err(Skip::of(
-            image,
-            SkipCause::ImageTooLarge,
-            format!(
-                "{} bytes, over the limit of {MAX_IMAGE_BYTES}",
-                metadata.len()
-            ),
-        ));
+    let caption_bytes =
+        (captions.iter().map(String::len).sum::<usize>() + captions.len() - 1) as u64;
+    let json_bytes = json.map(|json| json.len() as u64);
+    let sample_bytes = metadata.len() + caption_bytes + json_bytes.unwrap_or(0);
+    let most_bytes = ReadOptions::default().max_sample_bytes;
+    if sample_bytes > most_bytes {
+        let message = format!("{sample_bytes} bytes, over the limit of {most_bytes}");
+        return Err(Skip::of(image, SkipCause::SampleTooLarge, message));
     }
     let found_extension = image
         .extension()
@@ -225,9 +222,8 @@ pub(super) fn inspect(candidate: Candidate, check_header: bool) -> Result<Planne
         extension,
         image_bytes: metadata.len(),
         captions: captions.len(),
-        caption_bytes: (captions.iter().map(String::len).sum::<usize>() + captions.len() - 1)
-            as u64,
-        json_bytes: json.map(|json| json.len() as u64),
+        caption_bytes,
+        json_bytes,
         candidate,
     })
 }
