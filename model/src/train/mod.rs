@@ -77,12 +77,12 @@ impl Trainer {
                 .lr(self.step, config.steps, config.steps_per_epoch);
             let output = self.train_step(&batch, config.seed, lr, &mut phases)?;
             phases.end_step(batch.batch_size as u64);
-            if self.step % config.log_every_steps == 0 || self.step == config.steps {
+            if self.step.is_multiple_of(config.log_every_steps) || self.step == config.steps {
                 let record = record(&output, &batch, self.step, lr, &phases)?;
                 metrics.append(&record)?;
                 on_record(&record);
             }
-            if self.step % config.checkpoint_every_steps == 0 {
+            if self.step.is_multiple_of(config.checkpoint_every_steps) {
                 self.save(config, loader, run_dir)?;
                 saved_at = Some(self.step);
             }
