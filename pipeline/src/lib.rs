@@ -13,10 +13,12 @@ pub mod decode;
 pub mod error;
 pub mod loader;
 pub mod order;
+pub mod process;
 pub mod sample;
 pub mod shard;
 pub mod source;
 pub mod text;
+pub mod vocabulary;
 
 pub use batch::Batch;
 pub use config::LoaderConfig;

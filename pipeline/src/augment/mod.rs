@@ -10,7 +10,7 @@ mod rng;
 
 use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::decode::{orientation::mirror_rows, RgbImage};
 use crate::error::PipelineError;
@@ -22,6 +22,7 @@ pub use rng::SampleRng;
 pub const CLIP_MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
 
 /// Standard deviation of each channel, likewise.
+#[allow(clippy::excessive_precision)] // The digits of the reference.
 pub const CLIP_STD: [f32; 3] = [0.26862954, 0.26130258, 0.27577711];
 
 /// Longest side of a processed image, a guard against a mistyped setting.
@@ -145,6 +146,8 @@ pub struct View {
 pub struct ImageProcessor {
     transform: ImageTransform,
     resizer: Resizer,
+    /// `[crop height, S, 3]`: the crop after the horizontal pass.
+    narrowed: Vec<u8>,
 }
 
 impl ImageProcessor {
@@ -158,6 +161,7 @@ impl ImageProcessor {
         Ok(ImageProcessor {
             transform,
             resizer: Resizer::new(),
+            narrowed: Vec::new(),
         })
     }
 
@@ -202,16 +206,40 @@ impl ImageProcessor {
                 .expect("an RgbImage holds width × height × 3 bytes");
         let source = TypedCroppedImage::new(source, x, y, width, height)
             .expect("the crop is within the image");
-        let mut target = TypedImage::<U8x3>::from_buffer(size, size, out)
-            .expect("the output holds S × S × 3 bytes");
-        let options =
-            ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
-        self.resizer
-            .resize_typed(&source, &mut target, &options)
-            .expect("a crop box of the whole view is valid");
+        // Two calls, one pass each, for the order of PIL up to 12: horizontal, rounded and clipped
+        // to u8, then vertical. In one call the resizer begins with the vertical pass, as fast but
+        // up to 11 of 255 apart, since what overshoots is clipped elsewhere.
+        if width == size {
+            self.resize(&source, size, size, out);
+        } else {
+            let mut narrowed = std::mem::take(&mut self.narrowed);
+            narrowed.resize(height as usize * size as usize * 3, 0);
+            self.resize(&source, size, height, &mut narrowed);
+            let source = TypedImageRef::<U8x3>::from_buffer(size, height, &narrowed)
+                .expect("the buffer was made for this size");
+            self.resize(&source, size, size, out);
+            self.narrowed = narrowed;
+        }
         if view.mirrored {
             mirror_rows(out, size as usize * 3);
         }
+    }
+
+    /// Resizes a view to `[height, width, 3]`; a side that stays as it is takes no pass.
+    fn resize(
+        &mut self,
+        source: &impl ImageView<Pixel = U8x3>,
+        width: u32,
+        height: u32,
+        out: &mut [u8],
+    ) {
+        let mut target = TypedImage::<U8x3>::from_buffer(width, height, out)
+            .expect("the output was made for this size");
+        let options =
+            ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
+        self.resizer
+            .resize_typed(source, &mut target, &options)
+            .expect("a crop box of the whole view is valid");
     }
 }
 
@@ -248,4 +276,167 @@ const fn normalisation_table() -> [[f32; 256]; 3] {
         channel += 1;
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::decode::test_shared::shared;
+
+    /// The tensors of a safetensors file: length of the JSON header, header, data.
+    fn tensors(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
+        let (len, rest) = bytes.split_first_chunk::<8>().expect("a length");
+        let (header, data) = rest.split_at(u64::from_le_bytes(*len) as usize);
+        let header: serde_json::Value = serde_json::from_slice(header).expect("JSON");
+        let entries = header.as_object().expect("a map").iter();
+        entries
+            .filter_map(|(name, entry)| {
+                let offsets = entry.get("data_offsets")?;
+                let at = |i: usize| offsets[i].as_u64().expect("an offset") as usize;
+                Some((name.clone(), data[at(0)..at(1)].to_vec()))
+            })
+            .collect()
+    }
+
+    fn compare(name: &str, got: &[u8], expected: &[u8]) {
+        assert_eq!(got.len(), expected.len(), "{name}");
+        let differences = got.iter().zip(expected).map(|(a, b)| a.abs_diff(*b));
+        let worst = differences.clone().max().unwrap_or(0);
+        let beyond = differences.filter(|&d| d > 1).count() as f64 / got.len() as f64;
+        println!("{name}: worst {worst}, beyond 1: {:.3} %", beyond * 100.0);
+        // The stated tolerance is 8; two passes in PIL's order stay within rounding.
+        assert!(worst <= 2 && beyond <= 0.001, "{name}: {worst}, {beyond}");
+    }
+
+    /// PIL's bicubic resize of whole pictures and crops, and torchvision's normalisation.
+    #[test]
+    fn golden_images() {
+        let Some(folder) = shared("golden_images", "golden") else {
+            return;
+        };
+        let tensors =
+            tensors(&std::fs::read(folder.join("golden_proc.safetensors")).expect("reads"));
+        let text = std::fs::read_to_string(folder.join("golden_proc.json")).expect("reads");
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let cases = json["image"].as_object().expect("a map");
+        assert!(!cases.is_empty());
+        for (name, case) in cases {
+            let number = |value: &serde_json::Value| value.as_u64().expect("a number") as u32;
+            let (width, height) = (number(&case["w"]), number(&case["h"]));
+            let pixels = tensors[&format!("{name}.rgb")].clone();
+            let image = RgbImage::new(width, height, pixels).expect("a picture");
+            let transform = ImageTransform::eval(number(&case["S"]));
+            let mut processor = ImageProcessor::new(transform).expect("valid");
+            let mut out = vec![0; processor.out_len()];
+            processor.process(&image, &mut SampleRng::new(0, 0, 0, 0), &mut out);
+            compare(name, &out, &tensors[&format!("{name}.resized_u8")]);
+
+            let reference = &tensors[&format!("{name}.resized_u8")];
+            let mut normalised = vec![0.0; reference.len()];
+            normalise_to_chw(reference, &mut normalised);
+            let expected = tensors[&format!("{name}.eval")].chunks_exact(4);
+            let expected: Vec<u32> = expected
+                .map(|bytes| u32::from_le_bytes(bytes.try_into().expect("4 bytes")))
+                .collect();
+            let bits: Vec<u32> = normalised.iter().map(|value| value.to_bits()).collect();
+            assert_eq!(bits, expected, "{name}: normalised");
+
+            let corners = &case["crop_box_left_top_right_bottom"];
+            let [left, top, right, bottom] = [0, 1, 2, 3].map(|i: usize| number(&corners[i]));
+            let mut view = View {
+                crop: CropBox {
+                    x: left,
+                    y: top,
+                    width: right - left,
+                    height: bottom - top,
+                },
+                mirrored: false,
+            };
+            processor.render(&image, &view, &mut out);
+            compare(
+                &format!("{name} cropped"),
+                &out,
+                &tensors[&format!("{name}.crop_resized_u8")],
+            );
+
+            let unflipped = out.clone();
+            view.mirrored = true;
+            processor.render(&image, &view, &mut out);
+            let size = transform.size() as usize;
+            for (row, mirrored) in unflipped.chunks(size * 3).zip(out.chunks(size * 3)) {
+                assert!(row.chunks(3).eq(mirrored.chunks(3).rev()));
+            }
+        }
+    }
+
+    #[test]
+    fn any_shape_works() {
+        let mut out = vec![0; 7 * 7 * 3];
+        for transform in [ImageTransform::train(7), ImageTransform::eval(7)] {
+            let mut processor = ImageProcessor::new(transform).expect("valid");
+            for (width, height) in [(1, 1), (1, 3000), (3000, 1), (7, 7), (2, 2), (7, 900)] {
+                let pixels = [10, 20, 30].repeat(width * height);
+                let image = RgbImage::new(width as u32, height as u32, pixels).expect("a picture");
+                for sample in 0..20 {
+                    out.fill(0);
+                    processor.process(&image, &mut SampleRng::new(1, 0, 0, sample), &mut out);
+                    assert_eq!(out, [10, 20, 30].repeat(49), "{width}×{height}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn half_are_flipped_and_draws_repeat() {
+        let transform = ImageTransform::train(224);
+        let draw = |sample| transform.draw(640, 480, &mut SampleRng::new(2, 1, 0, sample));
+        let flipped = (0..10_000).filter(|&sample| draw(sample).mirrored).count();
+        assert!((4_800..5_200).contains(&flipped), "{flipped}");
+        assert_eq!(draw(17), draw(17));
+        assert_ne!(draw(17).crop, draw(18).crop);
+    }
+
+    #[test]
+    fn settings_are_checked() {
+        let train = |size, scale, ratio, flip_probability| ImageTransform::Train {
+            size,
+            scale,
+            ratio,
+            flip_probability,
+        };
+        for (transform, setting) in [
+            (ImageTransform::eval(0), "image_size"),
+            (ImageTransform::eval(100_000), "image_size"),
+            (train(8, (0.0, 1.0), (0.75, 1.3), 0.5), "crop_scale"),
+            (train(8, (0.9, 0.5), (0.75, 1.3), 0.5), "crop_scale"),
+            (train(8, (0.5, f64::NAN), (0.75, 1.3), 0.5), "crop_scale"),
+            (
+                train(8, (0.5, 1.0), (0.75, f64::INFINITY), 0.5),
+                "crop_ratio",
+            ),
+            (train(8, (0.5, 1.0), (0.75, 1.3), 1.5), "flip_probability"),
+            (
+                train(8, (0.5, 1.0), (0.75, 1.3), f64::NAN),
+                "flip_probability",
+            ),
+        ] {
+            let error = ImageProcessor::new(transform).expect_err(setting);
+            assert!(error.to_string().contains(setting), "{error}");
+        }
+    }
+
+    #[test]
+    fn normalisation_is_the_formula() {
+        let pixels: Vec<u8> = (0..=255).flat_map(|value| [value; 3]).collect();
+        let mut out = vec![0.0; pixels.len()];
+        normalise_to_chw(&pixels, &mut out);
+        for channel in 0..3 {
+            for value in 0..=255u8 {
+                let expected = (f32::from(value) / 255.0 - CLIP_MEAN[channel]) / CLIP_STD[channel];
+                assert_eq!(out[channel * 256 + usize::from(value)], expected);
+            }
+        }
+    }
 }

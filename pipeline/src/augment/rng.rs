@@ -63,3 +63,84 @@ impl SampleRng {
         self.uniform() < probability
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The stream is part of the format: a run resumed by a later version must draw the same.
+    #[test]
+    fn first_values_never_change() {
+        let mut rng = SampleRng::new(1, 2, 3, 4);
+        let bits: Vec<u64> = (0..3).map(|_| rng.next_u64()).collect();
+        assert_eq!(bits, GOLDEN_BITS);
+        let mut rng = SampleRng::new(0, 0, 0, 0);
+        let uniform = [rng.uniform(), rng.uniform_range(-1.0, 1.0)];
+        assert_eq!(uniform, GOLDEN_UNIFORM);
+        let below: Vec<u64> = (0..6).map(|_| rng.below(10)).collect();
+        assert_eq!(below, GOLDEN_BELOW);
+    }
+
+    const GOLDEN_BITS: [u64; 3] = [
+        10650761518438476676,
+        15580610438171716512,
+        13169838143579824443,
+    ];
+    const GOLDEN_UNIFORM: [f64; 2] = [0.15120540699636187, -0.8328226759481876];
+    const GOLDEN_BELOW: [u64; 6] = [1, 2, 4, 0, 6, 0];
+
+    #[test]
+    fn streams_differ_by_every_part_of_the_key() {
+        let first =
+            |key: (u64, u64, u32, u32)| SampleRng::new(key.0, key.1, key.2, key.3).next_u64();
+        let keys = [
+            (0, 0, 0, 0),
+            (1, 0, 0, 0),
+            (1 << 63, 0, 0, 0),
+            (0, 1, 0, 0),
+            (0, 1 << 63, 0, 0),
+            (0, 0, 1, 0),
+            (0, 0, 1 << 31, 0),
+            (0, 0, 0, 1),
+            (0, 0, 0, 1 << 31),
+        ];
+        let mut values: Vec<u64> = keys.into_iter().map(first).collect();
+        values.sort_unstable();
+        values.dedup();
+        assert_eq!(values.len(), keys.len());
+    }
+
+    #[test]
+    fn draws_are_uniform() {
+        let mut rng = SampleRng::new(5, 0, 0, 0);
+        let mut counts = [0f64; 7];
+        let mut heads = 0;
+        let mut sum = 0.0;
+        const DRAWS: usize = 70_000;
+        for _ in 0..DRAWS {
+            counts[rng.below(7) as usize] += 1.0;
+            heads += usize::from(rng.coin(0.25));
+            let value = rng.uniform();
+            assert!((0.0..1.0).contains(&value));
+            sum += value;
+        }
+        let chi2: f64 = counts
+            .iter()
+            .map(|c| (c - 10_000.0f64).powi(2) / 10_000.0)
+            .sum();
+        assert!(chi2 < 22.5, "{chi2} (p = 0.001 at 6 degrees of freedom)");
+        assert!(
+            (heads as f64 / DRAWS as f64 - 0.25).abs() < 0.006,
+            "{heads}"
+        );
+        assert!((sum / DRAWS as f64 - 0.5).abs() < 0.004, "{sum}");
+        // A range that 2⁶⁴ is far from a multiple of: the middle third is as likely as the others.
+        let n = 3 << 62;
+        let middle = (0..9000)
+            .filter(|_| (1 << 62..2 << 62).contains(&rng.below(n)))
+            .count();
+        assert!((2820..3180).contains(&middle), "{middle}");
+        assert_eq!((rng.below(0), rng.below(1)), (0, 0));
+        assert!(!rng.coin(0.0) && rng.coin(1.0));
+    }
+}

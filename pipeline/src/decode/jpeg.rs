@@ -15,6 +15,10 @@ use super::{orientation, DecodeError, DecodeLimits, ImageFormat, RgbImage};
 /// Most scans of one file. Encoders write about ten; hundreds are an attack on decoding time.
 const MAX_SCANS: usize = 100;
 
+/// Most visits of 8×8 blocks over all scans, a second or two of decoding. Progressive pictures of
+/// 4:2:0 sampling reach it with 30 scans of 178 megapixels.
+const MAX_BLOCK_VISITS: u64 = 1 << 27;
+
 /// Decodes a JPEG file to upright RGB.
 pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
     let header = Header::read(bytes)?;
@@ -35,6 +39,9 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, De
     if decoder.dimensions() != Some((usize::from(header.width), usize::from(header.height))) {
         return Err(broken("it declares two sizes"));
     }
+    // Sloppy headers are read, but coded data that does not decode is an error: a lenient decoder
+    // would fill the rest with grey.
+    decoder.set_options(options.set_strict_mode(true));
     let mut data = vec![0; usize::from(header.width) * usize::from(header.height) * 3];
     decoder
         .decode_into(&mut data)
@@ -57,6 +64,7 @@ struct Header {
     height: u16,
     /// Blocks of 64 samples in the whole picture, all components together.
     blocks: u64,
+    scans: usize,
     /// Whether a decoder must hold all coefficients: progressive, or one scan per component.
     buffered: bool,
     orientation: Orientation,
@@ -125,6 +133,7 @@ impl Header {
             width: frame.width,
             height: frame.height,
             blocks: frame.blocks,
+            scans,
             buffered: frame.progressive || scans > 1,
             orientation: orientation.unwrap_or(Orientation::NoTransforms),
             coded_bytes,
@@ -142,8 +151,8 @@ impl Header {
         picture * copies + coefficients
     }
 
-    /// A file without its end, or one whose data cannot hold what the header declares: every
-    /// block takes at least one bit, that of its DC coefficient.
+    /// Refuses a file without its end, one whose data cannot hold what the header declares (every
+    /// block takes at least one bit, that of its DC coefficient), and one that would take forever.
     fn check_whole(&self) -> Result<(), DecodeError> {
         if !self.ended {
             return Err(truncated(self.len_bytes));
@@ -152,6 +161,12 @@ impl Header {
             return Err(broken(format!(
                 "{} bytes of data cannot hold {}×{} pixels",
                 self.coded_bytes, self.width, self.height
+            )));
+        }
+        if self.blocks.saturating_mul(self.scans as u64) > MAX_BLOCK_VISITS {
+            return Err(broken(format!(
+                "it has {} scans of {}×{} pixels; convert it to baseline JPEG",
+                self.scans, self.width, self.height
             )));
         }
         Ok(())

@@ -14,11 +14,15 @@
 //! A result has its place in the order before any worker sees the sample, so the batches are the
 //! same for any number of threads.
 
+mod bottleneck;
 mod collate;
 mod queue;
 mod sequence;
 mod state;
 mod stats;
+mod table;
+#[cfg(test)]
+mod tests;
 mod work;
 
 use std::sync::Arc;
@@ -35,6 +39,7 @@ use work::Work;
 
 pub use state::{LoaderState, OrderKey};
 pub use stats::{Counters, LoaderReport, QueueReport, StageReport};
+pub use table::{queue_table, stage_table};
 
 use crate::batch::{Batch, BufferPool, HostAllocator, PlainAllocator};
 use crate::config::LoaderConfig;

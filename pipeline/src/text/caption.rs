@@ -92,3 +92,58 @@ fn clean(character: char) -> char {
 fn is_python_space(character: char) -> bool {
     character.is_whitespace() || ('\x1c'..='\x1f').contains(&character)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::test_shared::shared;
+
+    #[test]
+    fn rules() {
+        let processor = CaptionProcessor::default();
+        for (caption, expected) in [
+            ("A man. Riding!", "a man riding"),
+            ("Two  dogs,\t\tplaying\tin", "two dogs, playing\tin"),
+            ("ends\n", "ends"),
+            ("\nstarts", "\nstarts"),
+            ("a\x1c\x1fb c\x1cd", "a b c\x1cd"),
+            ("it's a-b/c & d? (e's) #1 ~ok", "it's a-b/c & d? e's 1 ok"),
+            ("ΣΊΣΥΦΟΣ", "σίσυφος"),
+            ("", ""),
+            (" .!\"()*#:;~ ", ""),
+        ] {
+            assert_eq!(processor.process(caption), expected, "{caption:?}");
+            assert_eq!(processor.is_empty(caption), expected.is_empty());
+        }
+        let two = CaptionProcessor::new(2, "A Photo: ").expect("valid");
+        assert_eq!(two.process("One, TWO three"), "A Photo: one, two");
+        assert!(two.is_empty("...") && two.process("...") == "A Photo: ");
+        assert!(CaptionProcessor::new(0, "").is_err());
+    }
+
+    #[test]
+    fn golden() {
+        let Some(path) = shared("caption golden", "golden/golden_proc.json") else {
+            return;
+        };
+        let text = std::fs::read_to_string(path).expect("reads");
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let cases = json["caption"].as_array().expect("a list");
+        assert!(!cases.is_empty());
+        for case in cases {
+            let input = case["input"].as_str().expect("text");
+            for (key, max_words, prompt) in [
+                ("default", 50, ""),
+                ("prompt_a_photo_of", 50, "a photo of "),
+                ("max_words_5", 5, ""),
+            ] {
+                let processor = CaptionProcessor::new(max_words, prompt).expect("valid");
+                assert_eq!(
+                    processor.process(input),
+                    case[key].as_str().expect("text"),
+                    "{input:?}"
+                );
+            }
+        }
+    }
+}

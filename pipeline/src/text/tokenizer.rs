@@ -5,7 +5,6 @@ use std::io::Read;
 use std::path::Path;
 
 use serde_json::{json, Value};
-use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
@@ -25,6 +24,9 @@ pub(super) const SEP: &str = "[SEP]";
 pub(super) const MASK: &str = "[MASK]";
 /// Start of a caption that is to be generated.
 const DEC: &str = "[DEC]";
+
+/// Tokens that stand for no text.
+const SPECIAL: [&str; 6] = [PAD, UNK, CLS, SEP, MASK, DEC];
 
 /// What continues a word.
 pub(super) const CONTINUATION: &str = "##";
@@ -51,14 +53,12 @@ const MAX_VOCABULARY: usize = 1 << 20;
 #[derive(Debug)]
 pub struct CaptionTokenizer {
     tokenizer: Tokenizer,
-    decoder: WordPieceDecoder,
     /// The vocabulary without an appended `[DEC]`; the id is the position.
     vocabulary: Vec<String>,
     size: usize,
     pad: i64,
     cls: i64,
     sep: i64,
-    mask: i64,
     dec: i64,
 }
 
@@ -160,28 +160,28 @@ impl CaptionTokenizer {
         };
         let (pad, cls, sep) = (special(PAD)?, special(CLS)?, special(SEP)?);
         special(UNK)?;
-        let mask = special(MASK).unwrap_or(pad);
         let mut size = vocabulary.len();
         let dec = *ids.entry(DEC.to_owned()).or_insert_with(|| {
             size += 1;
             (size - 1) as u32
         });
 
-        // Through serde: the builder takes the vocabulary as a map of another crate's type only.
-        let model: WordPiece = serde_json::from_value(json!({
+        // As JSON: the builder takes the vocabulary as a map of another crate's type only.
+        let model = json!({
             "type": "WordPiece",
             "unk_token": UNK,
             "continuing_subword_prefix": CONTINUATION,
             "max_input_chars_per_word": MAX_WORD_CHARS,
             "vocab": ids,
-        }))
-        .map_err(|source| error(source.to_string()))?;
+        });
+        let model =
+            WordPiece::from_bytes(model.to_string()).map_err(|source| error(source.to_string()))?;
         let mut tokenizer = Tokenizer::new(model);
         // Cleaned, Chinese characters apart, accents stripped as lower-casing implies.
         tokenizer
             .with_normalizer(Some(BertNormalizer::new(true, true, None, true)))
             .with_pre_tokenizer(Some(BertPreTokenizer));
-        let special = [PAD, UNK, CLS, SEP, MASK, DEC]
+        let special = SPECIAL
             .into_iter()
             .filter(|name| tokenizer.token_to_id(name).is_some())
             .map(|name| AddedToken::from(name, true))
@@ -189,13 +189,11 @@ impl CaptionTokenizer {
         tokenizer.add_special_tokens(&special);
         Ok(CaptionTokenizer {
             tokenizer,
-            decoder: WordPieceDecoder::new(CONTINUATION.to_owned(), true),
             vocabulary,
             size,
             pad,
             cls,
             sep,
-            mask,
             dec: i64::from(dec),
         })
     }
@@ -240,16 +238,35 @@ impl CaptionTokenizer {
     }
 
     /// The text of these ids: special tokens and ids beyond the vocabulary left out, word pieces
-    /// joined, spaces before punctuation removed (as Hugging Face's `decode`).
+    /// joined, spaces around punctuation removed, as Hugging Face's
+    /// `decode(skip_special_tokens=True)`.
     pub fn decode(&self, ids: &[i64]) -> String {
-        use tokenizers::Decoder;
-        let special = [self.pad, self.cls, self.sep, self.mask, self.dec];
-        let tokens: Vec<String> = ids
+        const CLEANUP: [(&str, &str); 10] = [
+            (" .", "."),
+            (" ?", "?"),
+            (" !", "!"),
+            (" ,", ","),
+            (" ' ", "'"),
+            (" n't", "n't"),
+            (" 'm", "'m"),
+            (" 's", "'s"),
+            (" 've", "'ve"),
+            (" 're", "'re"),
+        ];
+        let mut text = String::new();
+        let entries = ids
             .iter()
-            .filter(|id| !special.contains(id))
-            .filter_map(|&id| self.vocabulary.get(usize::try_from(id).ok()?).cloned())
-            .collect();
-        self.decoder.decode(tokens).unwrap_or_default()
+            .filter_map(|&id| self.vocabulary.get(usize::try_from(id).ok()?));
+        for entry in entries.filter(|entry| !SPECIAL.contains(&entry.as_str())) {
+            match entry.strip_prefix(CONTINUATION) {
+                Some(rest) if !text.is_empty() => text.push_str(rest),
+                _ if text.is_empty() => text.push_str(entry),
+                _ => text.extend([" ", entry.as_str()]),
+            }
+        }
+        CLEANUP
+            .iter()
+            .fold(text, |text, (from, to)| text.replace(from, to))
     }
 
     /// Number of ids, `[DEC]` included: rows of the model's embedding table.
@@ -420,4 +437,215 @@ fn json_vocabulary(text: &str) -> Result<Vec<String>, String> {
 fn short(value: &Value) -> String {
     let text = value.to_string();
     prefix(&text, 40).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::test_shared::shared;
+
+    fn vocabulary(entries: &[&str]) -> Vec<String> {
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+            .iter()
+            .chain(entries)
+            .map(|entry| entry.to_string())
+            .collect()
+    }
+
+    fn encode(tokenizer: &CaptionTokenizer, caption: &str, len: usize) -> Vec<i64> {
+        let (mut ids, mut mask) = (vec![-1; len], vec![-1; len]);
+        tokenizer
+            .encode(caption, &mut ids, &mut mask)
+            .expect("encodes");
+        let used = mask.iter().take_while(|&&m| m == 1).count();
+        assert!(mask[used..].iter().all(|&m| m == 0), "{mask:?}");
+        assert!(ids[used..].iter().all(|&id| id == tokenizer.pad_id()));
+        ids.truncate(used);
+        ids
+    }
+
+    #[test]
+    fn small_vocabulary() {
+        let entries = vocabulary(&["cat", "##s", "a", ",", "c"]);
+        let tokenizer = CaptionTokenizer::from_vocab(entries.clone()).expect("valid");
+        assert_eq!((tokenizer.vocab_size(), tokenizer.dec_id()), (11, 10));
+        assert_eq!(
+            (tokenizer.pad_id(), tokenizer.cls_id(), tokenizer.sep_id()),
+            (0, 2, 3)
+        );
+        assert_eq!(tokenizer.vocab(), entries);
+        for (caption, len, expected) in [
+            ("", 4, &[2, 3][..]),
+            ("a cat", 8, &[2, 7, 5, 3]),
+            ("Cats, cát", 8, &[2, 5, 6, 8, 5, 3]),
+            ("cats cats cats", 5, &[2, 5, 6, 5, 3]),
+            ("cats", 2, &[2, 3]),
+            ("dog", 4, &[2, 1, 3]),
+            ("[DEC] a", 8, &[2, 10, 7, 3]),
+            ("[dec]", 8, &[2, 1, 1, 1, 3]),
+        ] {
+            assert_eq!(encode(&tokenizer, caption, len), expected, "{caption}");
+        }
+        assert_eq!(
+            tokenizer.decode(&[2, 7, 5, 6, 8, 5, 1, 10, 99, -1, 3, 0]),
+            "a cats, cat"
+        );
+
+        let with_dec = CaptionTokenizer::from_vocab(vocabulary(&["[DEC]", "cat"])).expect("valid");
+        assert_eq!((with_dec.vocab_size(), with_dec.dec_id()), (7, 5));
+        assert_ne!(with_dec.fingerprint(), tokenizer.fingerprint());
+        let again = CaptionTokenizer::from_vocab(tokenizer.vocab().to_vec()).expect("valid");
+        assert_eq!(again.fingerprint(), tokenizer.fingerprint());
+    }
+
+    #[test]
+    fn long_words_and_captions() {
+        let tokenizer = CaptionTokenizer::from_vocab(vocabulary(&["a", "##a"])).expect("valid");
+        assert_eq!(encode(&tokenizer, &"a".repeat(100), 200).len(), 102);
+        assert_eq!(encode(&tokenizer, &"a".repeat(101), 200), [2, 1, 3]);
+        assert_eq!(encode(&tokenizer, &"a".repeat(1 << 20), 32), [2, 1, 3]);
+        assert_eq!(encode(&tokenizer, &"猫".repeat(3 << 20), 32).len(), 32);
+        assert_eq!(encode(&tokenizer, &"a ".repeat(5 << 20), 32).len(), 32);
+    }
+
+    /// Ids computed with Python: transformers 4.57.1, `BertTokenizer` on this vocabulary with
+    /// `bos_token="[DEC]"` added, `max_length=32`.
+    #[test]
+    fn ids_of_the_reference_tokenizer() {
+        let Some(path) = shared("ids_of_the_reference_tokenizer", "data/bert/vocab.txt") else {
+            return;
+        };
+        let tokenizer = CaptionTokenizer::from_file(&path).expect("BERT's vocabulary");
+        assert_eq!(
+            (tokenizer.vocab_size(), tokenizer.dec_id()),
+            (30_523, 30_522)
+        );
+        let cases: [(&str, &[i64]); 6] = [
+            (
+                "Straße naïve café ＡＢＣ 猫と犬",
+                &[101, 2358, 27807, 15743, 7668, 100, 100, 1666, 1908, 102],
+            ),
+            (
+                "don't stop-me now/ok & 50% off?",
+                &[
+                    101, 2123, 1005, 1056, 2644, 1011, 2033, 2085, 1013, 7929, 1004, 2753, 1003,
+                    2125, 1029, 102,
+                ],
+            ),
+            (
+                "supercalifragilisticexpialidocious antidisestablishmentarianism",
+                &[
+                    101, 3565, 9289, 10128, 29181, 24411, 4588, 10288, 19312, 21273, 10085, 6313,
+                    3424, 10521, 4355, 7875, 13602, 3672, 12199, 2964, 102,
+                ],
+            ),
+            (
+                "e\u{301}clair İstanbul ΣΊΣΥΦΟΣ",
+                &[
+                    101, 14925, 19771, 2099, 9960, 1173, 18199, 29733, 29735, 29736, 29730, 29733,
+                    102,
+                ],
+            ),
+            (
+                "a family is sitting down at a table to have cake",
+                &[
+                    101, 1037, 2155, 2003, 3564, 2091, 2012, 1037, 2795, 2000, 2031, 9850, 102,
+                ],
+            ),
+            (
+                "[SEP] and [MASK] and [sep] [DEC] [dec]",
+                &[
+                    101, 102, 1998, 103, 1998, 1031, 19802, 1033, 30522, 1031, 11703, 1033, 102,
+                ],
+            ),
+        ];
+        for (caption, expected) in cases {
+            assert_eq!(encode(&tokenizer, caption, 32), expected, "{caption}");
+        }
+        let text = "a child's umbrella is left open, in the house.";
+        assert_eq!(tokenizer.decode(&encode(&tokenizer, text, 32)), text);
+    }
+
+    #[test]
+    fn hostile_vocabularies() {
+        let message = |entries: Vec<String>| match CaptionTokenizer::from_vocab(entries) {
+            Err(PipelineError::Tokenizer { message, .. }) => message,
+            other => panic!("{other:?}"),
+        };
+        for (entries, expected) in [
+            (vec![], "no entry `[PAD]`"),
+            (
+                vec!["[PAD]".to_owned(), "cat".to_owned()],
+                "no entry `[CLS]`",
+            ),
+            (vocabulary(&["cat", "dog", "cat"]), "repeats entry 6"),
+            (vocabulary(&["cat", "", "dog"]), "entry 7 is empty"),
+            (vocabulary(&["a\0b"]), "NUL"),
+            (vocabulary(&[&"x".repeat(5000)]), "5000 bytes long"),
+        ] {
+            let message = message(entries);
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn files() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let write = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).expect("writes");
+            path
+        };
+        let lines = vocabulary(&["cat"]).join("\n");
+        let unix = CaptionTokenizer::from_file(&write("v.txt", lines.as_bytes())).expect("valid");
+        let dos = lines.replace('\n', "\r\n") + "\r\n";
+        let dos = CaptionTokenizer::from_vocab_file(&write("d", dos.as_bytes())).expect("valid");
+        assert_eq!(unix.fingerprint(), dos.fingerprint());
+
+        let json = json!({
+            "added_tokens": [{"id": 0, "content": "[PAD]"}, {"id": 6, "content": "[DEC]"}],
+            "normalizer": {"type": "BertNormalizer", "lowercase": true, "clean_text": true,
+                "handle_chinese_chars": true, "strip_accents": null},
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "model": {"type": "WordPiece", "unk_token": "[UNK]", "vocab": {"[PAD]": 0, "cat": 5,
+                "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}},
+        });
+        let good = write("tokenizer.json", json.to_string().as_bytes());
+        let good = CaptionTokenizer::from_file(&good).expect("valid");
+        assert_eq!(good.vocab()[5..], ["cat", "[DEC]"]);
+        assert_eq!((good.vocab_size(), good.dec_id()), (7, 6));
+
+        let edited = |pointer: &str, value: Value| {
+            let mut json = json.clone();
+            *json.pointer_mut(pointer).expect("exists") = value;
+            json.to_string().into_bytes()
+        };
+        for (bytes, expected) in [
+            (b"\xff\xfe[\0P\0".to_vec(), "not UTF-8"),
+            (vec![], "entry 1 is empty"),
+            (vec![b'x'; 1 << 20], "1048576 bytes long"),
+            (b"{".to_vec(), "not JSON"),
+            (b"{}".to_vec(), "`/normalizer/type` is nothing"),
+            (
+                edited("/normalizer/lowercase", json!(false)),
+                "`/normalizer/lowercase` is false",
+            ),
+            (
+                edited("/model/type", json!("BPE")),
+                "`/model/type` is \"BPE\"",
+            ),
+            (
+                edited("/model/vocab/cat", json!(7)),
+                "`[DEC]` has id 6, expected 5",
+            ),
+            (edited("/model/vocab/cat", json!(-1)), "`cat` has no id"),
+            (edited("/model/vocab", json!([])), "is no map"),
+        ] {
+            let error = CaptionTokenizer::from_file(&write("bad", &bytes)).expect_err(expected);
+            assert!(matches!(error, PipelineError::Tokenizer { .. }), "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+        let missing = CaptionTokenizer::from_file(&folder.path().join("none"));
+        assert!(matches!(missing, Err(PipelineError::Io { .. })));
+    }
 }

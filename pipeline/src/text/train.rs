@@ -1,5 +1,6 @@
 //! Training a WordPiece vocabulary on captions.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 
 use tokenizers::normalizers::BertNormalizer;
@@ -31,8 +32,8 @@ impl Default for VocabularyOptions {
 /// Trains a vocabulary for [`CaptionTokenizer`](super::CaptionTokenizer): the special tokens,
 /// the characters of the captions, then joined pieces in the order in which they were joined,
 /// the most frequent pair first. This is what the `WordPieceTrainer` of Hugging Face's tokenizers
-/// does, but the result is a function of the captions as a multiset: ties are broken by the
-/// pieces' text, where that trainer follows the order of a hash map.
+/// does, but the result is a function of the captions as a multiset, where that trainer follows the
+/// order of a hash map: pieces are numbered alphabetically, and ties go to the older pieces.
 pub fn train_vocabulary(
     captions: impl Iterator<Item = String>,
     options: &VocabularyOptions,
@@ -105,7 +106,7 @@ impl Trainer {
         let room = options.vocab_size.saturating_sub(trainer.entries.len());
         let mut alphabet: Vec<_> = alphabet.into_iter().collect();
         if alphabet.len() > room {
-            alphabet.sort_by_key(|&(piece, count)| (std::cmp::Reverse(count), piece));
+            alphabet.sort_by_key(|&(piece, count)| (Reverse(count), piece));
             alphabet.truncate(room);
             alphabet.sort_unstable();
         }
@@ -144,14 +145,14 @@ impl Trainer {
 
     fn train(mut self, options: &VocabularyOptions) -> Vec<String> {
         let least = options.min_frequency.max(1);
-        // The most frequent pair comes first; of equals the one of the smaller text.
-        let mut queue: BinaryHeap<_> = self
+        // The most frequent pair comes first; of equals the one whose pieces are older.
+        let mut queue: BinaryHeap<(u64, Reverse<Pair>)> = self
             .pairs
             .iter()
-            .map(|(&pair, (count, _))| self.candidate(pair, *count))
+            .map(|(&pair, (count, _))| (*count, Reverse(pair)))
             .collect();
         while self.entries.len() < options.vocab_size {
-            let Some((queued_count, _, pair)) = queue.pop() else {
+            let Some((queued_count, Reverse(pair))) = queue.pop() else {
                 break;
             };
             let count = self.pairs.get(&pair).map_or(0, |(count, _)| *count);
@@ -163,25 +164,16 @@ impl Trainer {
             }
             if count != queued_count {
                 // Counts only fall behind a queue entry; this one goes back to its place.
-                queue.push(self.candidate(pair, count));
+                queue.push((count, Reverse(pair)));
                 continue;
             }
             for grown in self.join(pair) {
                 let count = self.pairs.get(&grown).map_or(0, |(count, _)| *count);
-                queue.push(self.candidate(grown, count));
+                queue.push((count, Reverse(grown)));
             }
         }
         self.entries.truncate(options.vocab_size);
         self.entries
-    }
-
-    fn candidate(
-        &self,
-        pair: Pair,
-        count: u64,
-    ) -> (u64, std::cmp::Reverse<(String, String)>, Pair) {
-        let text = |id: u32| self.entries[id as usize].clone();
-        (count, std::cmp::Reverse((text(pair.0), text(pair.1))), pair)
     }
 
     /// Joins this pair in every word; returns the pairs that became more frequent by it.
@@ -233,5 +225,77 @@ fn spell(continues: bool, character: char) -> String {
         format!("{CONTINUATION}{character}")
     } else {
         character.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::CaptionTokenizer;
+
+    fn train(captions: &[&str], vocab_size: usize, min_frequency: u64) -> Vec<String> {
+        let options = VocabularyOptions {
+            vocab_size,
+            min_frequency,
+        };
+        train_vocabulary(captions.iter().map(|c| c.to_string()), &options)
+    }
+
+    #[test]
+    fn frequent_pairs_are_joined_first() {
+        let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
+        let got = train(&["ab ab abc", "ab, d"], 100, 2);
+        // a##b stands four times; ab##c only once.
+        let expected = [",", "a", "d", "##b", "##c", "ab"];
+        assert_eq!(got[..5], special);
+        assert_eq!(got[5..], expected);
+        assert_eq!(train(&["ab ab abc", "ab, d"], 100, 1)[11..], ["abc"]);
+        // No room for all: the most frequent characters stay, and never more than asked for.
+        assert_eq!(train(&["ab ab abc", "ab, d"], 7, 1)[5..], ["a", "##b"]);
+        assert_eq!(train(&["ab"], 3, 1), special[..3]);
+        assert_eq!(train(&[], 100, 1), special);
+    }
+
+    #[test]
+    fn runs_of_one_character() {
+        // a ##a ##a ##a → a ##aa ##a → aaa ##a → aaaa; of equal pairs the one of older pieces.
+        let got = train(&["aaaa aaaa aaaa b"], 100, 2);
+        let expected = ["a", "b", "##a", "##aa", "aaa", "aaaa"];
+        assert_eq!(got[5..], expected);
+    }
+
+    #[test]
+    fn order_of_the_captions_does_not_matter() {
+        let mut captions: Vec<String> = (0..400u32)
+            .map(|i| format!("a {} zebra near the {} cat {}", i % 7, i * i % 101, i % 13))
+            .collect();
+        let options = VocabularyOptions {
+            vocab_size: 150,
+            min_frequency: 2,
+        };
+        let first = train_vocabulary(captions.iter().cloned(), &options);
+        captions.reverse();
+        captions.swap(3, 200);
+        let second = train_vocabulary(captions.iter().cloned(), &options);
+        assert_eq!(first, second);
+
+        let tokenizer = CaptionTokenizer::from_vocab(first).expect("a valid vocabulary");
+        let (mut ids, mut mask) = ([0; 16], [0; 16]);
+        let caption = "a 3 zebra near the 64 cat 12";
+        tokenizer
+            .encode(caption, &mut ids, &mut mask)
+            .expect("encodes");
+        assert_eq!(tokenizer.decode(&ids), caption);
+    }
+
+    #[test]
+    fn broken_captions_are_survived() {
+        let word = "x".repeat(1 << 20);
+        let got = train(
+            &[&word, &"\u{301}".repeat(1000), "\0\u{fffd}", "ok ok"],
+            50,
+            2,
+        );
+        assert_eq!(got[5..], ["o", "##k", "ok"]);
     }
 }

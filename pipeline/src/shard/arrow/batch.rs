@@ -8,10 +8,10 @@ use arrow_format::ipc::{
     DictionaryBatchRef, MessageHeaderRef, MessageRef, MetadataVersion, RecordBatchRef,
 };
 
-use super::column::{Column, Cursor, Dictionaries, Shape};
+use super::column::{cannot_be_passed_over, Column, Cursor, Dictionaries, Shape};
 use super::error::{malformed, ArrowError, ReadError};
 use super::message::{Header, MessageReader};
-use super::schema::{read_schema, Field};
+use super::schema::{read_schema, Counts, Field};
 
 /// Key under which Arrow 0.17 announced its experimental compression.
 const EXPERIMENTAL_COMPRESSION_KEY: &str = "ARROW:experimental_compression";
@@ -39,6 +39,11 @@ pub(super) struct BatchReader<R> {
     messages: MessageReader<R>,
     fields: Vec<Field>,
     selected: Vec<Selected>,
+    /// First node and buffer of each selected column in a batch of metadata version 4; `None` if
+    /// a column before it cannot be passed over.
+    starts_v4: Vec<Option<Counts>>,
+    /// The same for version 5.
+    starts_v5: Vec<Option<Counts>>,
     /// The leaf that tells the value type of each dictionary that is needed.
     dictionary_fields: HashMap<i64, Field>,
     dictionaries: Dictionaries,
@@ -61,6 +66,8 @@ impl<R: Read> BatchReader<R> {
         messages.skip_body(&header)?;
         Ok(BatchReader {
             messages,
+            starts_v4: starts(&fields, &selected, MetadataVersion::V4),
+            starts_v5: starts(&fields, &selected, MetadataVersion::V5),
             fields,
             selected,
             dictionary_fields,
@@ -68,16 +75,6 @@ impl<R: Read> BatchReader<R> {
             dictionary_bytes: 0,
             max_message_bytes,
         })
-    }
-
-    /// The columns of the shard.
-    pub(super) fn fields(&self) -> &[Field] {
-        &self.fields
-    }
-
-    /// The columns that were chosen.
-    pub(super) fn selected(&self) -> &[Selected] {
-        &self.selected
     }
 
     /// How many bytes were read.
@@ -140,16 +137,20 @@ impl<R: Read> BatchReader<R> {
         let rows = row_count(batch)?;
         let mut cursor = Cursor::new(batch, version, body, self.max_message_bytes)?;
         let mut columns = Vec::with_capacity(self.selected.len());
-        let mut next_field = 0;
-        for selected in &self.selected {
-            let skipped = self.fields.get(next_field..selected.field_index);
-            for field in skipped.unwrap_or_default() {
-                cursor.skip(field)?;
-            }
-            next_field = selected.field_index.saturating_add(1);
+        let starts = match version {
+            MetadataVersion::V4 => &self.starts_v4,
+            _ => &self.starts_v5,
+        };
+        for (selected, start) in self.selected.iter().zip(starts) {
             let Some(field) = self.fields.get(selected.field_index) else {
                 return Err(malformed("a selected column that does not exist"));
             };
+            let Some(start) = *start else {
+                let mut before = self.fields.iter().take(selected.field_index);
+                let obstacle = before.find(|field| field.counts(version).is_none());
+                return Err(cannot_be_passed_over(obstacle.unwrap_or(field)));
+            };
+            cursor.seek(start);
             let column = cursor
                 .column(field, selected.shape, rows, &self.dictionaries)
                 .map_err(|error| in_column(error, &field.name))?;
@@ -204,6 +205,26 @@ impl<R: Read> BatchReader<R> {
         }
         Ok(())
     }
+}
+
+/// Where each selected column begins among the nodes and buffers of a batch.
+fn starts(
+    fields: &[Field],
+    selected: &[Selected],
+    version: MetadataVersion,
+) -> Vec<Option<Counts>> {
+    let mut at = Some(Counts::default());
+    let mut next_field = 0;
+    let mut starts = Vec::with_capacity(selected.len());
+    for column in selected {
+        let before = fields.get(next_field..column.field_index);
+        for field in before.unwrap_or_default() {
+            at = at.and_then(|at| Some(at.plus(field.counts(version)?)));
+        }
+        starts.push(at);
+        next_field = column.field_index;
+    }
+    starts
 }
 
 /// One plain field for each dictionary id below the selected columns.

@@ -26,6 +26,7 @@ pub(super) struct Body {
     codec: Option<CompressionType>,
     /// How many more bytes may come out of compressed buffers.
     budget_bytes: u64,
+    is_limited_by_ratio: bool,
     max_message_bytes: u64,
 }
 
@@ -46,11 +47,11 @@ impl Body {
         let by_ratio = (bytes.len() as u64)
             .saturating_mul(MAX_EXPANSION)
             .max(ALWAYS_ACCEPTED_BYTES);
-        let budget_bytes = by_ratio.min(max_message_bytes);
         Ok(Body {
             bytes: bytes.into(),
             codec,
-            budget_bytes,
+            budget_bytes: by_ratio.min(max_message_bytes),
+            is_limited_by_ratio: by_ratio < max_message_bytes,
             max_message_bytes,
         })
     }
@@ -79,6 +80,27 @@ impl Body {
         }
     }
 
+    /// Counts what a buffer claims to decompress to.
+    fn spend(&mut self, length: u64) -> Result<(), ArrowError> {
+        if let Some(left) = self.budget_bytes.checked_sub(length) {
+            self.budget_bytes = left;
+            return Ok(());
+        }
+        if self.is_limited_by_ratio {
+            return Err(malformed(format!(
+                "a compressed buffer claims {length} bytes, its message would expand more than {MAX_EXPANSION} times"
+            )));
+        }
+        Err(ArrowError::TooLarge {
+            what: "a decompressed message",
+            bytes: self
+                .max_message_bytes
+                .saturating_add(length.saturating_sub(self.budget_bytes)),
+            limit: self.max_message_bytes,
+            setting: "max_message_bytes",
+        })
+    }
+
     fn decompress(
         &mut self,
         codec: CompressionType,
@@ -97,15 +119,7 @@ impl Body {
         }
         let length = u64::try_from(length)
             .map_err(|_| malformed(format!("a compressed buffer claims {length} bytes")))?;
-        self.budget_bytes = self
-            .budget_bytes
-            .checked_sub(length)
-            .ok_or(ArrowError::TooLarge {
-                what: "a compressed buffer",
-                bytes: length,
-                limit: self.budget_bytes.min(self.max_message_bytes),
-                setting: "max_message_bytes",
-            })?;
+        self.spend(length)?;
         if length == 0 {
             return Ok(Buffer::new());
         }

@@ -31,8 +31,8 @@ pub(super) enum Shape {
     Leaf,
     /// A list of leaves.
     List,
-    /// A struct with a binary `bytes` and perhaps a text `path`.
-    Image,
+    /// A struct with a binary and perhaps a text child: the indices of `bytes` and `path`.
+    Image { bytes: usize, path: Option<usize> },
 }
 
 impl Shape {
@@ -47,11 +47,12 @@ impl Shape {
                 (Shape::of(child)? == Shape::Leaf).then_some(Shape::List)
             }
             Kind::Struct if field.dictionary.is_none() => {
-                let bytes = child_named(field, "bytes")?;
-                let path = child_named(field, "path");
-                let is_image = matches!(bytes.kind, Kind::Binary { .. })
-                    && path.is_none_or(|path| matches!(path.kind, Kind::Text { .. }));
-                is_image.then_some(Shape::Image)
+                let child = |name| field.children.iter().position(|child| child.name == name);
+                let (bytes, path) = (child("bytes")?, child("path"));
+                let kind = |index: usize| field.children.get(index).map(|child| child.kind);
+                let is_image = matches!(kind(bytes), Some(Kind::Binary { .. }))
+                    && path.is_none_or(|path| matches!(kind(path), Some(Kind::Text { .. })));
+                is_image.then_some(Shape::Image { bytes, path })
             }
             _ => None,
         }
@@ -62,16 +63,13 @@ impl Shape {
         match self {
             Shape::Leaf => vec![field],
             Shape::List => field.children.iter().collect(),
-            Shape::Image => [child_named(field, "bytes"), child_named(field, "path")]
+            Shape::Image { bytes, path } => [Some(bytes), path]
                 .into_iter()
                 .flatten()
+                .filter_map(|index| field.children.get(index))
                 .collect(),
         }
     }
-}
-
-fn child_named<'a>(field: &'a Field, name: &str) -> Option<&'a Field> {
-    field.children.iter().find(|child| child.name == name)
 }
 
 /// A decoded column.
@@ -211,6 +209,15 @@ impl Indices {
     }
 }
 
+/// The error for a field whose number of buffers the schema does not tell.
+pub(super) fn cannot_be_passed_over(field: &Field) -> ArrowError {
+    ArrowError::Unsupported(format!(
+        "column `{}` ({}) lies before columns that are needed and cannot be passed over",
+        field.name,
+        field.type_name()
+    ))
+}
+
 /// Walks the nodes and buffers of a record batch, field after field.
 pub(super) struct Cursor<'a> {
     nodes: Option<Vector<'a, FieldNodeRef<'a>>>,
@@ -236,17 +243,17 @@ impl<'a> Cursor<'a> {
         })
     }
 
+    /// Goes to the first node and buffer of a field.
+    pub(super) fn seek(&mut self, start: Counts) {
+        self.next = start;
+    }
+
     /// Passes over a field.
-    pub(super) fn skip(&mut self, field: &Field) -> Result<(), ArrowError> {
-        let counts = field.counts(self.version).ok_or_else(|| {
-            ArrowError::Unsupported(format!(
-                "column `{}` ({}) lies before columns that are needed and cannot be passed over",
-                field.name,
-                field.type_name()
-            ))
-        })?;
-        self.next.nodes += counts.nodes;
-        self.next.buffers += counts.buffers;
+    fn skip(&mut self, field: &Field) -> Result<(), ArrowError> {
+        let counts = field
+            .counts(self.version)
+            .ok_or_else(|| cannot_be_passed_over(field))?;
+        self.next = self.next.plus(counts);
         Ok(())
     }
 
@@ -265,7 +272,7 @@ impl<'a> Cursor<'a> {
                 (Column::Leaf(leaf), len)
             }
             Shape::List => self.list(field, dictionaries)?,
-            Shape::Image => self.image(field, dictionaries)?,
+            Shape::Image { bytes, path } => self.image(field, bytes, path, dictionaries)?,
         };
         if len != rows {
             return Err(malformed(format!("{len} rows in a batch of {rows}")));
@@ -304,23 +311,23 @@ impl<'a> Cursor<'a> {
     fn image(
         &mut self,
         field: &Field,
+        bytes_index: usize,
+        path_index: Option<usize>,
         dictionaries: &Dictionaries,
     ) -> Result<(Column, usize), ArrowError> {
         let rows = self.rows()?;
         let (mut bytes, mut path) = (None, None);
-        for child in &field.children {
-            let slot = match child.name.as_str() {
-                "bytes" => &mut bytes,
-                "path" => &mut path,
-                _ => {
-                    self.skip(child)?;
-                    continue;
-                }
-            };
-            if slot.is_some() {
+        // Children behind the last needed one are not walked: the next column seeks its own start.
+        let last_needed = bytes_index.max(path_index.unwrap_or(0));
+        for (index, child) in field.children.iter().enumerate().take(last_needed + 1) {
+            let slot = if index == bytes_index {
+                &mut bytes
+            } else if Some(index) == path_index {
+                &mut path
+            } else {
                 self.skip(child)?;
                 continue;
-            }
+            };
             let leaf = self.leaf(child, dictionaries)?;
             if leaf.len() < rows.len {
                 return Err(malformed(format!(

@@ -20,6 +20,8 @@ const MAX_METADATA_BYTES: u64 = 64 << 20;
 /// No metadata of a record batch is as short as this. Files of Arrow before 0.15 have no
 /// end-of-stream marker: the footer follows, and its root offset (16 or 20) reads as a length.
 const MIN_LEGACY_METADATA_BYTES: u32 = 64;
+/// Where the first message of a file must have begun: the largest alignment of a writer.
+const MAX_FILE_PADDING_BYTES: u64 = 64 + 4;
 /// What is allocated ahead of the bytes really read.
 const INITIAL_CAPACITY: u64 = 1 << 20;
 
@@ -85,6 +87,7 @@ impl<R: Read> MessageReader<R> {
                 return Err(ArrowError::NoFooter.at(messages.position));
             }
             messages.format = Format::File;
+            messages.prefix = Some(messages.read_file_padding()?);
         } else {
             messages.prefix = Some(prefix);
         }
@@ -99,6 +102,19 @@ impl<R: Read> MessageReader<R> {
             Ok(None) | Err(_) => return Err(not_arrow(begins)),
         };
         Ok((messages, header))
+    }
+
+    /// Passes over the zeros before a file's first message and returns the prefix after them. The
+    /// format asks for two bytes of padding, some writers pad to their buffers' alignment.
+    fn read_file_padding(&mut self) -> Result<[u8; 4], ReadError> {
+        while self.position < MAX_FILE_PADDING_BYTES {
+            let bytes = self.read_exactly("a message prefix", 4)?;
+            match <[u8; 4]>::try_from(bytes.as_slice()) {
+                Ok(prefix) if prefix != [0; 4] => return Ok(prefix),
+                _ => {}
+            }
+        }
+        Err(malformed("no schema follows the file's magic").at(self.position))
     }
 
     /// How many bytes were read.

@@ -1,5 +1,6 @@
 //! Rows of an Arrow shard as samples.
 
+use std::collections::HashSet;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -13,6 +14,17 @@ use crate::error::{SampleError, ShardError, SkipReason};
 use crate::sample::{EncodedSample, Member, MemberData, SampleId};
 
 /// Reads an Arrow IPC shard, stream or file format, row by row.
+///
+/// Members of a sample, in column order:
+/// * the image, as bytes, named by one of [`IMAGE_EXTENSIONS`]: its path's last extension, else
+///   what its bytes begin like, else `jpg`;
+/// * [`CAPTION_MEMBER`], the captions as text, nulls left out;
+/// * every other binary, string or list-of-strings column that is not null in this row, under its
+///   column name. Columns of other types are passed over, and so are those whose name repeats
+///   another or is one of the names above.
+///
+/// The key is the image path up to the first dot of its base name, else the row's number in nine
+/// digits. Keys may repeat within a shard: Arrow rows need no name.
 ///
 /// An iterator over rows: `Ok(Ok(sample))` is a sample, `Ok(Err(_))` costs one row, `Err(_)` ends
 /// the shard, and nothing follows it. One record batch is in memory at a time, so memory follows
@@ -283,6 +295,7 @@ fn select_columns(
         )));
     }
     let mut selection: Vec<(Selected, Role)> = Vec::new();
+    let mut names = HashSet::new();
     for (field_index, field) in fields.iter().enumerate() {
         let content = content_of(field);
         let (shape, role) = if field_index == image {
@@ -298,7 +311,7 @@ fn select_columns(
         } else {
             let name = field.name.clone();
             let is_reserved = name == CAPTION_MEMBER || IMAGE_EXTENSIONS.contains(&name.as_str());
-            let is_repeated = fields[..field_index].iter().any(|other| other.name == name);
+            let is_repeated = !names.insert(field.name.as_str());
             match content {
                 _ if is_reserved || is_repeated => continue,
                 Some((shape, Content::Bytes)) => (shape, Role::Bytes(name)),
@@ -333,7 +346,7 @@ fn content_of(field: &Field) -> Option<(Shape, Content)> {
     let shape = Shape::of(field)?;
     let leaf = shape.leaves(field).first().map(|leaf| leaf.kind);
     match (shape, leaf) {
-        (Shape::Image, _) => Some((shape, Content::Image)),
+        (Shape::Image { .. }, _) => Some((shape, Content::Image)),
         (Shape::Leaf, Some(Kind::Binary { .. })) => Some((shape, Content::Bytes)),
         (Shape::Leaf | Shape::List, Some(Kind::Text { .. })) => Some((shape, Content::Text)),
         _ => None,

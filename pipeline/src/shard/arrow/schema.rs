@@ -80,6 +80,16 @@ pub(super) struct Counts {
     pub(super) buffers: usize,
 }
 
+impl Counts {
+    /// The sum; a schema's limits keep it far from overflow.
+    pub(super) fn plus(self, other: Counts) -> Counts {
+        Counts {
+            nodes: self.nodes.saturating_add(other.nodes),
+            buffers: self.buffers.saturating_add(other.buffers),
+        }
+    }
+}
+
 impl Field {
     /// What the field takes in a record batch; `None` if only the batch could tell (view types).
     pub(super) fn counts(&self, version: MetadataVersion) -> Option<Counts> {
@@ -105,9 +115,7 @@ impl Field {
             buffers: own_buffers,
         };
         for child in &self.children {
-            let of_child = child.counts(version)?;
-            counts.nodes += of_child.nodes;
-            counts.buffers += of_child.buffers;
+            counts = counts.plus(child.counts(version)?);
         }
         Some(counts)
     }

@@ -107,6 +107,12 @@ impl<W: Write> ArrowShardWriter<W> {
         Ok(())
     }
 
+    /// Bytes of the samples that were added but not written yet: with the bytes already written,
+    /// about how long the shard is now.
+    pub fn pending_bytes(&self) -> usize {
+        self.batch.bytes
+    }
+
     /// Writes the last batch and the end-of-stream marker, and gives the writer back (not flushed).
     ///
     /// # Errors

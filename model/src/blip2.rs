@@ -1,0 +1,764 @@
+//! The model of BLIP-2 stage 1: vision tower, Q-Former, projections, and the step of three losses.
+//!
+//! Follows LAVIS `Blip2Qformer` (`lavis/models/blip2_models/blip2_qformer.py`).
+//!
+//! Dimensions: B batch of this rank, W ranks, N = W · B, Q queries, T text tokens, M image tokens,
+//! E image width, D hidden width, d embedding width, V vocabulary.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::collective::Collective;
+use crate::config::ModelConfig;
+use crate::error::{check_floats, check_integers, check_shape, ModelError};
+use crate::layers::{LayerNorm, Linear, LinearInit};
+use crate::loss::itc::{self, Targets};
+use crate::loss::{itg, itm};
+use crate::params::{Init, ParamStore};
+use crate::qformer::{ImageKeyValues, Qformer};
+use crate::vision::VisionTower;
+
+/// Temperature that similarities are divided by at the start.
+const INITIAL_TEMPERATURE: f64 = 0.07;
+
+/// The model of BLIP-2 stage 1.
+#[derive(Debug)]
+pub struct Blip2Qformer {
+    config: ModelConfig,
+    params: ParamStore,
+    query_tokens: Tensor, // [1, Q, D]
+    temp: Tensor,         // []
+    tower: VisionTower,
+    ln_vision: LayerNorm,
+    qformer: Qformer,
+    vision_proj: Linear, // D → d
+    text_proj: Linear,   // D → d
+    itm_head: Linear,    // D → 2
+}
+
+/// What a step is computed from.
+#[derive(Clone, Copy, Debug)]
+pub struct StepInput<'a> {
+    /// `[B, M, E]`, from [`Blip2Qformer::encode_image`].
+    pub image_embeds: &'a Tensor,
+    /// `[B, T]` i64: `[CLS]` caption `[SEP]` padding.
+    pub token_ids: &'a Tensor,
+    /// `[B, T]` i64, 1 for a token, 0 for padding.
+    pub attention_mask: &'a Tensor,
+    /// `[B]` i64: which image each row shows. Given in fine-tuning, where several captions of one
+    /// image can meet in a batch: they then share the contrastive target and are no negatives of
+    /// each other.
+    pub image_ids: Option<&'a Tensor>,
+}
+
+/// Where the matching loss takes its negatives from.
+#[derive(Clone, Copy, Debug)]
+pub enum NegativeSampling<'a> {
+    /// Drawn by similarity with torch's generator.
+    Multinomial,
+    /// Given, as `[B]` i64 indices into the samples of all ranks in rank order.
+    Given {
+        /// The image that each text is put with.
+        image_idx: &'a Tensor,
+        /// The text that each image is put with.
+        text_idx: &'a Tensor,
+    },
+}
+
+/// What a step computed. The losses carry the graph; the rest serves logs and tests.
+#[derive(Debug)]
+pub struct StepOutput {
+    /// Scalar: contrastive + matching + generation loss.
+    pub loss: Tensor,
+    /// Scalar: mean of the two directions of the contrastive loss.
+    pub loss_itc: Tensor,
+    /// Scalar: images against texts.
+    pub loss_i2t: Tensor,
+    /// Scalar: texts against images.
+    pub loss_t2i: Tensor,
+    /// Scalar: image-text matching.
+    pub loss_itm: Tensor,
+    /// Scalar: text generation.
+    pub loss_lm: Tensor,
+    /// `[B, N]`: own images against all texts, over temperature.
+    pub sim_i2t: Tensor,
+    /// `[B, N]`: own texts against all images, over temperature.
+    pub sim_t2i: Tensor,
+    /// Which columns of the similarities match.
+    pub targets: Targets,
+    /// `[B, N]`: with which probability a text is drawn as an image's negative.
+    pub weights_i2t: Tensor,
+    /// `[B, N]`: with which probability an image is drawn as a text's negative.
+    pub weights_t2i: Tensor,
+    /// `[B]` i64: the image that each text was put with.
+    pub negative_image_idx: Tensor,
+    /// `[B]` i64: the text that each image was put with.
+    pub negative_text_idx: Tensor,
+    /// `[3 B, 2]`: matched pairs, texts with negative images, images with negative texts.
+    pub itm_logits: Tensor,
+    /// `[3 B]` i64: 1 for a match.
+    pub itm_labels: Tensor,
+    /// `[B, Q, d]`, normalised.
+    pub image_feats: Tensor,
+    /// `[B, d]`, normalised.
+    pub text_feat: Tensor,
+    /// `[B, Q, D]`: queries that saw the image.
+    pub hidden_image: Tensor,
+    /// `[B, T, D]`: text alone.
+    pub hidden_text: Tensor,
+    /// `[3 B, Q + T, D]`: queries and text together.
+    pub hidden_itm: Tensor,
+    /// `[B, T, D]`: text that continues the queries; [`Blip2Qformer::lm_logits`] scores it.
+    pub hidden_itg: Tensor,
+}
+
+impl Blip2Qformer {
+    /// A fresh model on `device`. Equal seeds give equal numbers on every device.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] for a configuration that cannot work.
+    pub fn new(
+        config: &ModelConfig,
+        device: Device,
+        seed: u64,
+    ) -> Result<Blip2Qformer, ModelError> {
+        config.validate()?;
+        let sizes = &config.qformer;
+        let mut params = ParamStore::new(device, seed);
+        let mut root = params.root();
+        let query_tokens = root.param(
+            "query_tokens",
+            &[1, sizes.num_queries, sizes.hidden],
+            Init::Normal {
+                std: sizes.init_std,
+            },
+        )?;
+        let temp = root.param("temp", &[], Init::Constant(INITIAL_TEMPERATURE))?;
+        let tower = VisionTower::new(root.sub("visual_encoder"), &config.vision)?;
+        let ln_vision = LayerNorm::new(
+            root.sub("ln_vision"),
+            sizes.encoder_width,
+            sizes.ln_vision_eps,
+        )?;
+        let qformer = Qformer::new(root.sub("Qformer"), sizes)?;
+        let mut linear = |name: &str, width: i64| {
+            let init = LinearInit::TorchDefault;
+            Linear::new(root.sub(name), sizes.hidden, width, init)
+        };
+        let vision_proj = linear("vision_proj", sizes.embed_dim)?;
+        let text_proj = linear("text_proj", sizes.embed_dim)?;
+        let itm_head = linear("itm_head", 2)?;
+        Ok(Blip2Qformer {
+            config: config.clone(),
+            params,
+            query_tokens,
+            temp,
+            tower,
+            ln_vision,
+            qformer,
+            vision_proj,
+            text_proj,
+            itm_head,
+        })
+    }
+
+    /// What the model was made from.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The parameters by name.
+    pub fn params(&self) -> &ParamStore {
+        &self.params
+    }
+
+    /// The parameters by name, for loading.
+    pub fn params_mut(&mut self) -> &mut ParamStore {
+        &mut self.params
+    }
+
+    /// Image features `[B, M, E]` that cross attention reads: the tower's output through
+    /// `ln_vision`.
+    ///
+    /// `input` is `[B, 3, S, S]`, RGB, normalised by the CLIP mean and deviation; with
+    /// [given features](crate::config::VisionConfig::Features) the tower's output `[B, M, E]`
+    /// itself.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] or [`ModelError::Kind`] for any other input.
+    pub fn encode_image(&self, input: &Tensor) -> Result<Tensor, ModelError> {
+        let features = self.vision_features(input)?;
+        Ok(self.ln_vision.forward_in_f32(&features))
+    }
+
+    /// The tower's output `[B, M, E]` before `ln_vision`: what a model with
+    /// [given features](crate::config::VisionConfig::Features) takes.
+    ///
+    /// # Errors
+    /// As [`Blip2Qformer::encode_image`].
+    pub fn vision_features(&self, input: &Tensor) -> Result<Tensor, ModelError> {
+        let forward = || self.tower.forward(input, &self.config.vision);
+        match self.config.vision.vit() {
+            Some(vit) if !vit.trainable => tch::no_grad(forward),
+            _ => forward(),
+        }
+    }
+
+    /// One step: four passes through the Q-Former and the three losses.
+    ///
+    /// `train` switches dropout on, which draws from torch's generator, as
+    /// [`NegativeSampling::Multinomial`] does; seed it for a reproducible step. Nothing waits for
+    /// the device. A batch whose texts are all empty has no generation loss: it comes out as NaN.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`], [`ModelError::Kind`] or [`ModelError::Input`] for tensors that do not
+    /// fit, [`ModelError::Torch`] for ids beyond the vocabulary or negatives beyond the batch
+    /// (on the CPU; a GPU cannot tell in time).
+    pub fn forward_losses(
+        &self,
+        input: &StepInput<'_>,
+        negatives: NegativeSampling<'_>,
+        collective: &dyn Collective,
+        train: bool,
+    ) -> Result<StepOutput, ModelError> {
+        let batch = self.check_step(input, &negatives, collective)?;
+        let (image_embeds, token_ids, attention_mask) =
+            (input.image_embeds, input.token_ids, input.attention_mask);
+        let smoothing = self.config.qformer.label_smoothing;
+
+        // Contrastive.
+        let image = self.qformer.project_image(image_embeds);
+        let queries = self
+            .qformer
+            .encode_image(&self.query_tokens, batch, &image, train);
+        let text = self.qformer.encode_text(token_ids, attention_mask, train)?;
+        let image_feats = self.project_queries(&queries.hidden); // [B, Q, d]
+        let text_feat = self.project_text(&text.hidden); // [B, d]
+        let sims = itc::similarities(
+            &image_feats,
+            &text_feat,
+            &collective.all_gather(&image_feats)?,
+            &collective.all_gather(&text_feat)?,
+            &self.temp,
+        );
+        let targets = self.targets(input, collective)?;
+        let loss_i2t = itc::loss(&sims.image_to_text, &targets, smoothing);
+        let loss_t2i = itc::loss(&sims.text_to_image, &targets, smoothing);
+        let loss_itc = (&loss_i2t + &loss_t2i) / 2.0;
+
+        // Matching.
+        let positives = targets.mask(sims.image_to_text.size()[1]); // [B, N]
+        let weights_t2i = itm::sampling_weights(&sims.text_to_image, &positives);
+        let weights_i2t = itm::sampling_weights(&sims.image_to_text, &positives);
+        let (negative_image_idx, negative_text_idx) = match negatives {
+            NegativeSampling::Multinomial => (itm::sample(&weights_t2i), itm::sample(&weights_i2t)),
+            NegativeSampling::Given {
+                image_idx,
+                text_idx,
+            } => (image_idx.shallow_clone(), text_idx.shallow_clone()),
+        };
+        let negative_image =
+            self.negative_images(image_embeds, &image, &negative_image_idx, collective)?;
+        let negative_ids = collective
+            .all_gather(token_ids)?
+            .f_index_select(0, &negative_text_idx)?;
+        let negative_mask = collective
+            .all_gather(attention_mask)?
+            .f_index_select(0, &negative_text_idx)?;
+        let pairs = self.qformer.encode_pair(
+            &self.query_tokens,
+            &Tensor::cat(&[token_ids, token_ids, &negative_ids], 0), // [3 B, T]
+            &Tensor::cat(&[attention_mask, attention_mask, &negative_mask], 0),
+            &ImageKeyValues::stack(&[&image, &negative_image, &image]),
+            train,
+        )?;
+        let itm_logits = self.score_match(&pairs.hidden); // [3 B, 2]
+        let itm_labels = itm::labels(batch, itm_logits.device());
+        let loss_itm = itm::loss(&itm_logits, &itm_labels);
+
+        // Generation.
+        let decoder_ids = itg::decoder_ids(token_ids, self.config.qformer.dec_token_id);
+        let hidden_itg =
+            self.qformer
+                .decode_text(&decoder_ids, attention_mask, &queries.cache, train)?;
+        let labels = itg::labels(&decoder_ids, self.config.qformer.pad_token_id);
+        let loss_lm = itg::loss(&hidden_itg, &labels, smoothing, |rows| {
+            self.qformer.predict_tokens(rows)
+        });
+
+        Ok(StepOutput {
+            loss: &loss_itc + &loss_itm + &loss_lm,
+            loss_itc,
+            loss_i2t,
+            loss_t2i,
+            loss_itm,
+            loss_lm,
+            sim_i2t: sims.image_to_text,
+            sim_t2i: sims.text_to_image,
+            targets,
+            weights_i2t,
+            weights_t2i,
+            negative_image_idx,
+            negative_text_idx,
+            itm_logits,
+            itm_labels,
+            image_feats,
+            text_feat,
+            hidden_image: queries.hidden,
+            hidden_text: text.hidden,
+            hidden_itm: pairs.hidden,
+            hidden_itg,
+        })
+    }
+
+    /// Normalised query projections of images: `[B, M, E]` from [`Blip2Qformer::encode_image`] →
+    /// `[B, Q, d]`. No gradient.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] or [`ModelError::Kind`] for any other input.
+    pub fn image_features(&self, image_embeds: &Tensor) -> Result<Tensor, ModelError> {
+        let batch = self.check_image(image_embeds)?;
+        tch::no_grad(|| {
+            let image = self.qformer.project_image(image_embeds);
+            let queries = self
+                .qformer
+                .encode_image(&self.query_tokens, batch, &image, false);
+            Ok(self.project_queries(&queries.hidden))
+        })
+    }
+
+    /// Normalised projections of texts: ids and mask `[B, T]` i64 → `[B, d]`. No gradient.
+    ///
+    /// An image and a text are as similar as the largest product of the text's projection with one
+    /// of the image's.
+    ///
+    /// # Errors
+    /// As [`Blip2Qformer::forward_losses`].
+    pub fn text_features(
+        &self,
+        token_ids: &Tensor,
+        attention_mask: &Tensor,
+    ) -> Result<Tensor, ModelError> {
+        self.check_text(token_ids, attention_mask)?;
+        tch::no_grad(|| {
+            let text = self.qformer.encode_text(token_ids, attention_mask, false)?;
+            Ok(self.project_text(&text.hidden))
+        })
+    }
+
+    /// Matching scores of pairs: `[B, M, E]` from [`Blip2Qformer::encode_image`], ids and mask
+    /// `[B, T]` i64 → logits `[B, 2]`, class 1 = match. No gradient.
+    ///
+    /// # Errors
+    /// As [`Blip2Qformer::forward_losses`].
+    pub fn itm_logits(
+        &self,
+        image_embeds: &Tensor,
+        token_ids: &Tensor,
+        attention_mask: &Tensor,
+    ) -> Result<Tensor, ModelError> {
+        let batch = self.check_image(image_embeds)?;
+        let texts = self.check_text(token_ids, attention_mask)?;
+        check_same_batch(batch, texts)?;
+        tch::no_grad(|| {
+            let image = self.qformer.project_image(image_embeds);
+            let pairs = self.qformer.encode_pair(
+                &self.query_tokens,
+                token_ids,
+                attention_mask,
+                &image,
+                false,
+            )?;
+            Ok(self.score_match(&pairs.hidden))
+        })
+    }
+
+    /// Scores of the next token at every position: rows `[B, T, D]` such as
+    /// [`StepOutput::hidden_itg`] → `[B, T, V]`.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] or [`ModelError::Kind`] for any other input.
+    pub fn lm_logits(&self, hidden: &Tensor) -> Result<Tensor, ModelError> {
+        let width = self.config.qformer.hidden;
+        let names = format!("[B, T, {width}]");
+        check_shape("decoder rows", hidden, &[-1, -1, width], &names)?;
+        check_floats("decoder rows", hidden)?;
+        Ok(self.qformer.predict_tokens(hidden))
+    }
+
+    /// `[B, Q, D]` → `[B, Q, d]`, normalised.
+    fn project_queries(&self, hidden: &Tensor) -> Tensor {
+        normalize(&self.vision_proj.forward(hidden))
+    }
+
+    /// `[B, T, D]` → `[B, d]`: the first row, normalised.
+    fn project_text(&self, hidden: &Tensor) -> Tensor {
+        normalize(&self.text_proj.forward(&hidden.select(1, 0)))
+    }
+
+    /// `[R, Q + T, D]` → `[R, 2]`: mean score of the query rows.
+    fn score_match(&self, hidden: &Tensor) -> Tensor {
+        let queries = hidden.narrow(1, 0, self.config.qformer.num_queries);
+        self.itm_head
+            .forward(&queries)
+            .mean_dim([1i64].as_slice(), false, None)
+    }
+
+    fn targets(
+        &self,
+        input: &StepInput<'_>,
+        collective: &dyn Collective,
+    ) -> Result<Targets, ModelError> {
+        match input.image_ids {
+            Some(ids) => {
+                let all = collective.all_gather(ids)?; // [N]
+                Ok(Targets::SameImage(ids.unsqueeze(1).eq_tensor(&all)))
+            }
+            None => {
+                let batch = input.image_embeds.size()[0];
+                let first = collective.rank() * batch;
+                let options = (Kind::Int64, input.image_embeds.device());
+                Ok(Targets::Index(Tensor::arange_start(
+                    first,
+                    first + batch,
+                    options,
+                )))
+            }
+        }
+    }
+
+    /// Keys and values of the negative images, `index` `[B]` counting over all ranks.
+    fn negative_images(
+        &self,
+        image_embeds: &Tensor,
+        image: &ImageKeyValues,
+        index: &Tensor,
+        collective: &dyn Collective,
+    ) -> Result<ImageKeyValues, ModelError> {
+        if collective.world_size() == 1 {
+            // Every image is an own one, whose keys and values are there.
+            return image.select(index);
+        }
+        let all = collective.all_gather_with_grad(image_embeds)?; // [N, M, E]
+        Ok(self.qformer.project_image(&all.f_index_select(0, index)?))
+    }
+
+    /// Checks a step's tensors against the model and each other; returns B.
+    fn check_step(
+        &self,
+        input: &StepInput<'_>,
+        negatives: &NegativeSampling<'_>,
+        collective: &dyn Collective,
+    ) -> Result<i64, ModelError> {
+        let batch = self.check_image(input.image_embeds)?;
+        let texts = self.check_text(input.token_ids, input.attention_mask)?;
+        check_same_batch(batch, texts)?;
+        let expected = [batch];
+        let names = format!("[{batch}]");
+        let mut indices = Vec::with_capacity(3);
+        if let Some(ids) = input.image_ids {
+            indices.push(("image ids", ids));
+        }
+        if let NegativeSampling::Given {
+            image_idx,
+            text_idx,
+        } = negatives
+        {
+            indices.push(("negative image indices", image_idx));
+            indices.push(("negative text indices", text_idx));
+        }
+        for (what, index) in indices {
+            check_shape(what, index, &expected, &names)?;
+            check_integers(what, index)?;
+        }
+        if input.token_ids.size()[1] < 2 {
+            return Err(ModelError::Input {
+                what: "token ids",
+                message: "one token a text leaves none to predict; take 2 or more".to_owned(),
+            });
+        }
+        if batch.saturating_mul(collective.world_size()) < 2 {
+            return Err(ModelError::Input {
+                what: "batch",
+                message: "one pair has no negatives; take a batch of 2 or more".to_owned(),
+            });
+        }
+        Ok(batch)
+    }
+
+    /// Checks image features; returns B.
+    fn check_image(&self, image_embeds: &Tensor) -> Result<i64, ModelError> {
+        let width = self.config.qformer.encoder_width;
+        let names = format!("[B, M, {width}]");
+        check_shape("image features", image_embeds, &[-1, -1, width], &names)?;
+        check_floats("image features", image_embeds)?;
+        let size = image_embeds.size();
+        if size[0] < 1 || size[1] < 1 {
+            return Err(ModelError::Shape {
+                what: "image features",
+                expected: format!("{names} with B, M > 0"),
+                got: size,
+            });
+        }
+        Ok(size[0])
+    }
+
+    /// Checks ids and mask; returns B.
+    fn check_text(&self, token_ids: &Tensor, attention_mask: &Tensor) -> Result<i64, ModelError> {
+        check_integers("token ids", token_ids)?;
+        check_integers("attention mask", attention_mask)?;
+        check_shape("token ids", token_ids, &[-1, -1], "[B, T]")?;
+        let size = token_ids.size();
+        let longest = self.config.qformer.max_positions;
+        if size[0] < 1 || size[1] < 1 || size[1] > longest {
+            return Err(ModelError::Shape {
+                what: "token ids",
+                expected: format!("[B, T] with B > 0 and T from 1 to max_positions = {longest}"),
+                got: size,
+            });
+        }
+        let names = format!("{size:?} like the token ids");
+        check_shape("attention mask", attention_mask, &size, &names)?;
+        Ok(size[0])
+    }
+}
+
+fn check_same_batch(images: i64, texts: i64) -> Result<(), ModelError> {
+    if images == texts {
+        return Ok(());
+    }
+    Err(ModelError::Input {
+        what: "batch",
+        message: format!("{images} images but {texts} texts"),
+    })
+}
+
+/// Unit length along the last dimension; a length below 1e-12 counts as 1e-12.
+fn normalize(input: &Tensor) -> Tensor {
+    const SHORTEST: f64 = 1e-12;
+    let norm = input
+        .norm_scalaropt_dim(2.0, [-1i64].as_slice(), true)
+        .clamp_min(SHORTEST);
+    input / norm
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collective::SingleProcess;
+    use crate::config::{FeaturesConfig, QformerConfig, VisionConfig, VitConfig};
+
+    const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+    fn config(queries: i64, layers: i64, freq: i64) -> ModelConfig {
+        ModelConfig {
+            vision: VisionConfig::Features(FeaturesConfig { width: 12 }),
+            qformer: QformerConfig {
+                hidden: 16,
+                layers,
+                heads: 2,
+                intermediate: 20,
+                cross_attention_freq: freq,
+                num_queries: queries,
+                encoder_width: 12,
+                vocab_size: 40,
+                max_positions: 10,
+                embed_dim: 8,
+                dec_token_id: 39,
+                ..ModelConfig::tiny().qformer
+            },
+        }
+    }
+
+    /// Image features, ids of `tokens` tokens and padding, and mask.
+    fn batch(batch: i64, length: i64, tokens: i64) -> (Tensor, Tensor, Tensor) {
+        let images = Tensor::randn([batch, 5, 12], OPTIONS);
+        let mask = Tensor::zeros([batch, length], (Kind::Int64, Device::Cpu));
+        let _ = mask.narrow(1, 0, tokens).fill_(1);
+        let ids = Tensor::randint_low(1, 38, [batch, length], (Kind::Int64, Device::Cpu)) * &mask;
+        (images, ids, mask)
+    }
+
+    fn step<'a>(images: &'a Tensor, ids: &'a Tensor, mask: &'a Tensor) -> StepInput<'a> {
+        StepInput {
+            image_embeds: images,
+            token_ids: ids,
+            attention_mask: mask,
+            image_ids: None,
+        }
+    }
+
+    fn run(model: &Blip2Qformer, input: &StepInput<'_>) -> Result<StepOutput, ModelError> {
+        model.forward_losses(input, NegativeSampling::Multinomial, &SingleProcess, true)
+    }
+
+    #[test]
+    fn any_sizes_give_finite_losses_and_a_gradient_everywhere() {
+        for (b, queries, layers, freq, length) in [
+            (2, 1, 1, 1, 2),
+            (2, 3, 2, 2, 10),
+            (5, 4, 3, 1, 7),
+            (3, 2, 4, 3, 4),
+        ] {
+            let model = Blip2Qformer::new(&config(queries, layers, freq), Device::Cpu, 1).unwrap();
+            let (images, ids, mask) = batch(b, length, length.min(6));
+            let images = model.encode_image(&images).unwrap();
+            let output = run(&model, &step(&images, &ids, &mask)).unwrap();
+            assert!(output.loss.double_value(&[]).is_finite());
+            assert_eq!(output.sim_i2t.size(), [b, b]);
+            assert_eq!(output.itm_logits.size(), [3 * b, 2]);
+            assert_eq!(output.hidden_itm.size(), [3 * b, queries + length, 16]);
+            let drawn = Vec::<i64>::try_from(&output.negative_image_idx).unwrap();
+            assert!(drawn
+                .iter()
+                .enumerate()
+                .all(|(row, &index)| index != row as i64));
+            output.loss.backward();
+            for param in model.params().named_parameters() {
+                assert!(param.tensor.grad().defined(), "{}", param.name);
+            }
+        }
+    }
+
+    #[test]
+    fn frozen_towers_get_no_gradient_and_trainable_ones_do() {
+        for trainable in [false, true] {
+            let mut config = config(2, 1, 1);
+            config.vision = VisionConfig::Eva(VitConfig {
+                image_size: 8,
+                patch_size: 4,
+                width: 12,
+                depth: 1,
+                heads: 2,
+                mlp: 16,
+                trainable,
+            });
+            let model = Blip2Qformer::new(&config, Device::Cpu, 1).unwrap();
+            let pixels = Tensor::randn([2, 3, 8, 8], OPTIONS);
+            let (_, ids, mask) = batch(2, 5, 4);
+            let images = model.encode_image(&pixels).unwrap();
+            assert_eq!(images.size(), [2, 5, 12]);
+            run(&model, &step(&images, &ids, &mask))
+                .unwrap()
+                .loss
+                .backward();
+            for param in model.params().named_parameters() {
+                let expected = trainable || !param.name.starts_with("visual_encoder.");
+                assert_eq!(param.trainable, expected, "{}", param.name);
+                assert_eq!(param.tensor.grad().defined(), expected, "{}", param.name);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_one_image_are_no_negatives_of_each_other() {
+        let model = Blip2Qformer::new(&config(2, 1, 1), Device::Cpu, 1).unwrap();
+        let (images, ids, mask) = batch(4, 5, 4);
+        let image_ids = Tensor::from_slice(&[7i64, 8, 7, 9]);
+        let input = StepInput {
+            image_ids: Some(&image_ids),
+            ..step(&images, &ids, &mask)
+        };
+        let output = run(&model, &input).unwrap();
+        for weights in [&output.weights_i2t, &output.weights_t2i] {
+            for (row, column) in [(0, 0), (0, 2), (2, 0), (1, 1), (3, 3)] {
+                assert_eq!(weights.double_value(&[row, column]), 0.0);
+            }
+            assert!(weights.double_value(&[1, 0]) > 0.0);
+        }
+        assert!(output.loss.double_value(&[]).is_finite());
+    }
+
+    #[test]
+    fn inference_equals_the_passes_of_a_step() {
+        let model = Blip2Qformer::new(&config(3, 2, 2), Device::Cpu, 1).unwrap();
+        let (images, ids, mask) = batch(3, 6, 4);
+        let input = step(&images, &ids, &mask);
+        let output = model
+            .forward_losses(&input, NegativeSampling::Multinomial, &SingleProcess, false)
+            .unwrap();
+        let close = |a: &Tensor, b: &Tensor| assert!(a.allclose(b, 1e-5, 1e-6, false), "{a} {b}");
+        let image_feats = model.image_features(&images).unwrap();
+        close(&image_feats, &output.image_feats);
+        close(
+            &model.text_features(&ids, &mask).unwrap(),
+            &output.text_feat,
+        );
+        let matched = output.itm_logits.narrow(0, 0, 3);
+        close(&model.itm_logits(&images, &ids, &mask).unwrap(), &matched);
+        assert!(!image_feats.requires_grad());
+        let norms = image_feats
+            .square()
+            .sum_dim_intlist([2i64].as_slice(), false, None);
+        close(&norms, &norms.ones_like());
+    }
+
+    #[test]
+    fn tensors_that_do_not_fit_are_refused() {
+        let model = Blip2Qformer::new(&config(2, 1, 1), Device::Cpu, 1).unwrap();
+        let (images, ids, mask) = batch(3, 5, 4);
+        let check = |images: &Tensor, ids: &Tensor, mask: &Tensor, message: &str| {
+            let error = run(&model, &step(images, ids, mask))
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(message), "{error}");
+        };
+        let floats = |shape: &[i64]| Tensor::zeros(shape, OPTIONS);
+        let ints = |shape: &[i64]| Tensor::zeros(shape, (Kind::Int64, Device::Cpu));
+        check(
+            &floats(&[3, 5, 13]),
+            &ids,
+            &mask,
+            "image features: expected shape [B, M, 12]",
+        );
+        check(&floats(&[3, 0, 12]), &ids, &mask, "B, M > 0");
+        check(&ints(&[3, 5, 12]), &ids, &mask, "floating-point elements");
+        check(
+            &images,
+            &ids.to_kind(Kind::Int),
+            &mask,
+            "64-bit integer elements",
+        );
+        check(
+            &images,
+            &ints(&[2, 5]),
+            &ints(&[2, 5]),
+            "3 images but 2 texts",
+        );
+        check(&images, &ids, &ints(&[3, 4]), "attention mask");
+        check(
+            &images,
+            &ints(&[3, 11]),
+            &ints(&[3, 11]),
+            "max_positions = 10",
+        );
+        check(&images, &ints(&[3, 0]), &ints(&[3, 0]), "T from 1");
+        check(&images, &ints(&[3, 1]), &ints(&[3, 1]), "2 or more");
+        check(&images, &(&ids + 40), &mask, "libtorch: ");
+        let one = |t: &Tensor| t.narrow(0, 0, 1);
+        check(&one(&images), &one(&ids), &one(&mask), "batch of 2 or more");
+
+        let (near, far) = (ints(&[3]), &ints(&[3]) + 3);
+        for (image_idx, text_idx) in [(&far, &near), (&near, &far), (&ids, &near)] {
+            let negatives = NegativeSampling::Given {
+                image_idx,
+                text_idx,
+            };
+            let input = step(&images, &ids, &mask);
+            assert!(model
+                .forward_losses(&input, negatives, &SingleProcess, true)
+                .is_err());
+        }
+    }
+
+    #[test]
+    fn the_published_size_has_the_published_parameters() {
+        let mut config = ModelConfig::vit_g();
+        // The tower is frozen and not part of the count.
+        config.vision = VisionConfig::Features(FeaturesConfig { width: 1408 });
+        let model = Blip2Qformer::new(&config, Device::Cpu, 0).unwrap();
+        let params = model.params().named_parameters();
+        assert_eq!(params.len(), 343);
+        let numbers: usize = params.iter().map(|param| param.tensor.numel()).sum();
+        assert_eq!(numbers, 186_705_470);
+    }
+}

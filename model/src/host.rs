@@ -1,0 +1,155 @@
+//! Batches from host memory to the device.
+
+use std::sync::Arc;
+
+use qf_pipeline::augment::{CLIP_MEAN, CLIP_STD};
+use qf_pipeline::batch::{Batch, HostAllocator, PlainAllocator};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::ModelError;
+
+/// A batch on the device.
+#[derive(Debug)]
+pub struct DeviceBatch {
+    /// `[B, 3, S, S]` f32, normalised by the CLIP mean and deviation.
+    pub images: Tensor,
+    /// `[N, T]` i64.
+    pub token_ids: Tensor,
+    /// `[N, T]` i64.
+    pub attention_mask: Tensor,
+}
+
+/// Copies a batch to `device` and normalises its pixels there.
+///
+/// # Errors
+/// [`ModelError::Torch`] when the device has no room.
+pub fn upload(batch: &Batch, device: Device) -> Result<DeviceBatch, ModelError> {
+    let size = batch.image_size as i64;
+    let shape = [batch.batch_size as i64, 3, size, size];
+    let pixels = pinned::copy_pixels(batch.pixels(), &shape, device)?;
+    let text = |values: &[i64]| -> Result<Tensor, ModelError> {
+        let shape = [batch.captions.len() as i64, batch.text_len as i64];
+        Ok(Tensor::f_from_slice(values)?
+            .f_view(shape)?
+            .f_to_device(device)?)
+    };
+    Ok(DeviceBatch {
+        images: normalise(&pixels)?,
+        token_ids: text(&batch.token_ids)?,
+        attention_mask: text(&batch.attention_mask)?,
+    })
+}
+
+/// `(x / 255 - mean) / std` per channel: `[B, 3, S, S]` u8 → f32, as torchvision computes it.
+fn normalise(pixels: &Tensor) -> Result<Tensor, ModelError> {
+    let channels = |values: &[f32; 3]| -> Result<Tensor, ModelError> {
+        Ok(Tensor::f_from_slice(values)?
+            .f_view([1, 3, 1, 1])?
+            .f_to_device(pixels.device())?)
+    };
+    let mut scaled = pixels.f_to_kind(Kind::Float)?.f_divide_scalar(255.0)?;
+    Ok(scaled
+        .f_sub_(&channels(&CLIP_MEAN)?)?
+        .f_divide_(&channels(&CLIP_STD)?)?)
+}
+
+/// Page-locked memory for batches that go to a GPU, ordinary memory for the CPU.
+pub fn batch_allocator(device: Device) -> Arc<dyn HostAllocator> {
+    match device {
+        Device::Cuda(_) => Arc::new(pinned::PinnedAllocator(device)),
+        _ => Arc::new(PlainAllocator),
+    }
+}
+
+#[allow(unsafe_code)]
+mod pinned {
+    //! Slices over tensors and tensors over slices.
+
+    use qf_pipeline::batch::{HostAllocator, HostBuffer};
+    use tch::{Device, Kind, Tensor};
+
+    use crate::error::ModelError;
+
+    /// Allocates memory that the device can copy from directly.
+    pub(super) struct PinnedAllocator(pub(super) Device);
+
+    struct PinnedBuffer {
+        /// Owns the memory.
+        _tensor: std::sync::Mutex<Tensor>,
+        data: *mut u8,
+        len: usize,
+    }
+
+    // SAFETY: the memory belongs to this value alone and is only reached through `&self` for
+    // reading and `&mut self` for writing, like that of a `Vec<u8>`.
+    unsafe impl Send for PinnedBuffer {}
+    // SAFETY: as above.
+    unsafe impl Sync for PinnedBuffer {}
+
+    impl HostBuffer for PinnedBuffer {
+        fn as_slice(&self) -> &[u8] {
+            // SAFETY: `data` points to `len` initialised bytes that live as long as `self`.
+            unsafe { std::slice::from_raw_parts(self.data, self.len) }
+        }
+        fn as_mut_slice(&mut self) -> &mut [u8] {
+            // SAFETY: as above, and `&mut self` excludes any other access.
+            unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
+        }
+    }
+
+    impl HostAllocator for PinnedAllocator {
+        fn allocate(&self, len: usize) -> Result<Box<dyn HostBuffer>, String> {
+            let size = i64::try_from(len).map_err(|error| error.to_string())?;
+            let tensor = Tensor::f_zeros([size], (Kind::Uint8, Device::Cpu))
+                .and_then(|tensor| tensor.f_pin_memory(self.0))
+                .map_err(|error| format!("no page-locked memory ({error})"))?;
+            let data = tensor.data_ptr().cast::<u8>();
+            Ok(Box::new(PinnedBuffer {
+                _tensor: std::sync::Mutex::new(tensor),
+                data,
+                len,
+            }))
+        }
+    }
+
+    /// A copy of `pixels` on `device`, u8. It is complete when this returns: the buffer may be
+    /// filled again at once.
+    pub(super) fn copy_pixels(
+        pixels: &[u8],
+        shape: &[i64; 4],
+        device: Device,
+    ) -> Result<Tensor, ModelError> {
+        let expected: i64 = shape.iter().product();
+        if pixels.len() as i64 != expected {
+            return Err(ModelError::Input {
+                what: "pixels of a batch",
+                message: format!("{} bytes for a batch of shape {shape:?}", pixels.len()),
+            });
+        }
+        // SAFETY: the tensor covers exactly `pixels`, is only read, and is dropped before this
+        // function returns, while `pixels` is borrowed.
+        let view =
+            unsafe { Tensor::f_from_blob(pixels.as_ptr(), shape, &[], Kind::Uint8, Device::Cpu)? };
+        Ok(match device {
+            Device::Cpu => view.f_detach_copy()?,
+            _ => view.f_to_device(device)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qf_pipeline::augment::normalise_to_chw;
+
+    #[test]
+    fn normalising_on_the_device_gives_the_bits_of_the_host() {
+        let interleaved: Vec<u8> = (0..=255).flat_map(|value| [value, value, value]).collect();
+        let mut expected = vec![0f32; 3 * 256];
+        normalise_to_chw(&interleaved, &mut expected);
+        let planar: Vec<u8> = (0..3).flat_map(|_| 0..=255u8).collect();
+        let pixels = Tensor::from_slice(&planar).view([1, 3, 16, 16]);
+        let got: Vec<f32> = normalise(&pixels).unwrap().view([-1]).try_into().unwrap();
+        assert_eq!(got, expected);
+    }
+}

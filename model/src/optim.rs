@@ -1,0 +1,486 @@
+//! AdamW (Loshchilov and Hutter, arXiv 1711.05101) as `torch.optim.AdamW` computes it, with the
+//! reference's two parameter groups.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::error::ModelError;
+use crate::params::{misfit, Param, ParamStore};
+
+/// Settings of [`AdamW`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamWConfig {
+    /// Decay of the mean of gradients. Default 0.9.
+    pub beta1: f64,
+    /// Decay of the mean of squared gradients. Default 0.98, the paper's; LAVIS's own default is
+    /// 0.999.
+    pub beta2: f64,
+    /// Added to the root of the mean of squares. Default 1e-8.
+    pub eps: f64,
+    /// Share of a parameter's value that a step of rate 1 takes away. Default 0.05.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> AdamWConfig {
+        AdamWConfig {
+            beta1: 0.9,
+            beta2: 0.98,
+            eps: 1e-8,
+            weight_decay: 0.05,
+        }
+    }
+}
+
+impl AdamWConfig {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] naming the first that is out of range.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        let share = |value: f64| (0.0..1.0).contains(&value);
+        let checks = [
+            (
+                "optimizer.beta1",
+                self.beta1,
+                share(self.beta1),
+                "0 to below 1",
+            ),
+            (
+                "optimizer.beta2",
+                self.beta2,
+                share(self.beta2),
+                "0 to below 1",
+            ),
+            (
+                "optimizer.eps",
+                self.eps,
+                self.eps > 0.0 && self.eps.is_finite(),
+                "a number above 0",
+            ),
+            (
+                "optimizer.weight_decay",
+                self.weight_decay,
+                self.weight_decay >= 0.0 && self.weight_decay.is_finite(),
+                "0 or more",
+            ),
+        ];
+        for (setting, value, fits, range) in checks {
+            if !fits {
+                return Err(ModelError::Config {
+                    setting,
+                    message: format!("{value} is out of range; take {range}"),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Parameters that share a weight decay.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamGroup {
+    /// What [`AdamWConfig::weight_decay`] means for them.
+    pub weight_decay: f64,
+    /// Their names, in order of declaration.
+    pub names: Vec<String>,
+}
+
+/// The optimiser and its moments.
+#[derive(Debug)]
+pub struct AdamW {
+    config: AdamWConfig,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    param: Param,
+    decays: bool,
+    /// Steps in which the parameter had a gradient.
+    step: i64,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+}
+
+/// Whether weight decay acts on a parameter: not on vectors nor biases. A scalar is neither, so
+/// that the temperature decays, as in the reference.
+fn decays(param: &Param) -> bool {
+    param.tensor.dim() != 1 && !param.name.ends_with(".bias")
+}
+
+impl AdamW {
+    /// An optimiser of all trainable parameters of `params`, moments zero.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] for settings out of range.
+    pub fn new(params: &ParamStore, config: &AdamWConfig) -> Result<AdamW, ModelError> {
+        config.validate()?;
+        let entry = |param: &Param| {
+            let values = param.tensor.f_detach()?;
+            Ok(Entry {
+                param: Param {
+                    name: param.name.clone(),
+                    tensor: param.tensor.shallow_clone(),
+                    trainable: true,
+                },
+                decays: decays(param),
+                step: 0,
+                exp_avg: values.f_zeros_like()?,
+                exp_avg_sq: values.f_zeros_like()?,
+            })
+        };
+        Ok(AdamW {
+            config: config.clone(),
+            entries: params
+                .trainable()
+                .map(entry)
+                .collect::<Result<_, ModelError>>()?,
+        })
+    }
+
+    /// The two groups: with weight decay and without.
+    pub fn groups(&self) -> [ParamGroup; 2] {
+        let group = |decays: bool, weight_decay: f64| ParamGroup {
+            weight_decay,
+            names: self
+                .entries
+                .iter()
+                .filter(|entry| entry.decays == decays)
+                .map(|entry| entry.param.name.clone())
+                .collect(),
+        };
+        [group(true, self.config.weight_decay), group(false, 0.0)]
+    }
+
+    /// Sets all gradients to zero.
+    pub fn zero_grad(&mut self) {
+        for entry in &mut self.entries {
+            entry.param.tensor.zero_grad();
+        }
+    }
+
+    /// Moves every parameter that has a gradient, in place, at rate `lr`.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] for a rate that is negative or no number, [`ModelError::Torch`] where
+    /// libtorch fails.
+    pub fn step(&mut self, lr: f64) -> Result<(), ModelError> {
+        if !(lr.is_finite() && lr >= 0.0) {
+            return Err(ModelError::Input {
+                what: "learning rate",
+                message: format!("{lr} is out of range; take 0 or more"),
+            });
+        }
+        let config = &self.config;
+        tch::no_grad(|| {
+            for entry in &mut self.entries {
+                let gradient = entry.param.tensor.f_grad()?;
+                if gradient.defined() {
+                    entry.step(&gradient, lr, config)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The state by name: `NAME.exp_avg`, `NAME.exp_avg_sq` and `NAME.step` (a scalar i64) of every
+    /// parameter. The moments share storage with the optimiser: a later step changes them.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let mut state = Vec::with_capacity(3 * self.entries.len());
+        for entry in &self.entries {
+            let name = &entry.param.name;
+            state.push((format!("{name}.exp_avg"), entry.exp_avg.shallow_clone()));
+            state.push((
+                format!("{name}.exp_avg_sq"),
+                entry.exp_avg_sq.shallow_clone(),
+            ));
+            state.push((format!("{name}.step"), Tensor::from(entry.step)));
+        }
+        state
+    }
+
+    /// Takes over a state of [`AdamW::state`]. Nothing is changed unless everything fits; `origin`
+    /// names the source in the error.
+    ///
+    /// # Errors
+    /// [`ModelError::Mismatch`] listing every missing, unexpected or unfitting tensor.
+    pub fn load_state(
+        &mut self,
+        state: &HashMap<String, Tensor>,
+        origin: &str,
+    ) -> Result<(), ModelError> {
+        let mut problems = Vec::new();
+        let mut steps = Vec::with_capacity(self.entries.len());
+        for entry in &self.entries {
+            let name = &entry.param.name;
+            for (part, moment) in [
+                ("exp_avg", &entry.exp_avg),
+                ("exp_avg_sq", &entry.exp_avg_sq),
+            ] {
+                let name = format!("{name}.{part}");
+                match state.get(&name) {
+                    Some(tensor) => problems.extend(misfit(&name, moment, tensor)),
+                    None => problems.push(format!("`{name}` is missing")),
+                }
+            }
+            let name = format!("{name}.step");
+            match state.get(&name) {
+                Some(step) if step.dim() == 0 && step.kind() == Kind::Int64 => {
+                    steps.push(step.f_int64_value(&[])?.max(0));
+                }
+                Some(_) => problems.push(format!("`{name}` is no scalar 64-bit integer")),
+                None => problems.push(format!("`{name}` is missing")),
+            }
+        }
+        let known: std::collections::HashSet<String> =
+            self.state().into_iter().map(|(name, _)| name).collect();
+        let mut unexpected: Vec<_> = state.keys().filter(|name| !known.contains(*name)).collect();
+        unexpected.sort();
+        problems.extend(
+            unexpected
+                .iter()
+                .map(|name| format!("`{name}` is unexpected")),
+        );
+        if !problems.is_empty() {
+            return Err(ModelError::Mismatch {
+                origin: origin.to_owned(),
+                problems,
+            });
+        }
+        for (entry, step) in self.entries.iter_mut().zip(steps) {
+            let name = &entry.param.name;
+            for (part, moment) in [
+                ("exp_avg", &mut entry.exp_avg),
+                ("exp_avg_sq", &mut entry.exp_avg_sq),
+            ] {
+                if let Some(tensor) = state.get(&format!("{name}.{part}")) {
+                    moment.f_copy_(tensor)?;
+                }
+            }
+            entry.step = step;
+        }
+        Ok(())
+    }
+}
+
+impl Entry {
+    fn step(&mut self, gradient: &Tensor, lr: f64, config: &AdamWConfig) -> Result<(), ModelError> {
+        self.step = self.step.saturating_add(1);
+        let exponent = self.step as f64;
+        let mean_share = 1.0 - config.beta1.powf(exponent);
+        let square_share = 1.0 - config.beta2.powf(exponent);
+        let _ = self.exp_avg.f_lerp_(gradient, 1.0 - config.beta1)?;
+        let _ = self
+            .exp_avg_sq
+            .f_lerp_(&gradient.f_square()?, 1.0 - config.beta2)?;
+        let step_size = lr / mean_share;
+        if step_size == 0.0 {
+            return Ok(());
+        }
+        if self.decays && config.weight_decay > 0.0 {
+            let _ = self
+                .param
+                .tensor
+                .f_mul_scalar_(1.0 - lr * config.weight_decay)?;
+        }
+        // param -= step_size · mean / (√square / √square_share + eps), with the factor in the
+        // denominator: tch's addcdiv_ has none.
+        let denominator = self
+            .exp_avg_sq
+            .f_sqrt()?
+            .f_mul_scalar_(-1.0 / (square_share.sqrt() * step_size))?
+            .f_add_scalar_(-config.eps / step_size)?;
+        let _ = self.param.tensor.f_addcdiv_(&self.exp_avg, &denominator)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::Init;
+    use tch::Device;
+
+    const CONFIG: AdamWConfig = AdamWConfig {
+        beta1: 0.8,
+        beta2: 0.9,
+        eps: 1e-3,
+        weight_decay: 0.1,
+    };
+
+    fn store(values: &[(&str, &[i64], f64)]) -> ParamStore {
+        let mut store = ParamStore::new(Device::Cpu, 0);
+        for (name, shape, value) in values {
+            let _ = store
+                .declare(name, shape, Init::Constant(*value), true)
+                .unwrap();
+        }
+        store
+    }
+
+    fn value(store: &ParamStore, name: &str) -> f64 {
+        store
+            .get(name)
+            .unwrap()
+            .tensor
+            .mean(Kind::Double)
+            .double_value(&[])
+    }
+
+    /// One scalar parameter after gradients `gradients`, in 64 bits, the textbook way.
+    fn by_hand(start: f64, gradients: &[f64], lr: f64, weight_decay: f64) -> f64 {
+        let (mut x, mut m, mut v) = (start, 0.0, 0.0);
+        for (index, g) in gradients.iter().enumerate() {
+            let t = index as i32 + 1;
+            x *= 1.0 - lr * weight_decay;
+            m = CONFIG.beta1 * m + (1.0 - CONFIG.beta1) * g;
+            v = CONFIG.beta2 * v + (1.0 - CONFIG.beta2) * g * g;
+            let m_hat = m / (1.0 - CONFIG.beta1.powi(t));
+            let v_hat: f64 = v / (1.0 - CONFIG.beta2.powi(t));
+            x -= lr * m_hat / (v_hat.sqrt() + CONFIG.eps);
+        }
+        x
+    }
+
+    #[test]
+    fn steps_equal_a_hand_computation() {
+        let store = store(&[
+            ("a.weight", &[2, 2], 0.5),
+            ("a.bias", &[2], 0.5),
+            ("temp", &[], 0.5),
+        ]);
+        let mut optimizer = AdamW::new(&store, &CONFIG).unwrap();
+        let gradients = [0.3, -0.2, 0.0005, 0.0];
+        for gradient in gradients {
+            optimizer.zero_grad();
+            let loss = store
+                .trainable()
+                .map(|param| param.tensor.sum(Kind::Float) * gradient)
+                .reduce(|a, b| a + b);
+            loss.unwrap().backward();
+            optimizer.step(0.01).unwrap();
+        }
+        let close = |name: &str, weight_decay: f64| {
+            let expected = by_hand(0.5, &gradients, 0.01, weight_decay);
+            let got = value(&store, name);
+            assert!((got - expected).abs() < 1e-6, "{name}: {got} {expected}");
+        };
+        close("a.weight", CONFIG.weight_decay);
+        close("a.bias", 0.0);
+        close("temp", CONFIG.weight_decay);
+        // Rate 0 moves nothing.
+        let before = value(&store, "a.weight");
+        optimizer.step(0.0).unwrap();
+        assert_eq!(value(&store, "a.weight"), before);
+        assert!(optimizer.step(-1.0).is_err() && optimizer.step(f64::NAN).is_err());
+    }
+
+    #[test]
+    fn groups_by_dimension_and_name() {
+        let mut store = store(&[
+            ("w.weight", &[2, 2], 0.0),
+            ("norm.weight", &[2], 0.0),
+            ("odd.bias", &[2, 2], 0.0),
+            ("temp", &[], 0.0),
+            ("q_bias", &[2], 0.0),
+        ]);
+        let _ = store
+            .declare("frozen", &[2, 2], Init::Constant(0.0), false)
+            .unwrap();
+        let [with, without] = AdamW::new(&store, &CONFIG).unwrap().groups();
+        assert_eq!((with.weight_decay, without.weight_decay), (0.1, 0.0));
+        assert_eq!(with.names, ["w.weight", "temp"]);
+        assert_eq!(without.names, ["norm.weight", "odd.bias", "q_bias"]);
+    }
+
+    #[test]
+    fn a_parameter_without_gradient_stays() {
+        let store = store(&[("a", &[2, 2], 0.5), ("b", &[2, 2], 0.5)]);
+        let mut optimizer = AdamW::new(&store, &CONFIG).unwrap();
+        store.get("a").unwrap().tensor.sum(Kind::Float).backward();
+        optimizer.step(0.1).unwrap();
+        assert!(value(&store, "a") < 0.41);
+        assert_eq!(value(&store, "b"), 0.5);
+    }
+
+    #[test]
+    fn a_restored_optimizer_goes_on_identically() {
+        let run = |split: bool| {
+            let store = store(&[("a", &[2, 2], 0.5)]);
+            let mut optimizer = AdamW::new(&store, &CONFIG).unwrap();
+            for step in 0..4 {
+                if split && step == 2 {
+                    let state: HashMap<_, _> = optimizer
+                        .state()
+                        .into_iter()
+                        .map(|(name, tensor)| (name, tensor.copy()))
+                        .collect();
+                    optimizer = AdamW::new(&store, &CONFIG).unwrap();
+                    optimizer.load_state(&state, "x").unwrap();
+                }
+                optimizer.zero_grad();
+                store
+                    .get("a")
+                    .unwrap()
+                    .tensor
+                    .square()
+                    .sum(Kind::Float)
+                    .backward();
+                optimizer.step(0.1).unwrap();
+            }
+            value(&store, "a")
+        };
+        assert_eq!(run(false), run(true));
+    }
+
+    #[test]
+    fn a_state_that_does_not_fit_is_refused() {
+        let store = store(&[("a", &[2, 2], 0.5)]);
+        let mut optimizer = AdamW::new(&store, &CONFIG).unwrap();
+        let state = HashMap::from([
+            (
+                "a.exp_avg".to_owned(),
+                Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)),
+            ),
+            ("a.step".to_owned(), Tensor::from(1.0f32)),
+            ("b.step".to_owned(), Tensor::from(1i64)),
+        ]);
+        let error = optimizer.load_state(&state, "x").unwrap_err().to_string();
+        for problem in [
+            "`a.exp_avg` has shape [2, 3] where [2, 2] is expected",
+            "`a.exp_avg_sq` is missing",
+            "`a.step` is no scalar",
+            "`b.step` is unexpected",
+        ] {
+            assert!(error.contains(problem), "{error}");
+        }
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        for (config, setting) in [
+            (
+                AdamWConfig {
+                    beta2: 1.0,
+                    ..CONFIG
+                },
+                "beta2",
+            ),
+            (AdamWConfig { eps: 0.0, ..CONFIG }, "eps"),
+            (
+                AdamWConfig {
+                    weight_decay: -1.0,
+                    ..CONFIG
+                },
+                "weight_decay",
+            ),
+        ] {
+            let error = AdamW::new(&store(&[]), &config).unwrap_err().to_string();
+            assert!(error.contains(&format!("`optimizer.{setting}`")), "{error}");
+        }
+    }
+}

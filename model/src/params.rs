@@ -1,0 +1,438 @@
+//! The parameters of a model by name, in a fixed order.
+//!
+//! `tch::nn::VarStore` renames a duplicate silently and keeps no order; checkpoints, optimiser
+//! state and parameter groups need exact names in a stable order, so this store refuses duplicates
+//! and remembers the order of declaration.
+
+use std::collections::{HashMap, HashSet};
+
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tch::{Device, Kind, Tensor};
+
+use crate::error::ModelError;
+
+/// One named tensor of a model.
+#[derive(Debug)]
+pub struct Param {
+    /// The name, as in LAVIS checkpoints.
+    pub name: String,
+    /// The values; shares storage and gradient with the network's own handle.
+    pub tensor: Tensor,
+    /// Whether it takes part in training.
+    pub trainable: bool,
+}
+
+/// Which parameters a set of tensors has to cover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadScope {
+    /// Every parameter.
+    All,
+    /// Every trainable parameter; frozen ones may be there or not.
+    Trainable,
+}
+
+/// All parameters of a model, in order of declaration.
+#[derive(Debug)]
+pub struct ParamStore {
+    params: Vec<Param>,
+    index: HashMap<String, usize>,
+    device: Device,
+    seed: u64,
+}
+
+impl ParamStore {
+    /// An empty store; parameters will live on `device` and start from numbers drawn with `seed`.
+    pub fn new(device: Device, seed: u64) -> ParamStore {
+        ParamStore {
+            params: Vec::new(),
+            index: HashMap::new(),
+            device,
+            seed,
+        }
+    }
+
+    /// A view into the store under no prefix, for declaring parameters.
+    pub(crate) fn root(&mut self) -> Scope<'_> {
+        Scope {
+            store: self,
+            prefix: String::new(),
+            trainable: true,
+        }
+    }
+
+    /// Where the parameters live.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The parameters, in order of declaration.
+    pub fn named_parameters(&self) -> &[Param] {
+        &self.params
+    }
+
+    /// The trainable parameters, in order of declaration.
+    pub fn trainable(&self) -> impl Iterator<Item = &Param> {
+        self.params.iter().filter(|param| param.trainable)
+    }
+
+    /// The parameter of this name.
+    pub fn get(&self, name: &str) -> Option<&Param> {
+        self.index.get(name).map(|&index| &self.params[index])
+    }
+
+    /// Declares a parameter and fills it.
+    ///
+    /// The numbers depend on the store's seed, the name and the shape alone: neither the order of
+    /// declaration nor the device changes them.
+    ///
+    /// # Errors
+    /// [`ModelError::DuplicateParameter`] for a name that is taken; [`ModelError::Torch`] where
+    /// libtorch cannot make the tensor.
+    pub fn declare(
+        &mut self,
+        name: &str,
+        shape: &[i64],
+        init: Init<'_>,
+        trainable: bool,
+    ) -> Result<Tensor, ModelError> {
+        if self.index.contains_key(name) {
+            return Err(ModelError::DuplicateParameter(name.to_owned()));
+        }
+        let tensor = init
+            .tensor(shape, self.seed, name)?
+            .f_to_device(self.device)?
+            .f_set_requires_grad(trainable)?;
+        self.index.insert(name.to_owned(), self.params.len());
+        self.params.push(Param {
+            name: name.to_owned(),
+            tensor: tensor.shallow_clone(),
+            trainable,
+        });
+        Ok(tensor)
+    }
+
+    /// Overwrites the parameters with `tensors`, converted to each parameter's kind and device.
+    ///
+    /// Nothing is changed unless everything fits. `origin` names the source in the error.
+    ///
+    /// # Errors
+    /// [`ModelError::Mismatch`] listing every missing, unexpected, misshaped or non-float tensor.
+    pub fn load(
+        &mut self,
+        tensors: &HashMap<String, Tensor>,
+        origin: &str,
+        scope: LoadScope,
+    ) -> Result<(), ModelError> {
+        let mut problems = Vec::new();
+        for param in &self.params {
+            match tensors.get(&param.name) {
+                Some(tensor) => problems.extend(misfit(&param.name, &param.tensor, tensor)),
+                None if scope == LoadScope::All || param.trainable => {
+                    problems.push(format!("`{}` is missing", param.name));
+                }
+                None => {}
+            }
+        }
+        let known: HashSet<&str> = self.params.iter().map(|p| p.name.as_str()).collect();
+        let mut unexpected: Vec<&String> = tensors
+            .keys()
+            .filter(|name| !known.contains(name.as_str()))
+            .collect();
+        unexpected.sort();
+        problems.extend(
+            unexpected
+                .iter()
+                .map(|name| format!("`{name}` is unexpected")),
+        );
+        if !problems.is_empty() {
+            return Err(ModelError::Mismatch {
+                origin: origin.to_owned(),
+                problems,
+            });
+        }
+        tch::no_grad(|| {
+            for param in &mut self.params {
+                if let Some(tensor) = tensors.get(&param.name) {
+                    param.tensor.f_copy_(tensor)?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// What keeps `tensor` from replacing the values of `own`, if anything.
+pub(crate) fn misfit(name: &str, own: &Tensor, tensor: &Tensor) -> Option<String> {
+    let (expected, got) = (own.size(), tensor.size());
+    if expected != got {
+        return Some(format!(
+            "`{name}` has shape {got:?} where {expected:?} is expected"
+        ));
+    }
+    if !tensor.is_floating_point() {
+        return Some(format!(
+            "`{name}` holds {:?} where floating-point numbers are expected",
+            tensor.kind()
+        ));
+    }
+    None
+}
+
+/// A prefix of parameter names within a store.
+pub(crate) struct Scope<'a> {
+    store: &'a mut ParamStore,
+    prefix: String,
+    trainable: bool,
+}
+
+impl Scope<'_> {
+    /// The scope `name` below this one; dots make several levels.
+    pub(crate) fn sub(&mut self, name: impl std::fmt::Display) -> Scope<'_> {
+        Scope {
+            prefix: format!("{}{name}.", self.prefix),
+            trainable: self.trainable,
+            store: self.store,
+        }
+    }
+
+    /// The same scope with its parameters trainable or frozen.
+    pub(crate) fn trainable(self, trainable: bool) -> Self {
+        Scope { trainable, ..self }
+    }
+
+    /// Declares `name` within this scope.
+    pub(crate) fn param(
+        &mut self,
+        name: &str,
+        shape: &[i64],
+        init: Init<'_>,
+    ) -> Result<Tensor, ModelError> {
+        let full_name = format!("{}{name}", self.prefix);
+        self.store.declare(&full_name, shape, init, self.trainable)
+    }
+}
+
+/// How a fresh parameter is filled.
+#[derive(Clone, Copy, Debug)]
+pub enum Init<'a> {
+    /// One value throughout.
+    Constant(f64),
+    /// Normal with mean 0.
+    Normal {
+        /// Standard deviation.
+        std: f64,
+    },
+    /// Uniform in `[-bound, bound)`.
+    Uniform {
+        /// Half the width.
+        bound: f64,
+    },
+    /// The values of another parameter.
+    CopyOf(&'a Tensor),
+}
+
+impl Init<'_> {
+    fn tensor(self, shape: &[i64], seed: u64, name: &str) -> Result<Tensor, ModelError> {
+        let options = (Kind::Float, Device::Cpu);
+        match self {
+            Init::Constant(value) => Ok(Tensor::f_full(shape, value, options)?),
+            Init::CopyOf(other) => {
+                let mut copy = Tensor::f_empty(shape, options)?;
+                copy.f_copy_(&other.f_detach()?)?;
+                Ok(copy)
+            }
+            Init::Normal { std } => random(shape, seed, name, |rng| normal_pair(rng, std)),
+            Init::Uniform { bound } => random(shape, seed, name, |rng| {
+                let bits = rng.next_u64();
+                let at = |bits: u32| ((f64::from(bits) * 2f64.powi(-31) - 1.0) * bound) as f32;
+                [at(bits as u32), at((bits >> 32) as u32)]
+            }),
+        }
+    }
+}
+
+/// A tensor of `shape` filled two numbers at a time from the stream that belongs to `name`.
+fn random(
+    shape: &[i64],
+    seed: u64,
+    name: &str,
+    draw: impl Fn(&mut ChaCha8Rng) -> [f32; 2],
+) -> Result<Tensor, ModelError> {
+    // Own generator rather than torch's: that one is global to the process and differs by device.
+    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ fnv1a(name));
+    let mut tensor = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
+    let count = tensor.numel();
+    let mut values = Vec::with_capacity(count + 1);
+    while values.len() < count {
+        values.extend(draw(&mut rng));
+    }
+    values.truncate(count);
+    tensor.f_copy_(&Tensor::f_from_slice(&values)?.f_view(shape)?)?;
+    Ok(tensor)
+}
+
+/// Two independent normal numbers (Box and Muller, 1958).
+fn normal_pair(rng: &mut ChaCha8Rng, std: f64) -> [f32; 2] {
+    let bits = rng.next_u64();
+    // In (0, 1], so that the logarithm is finite.
+    let radius_share = (f64::from(bits as u32) + 1.0) * 2f64.powi(-32);
+    let angle = f64::from((bits >> 32) as u32) * 2f64.powi(-32) * std::f64::consts::TAU;
+    let radius = std * (-2.0 * radius_share.ln()).sqrt();
+    let (sin, cos) = angle.sin_cos();
+    [(radius * cos) as f32, (radius * sin) as f32]
+}
+
+/// FNV-1a over the bytes of `text`, 64 bits.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> ParamStore {
+        let mut store = ParamStore::new(Device::Cpu, 7);
+        let mut root = store.root();
+        let _ = root.param("a", &[2, 3], Init::Normal { std: 1.0 }).unwrap();
+        let mut frozen = root.sub("b").trainable(false);
+        let _ = frozen.param("weight", &[4], Init::Constant(1.5)).unwrap();
+        store
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        Vec::<f32>::try_from(tensor.flatten(0, -1)).unwrap()
+    }
+
+    #[test]
+    fn names_order_and_flags_are_kept() {
+        let store = store();
+        let names: Vec<_> = store
+            .named_parameters()
+            .iter()
+            .map(|p| (p.name.as_str(), p.trainable, p.tensor.requires_grad()))
+            .collect();
+        assert_eq!(names, [("a", true, true), ("b.weight", false, false)]);
+        assert_eq!(store.trainable().count(), 1);
+        assert!(store.get("b.weight").is_some() && store.get("b").is_none());
+    }
+
+    #[test]
+    fn duplicates_are_refused() {
+        let mut store = store();
+        let error = store
+            .root()
+            .param("a", &[1], Init::Constant(0.0))
+            .unwrap_err();
+        assert_eq!(error.to_string(), "parameter `a` is declared twice");
+    }
+
+    #[test]
+    fn initial_values_depend_on_seed_and_name_only() {
+        let draw = |seed, name: &str, before: bool| {
+            let mut store = ParamStore::new(Device::Cpu, seed);
+            if before {
+                let _ = store
+                    .root()
+                    .param("z", &[3], Init::Uniform { bound: 1.0 })
+                    .unwrap();
+            }
+            values(
+                &store
+                    .root()
+                    .param(name, &[9], Init::Normal { std: 1.0 })
+                    .unwrap(),
+            )
+        };
+        assert_eq!(draw(1, "a", false), draw(1, "a", true));
+        assert_ne!(draw(1, "a", false), draw(2, "a", false));
+        assert_ne!(draw(1, "a", false), draw(1, "b", false));
+    }
+
+    #[test]
+    fn distributions_have_their_moments() {
+        let mut store = ParamStore::new(Device::Cpu, 3);
+        let mut root = store.root();
+        let normal = root
+            .param("n", &[40_001], Init::Normal { std: 0.5 })
+            .unwrap();
+        let uniform = root
+            .param("u", &[40_001], Init::Uniform { bound: 0.3 })
+            .unwrap();
+        let moments = |t: &Tensor| {
+            (
+                t.mean(Kind::Float).double_value(&[]),
+                t.std(true).double_value(&[]),
+            )
+        };
+        let (mean, std) = moments(&normal);
+        assert!(
+            mean.abs() < 0.01 && (std - 0.5).abs() < 0.01,
+            "{mean} {std}"
+        );
+        let (mean, std) = moments(&uniform);
+        assert!(
+            mean.abs() < 0.01 && (std - 0.3 / 3f64.sqrt()).abs() < 0.01,
+            "{mean} {std}"
+        );
+        assert!(uniform.abs().max().double_value(&[]) <= 0.3);
+    }
+
+    #[test]
+    fn load_lists_every_problem_and_changes_nothing() {
+        let mut store = store();
+        let before = values(&store.get("a").unwrap().tensor);
+        let tensors = HashMap::from([
+            (
+                "a".to_owned(),
+                Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)),
+            ),
+            ("c".to_owned(), Tensor::from(1.0f32)),
+        ]);
+        let error = store
+            .load(&tensors, "x.safetensors", LoadScope::All)
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "x.safetensors does not fit this model: `b.weight` is missing; `c` is unexpected; \
+             use the configuration it was written with"
+        );
+        assert_eq!(values(&store.get("a").unwrap().tensor), before);
+
+        let tensors = HashMap::from([
+            (
+                "a".to_owned(),
+                Tensor::zeros([3, 2], (Kind::Float, Device::Cpu)),
+            ),
+            (
+                "b.weight".to_owned(),
+                Tensor::zeros([4], (Kind::Int64, Device::Cpu)),
+            ),
+        ]);
+        let error = store
+            .load(&tensors, "x", LoadScope::All)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`a` has shape [3, 2] where [2, 3] is expected"),
+            "{error}"
+        );
+        assert!(error.contains("`b.weight` holds Int64"), "{error}");
+    }
+
+    #[test]
+    fn load_converts_and_may_leave_frozen_parameters_out() {
+        let mut store = store();
+        let a = Tensor::ones([2, 3], (Kind::Double, Device::Cpu));
+        let tensors = HashMap::from([("a".to_owned(), a)]);
+        assert!(store.load(&tensors, "x", LoadScope::All).is_err());
+        store.load(&tensors, "x", LoadScope::Trainable).unwrap();
+        let a = &store.get("a").unwrap().tensor;
+        assert_eq!(a.kind(), Kind::Float);
+        assert_eq!(values(a), [1.0; 6]);
+        assert_eq!(values(&store.get("b.weight").unwrap().tensor), [1.5; 4]);
+    }
+}

@@ -1,0 +1,150 @@
+//! Settings of a training run, as written in TOML.
+
+use std::path::PathBuf;
+
+use qf_pipeline::LoaderConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use crate::optim::AdamWConfig;
+use crate::schedule::Schedule;
+
+/// A run: data, model, optimiser and how long.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Training shards: files, globs, `{000..012}` ranges.
+    #[serde(default)]
+    pub shards: Vec<String>,
+    /// Optimiser steps of the whole run.
+    pub steps: u64,
+    /// Seed of fresh weights, dropout and negatives. The order of data has its own, `data.seed`.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// `vocab.txt` or `tokenizer.json`; without one, a WordPiece vocabulary is trained from the
+    /// shards' captions at the start and kept in the run folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
+    /// Entries of a vocabulary that is trained from the shards. Default 8192.
+    #[serde(default = "default_vocab_size")]
+    pub trained_vocab_size: usize,
+    /// A line in metrics.jsonl every so many steps. Default 1.
+    #[serde(default = "default_log_every")]
+    pub log_every_steps: u64,
+    /// A checkpoint every so many steps, and one at the end. Default 1000.
+    #[serde(default = "default_checkpoint_every")]
+    pub checkpoint_every_steps: u64,
+    /// Checkpoints kept; older ones are removed. Default 2.
+    #[serde(default = "default_keep")]
+    pub keep_checkpoints: usize,
+    /// Steps that the epoch-wise schedule counts as an epoch; needed for `epoch_cosine` alone.
+    #[serde(default)]
+    pub steps_per_epoch: u64,
+    /// Order, processing and buffers of the data.
+    #[serde(default)]
+    pub data: LoaderConfig,
+    /// Shape of the network. `vocab_size` and the token ids are set from the tokenizer.
+    pub model: ModelConfig,
+    /// AdamW.
+    #[serde(default)]
+    pub optimizer: AdamWConfig,
+    /// Learning rate by step.
+    #[serde(default)]
+    pub schedule: Schedule,
+}
+
+fn default_seed() -> u64 {
+    42
+}
+
+fn default_vocab_size() -> usize {
+    8192
+}
+
+fn default_log_every() -> u64 {
+    1
+}
+
+fn default_checkpoint_every() -> u64 {
+    1000
+}
+
+fn default_keep() -> usize {
+    2
+}
+
+impl TrainConfig {
+    /// Checks what can be checked before any data is read.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] or [`ModelError::Pipeline`] naming the setting.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        let check = |holds: bool, setting: &'static str, message: String| {
+            if holds {
+                Ok(())
+            } else {
+                Err(ModelError::Config { setting, message })
+            }
+        };
+        self.data.validate()?;
+        self.model.validate()?;
+        self.optimizer.validate()?;
+        self.schedule.validate()?;
+        check(self.steps > 0, "steps", "must be at least 1".into())?;
+        check(
+            self.log_every_steps > 0,
+            "log_every_steps",
+            "must be at least 1".into(),
+        )?;
+        check(
+            self.checkpoint_every_steps > 0,
+            "checkpoint_every_steps",
+            "must be at least 1".into(),
+        )?;
+        check(
+            self.keep_checkpoints > 0,
+            "keep_checkpoints",
+            "must be at least 1".into(),
+        )?;
+        check(
+            self.data.batch_size >= 2,
+            "data.batch_size",
+            "must be at least 2: the contrastive loss needs another pair in the batch".into(),
+        )?;
+        check(
+            self.data.drop_last,
+            "data.drop_last",
+            "must be true in training: every step takes a whole batch".into(),
+        )?;
+        let positions = self.model.qformer.max_positions;
+        check(
+            self.data.text_len as i64 <= positions,
+            "data.text_len",
+            format!(
+                "{} is beyond the {positions} positions of the model",
+                self.data.text_len
+            ),
+        )?;
+        let Some(vit) = self.model.vision.vit() else {
+            return check(
+                false,
+                "model.vision",
+                "`features` has no tower; training from images needs one".into(),
+            );
+        };
+        check(
+            vit.image_size == self.data.image_size as i64,
+            "data.image_size",
+            format!(
+                "{} differs from the tower's {}",
+                self.data.image_size, vit.image_size
+            ),
+        )?;
+        check(
+            !matches!(self.schedule, Schedule::EpochCosine(_)) || self.steps_per_epoch > 0,
+            "steps_per_epoch",
+            "must be given for the schedule `epoch_cosine`".into(),
+        )
+    }
+}

@@ -1,0 +1,115 @@
+//! The EVA-CLIP tower (Fang et al., arXiv 2211.07636) as LAVIS runs it
+//! (`lavis/models/eva_vit.py`): pre-norm, exact GELU, biases on Q and V but not on K, no final norm.
+
+use tch::Tensor;
+
+use crate::config::VitConfig;
+use crate::error::ModelError;
+use crate::layers::{attend, merge_heads, split_heads, Dropout, LayerNorm, Linear, LinearInit};
+use crate::params::{Init, Scope};
+
+const INIT_STD: f64 = 0.02;
+const LAYER_NORM_EPS: f64 = 1e-6;
+
+#[derive(Debug)]
+pub(crate) struct EvaVit {
+    cls_token: Tensor, // [1, 1, E]
+    pos_embed: Tensor, // [1, M, E]
+    patch_weight: Tensor,
+    patch_bias: Tensor,
+    blocks: Vec<Block>,
+}
+
+impl EvaVit {
+    pub(crate) fn new(mut scope: Scope<'_>, config: &VitConfig) -> Result<EvaVit, ModelError> {
+        let (width, patch) = (config.width, config.patch_size);
+        let normal = Init::Normal { std: INIT_STD };
+        let cls_token = scope.param("cls_token", &[1, 1, width], normal)?;
+        let pos_embed = scope.param("pos_embed", &[1, config.tokens(), width], normal)?;
+        let bound = 1.0 / ((3 * patch * patch) as f64).sqrt();
+        let mut projection = scope.sub("patch_embed.proj");
+        let patch_weight =
+            projection.param("weight", &[width, 3, patch, patch], Init::Uniform { bound })?;
+        let patch_bias = projection.param("bias", &[width], Init::Uniform { bound })?;
+        let blocks = (0..config.depth)
+            .map(|index| Block::new(scope.sub(format_args!("blocks.{index}")), config, index))
+            .collect::<Result<_, _>>()?;
+        Ok(EvaVit {
+            cls_token,
+            pos_embed,
+            patch_weight,
+            patch_bias,
+            blocks,
+        })
+    }
+
+    /// `[B, 3, S, S]` → `[B, M, E]`.
+    pub(crate) fn forward(&self, pixels: &Tensor) -> Tensor {
+        let rows = super::embed_patches(
+            pixels,
+            &self.cls_token,
+            &self.patch_weight,
+            Some(&self.patch_bias),
+        ) + &self.pos_embed;
+        self.blocks
+            .iter()
+            .fold(rows, |rows, block| block.forward(rows))
+    }
+}
+
+#[derive(Debug)]
+struct Block {
+    norm1: LayerNorm,
+    q_bias: Tensor, // [E]
+    v_bias: Tensor, // [E]
+    qkv: Linear,    // [3 E, E], rows of Q, K, V in turn, each [heads, d]
+    proj: Linear,
+    norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    heads: i64,
+}
+
+impl Block {
+    fn new(mut scope: Scope<'_>, config: &VitConfig, index: i64) -> Result<Block, ModelError> {
+        let width = config.width;
+        let normal = LinearInit::Normal(INIT_STD);
+        // The residual branches of block k start √(2k) smaller.
+        let residual = LinearInit::Normal(INIT_STD / (2.0 * (index + 1) as f64).sqrt());
+        let norm1 = LayerNorm::new(scope.sub("norm1"), width, LAYER_NORM_EPS)?;
+        let mut attention = scope.sub("attn");
+        let q_bias = attention.param("q_bias", &[width], Init::Constant(0.0))?;
+        let v_bias = attention.param("v_bias", &[width], Init::Constant(0.0))?;
+        let qkv_weight = attention.param(
+            "qkv.weight",
+            &[3 * width, width],
+            Init::Normal { std: INIT_STD },
+        )?;
+        let proj = Linear::new(attention.sub("proj"), width, width, residual)?;
+        Ok(Block {
+            norm1,
+            q_bias,
+            v_bias,
+            qkv: Linear::from_tensors(qkv_weight, None),
+            proj,
+            norm2: LayerNorm::new(scope.sub("norm2"), width, LAYER_NORM_EPS)?,
+            fc1: Linear::new(scope.sub("mlp.fc1"), width, config.mlp, normal)?,
+            fc2: Linear::new(scope.sub("mlp.fc2"), config.mlp, width, residual)?,
+            heads: config.heads,
+        })
+    }
+
+    fn forward(&self, rows: Tensor) -> Tensor {
+        let bias = Tensor::cat(&[&self.q_bias, &self.v_bias.zeros_like(), &self.v_bias], 0);
+        let qkv = self
+            .qkv
+            .forward_with_bias(&self.norm1.forward(&rows), &bias)
+            .chunk(3, 2); // 3 × [B, M, E]
+        let part = |index: usize| split_heads(&qkv[index], self.heads); // [B, heads, M, d]
+        let none = Dropout { probability: 0.0 };
+        let mixed = attend(&part(0), &part(1), &part(2), None, none);
+        let rows = rows + self.proj.forward(&merge_heads(&mixed));
+        let hidden = self.fc1.forward(&self.norm2.forward(&rows)).gelu("none");
+        rows + self.fc2.forward(&hidden)
+    }
+}

@@ -1,0 +1,247 @@
+//! Vision towers: pixels `[B, 3, S, S]` → image features `[B, M, E]`, M = (S / patch)² + 1.
+//!
+//! All three put a class token before the patches, end without a norm (the model's `ln_vision`
+//! follows) and carry their parameters under `visual_encoder.` with the names of LAVIS.
+
+mod clip;
+mod eva;
+mod small;
+
+use tch::Tensor;
+
+use crate::config::VisionConfig;
+use crate::error::{check_floats, check_shape, ModelError};
+use crate::params::Scope;
+
+use clip::ClipVit;
+use eva::EvaVit;
+use small::SmallVit;
+
+/// What turns pixels into image features.
+#[derive(Debug)]
+pub(crate) enum VisionTower {
+    Eva(EvaVit),
+    Clip(ClipVit),
+    Small(SmallVit),
+    Features,
+}
+
+impl VisionTower {
+    pub(crate) fn new(scope: Scope<'_>, config: &VisionConfig) -> Result<VisionTower, ModelError> {
+        Ok(match config {
+            VisionConfig::Eva(vit) => {
+                VisionTower::Eva(EvaVit::new(scope.trainable(vit.trainable), vit)?)
+            }
+            VisionConfig::Clip(vit) => {
+                VisionTower::Clip(ClipVit::new(scope.trainable(vit.trainable), vit)?)
+            }
+            VisionConfig::Small(vit) => {
+                VisionTower::Small(SmallVit::new(scope.trainable(vit.trainable), vit)?)
+            }
+            VisionConfig::Features(_) => VisionTower::Features,
+        })
+    }
+
+    /// Image features `[B, M, E]` before `ln_vision`; given features pass through.
+    pub(crate) fn forward(
+        &self,
+        input: &Tensor,
+        config: &VisionConfig,
+    ) -> Result<Tensor, ModelError> {
+        match config.vit() {
+            Some(vit) => {
+                let side = vit.image_size;
+                let names = format!("[B, 3, {side}, {side}]");
+                check_shape("pixels", input, &[-1, 3, side, side], &names)?;
+                check_floats("pixels", input)?;
+            }
+            None => {
+                let width = config.width();
+                let names = format!("[B, M, {width}]");
+                check_shape("image features", input, &[-1, -1, width], &names)?;
+                check_floats("image features", input)?;
+            }
+        }
+        Ok(match self {
+            VisionTower::Eva(vit) => vit.forward(input),
+            VisionTower::Clip(vit) => vit.forward(input),
+            VisionTower::Small(vit) => vit.forward(input),
+            VisionTower::Features => input.shallow_clone(),
+        })
+    }
+}
+
+/// Patches as rows with the class token before them: `[B, 3, S, S]` → `[B, 1 + patches, E]`.
+///
+/// `class_token` is `[1, 1, E]`, `weight` `[E, 3, patch, patch]`.
+fn embed_patches(
+    pixels: &Tensor,
+    class_token: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+) -> Tensor {
+    let size = weight.size();
+    let (width, patch) = (size[0], size[2]);
+    let patches = pixels
+        .conv2d(weight, bias, [patch, patch], [0, 0], [1, 1], 1) // [B, E, g, g]
+        .flatten(2, 3)
+        .transpose(1, 2); // [B, g², E]
+    let class_token = class_token
+        .to_kind(patches.kind())
+        .expand([patches.size()[0], 1, width], false);
+    Tensor::cat(&[class_token, patches], 1) // [B, 1 + g², E]
+}
+
+/// How a table of patch positions is resampled to another grid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PositionInterpolation {
+    /// The EVA towers' rule: bicubic, corners not aligned.
+    Eva,
+    /// The CLIP towers' rule: bicubic, corners aligned.
+    Clip,
+}
+
+/// Resamples position embeddings `[1 + g², E]` or `[1, 1 + g², E]` to `grid` × `grid` patches.
+///
+/// The class token's position is kept; the grid is resampled in 32 bits by plain bicubic
+/// interpolation without antialiasing. The result has the rank and kind of the input.
+///
+/// # Errors
+/// [`ModelError::Shape`] for a table that is no square grid and one class token.
+pub fn interpolate_positions(
+    positions: &Tensor,
+    grid: i64,
+    rule: PositionInterpolation,
+) -> Result<Tensor, ModelError> {
+    let size = positions.size();
+    let unfit = || ModelError::Shape {
+        what: "position embeddings",
+        expected: "[1 + g², E] or [1, 1 + g², E]".to_owned(),
+        got: size.clone(),
+    };
+    let (tokens, width) = match size[..] {
+        [tokens, width] | [1, tokens, width] => (tokens, width),
+        _ => return Err(unfit()),
+    };
+    let old_grid = ((tokens - 1).max(0) as f64).sqrt().round() as i64;
+    if old_grid < 1 || old_grid * old_grid != tokens - 1 || width < 1 {
+        return Err(unfit());
+    }
+    if grid < 1 {
+        return Err(ModelError::Input {
+            what: "grid of position embeddings",
+            message: format!("{grid} patches along a side; take 1 or more"),
+        });
+    }
+    if grid == old_grid {
+        return Ok(positions.shallow_clone());
+    }
+    let table = positions.f_reshape([tokens, width])?;
+    let patches = table
+        .f_narrow(0, 1, tokens - 1)?
+        .f_to_kind(tch::Kind::Float)?
+        .f_reshape([1, old_grid, old_grid, width])?
+        .f_permute([0, 3, 1, 2])? // [1, E, g, g]
+        .f_upsample_bicubic2d(
+            [grid, grid],
+            rule == PositionInterpolation::Clip,
+            None,
+            None,
+        )?
+        .f_permute([0, 2, 3, 1])?
+        .f_reshape([grid * grid, width])?
+        .f_to_kind(positions.f_kind()?)?;
+    let resampled = Tensor::f_cat(&[table.f_narrow(0, 0, 1)?, patches], 0)?;
+    Ok(match size.len() {
+        2 => resampled,
+        _ => resampled.f_unsqueeze(0)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{FeaturesConfig, VitConfig};
+    use crate::params::ParamStore;
+    use tch::{Device, Kind};
+
+    fn sizes() -> VitConfig {
+        VitConfig {
+            image_size: 28,
+            patch_size: 7,
+            width: 24,
+            depth: 2,
+            heads: 3,
+            mlp: 40,
+            trainable: true,
+        }
+    }
+
+    #[test]
+    fn towers_give_one_row_per_patch_and_one_for_the_class() {
+        for config in [
+            VisionConfig::Eva(sizes()),
+            VisionConfig::Clip(sizes()),
+            VisionConfig::Small(sizes()),
+        ] {
+            let mut store = ParamStore::new(Device::Cpu, 0);
+            let tower = VisionTower::new(store.root().sub("visual_encoder"), &config).unwrap();
+            let pixels = Tensor::ones([2, 3, 28, 28], (Kind::Float, Device::Cpu));
+            let features = tower.forward(&pixels, &config).unwrap();
+            assert_eq!(features.size(), [2, 17, 24]);
+            assert!(features.isfinite().all().int64_value(&[]) == 1);
+            // Every parameter is used.
+            features.square().sum(Kind::Float).backward();
+            for param in store.named_parameters() {
+                assert!(param.tensor.grad().defined(), "{config:?} {}", param.name);
+            }
+            let wide = Tensor::ones([2, 3, 28, 35], (Kind::Float, Device::Cpu));
+            assert!(tower.forward(&wide, &config).is_err());
+            assert!(tower
+                .forward(&pixels.to_kind(Kind::Uint8), &config)
+                .is_err());
+        }
+    }
+
+    #[test]
+    fn given_features_pass_through() {
+        let config = VisionConfig::Features(FeaturesConfig { width: 5 });
+        let mut store = ParamStore::new(Device::Cpu, 0);
+        let tower = VisionTower::new(store.root(), &config).unwrap();
+        assert!(store.named_parameters().is_empty());
+        let features = Tensor::ones([2, 4, 5], (Kind::Float, Device::Cpu));
+        assert_eq!(tower.forward(&features, &config).unwrap(), features);
+        let narrow = Tensor::ones([2, 4, 3], (Kind::Float, Device::Cpu));
+        let error = tower.forward(&narrow, &config).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "image features: expected shape [B, M, 5], got [2, 4, 3]"
+        );
+    }
+
+    #[test]
+    fn positions_of_a_linear_ramp_stay_a_ramp() {
+        // With aligned corners bicubic interpolation is exact on a ramp away from the border; the
+        // corners themselves are kept.
+        let ramp = Tensor::arange(17, (Kind::Float, Device::Cpu)).view([17, 1]);
+        let wider = interpolate_positions(&ramp, 7, PositionInterpolation::Clip).unwrap();
+        assert_eq!(wider.size(), [50, 1]);
+        for (row, expected) in [(0, 0.0), (1, 1.0), (7, 4.0), (43, 13.0), (49, 16.0)] {
+            assert!(
+                (wider.double_value(&[row, 0]) - expected).abs() < 1e-5,
+                "{row}"
+            );
+        }
+        let same = interpolate_positions(&ramp, 4, PositionInterpolation::Eva).unwrap();
+        assert_eq!(same, ramp);
+    }
+
+    #[test]
+    fn tables_that_are_no_grid_are_refused() {
+        for shape in [vec![16, 3], vec![0, 3], vec![2, 17, 3], vec![17]] {
+            let table = Tensor::zeros(&shape, (Kind::Float, Device::Cpu));
+            let result = interpolate_positions(&table, 7, PositionInterpolation::Eva);
+            assert!(matches!(result, Err(ModelError::Shape { .. })), "{shape:?}");
+        }
+    }
+}

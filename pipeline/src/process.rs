@@ -1,0 +1,53 @@
+//! What the operating system says of this process.
+
+use std::time::Duration;
+
+/// CPU time (user and system, all threads) of this process so far.
+pub fn cpu_time() -> Option<Duration> {
+    usage::get().map(|usage| {
+        let time = |value: libc::timeval| {
+            let secs = u64::try_from(value.tv_sec).unwrap_or(0);
+            let micros = u64::try_from(value.tv_usec).unwrap_or(0);
+            Duration::from_secs(secs) + Duration::from_micros(micros)
+        };
+        time(usage.ru_utime) + time(usage.ru_stime)
+    })
+}
+
+/// Greatest resident set of this process so far, in bytes.
+pub fn peak_rss_bytes() -> Option<u64> {
+    // Linux counts in KiB, macOS in bytes.
+    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+    usage::get()
+        .and_then(|usage| u64::try_from(usage.ru_maxrss).ok())
+        .map(|rss| rss * unit)
+}
+
+#[allow(unsafe_code)]
+mod usage {
+    //! `getrusage(2)`.
+
+    pub(super) fn get() -> Option<libc::rusage> {
+        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+        // SAFETY: the pointer is to writable memory of the right size.
+        let result = unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) };
+        // SAFETY: all zeros is a valid `rusage`, and a successful call has filled it.
+        (result == 0).then(|| unsafe { usage.assume_init() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_there_and_grow() {
+        let before = cpu_time().unwrap();
+        let mut sum = 0u64;
+        while cpu_time().unwrap() <= before {
+            sum = sum.wrapping_add(std::hint::black_box(1));
+        }
+        assert!(sum > 0);
+        assert!(peak_rss_bytes().unwrap() > 1 << 20);
+    }
+}

@@ -1,0 +1,360 @@
+//! Samples as they come out: round trips, names, nulls, wrong columns.
+
+use arrow_array::builder::{ListBuilder, StringBuilder};
+use arrow_array::types::Int8Type;
+use arrow_array::{
+    Array, ArrayRef, BinaryArray, DictionaryArray, Int32Array, LargeBinaryArray, RecordBatch,
+    StringArray, StringViewArray, StructArray,
+};
+use arrow_buffer::NullBuffer;
+use arrow_schema::{DataType, Field, Fields};
+use proptest::prelude::*;
+
+use super::oracle::{write_oracle, Container};
+use super::*;
+use crate::sample::MemberData;
+use crate::shard::arrow::{ArrowShardWriter, ArrowWriteError, CaptionType};
+use crate::SkipReason;
+
+fn text(texts: &[&str]) -> MemberData {
+    MemberData::Text(texts.iter().map(|text| text.to_string()).collect())
+}
+
+fn bytes_of(batch: &RecordBatch) -> Vec<u8> {
+    write_oracle(
+        std::slice::from_ref(batch),
+        Container::Stream,
+        Default::default(),
+    )
+}
+
+fn image_fields() -> Fields {
+    vec![
+        Field::new("bytes", DataType::Binary, true),
+        Field::new("path", DataType::Utf8, true),
+    ]
+    .into()
+}
+
+/// Bytes and path of an image; `None` is a null struct.
+type ImageRow<'a> = Option<(Option<&'a [u8]>, Option<&'a str>)>;
+
+fn images(rows: &[ImageRow<'_>]) -> ArrayRef {
+    let bytes: BinaryArray = rows.iter().map(|row| row.and_then(|row| row.0)).collect();
+    let paths: StringArray = rows.iter().map(|row| row.and_then(|row| row.1)).collect();
+    let nulls = NullBuffer::from_iter(rows.iter().map(Option::is_some));
+    Arc::new(StructArray::new(
+        image_fields(),
+        vec![Arc::new(bytes), Arc::new(paths)],
+        Some(nulls),
+    ))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn what_the_writer_wrote_comes_back(
+        rows in prop::collection::vec(
+            (prop::collection::vec(any::<u8>(), 0..300),
+             prop::collection::vec("\\PC{0,20}", 1..4)),
+            0..250,
+        ),
+        list in any::<bool>(),
+    ) {
+        let captions_of = |captions: &[String]| {
+            captions[..if list { captions.len() } else { 1 }].to_vec()
+        };
+        let kind = if list { CaptionType::List } else { CaptionType::One };
+        let mut writer = ArrowShardWriter::new(Vec::new(), kind).unwrap();
+        for (index, (image, captions)) in rows.iter().enumerate() {
+            writer.write(&format!("dir/{index:05}.png"), image, &captions_of(captions)).unwrap();
+        }
+        let shard = writer.finish().unwrap();
+        let (read, failure) = read_all(&shard);
+        prop_assert!(failure.is_none(), "{failure:?}");
+        prop_assert_eq!(read.len(), rows.len());
+        for (index, (sample, (image, captions))) in read.into_iter().zip(&rows).enumerate() {
+            let sample = sample.unwrap();
+            prop_assert_eq!(&sample.id.key, &format!("dir/{index:05}"));
+            prop_assert_eq!(sample.id.sample_index as usize, index);
+            prop_assert_eq!(sample.id.shard_index, 3);
+            prop_assert_eq!(&sample.member("png").unwrap().data, &MemberData::Bytes(image.clone()));
+            prop_assert_eq!(
+                &sample.member("caption").unwrap().data,
+                &MemberData::Text(captions_of(captions))
+            );
+            prop_assert_eq!(sample.members.len(), 2);
+        }
+    }
+}
+
+#[test]
+fn offsets_name_the_batch_and_batches_are_bounded() {
+    let mut writer = ArrowShardWriter::new(Vec::new(), CaptionType::One).unwrap();
+    for index in 0..250 {
+        writer
+            .write(&format!("{index}.jpg"), b"x", &["c".to_string()])
+            .unwrap();
+    }
+    let shard = writer.finish().unwrap();
+    let mut offsets: Vec<_> = read_all(&shard)
+        .0
+        .into_iter()
+        .map(|sample| sample.unwrap().id.offset_bytes)
+        .collect();
+    for &offset in &offsets {
+        assert_eq!(&shard[offset as usize..][..4], &[0xff; 4]);
+    }
+    offsets.dedup();
+    assert_eq!(offsets.len(), 3);
+
+    // Two images of 20 MiB do not share a batch of 32 MiB.
+    let mut writer = ArrowShardWriter::new(Vec::new(), CaptionType::One).unwrap();
+    let large = vec![7; 20 << 20];
+    for path in ["a.jpg", "b.jpg"] {
+        writer.write(path, &large, &["c".to_string()]).unwrap();
+    }
+    let shard = writer.finish().unwrap();
+    let mut reader = open(&shard).unwrap();
+    let first = reader.next_sample().unwrap().unwrap().unwrap();
+    let second = reader.next_sample().unwrap().unwrap().unwrap();
+    assert_ne!(first.id.offset_bytes, second.id.offset_bytes);
+    assert_eq!(second.payload_bytes(), large.len() + 1);
+}
+
+#[test]
+fn writer_refuses_a_wrong_number_of_captions_and_stays_usable() {
+    let mut writer = ArrowShardWriter::new(Vec::new(), CaptionType::One).unwrap();
+    let error = writer.write("a.jpg", b"", &[]).unwrap_err();
+    assert_eq!(writer.pending_bytes(), 0);
+    assert!(matches!(&error, ArrowWriteError::Captions { count: 0, path } if path == "a.jpg"));
+    writer.write("b.jpg", b"", &["c".to_string()]).unwrap();
+    assert_eq!(writer.pending_bytes(), 6);
+    let (rows, failure) = read_all(&writer.finish().unwrap());
+    assert!(failure.is_none() && rows.len() == 1);
+}
+
+#[test]
+fn nulls_and_names() {
+    let images = images(&[
+        Some((Some(b"\x89PNG...."), Some("a/1.JPG"))),
+        Some((Some(b"\x89PNG...."), None)),
+        None,
+        Some((None, Some("elsewhere.jpg"))),
+        Some((Some(b"GIF89a"), Some("4"))),
+        Some((Some(b""), Some("5.webp"))),
+    ]);
+    let mut captions = ListBuilder::new(StringBuilder::new());
+    for row in [
+        Some(vec![Some("one"), None, Some("two")]),
+        Some(vec![Some("")]),
+        Some(vec![Some("x")]),
+        Some(vec![Some("x")]),
+        None,
+        Some(vec![None]),
+    ] {
+        captions.append_option(row);
+    }
+    let scores = Int32Array::from(vec![1, 2, 3, 4, 5, 6]);
+    let urls = StringArray::from(vec![Some("u"), None, None, None, None, None]);
+    let raw: BinaryArray = (0..6)
+        .map(|row| (row == 1).then_some(b"\xff\x00"))
+        .collect();
+    let batch = RecordBatch::try_from_iter_with_nullable([
+        ("score", Arc::new(scores) as ArrayRef, true),
+        ("url", Arc::new(urls) as ArrayRef, true),
+        ("image", images, true),
+        ("raw", Arc::new(raw) as ArrayRef, true),
+        ("caption", Arc::new(captions.finish()) as ArrayRef, true),
+    ])
+    .unwrap();
+    let (rows, failure) = read_all(&bytes_of(&batch));
+    assert!(failure.is_none(), "{failure:?}");
+
+    let first = rows[0].as_ref().unwrap();
+    assert_eq!(first.id.key, "a/1");
+    let names: Vec<_> = first.members.iter().map(|m| m.name.as_str()).collect();
+    assert_eq!(names, ["url", "jpg", "caption"]);
+    assert_eq!(first.member("caption").unwrap().data, text(&["one", "two"]));
+    let second = rows[1].as_ref().unwrap();
+    assert_eq!(second.id.key, "000000001");
+    let names: Vec<_> = second.members.iter().map(|m| m.name.as_str()).collect();
+    assert_eq!(names, ["png", "raw", "caption"]);
+    assert_eq!(second.member("caption").unwrap().data, text(&[""]));
+
+    let expected = [
+        (2, "000000002", SkipReason::NoImage),
+        (3, "elsewhere", SkipReason::NoImage),
+        (4, "4", SkipReason::NoCaption),
+        (5, "5", SkipReason::NoCaption),
+    ];
+    for (row, key, reason) in expected {
+        let error = rows[row].as_ref().unwrap_err();
+        assert_eq!((error.id.key.as_str(), error.reason), (key, reason));
+        assert_eq!(error.id.sample_index as usize, row);
+    }
+    assert!(rows[3]
+        .as_ref()
+        .unwrap_err()
+        .message
+        .contains("elsewhere.jpg"));
+}
+
+#[test]
+fn image_structs_may_have_other_children_in_any_order() {
+    let number = || Arc::new(Int32Array::from(vec![1, 2])) as ArrayRef;
+    let path: DictionaryArray<Int8Type> = ["p/0.png", "p/1.png"].into_iter().collect();
+    let bytes = LargeBinaryArray::from_iter_values([b"zero", b"one!"]);
+    let children: Vec<(&str, ArrayRef)> = vec![
+        ("width", number()),
+        ("path", Arc::new(path)),
+        ("height", number()),
+        ("bytes", Arc::new(bytes)),
+        ("channels", number()),
+    ];
+    let children = children
+        .into_iter()
+        .map(|(name, child)| {
+            (
+                Arc::new(Field::new(name, child.data_type().clone(), true)),
+                child,
+            )
+        })
+        .collect::<Vec<_>>();
+    let captions = StringArray::from(vec!["a", "b"]);
+    let batch = RecordBatch::try_from_iter([
+        ("image", Arc::new(StructArray::from(children)) as ArrayRef),
+        ("caption", Arc::new(captions) as ArrayRef),
+    ])
+    .unwrap();
+    let (rows, failure) = read_all(&bytes_of(&batch));
+    assert!(failure.is_none(), "{failure:?}");
+    for (row, (key, image, caption)) in [("p/0", b"zero", "a"), ("p/1", b"one!", "b")]
+        .into_iter()
+        .enumerate()
+    {
+        let sample = rows[row].as_ref().unwrap();
+        assert_eq!(sample.id.key, key);
+        let expected = MemberData::Bytes(image.to_vec());
+        assert_eq!(sample.member("png").unwrap().data, expected);
+        assert_eq!(sample.member("caption").unwrap().data, text(&[caption]));
+    }
+}
+
+#[test]
+fn one_caption_that_is_not_utf8_costs_one_sample() {
+    let images = images(&[Some((Some(b"a"), None)), Some((Some(b"b"), None))]);
+    let captions = StringArray::from(vec!["good", "evil"]);
+    let batch = RecordBatch::try_from_iter([
+        ("image", images),
+        ("caption", Arc::new(captions) as ArrayRef),
+    ])
+    .unwrap();
+    let mut shard = bytes_of(&batch);
+    let at = shard.windows(4).position(|w| w == b"evil").unwrap();
+    shard[at + 1] = 0xff;
+    let (rows, failure) = read_all(&shard);
+    assert!(failure.is_none() && rows[0].is_ok());
+    let error = rows[1].as_ref().unwrap_err();
+    assert_eq!(error.reason, SkipReason::BadCaption);
+    assert_eq!(error.message, "caption is not UTF-8 at byte 1");
+}
+
+#[test]
+fn members_have_a_size_limit() {
+    let images = images(&[Some((Some(&[1; 100]), None)), Some((Some(&[1; 101]), None))]);
+    let captions = StringArray::from(vec!["a", "b"]);
+    let batch = RecordBatch::try_from_iter([
+        ("image", images),
+        ("caption", Arc::new(captions) as ArrayRef),
+    ])
+    .unwrap();
+    let options = ArrowReadOptions {
+        max_member_bytes: 100,
+        ..Default::default()
+    };
+    let shard = bytes_of(&batch);
+    let rows: Vec<_> = open_with(&shard, &options)
+        .unwrap()
+        .map(|item| item.unwrap())
+        .collect();
+    assert!(rows[0].is_ok());
+    assert_eq!(
+        rows[1].as_ref().unwrap_err().reason,
+        SkipReason::SampleTooLarge
+    );
+}
+
+#[test]
+fn columns_can_be_named() {
+    let pictures = LargeBinaryArray::from_iter_values([b"\xff\xd8\xff"]);
+    let texts = StringArray::from(vec!["t"]);
+    let batch = RecordBatch::try_from_iter([
+        ("jpg", Arc::new(pictures) as ArrayRef),
+        ("txt", Arc::new(texts) as ArrayRef),
+    ])
+    .unwrap();
+    let options = ArrowReadOptions {
+        image_column: "jpg".to_string(),
+        caption_column: "txt".to_string(),
+        ..Default::default()
+    };
+    let shard = bytes_of(&batch);
+    let sample = open_with(&shard, &options)
+        .unwrap()
+        .next_sample()
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        sample.id.to_string(),
+        format!("t.arrow#000000000@{}", sample.id.offset_bytes)
+    );
+    assert_eq!(sample.member("caption").unwrap().data, text(&["t"]));
+    assert!(sample.member("jpg").is_some());
+}
+
+#[test]
+fn wrong_columns_are_named() {
+    let binary = || Arc::new(BinaryArray::from_iter_values([b"x"])) as ArrayRef;
+    let string = || Arc::new(StringArray::from(vec!["x"])) as ArrayRef;
+    let number = || Arc::new(Int32Array::from(vec![1])) as ArrayRef;
+    let view = || Arc::new(StringViewArray::from(vec!["x"])) as ArrayRef;
+    let cases: Vec<(Vec<(&str, ArrayRef)>, &str)> = vec![
+        (vec![("picture", binary())], "no column `image` among [picture]; set image_column"),
+        (vec![("image", binary())], "no column `caption` among [image]; set caption_column"),
+        (
+            vec![("image", number()), ("caption", string())],
+            "column `image` is a fixed-width type, not a binary or a struct<bytes, path>",
+        ),
+        (
+            vec![("image", binary()), ("caption", view())],
+            "column `caption` is string_view, not a string or a list of strings; write the shard again",
+        ),
+        (
+            vec![("x", view()), ("image", binary()), ("caption", string())],
+            "column `x` (string_view) lies before columns that are needed",
+        ),
+        (
+            vec![("image", binary()), ("image", binary()), ("caption", string())],
+            "two columns are named `image`",
+        ),
+    ];
+    for (columns, expected) in cases {
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        let got = error_of(&bytes_of(&batch));
+        assert!(got.contains(expected), "{got:?} lacks {expected:?}");
+    }
+    // Behind the needed columns a view type is no obstacle.
+    let batch = RecordBatch::try_from_iter([
+        ("image", binary()),
+        ("caption", string()),
+        ("x", view()),
+        ("y", string()),
+    ])
+    .unwrap();
+    let (rows, failure) = read_all(&bytes_of(&batch));
+    assert!(failure.is_none(), "{failure:?}");
+    assert_eq!(rows[0].as_ref().unwrap().members.len(), 2);
+}

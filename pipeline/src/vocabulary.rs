@@ -1,0 +1,80 @@
+//! A vocabulary trained from the captions of shards.
+
+use std::cell::RefCell;
+
+use crate::captions::raw_captions;
+use crate::config::LoaderConfig;
+use crate::error::{PipelineError, ShardError};
+use crate::shard::read::{read_shard, NoObserver, ReadOptions};
+use crate::source::ShardLocation;
+use crate::text::{train_vocabulary, CaptionProcessor, VocabularyOptions};
+
+/// What a vocabulary was trained from.
+#[derive(Clone, Debug)]
+pub struct TrainedVocabulary {
+    /// The entries; the id is the position.
+    pub entries: Vec<String>,
+    /// Captions it was trained from.
+    pub captions: u64,
+    /// Samples whose captions could not be read.
+    pub skipped_samples: u64,
+    /// Shards that could not be read to their end.
+    pub bad_shards: Vec<ShardError>,
+}
+
+/// Trains a WordPiece vocabulary from the captions of `shards`, in order, after the caption
+/// processor; at most `max_captions` of them.
+///
+/// A shard that cannot be read to its end contributes what comes before.
+///
+/// # Errors
+/// [`PipelineError::TooFewSamples`] when there is no caption at all; [`PipelineError::Config`].
+pub fn vocabulary_from_shards(
+    shards: &[ShardLocation],
+    config: &LoaderConfig,
+    options: &VocabularyOptions,
+    max_captions: u64,
+) -> Result<TrainedVocabulary, PipelineError> {
+    let processor = CaptionProcessor::new(config.max_words, "")?;
+    let read_options = ReadOptions {
+        max_sample_bytes: config.max_sample_bytes,
+        image_column: config.image_column.clone(),
+        caption_column: config.caption_column.clone(),
+        ..ReadOptions::default()
+    };
+    let mut captions = Vec::new();
+    let skipped = RefCell::new(0u64);
+    let mut bad_shards = Vec::new();
+    for (index, shard) in shards.iter().enumerate() {
+        let mut visit = |sample: Result<crate::EncodedSample, crate::SampleError>| {
+            let raw = sample
+                .map_err(|_| ())
+                .and_then(|sample| raw_captions(&sample, &config.caption_column).map_err(|_| ()));
+            match raw {
+                Ok(raw) => captions.extend(raw.iter().map(|caption| processor.process(caption))),
+                Err(()) => *skipped.borrow_mut() += 1,
+            }
+            (captions.len() as u64) < max_captions
+        };
+        let result = read_shard(shard, index as u32, &read_options, &NoObserver, &mut visit);
+        bad_shards.extend(result.err());
+        if captions.len() as u64 >= max_captions {
+            break;
+        }
+    }
+    captions.retain(|caption| !caption.is_empty());
+    captions.truncate(usize::try_from(max_captions).unwrap_or(usize::MAX));
+    if captions.is_empty() {
+        let mut message = "no vocabulary can be trained: the shards hold no caption".to_string();
+        if let Some(error) = bad_shards.first() {
+            message.push_str(&format!(" ({error})"));
+        }
+        return Err(PipelineError::TooFewSamples(message));
+    }
+    Ok(TrainedVocabulary {
+        captions: captions.len() as u64,
+        entries: train_vocabulary(captions.into_iter(), options),
+        skipped_samples: skipped.into_inner(),
+        bad_shards,
+    })
+}

@@ -1,0 +1,1056 @@
+//! The model against numbers of the reference implementations.
+//!
+//! Reads every `golden_*.json` of the folder `QF_GOLDEN` (default: `shared/golden` beside the
+//! workspace) and prints one line a file. Sizes come from the files; files of a known layout under
+//! other names are run too. Tolerances are those of the folder's README.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Barrier, Mutex};
+
+use qf_model::config::{FeaturesConfig, ModelConfig, QformerConfig, VisionConfig, VitConfig};
+use qf_model::loss::itc::Targets;
+use qf_model::vision::{interpolate_positions, PositionInterpolation};
+use qf_model::weights::{read_safetensors, start_from_bert};
+use qf_model::{
+    AdamW, AdamWConfig, Blip2Qformer, Collective, LoadScope, ModelError, NegativeSampling, Rates,
+    Schedule, SingleProcess, StepInput, StepOutput,
+};
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+const OUTPUT_TOLERANCE: f64 = 1e-5;
+const LOSS_TOLERANCE: f64 = 1e-5;
+const GRADIENT_TOLERANCE: f64 = 1e-4;
+/// For gradients that are zero in exact arithmetic, absolute.
+const ZERO_GRADIENT_TOLERANCE: f64 = 1e-6;
+const FULL_TOLERANCE: f64 = 1e-4;
+const FULL_GRADIENT_TOLERANCE: f64 = 1e-3;
+const TRAJECTORY_TOLERANCE: f64 = 1e-4;
+
+type Tensors = HashMap<String, Tensor>;
+
+// ---------------------------------------------------------------- files
+
+/// The folder of golden files, or `None` (after a word) where there is none and none is demanded.
+#[allow(clippy::disallowed_methods)] // A test's settings come from the environment.
+fn folder(test: &str) -> Option<PathBuf> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let folder = match (std::env::var_os("QF_GOLDEN"), std::env::var_os("QF_SHARED")) {
+        (Some(folder), _) => PathBuf::from(folder),
+        (None, Some(shared)) => Path::new(&shared).join("golden"),
+        (None, None) => workspace.parent().unwrap().join("shared/golden"),
+    };
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    let required = std::env::var("QF_REQUIRE_SHARED").is_ok_and(|value| value == "1");
+    assert!(!required, "{} is missing", folder.display());
+    say(&format!("skipped: {test}: no shared folder"));
+    None
+}
+
+/// Prints past the test harness, which swallows the output of tests that pass.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+struct Golden {
+    name: String,
+    folder: PathBuf,
+    json: Value,
+}
+
+impl Golden {
+    fn tensors(&self) -> Tensors {
+        read_safetensors(&self.folder.join(format!("{}.safetensors", self.name))).unwrap()
+    }
+
+    fn size(&self, key: &str) -> i64 {
+        self.json["config"][key]
+            .as_i64()
+            .unwrap_or_else(|| panic!("{}: no config.{key}", self.name))
+    }
+}
+
+/// The golden files whose JSON satisfies `is_layout`; at least one.
+fn goldens(folder: &Path, is_layout: impl Fn(&Value) -> bool) -> Vec<Golden> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let is_json = path
+            .extension()
+            .is_some_and(|extension| extension == "json");
+        if !is_json || !name.starts_with("golden_") {
+            continue;
+        }
+        let json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        if is_layout(&json) {
+            found.push(Golden {
+                name,
+                folder: folder.to_owned(),
+                json,
+            });
+        }
+    }
+    assert!(!found.is_empty(), "no such file in {}", folder.display());
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found
+}
+
+/// `golden_a`'s layout: one process, parameters, inputs, drawn negatives, outputs and gradients.
+fn is_step(json: &Value) -> bool {
+    json["neg"]["neg_image_idx"].is_array()
+        && json["param_order"].is_array()
+        && json["formula"].is_null()
+}
+
+fn is_full_size(json: &Value) -> bool {
+    json["formula"].is_string()
+}
+
+fn is_trajectory(json: &Value) -> bool {
+    json["steps"].is_array() && json["hyper"].is_object()
+}
+
+fn is_several_ranks(json: &Value) -> bool {
+    json["config"]["world"].is_i64()
+}
+
+fn is_processing(json: &Value) -> bool {
+    json["caption"].is_array()
+}
+
+fn model_config(golden: &Golden) -> ModelConfig {
+    let width = golden.size("enc_width");
+    let number = |key: &str, default: f64| golden.json[key].as_f64().unwrap_or(default);
+    ModelConfig {
+        vision: VisionConfig::Features(FeaturesConfig { width }),
+        qformer: QformerConfig {
+            hidden: golden.size("hidden"),
+            layers: golden.size("layers"),
+            heads: golden.size("heads"),
+            intermediate: golden.size("inter"),
+            cross_attention_freq: golden.size("cross_freq"),
+            num_queries: golden.size("n_query"),
+            encoder_width: width,
+            vocab_size: golden.size("vocab"),
+            max_positions: golden.size("max_pos"),
+            dropout: golden.json["config"]["dropout"].as_f64().unwrap(),
+            embed_dim: golden.size("embed_dim"),
+            eps: number("ln_eps", 1e-12),
+            ln_vision_eps: number("ln_vision_eps", 1e-5),
+            init_std: 0.02,
+            label_smoothing: number("label_smoothing", 0.1),
+            dec_token_id: golden.size("dec_id"),
+            pad_token_id: golden.size("pad_id"),
+        },
+    }
+}
+
+/// A model with the parameters that `tensors` holds under `param.`.
+fn load_model(golden: &Golden, tensors: &Tensors) -> Blip2Qformer {
+    let mut model = Blip2Qformer::new(&model_config(golden), Device::Cpu, 0).unwrap();
+    let params = under(tensors, "param.");
+    model
+        .params_mut()
+        .load(&params, &golden.name, LoadScope::All)
+        .unwrap();
+    model
+}
+
+/// The tensors whose name starts with `prefix`, by the rest of the name.
+fn under(tensors: &Tensors, prefix: &str) -> Tensors {
+    tensors
+        .iter()
+        .filter_map(|(name, tensor)| {
+            let rest = name.strip_prefix(prefix)?;
+            Some((rest.to_owned(), tensor.shallow_clone()))
+        })
+        .collect()
+}
+
+// ---------------------------------------------------------------- comparison
+
+/// Collects what one file's comparison found.
+struct Line {
+    name: String,
+    compared: usize,
+    worst_output: f64,
+    worst_loss: f64,
+    worst_gradient: f64,
+    problems: Vec<String>,
+}
+
+impl Line {
+    fn new(name: &str) -> Line {
+        Line {
+            name: name.to_owned(),
+            compared: 0,
+            worst_output: 0.0,
+            worst_loss: 0.0,
+            worst_gradient: 0.0,
+            problems: Vec::new(),
+        }
+    }
+
+    /// Notes one error; a NaN is one too.
+    fn note(&mut self, what: &str, error: f64, tolerance: f64) {
+        self.compared += 1;
+        if error.is_nan() || error > tolerance {
+            self.problems
+                .push(format!("{what}: {error:.2e} beyond {tolerance:.0e}"));
+        }
+    }
+
+    fn output(&mut self, what: &str, got: &Tensor, expected: &Tensor, tolerance: f64) {
+        if got.size() != expected.size() {
+            let (got, expected) = (got.size(), expected.size());
+            self.problems
+                .push(format!("{what}: shape {got:?}, not {expected:?}"));
+            return;
+        }
+        if expected.kind() == Kind::Int64 {
+            let differ = got.ne_tensor(expected).any().int64_value(&[]);
+            self.note(what, differ as f64, 0.0);
+            return;
+        }
+        let difference = largest(&(double(got) - double(expected)));
+        let error = difference / largest(&double(expected)).max(f64::MIN_POSITIVE);
+        self.worst_output = self.worst_output.max(error);
+        self.note(what, error, tolerance);
+    }
+
+    fn loss(&mut self, what: &str, got: f64, expected: f64, tolerance: f64) {
+        let error = (got - expected).abs() / expected.abs().max(f64::MIN_POSITIVE);
+        self.worst_loss = self.worst_loss.max(error);
+        self.note(what, error, tolerance);
+    }
+
+    /// `got` is undefined for a parameter that the loss does not reach; `expected` is not there for
+    /// one that the reference's loss did not reach.
+    fn gradient(&mut self, what: &str, got: &Tensor, expected: Option<&Tensor>) {
+        let expected_norm = expected.map_or(0.0, norm);
+        if !got.defined() {
+            self.note(what, expected_norm, ZERO_GRADIENT_TOLERANCE);
+            return;
+        }
+        match expected {
+            // Softmax does not change when all keys move alike.
+            Some(expected) if !is_key_bias(what) && expected_norm > 0.0 => {
+                let error = norm(&(double(got) - double(expected))) / expected_norm;
+                self.worst_gradient = self.worst_gradient.max(error);
+                self.note(what, error, GRADIENT_TOLERANCE);
+            }
+            Some(expected) => {
+                let error = largest(&(double(got) - double(expected)));
+                self.note(what, error, ZERO_GRADIENT_TOLERANCE);
+            }
+            None => self.note(what, largest(&double(got)), ZERO_GRADIENT_TOLERANCE),
+        }
+    }
+
+    fn finish(self) {
+        say(&format!(
+            "golden {}: {} quantities; worst relative error: outputs {:.1e}, losses {:.1e}, gradients {:.1e}",
+            self.name, self.compared, self.worst_output, self.worst_loss, self.worst_gradient
+        ));
+        let problems = self.problems.join("\n  ");
+        assert!(self.problems.is_empty(), "{}:\n  {problems}", self.name);
+    }
+}
+
+fn is_key_bias(name: &str) -> bool {
+    name.ends_with(".self.key.bias")
+}
+
+fn double(tensor: &Tensor) -> Tensor {
+    tensor.detach().to_kind(Kind::Double)
+}
+
+fn largest(tensor: &Tensor) -> f64 {
+    tensor.abs().max().double_value(&[])
+}
+
+fn norm(tensor: &Tensor) -> f64 {
+    double(tensor)
+        .square()
+        .sum(Kind::Double)
+        .sqrt()
+        .double_value(&[])
+}
+
+fn scalar(tensor: &Tensor) -> f64 {
+    tensor.double_value(&[])
+}
+
+fn numbers(json: &Value) -> Tensor {
+    let flat: Vec<f64> = match json.as_array() {
+        Some(rows) => rows
+            .iter()
+            .flat_map(|row| Vec::<f64>::try_from(numbers(row).view(-1)).unwrap())
+            .collect(),
+        None => vec![json.as_f64().unwrap()],
+    };
+    Tensor::from_slice(&flat)
+}
+
+// ---------------------------------------------------------------- steps
+
+/// Inputs of one rank's step.
+struct Step {
+    vit_output: Tensor,
+    token_ids: Tensor,
+    attention_mask: Tensor,
+    negative_images: Tensor,
+    negative_texts: Tensor,
+}
+
+impl Step {
+    fn new(tensors: &Tensors, input: &str, image_idx: &str, text_idx: &str) -> Step {
+        let tensor = |name: &str| tensors[name].shallow_clone();
+        Step {
+            vit_output: tensor(&format!("{input}vit_output")),
+            token_ids: tensor(&format!("{input}input_ids")),
+            attention_mask: tensor(&format!("{input}attention_mask")),
+            negative_images: tensor(image_idx),
+            negative_texts: tensor(text_idx),
+        }
+    }
+
+    /// The step's output; `images` is `self.vit_output`, or a leaf with its values.
+    fn run(&self, model: &Blip2Qformer, images: &Tensor, ranks: &dyn Collective) -> StepResult {
+        let image_embeds = model.encode_image(images).unwrap();
+        let input = StepInput {
+            image_embeds: &image_embeds,
+            token_ids: &self.token_ids,
+            attention_mask: &self.attention_mask,
+            image_ids: None,
+        };
+        let negatives = NegativeSampling::Given {
+            image_idx: &self.negative_images,
+            text_idx: &self.negative_texts,
+        };
+        // Training mode: the goldens have dropout 0.
+        let output = model
+            .forward_losses(&input, negatives, ranks, true)
+            .unwrap();
+        let lm_logits = model.lm_logits(&output.hidden_itg).unwrap();
+        StepResult {
+            image_embeds,
+            lm_logits,
+            output,
+        }
+    }
+}
+
+struct StepResult {
+    image_embeds: Tensor,
+    lm_logits: Tensor,
+    output: StepOutput,
+}
+
+impl StepResult {
+    /// Compares everything in `expected`, which is named as in the files' `out.*`.
+    fn compare(&self, line: &mut Line, expected: &Tensors) {
+        let output = &self.output;
+        let Targets::Index(targets) = &output.targets else {
+            panic!("targets by image without image ids");
+        };
+        let quantities = [
+            ("image_embeds", &self.image_embeds),
+            ("image_feats", &output.image_feats),
+            ("text_feat", &output.text_feat),
+            ("hidden_image", &output.hidden_image),
+            ("hidden_text", &output.hidden_text),
+            ("hidden_itm", &output.hidden_itm),
+            ("hidden_itg", &output.hidden_itg),
+            ("sim_i2t", &output.sim_i2t),
+            ("sim_t2i", &output.sim_t2i),
+            ("weights_i2t", &output.weights_i2t),
+            ("weights_t2i", &output.weights_t2i),
+            ("targets", targets),
+            ("itm_logits", &output.itm_logits),
+            ("itm_labels", &output.itm_labels),
+            ("lm_logits", &self.lm_logits),
+        ];
+        let losses = [
+            ("loss", &output.loss),
+            ("loss_itc", &output.loss_itc),
+            ("loss_i2t", &output.loss_i2t),
+            ("loss_t2i", &output.loss_t2i),
+            ("loss_itm", &output.loss_itm),
+            ("loss_lm", &output.loss_lm),
+        ];
+        for (name, expected) in expected {
+            let named = |(known, _): &&(&str, &Tensor)| *known == name.as_str();
+            if let Some((_, got)) = quantities.iter().find(named) {
+                line.output(name, got, expected, OUTPUT_TOLERANCE);
+            } else if let Some((_, got)) = losses.iter().find(named) {
+                line.loss(name, scalar(got), scalar(expected), LOSS_TOLERANCE);
+            } else {
+                line.problems.push(format!("out.{name} is not compared"));
+            }
+        }
+    }
+}
+
+fn zero_grad(model: &Blip2Qformer) {
+    for param in model.params().named_parameters() {
+        param.tensor.shallow_clone().zero_grad();
+    }
+}
+
+fn check_param_order(model: &Blip2Qformer, json: &Value) {
+    let order = model
+        .params()
+        .named_parameters()
+        .iter()
+        .map(|p| p.name.as_str());
+    let expected = json["param_order"].as_array().unwrap();
+    assert!(order.eq(expected.iter().map(|name| name.as_str().unwrap())));
+}
+
+#[test]
+fn golden_steps() {
+    let Some(folder) = folder("golden_steps") else {
+        return;
+    };
+    for golden in goldens(&folder, is_step) {
+        let tensors = golden.tensors();
+        let model = load_model(&golden, &tensors);
+        check_param_order(&model, &golden.json);
+        let step = Step::new(&tensors, "input.", "neg.image_idx", "neg.text_idx");
+        let mut line = Line::new(&golden.name);
+        let outputs = under(&tensors, "out.");
+        assert!(outputs.len() > 15);
+        for (prefix, is_total) in [
+            ("grad.", true),
+            ("grad_itc.", false),
+            ("grad_itm.", false),
+            ("grad_lm.", false),
+        ] {
+            // As training does it: a fresh forward pass, gradients from zero, one backward pass.
+            zero_grad(&model);
+            let images = step.vit_output.copy().set_requires_grad(true);
+            let result = step.run(&model, &images, &SingleProcess);
+            let loss = match prefix {
+                "grad." => &result.output.loss,
+                "grad_itc." => &result.output.loss_itc,
+                "grad_itm." => &result.output.loss_itm,
+                _ => &result.output.loss_lm,
+            };
+            loss.backward();
+            if is_total {
+                result.compare(&mut line, &outputs);
+                let expected = tensors.get("grad.input.vit_output");
+                line.gradient("grad.input.vit_output", &images.grad(), expected);
+            }
+            for param in model.params().named_parameters() {
+                let name = format!("{prefix}{}", param.name);
+                line.gradient(&name, &param.tensor.grad(), tensors.get(&name));
+            }
+        }
+        line.finish();
+    }
+}
+
+// ---------------------------------------------------------------- full size
+
+/// FNV-1a, 32 bits.
+fn fnv1a(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
+}
+
+/// The file's hash of flat index `index` of the tensor `seed` stands for.
+fn hash(seed: u32, index: u32) -> u32 {
+    let mut hash = index.wrapping_mul(2_654_435_761).wrapping_add(seed);
+    hash ^= hash >> 16;
+    hash = hash.wrapping_mul(0x85eb_ca6b);
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(0xc2b2_ae35);
+    hash ^ (hash >> 16)
+}
+
+/// The file's numbers in [-1, 1) for tensor `name`, through `value`.
+fn hashed(name: &str, shape: &[i64], value: impl Fn(f32) -> f32) -> Tensor {
+    let seed = fnv1a(name);
+    let count = shape.iter().product::<i64>() as u32;
+    let values: Vec<f32> = (0..count)
+        .map(|index| value((hash(seed, index) >> 8) as f32 / 8_388_608.0 - 1.0))
+        .collect();
+    Tensor::from_slice(&values).view(shape)
+}
+
+fn hashed_parameter(name: &str, shape: &[i64]) -> Tensor {
+    if name == "temp" {
+        Tensor::from(0.07f32)
+    } else if name.ends_with("LayerNorm.weight") || name == "ln_vision.weight" {
+        hashed(name, shape, |r| 1.0 + 0.1 * r)
+    } else if name.ends_with("bias") {
+        hashed(name, shape, |r| 0.05 * r)
+    } else {
+        hashed(name, shape, |r| 0.0625 * r)
+    }
+}
+
+#[test]
+fn golden_full_size() {
+    let Some(folder) = folder("golden_full_size") else {
+        return;
+    };
+    for golden in goldens(&folder, is_full_size) {
+        let json = &golden.json;
+        let mut model = Blip2Qformer::new(&model_config(&golden), Device::Cpu, 0).unwrap();
+        check_param_order(&model, json);
+        let params: Tensors = model
+            .params()
+            .named_parameters()
+            .iter()
+            .map(|p| (p.name.clone(), hashed_parameter(&p.name, &p.tensor.size())))
+            .collect();
+        model
+            .params_mut()
+            .load(&params, &golden.name, LoadScope::All)
+            .unwrap();
+
+        let (batch, length) = (golden.size("batch"), golden.size("txt_len"));
+        let width = golden.size("enc_width");
+        let images = hashed(
+            "input.vit_output",
+            &[batch, golden.size("img_tokens"), width],
+            |r| 1.5 * r,
+        );
+        let seed = fnv1a("input.input_ids");
+        let (mut ids, mut mask) = (Vec::new(), Vec::new());
+        for row in 0..batch {
+            let tokens = json["config"]["lengths"][row as usize].as_i64().unwrap();
+            for column in 0..length {
+                let drawn = 1000 + i64::from(hash(seed, (row * length + column) as u32) % 20_000);
+                ids.push(match column {
+                    0 => golden.size("cls_id"),
+                    _ if column == tokens - 1 => golden.size("sep_id"),
+                    _ if column >= tokens => golden.size("pad_id"),
+                    _ => drawn,
+                });
+                mask.push(i64::from(column < tokens));
+            }
+        }
+        let neg = |key: &str| numbers(&json["neg"][key]).to_kind(Kind::Int64);
+        let step = Step {
+            vit_output: images.set_requires_grad(true),
+            token_ids: Tensor::from_slice(&ids).view([batch, length]),
+            attention_mask: Tensor::from_slice(&mask).view([batch, length]),
+            negative_images: neg("neg_image_idx"),
+            negative_texts: neg("neg_text_idx"),
+        };
+
+        let mut line = Line::new(&golden.name);
+        for (name, values) in json["sample_values"].as_object().unwrap() {
+            let expected = numbers(values);
+            let got = match name.as_str() {
+                "input.vit_output" => &step.vit_output,
+                "input.input_ids" => &step.token_ids,
+                name => &params[name],
+            };
+            let got = got.detach().view(-1).narrow(0, 0, expected.size()[0]);
+            line.output(name, &got.to_kind(Kind::Double), &expected, 1e-7);
+        }
+
+        let result = step.run(&model, &step.vit_output, &SingleProcess);
+        let output = &result.output;
+        output.loss.backward();
+        for (name, got) in [
+            ("loss", &output.loss),
+            ("loss_itc", &output.loss_itc),
+            ("loss_i2t", &output.loss_i2t),
+            ("loss_t2i", &output.loss_t2i),
+            ("loss_itm", &output.loss_itm),
+            ("loss_lm", &output.loss_lm),
+        ] {
+            let expected = json["losses"][name].as_f64().unwrap();
+            line.loss(name, scalar(got), expected, FULL_TOLERANCE);
+        }
+        let first = |tensor: Tensor| tensor.narrow(0, 0, 8);
+        let vocab = golden.size("vocab");
+        for (name, got) in [
+            ("sim_i2t", output.sim_i2t.view(-1)),
+            ("sim_t2i", output.sim_t2i.reshape(-1)),
+            ("itm_logits", output.itm_logits.view(-1)),
+            (
+                "image_embeds_0_0_8",
+                first(result.image_embeds.get(0).get(0)),
+            ),
+            ("image_feats_0_0_8", first(output.image_feats.get(0).get(0))),
+            ("text_feat_0_8", first(output.text_feat.get(0))),
+            ("text_feat_1_8", first(output.text_feat.get(1))),
+            (
+                "hidden_image_1_31_8",
+                first(output.hidden_image.get(1).get(31)),
+            ),
+            ("hidden_text_1_5_8", first(output.hidden_text.get(1).get(5))),
+            ("hidden_itm_5_0_8", first(output.hidden_itm.get(5).get(0))),
+            ("hidden_itm_0_40_8", first(output.hidden_itm.get(0).get(40))),
+            ("hidden_itg_1_11_8", first(output.hidden_itg.get(1).get(11))),
+            ("lm_logits_0_0_8", first(result.lm_logits.get(0).get(0))),
+            (
+                "lm_logits_1_11_tail8",
+                result.lm_logits.get(1).get(11).narrow(0, vocab - 8, 8),
+            ),
+        ] {
+            line.output(name, &got, &numbers(&json[name]), FULL_TOLERANCE);
+        }
+
+        let gradients = json["grad"].as_object().unwrap();
+        assert_eq!(gradients.len(), params.len());
+        let mut compare = |name: &str, got: &Tensor, expected: &Value| {
+            let got = double(got).reshape(-1);
+            if is_key_bias(name) {
+                line.note(name, largest(&got), ZERO_GRADIENT_TOLERANCE);
+                return;
+            }
+            let expected_norm = expected["norm"].as_f64().unwrap();
+            let error = (norm(&got) - expected_norm).abs() / expected_norm;
+            line.worst_gradient = line.worst_gradient.max(error);
+            line.note(name, error, FULL_GRADIENT_TOLERANCE);
+            // A sum may cancel: measured against the norm as well.
+            if let Some(sum) = expected["sum"].as_f64() {
+                let got_sum = scalar(&got.sum(Kind::Double));
+                let error = (got_sum - sum).abs() / (sum.abs() + expected_norm);
+                line.note(&format!("{name} sum"), error, FULL_GRADIENT_TOLERANCE);
+            }
+            // A head may be far smaller than the rest.
+            let head = numbers(&expected["head"]);
+            let difference = norm(&(got.narrow(0, 0, head.size()[0]) - &head));
+            let typical = expected_norm / (got.numel() as f64).sqrt();
+            let error = difference / (norm(&head) + typical);
+            line.note(&format!("{name} head"), error, FULL_GRADIENT_TOLERANCE);
+        };
+        compare(
+            "input.vit_output",
+            &step.vit_output.grad(),
+            &json["grad_input_vit_output"],
+        );
+        for param in model.params().named_parameters() {
+            compare(&param.name, &param.tensor.grad(), &gradients[&param.name]);
+        }
+        line.finish();
+    }
+}
+
+// ---------------------------------------------------------------- trajectory
+
+#[test]
+fn golden_trajectories() {
+    let Some(folder) = folder("golden_trajectories") else {
+        return;
+    };
+    for golden in goldens(&folder, is_trajectory) {
+        let (json, hyper) = (&golden.json, &golden.json["hyper"]);
+        let tensors = golden.tensors();
+        // "param.* of FILE"
+        let start = json["start"].as_str().unwrap().rsplit(' ').next().unwrap();
+        let start = read_safetensors(&folder.join(start)).unwrap();
+        let model = load_model(&golden, &start);
+
+        let number = |key: &str| hyper[key].as_f64().unwrap();
+        let config = AdamWConfig {
+            beta1: hyper["betas"][0].as_f64().unwrap(),
+            beta2: hyper["betas"][1].as_f64().unwrap(),
+            eps: number("eps"),
+            weight_decay: number("weight_decay"),
+        };
+        let mut optimizer = AdamW::new(model.params(), &config).unwrap();
+        let expected_groups = json["groups"].as_array().unwrap();
+        assert_eq!(expected_groups.len(), 2);
+        for (group, expected) in optimizer.groups().iter().zip(expected_groups) {
+            assert_eq!(
+                group.weight_decay,
+                expected["weight_decay"].as_f64().unwrap()
+            );
+            assert_eq!(&group.names, expected["names"].as_array().unwrap());
+        }
+        let schedule = Schedule::EpochCosine(Rates {
+            init_lr: number("init_lr"),
+            min_lr: number("min_lr"),
+            warmup_lr: number("warmup_lr"),
+            warmup_steps: hyper["warmup_steps"].as_u64().unwrap(),
+        });
+        let steps_per_epoch = hyper["iters_per_epoch"].as_u64().unwrap();
+        let total_steps = hyper["max_epoch"].as_u64().unwrap() * steps_per_epoch;
+
+        let mut line = Line::new(&golden.name);
+        let mut sum_of_rates = 0.0;
+        for (index, expected) in json["steps"].as_array().unwrap().iter().enumerate() {
+            let number = |key: &str| expected[key].as_f64().unwrap();
+            let lr = schedule.lr(index as u64, total_steps, steps_per_epoch);
+            line.loss(&format!("step {index} lr"), lr, number("lr"), 1e-12);
+            sum_of_rates += lr;
+
+            let prefix = format!("step{index}.");
+            let image_idx = format!("{prefix}neg_image_idx");
+            let step = Step::new(
+                &tensors,
+                &prefix,
+                &image_idx,
+                &format!("{prefix}neg_text_idx"),
+            );
+            let result = step.run(&model, &step.vit_output, &SingleProcess);
+            optimizer.zero_grad();
+            result.output.loss.backward();
+            let square = |param: &qf_model::params::Param| norm(&param.tensor.grad()).powi(2);
+            let gradient_norm = model.params().trainable().map(square).sum::<f64>().sqrt();
+            optimizer.step(lr).unwrap();
+
+            let output = &result.output;
+            let temp = &model.params().get("temp").unwrap().tensor;
+            for (name, got) in [
+                ("loss", scalar(&output.loss)),
+                ("loss_itc", scalar(&output.loss_itc)),
+                ("loss_itm", scalar(&output.loss_itm)),
+                ("loss_lm", scalar(&output.loss_lm)),
+                ("grad_norm", gradient_norm),
+                ("temp_after", scalar(temp)),
+            ] {
+                let what = format!("step {index} {name}");
+                line.loss(&what, got, number(name), TRAJECTORY_TOLERANCE);
+            }
+        }
+        for param in model.params().named_parameters() {
+            let expected = &tensors[&format!("final.{}", param.name)];
+            let difference = double(&param.tensor) - double(expected);
+            if is_key_bias(&param.name) {
+                // Its gradient is round-off, which AdamW scales up to steps of at most about `lr`
+                // in either direction: two correct runs differ by that much.
+                let error = largest(&difference) / (2.0 * sum_of_rates);
+                line.note(&param.name, error, 1.05);
+            } else {
+                let error = norm(&difference) / norm(expected);
+                line.worst_output = line.worst_output.max(error);
+                line.note(&param.name, error, TRAJECTORY_TOLERANCE);
+            }
+        }
+        line.finish();
+    }
+}
+
+// ---------------------------------------------------------------- several ranks
+
+/// Ranks as threads of one process: what is gathered keeps one graph through all of them, so that a
+/// backward pass from the sum of their losses sums gradients over ranks as a collective would.
+struct ThreadRank {
+    rank: usize,
+    shared: Arc<Rendezvous>,
+}
+
+struct Rendezvous {
+    slots: Mutex<Vec<Option<Tensor>>>,
+    barrier: Barrier,
+}
+
+impl Collective for ThreadRank {
+    fn rank(&self) -> i64 {
+        self.rank as i64
+    }
+
+    fn world_size(&self) -> i64 {
+        self.shared.slots.lock().unwrap().len() as i64
+    }
+
+    fn all_gather(&self, tensor: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.all_gather_with_grad(tensor)?.detach())
+    }
+
+    fn all_gather_with_grad(&self, tensor: &Tensor) -> Result<Tensor, ModelError> {
+        self.shared.slots.lock().unwrap()[self.rank] = Some(tensor.shallow_clone());
+        self.shared.barrier.wait();
+        let all: Vec<Tensor> = {
+            let slots = self.shared.slots.lock().unwrap();
+            slots.iter().flatten().map(Tensor::shallow_clone).collect()
+        };
+        // No rank may put in its next tensor before all have taken this one.
+        self.shared.barrier.wait();
+        Ok(Tensor::f_cat(&all, 0)?)
+    }
+}
+
+#[test]
+fn golden_several_ranks() {
+    let Some(folder) = folder("golden_several_ranks") else {
+        return;
+    };
+    for golden in goldens(&folder, is_several_ranks) {
+        let tensors = golden.tensors();
+        let world = golden.size("world") as usize;
+        let shared = Arc::new(Rendezvous {
+            slots: Mutex::new((0..world).map(|_| None).collect()),
+            barrier: Barrier::new(world),
+        });
+        let threads: Vec<_> = (0..world)
+            .map(|rank| {
+                let model = load_model(&golden, &tensors);
+                let step = Step::new(
+                    &tensors,
+                    &format!("r{rank}.input."),
+                    &format!("r{rank}.neg.image_idx"),
+                    &format!("r{rank}.neg.text_idx"),
+                );
+                let shared = Arc::clone(&shared);
+                std::thread::spawn(move || {
+                    let images = step.vit_output.copy().set_requires_grad(true);
+                    let result = step.run(&model, &images, &ThreadRank { rank, shared });
+                    (model, images, result)
+                })
+            })
+            .collect();
+        let ranks: Vec<_> = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect();
+        let losses: Vec<_> = ranks
+            .iter()
+            .map(|(_, _, result)| &result.output.loss)
+            .collect();
+        Tensor::stack(&losses, 0).sum(Kind::Float).backward();
+
+        let mut line = Line::new(&golden.name);
+        for (rank, (_, images, result)) in ranks.iter().enumerate() {
+            result.compare(&mut line, &under(&tensors, &format!("r{rank}.out.")));
+            let name = format!("r{rank}.grad.input.vit_output");
+            line.gradient(&name, &images.grad(), Some(&tensors[&name]));
+        }
+        for param in ranks[0].0.params().named_parameters() {
+            let gradients: Vec<_> = ranks
+                .iter()
+                .map(|(model, _, _)| model.params().get(&param.name).unwrap().tensor.grad())
+                .collect();
+            let mean = Tensor::stack(&gradients, 0).mean_dim([0i64].as_slice(), false, None);
+            let name = format!("grad.{}", param.name);
+            line.gradient(&name, &mean, Some(&tensors[&name]));
+        }
+        line.finish();
+    }
+}
+
+// ---------------------------------------------------------------- vision, Hugging Face files
+
+#[test]
+fn golden_position_interpolation() {
+    let Some(folder) = folder("golden_position_interpolation") else {
+        return;
+    };
+    for golden in goldens(&folder, is_processing) {
+        let tensors = golden.tensors();
+        let positions = &tensors["pos.in"];
+        let mut line = Line::new(&format!("{} positions", golden.name));
+        for (name, rule, input) in [
+            (
+                "pos.eva_4to7",
+                PositionInterpolation::Eva,
+                positions.shallow_clone(),
+            ),
+            (
+                "pos.clip_4to7",
+                PositionInterpolation::Clip,
+                positions.squeeze_dim(0),
+            ),
+        ] {
+            let got = interpolate_positions(&input, 7, rule).unwrap();
+            line.output(name, &got, &tensors[name], OUTPUT_TOLERANCE);
+        }
+        line.finish();
+    }
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// The sizes of a Hugging Face BERT or Q-Former configuration.
+fn hugging_face_sizes(json: &Value, eps_key: &str) -> QformerConfig {
+    let size = |key: &str| json[key].as_i64().unwrap();
+    QformerConfig {
+        hidden: size("hidden_size"),
+        layers: size("num_hidden_layers"),
+        heads: size("num_attention_heads"),
+        intermediate: size("intermediate_size"),
+        vocab_size: size("vocab_size"),
+        max_positions: size("max_position_embeddings"),
+        dec_token_id: size("vocab_size") - 1,
+        eps: json[eps_key].as_f64().unwrap(),
+        ..ModelConfig::tiny().qformer
+    }
+}
+
+#[test]
+fn golden_start_from_bert() {
+    let Some(folder) = folder("golden_start_from_bert") else {
+        return;
+    };
+    let folder = folder.join("hf_bert_tiny");
+    let sizes = hugging_face_sizes(&read_json(&folder.join("config.json")), "layer_norm_eps");
+    let expected = read_safetensors(&folder.join("expected_qformer_init.safetensors")).unwrap();
+    let expected = under(&expected, "expect.");
+    assert!(expected.len() > 20);
+    // One more entry than the file has, as for `[DEC]`, and just as many.
+    for extra in [0, 1] {
+        for file in ["model.safetensors", "model_legacy_gamma_beta.safetensors"] {
+            let config = ModelConfig {
+                qformer: QformerConfig {
+                    vocab_size: sizes.vocab_size + extra,
+                    ..sizes.clone()
+                },
+                ..ModelConfig::tiny()
+            };
+            let mut model = Blip2Qformer::new(&config, Device::Cpu, 0).unwrap();
+            let bert = read_safetensors(&folder.join(file)).unwrap();
+            start_from_bert(model.params_mut(), &bert, file).unwrap();
+            let mut line = Line::new(&format!("hf_bert_tiny/{file} + {extra}"));
+            for (name, expected) in &expected {
+                let got = &model.params().get(name).unwrap().tensor.detach();
+                let known = got.narrow(0, 0, expected.size()[0]);
+                line.output(name, &known, expected, 0.0);
+            }
+            // The new word is fresh, and has no bias.
+            let value = |name: &str| model.params().get(name).unwrap().tensor.detach();
+            if extra == 1 {
+                let words = value("Qformer.bert.embeddings.word_embeddings.weight");
+                let word = words.get(sizes.vocab_size);
+                let std = scalar(&word.std(true));
+                assert!((0.01..0.03).contains(&std), "{std}");
+                let bias = value("Qformer.cls.predictions.bias");
+                assert_eq!(bias.double_value(&[sizes.vocab_size]), 0.0);
+            }
+            // So is what BERT does not have, biases zero.
+            let cross = "Qformer.bert.encoder.layer.0.crossattention.self.key";
+            let std = scalar(&value(&format!("{cross}.weight")).std(true));
+            assert!((0.018..0.022).contains(&std), "{std}");
+            assert_eq!(largest(&value(&format!("{cross}.bias"))), 0.0);
+            line.finish();
+        }
+    }
+}
+
+/// LAVIS's name of a tensor of a Hugging Face `Blip2ForImageTextRetrieval` file.
+fn lavis_name(name: &str) -> String {
+    const PREFIXES: [(&str, &str); 11] = [
+        ("vision_model.post_layernorm.", "ln_vision."),
+        (
+            "vision_model.embeddings.class_embedding",
+            "visual_encoder.cls_token",
+        ),
+        (
+            "vision_model.embeddings.position_embedding",
+            "visual_encoder.pos_embed",
+        ),
+        (
+            "vision_model.embeddings.patch_embedding.",
+            "visual_encoder.patch_embed.proj.",
+        ),
+        ("vision_model.encoder.layers.", "visual_encoder.blocks."),
+        (
+            "embeddings.word_embeddings.",
+            "Qformer.bert.embeddings.word_embeddings.",
+        ),
+        (
+            "embeddings.position_embeddings.",
+            "Qformer.bert.embeddings.position_embeddings.",
+        ),
+        ("qformer.layernorm.", "Qformer.bert.embeddings.LayerNorm."),
+        ("qformer.encoder.", "Qformer.bert.encoder."),
+        ("vision_projection.", "vision_proj."),
+        ("text_projection.", "text_proj."),
+    ];
+    let name = PREFIXES
+        .iter()
+        .find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)))
+        .unwrap_or_else(|| name.to_owned());
+    name.replace("attention.attention.", "attention.self.")
+        .replace(".layer_norm1.", ".norm1.")
+        .replace(".layer_norm2.", ".norm2.")
+        .replace(".self_attn.qkv.", ".attn.qkv.")
+        .replace(".self_attn.projection.", ".attn.proj.")
+}
+
+#[test]
+fn golden_hugging_face_inference() {
+    let Some(folder) = folder("golden_hugging_face_inference") else {
+        return;
+    };
+    let folder = folder.join("hf_tiny");
+    let json = read_json(&folder.join("config.json"));
+    let vision = &json["vision_config"];
+    let size = |json: &Value, key: &str| json[key].as_i64().unwrap();
+    let width = size(vision, "hidden_size");
+    let config = ModelConfig {
+        vision: VisionConfig::Eva(VitConfig {
+            image_size: size(vision, "image_size"),
+            patch_size: size(vision, "patch_size"),
+            width,
+            depth: size(vision, "num_hidden_layers"),
+            heads: size(vision, "num_attention_heads"),
+            mlp: size(vision, "intermediate_size"),
+            trainable: false,
+        }),
+        qformer: QformerConfig {
+            cross_attention_freq: size(&json["qformer_config"], "cross_attention_frequency"),
+            num_queries: size(&json, "num_query_tokens"),
+            encoder_width: width,
+            embed_dim: size(&json, "image_text_hidden_size"),
+            ln_vision_eps: vision["layer_norm_eps"].as_f64().unwrap(),
+            ..hugging_face_sizes(&json["qformer_config"], "layer_norm_eps")
+        },
+    };
+    let mut model = Blip2Qformer::new(&config, Device::Cpu, 0).unwrap();
+    let mut tensors: Tensors = Tensors::new();
+    for (name, tensor) in read_safetensors(&folder.join("model.safetensors")).unwrap() {
+        let name = lavis_name(&name);
+        match name.strip_suffix("qkv.bias") {
+            Some(stem) => {
+                let parts = tensor.chunk(3, 0);
+                assert_eq!(largest(&parts[1]), 0.0);
+                tensors.insert(format!("{stem}q_bias"), parts[0].shallow_clone());
+                tensors.insert(format!("{stem}v_bias"), parts[2].shallow_clone());
+            }
+            None => {
+                tensors.insert(name, tensor);
+            }
+        }
+    }
+    // The file has no temperature and no language-model head.
+    for param in model.params().named_parameters() {
+        if param.name == "temp" || param.name.starts_with("Qformer.cls.") {
+            let previous = tensors.insert(param.name.clone(), param.tensor.detach().copy());
+            assert!(previous.is_none());
+        }
+    }
+    model
+        .params_mut()
+        .load(&tensors, "hf_tiny", LoadScope::All)
+        .unwrap();
+
+    let io = read_safetensors(&folder.join("golden_io.safetensors")).unwrap();
+    let mut line = Line::new("hf_tiny");
+    let images = model.encode_image(&io["pixel_values"]).unwrap();
+    let (ids, mask) = (&io["input_ids"], &io["attention_mask"]);
+    let image_feats = model.image_features(&images).unwrap();
+    let text_feats = model.text_features(ids, mask).unwrap();
+    let scores = image_feats
+        .matmul(&text_feats.transpose(0, 1)) // [images, Q, texts]
+        .max_dim(1, false)
+        .0;
+    for (name, got) in [
+        ("vision_last_hidden", images.shallow_clone()),
+        ("itc_image_embeds", image_feats),
+        ("itc_text_embeds", text_feats),
+        ("itc_logits_per_image", scores),
+        ("itm_logits", model.itm_logits(&images, ids, mask).unwrap()),
+    ] {
+        line.output(name, &got, &io[name], OUTPUT_TOLERANCE);
+    }
+    line.finish();
+}

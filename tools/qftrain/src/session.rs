@@ -1,0 +1,92 @@
+//! What training and evaluation share: the run folder's tokenizer and the loader on it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{bail, Context};
+use qf_model::run_dir::RunDir;
+use qf_model::train::TrainConfig;
+use qf_pipeline::atomic_file::AtomicFile;
+use qf_pipeline::source::ShardLocation;
+use qf_pipeline::text::{CaptionTokenizer, VocabularyOptions};
+use qf_pipeline::vocabulary::vocabulary_from_shards;
+
+/// Captions that a vocabulary is trained from, at most: enough for stable counts, read in seconds.
+const MAX_VOCABULARY_CAPTIONS: u64 = 200_000;
+
+/// The tokenizer of an existing run.
+pub(crate) fn load_tokenizer(run_dir: &RunDir) -> anyhow::Result<Arc<CaptionTokenizer>> {
+    let json = run_dir.tokenizer_json();
+    let tokenizer = if json.exists() {
+        CaptionTokenizer::from_tokenizer_json(&json)
+    } else {
+        CaptionTokenizer::from_vocab_file(&run_dir.vocabulary())
+    };
+    Ok(Arc::new(tokenizer.context("the run folder's tokenizer")?))
+}
+
+/// Makes the tokenizer of a new run and keeps it in its folder, so that evaluation and resumption
+/// see the same ids whatever becomes of the original.
+pub(crate) fn create_tokenizer(
+    config: &TrainConfig,
+    shards: &[ShardLocation],
+    run_dir: &RunDir,
+) -> anyhow::Result<Arc<CaptionTokenizer>> {
+    if let Some(path) = &config.tokenizer {
+        CaptionTokenizer::from_file(path)?;
+        let is_json = path
+            .extension()
+            .is_some_and(|extension| extension == "json");
+        let copy = if is_json {
+            run_dir.tokenizer_json()
+        } else {
+            run_dir.vocabulary()
+        };
+        let bytes =
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        write_file(&copy, &bytes)?;
+        return load_tokenizer(run_dir);
+    }
+    let options = VocabularyOptions {
+        vocab_size: config.trained_vocab_size,
+        ..Default::default()
+    };
+    let trained = vocabulary_from_shards(shards, &config.data, &options, MAX_VOCABULARY_CAPTIONS)?;
+    eprintln!(
+        "vocabulary: {} entries trained from {} captions of the shards (--tokenizer vocab.txt uses \
+         a given one)",
+        trained.entries.len(),
+        trained.captions
+    );
+    write_file(
+        &run_dir.vocabulary(),
+        (trained.entries.join("\n") + "\n").as_bytes(),
+    )?;
+    load_tokenizer(run_dir)
+}
+
+/// Sets what the model takes from the tokenizer.
+pub(crate) fn fit_to_tokenizer(config: &mut TrainConfig, tokenizer: &CaptionTokenizer) {
+    let qformer = &mut config.model.qformer;
+    qformer.vocab_size = tokenizer.vocab_size() as i64;
+    qformer.dec_token_id = tokenizer.dec_id();
+    qformer.pad_token_id = tokenizer.pad_id();
+}
+
+/// The resolved configuration of an existing run.
+pub(crate) fn load_config(run_dir: &RunDir) -> anyhow::Result<crate::settings::Settings> {
+    let path = run_dir.config();
+    if !path.exists() {
+        bail!("{} holds no run (no config.toml)", run_dir.path().display());
+    }
+    crate::settings::Settings::file(&path)
+}
+
+/// Writes a whole file or nothing.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    use std::io::Write;
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(file.commit()?)
+}
