@@ -3,6 +3,7 @@
 mod bin;
 mod interop;
 mod shard_cli;
+mod synth_cli;
 
 #[test]
 fn smoke() {
