@@ -43,7 +43,7 @@ system_packages() {
 }
 
 install_packages() { # PACKAGE...
-    local install=(apt-get install -y --no-install-recommends "$@") sudo=()
+    local install=(apt-get install -qq -y --no-install-recommends "$@") sudo=()
     if [ "$(id -u)" != 0 ]; then sudo=(sudo); fi
     if [ "${QF_NO_APT:-0}" = 1 ] || ! command -v apt-get >/dev/null || ! may_install; then
         die "missing system packages: $*; install them (${sudo[*]:+sudo }${install[*]}), then run this again"
@@ -118,7 +118,7 @@ reason() { # TEXT
 # --- libtorch ---------------------------------------------------------------------------------
 check_torch_version() { # VERSION WHERE
     [ "${1%%+*}" = "$TORCH_VERSION" ] \
-        || die "$2 is version ${1:-unknown}, and $TORCH_VERSION is needed; without LIBTORCH and LIBTORCH_USE_PYTORCH (and without .cargo/config.toml) that one is fetched"
+        || die "$2 is version ${1:-unknown}, and $TORCH_VERSION is needed; point at that one, or at none to have it fetched"
 }
 
 torch_version() { # DIR: of a libtorch archive (build-version) or of a torch package (version.py)
