@@ -12,6 +12,7 @@ mod synth;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use qf_pipeline::error::full_message;
 
 /// Builds, inspects and profiles shards of captioned images.
 #[derive(Parser)]
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", full_message(error.as_ref()));
             interrupt::exit_code(&error)
         }
     }
