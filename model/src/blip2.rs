@@ -540,3 +540,225 @@ fn normalize(input: &Tensor) -> Tensor {
         .clamp_min(SHORTEST);
     input / norm
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collective::SingleProcess;
+    use crate::config::{FeaturesConfig, QformerConfig, VisionConfig, VitConfig};
+
+    const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+    fn config(queries: i64, layers: i64, freq: i64) -> ModelConfig {
+        ModelConfig {
+            vision: VisionConfig::Features(FeaturesConfig { width: 12 }),
+            qformer: QformerConfig {
+                hidden: 16,
+                layers,
+                heads: 2,
+                intermediate: 20,
+                cross_attention_freq: freq,
+                num_queries: queries,
+                encoder_width: 12,
+                vocab_size: 40,
+                max_positions: 10,
+                embed_dim: 8,
+                dec_token_id: 39,
+                ..ModelConfig::tiny().qformer
+            },
+        }
+    }
+
+    /// Image features, ids of `tokens` tokens and padding, and mask.
+    fn batch(batch: i64, length: i64, tokens: i64) -> (Tensor, Tensor, Tensor) {
+        let images = Tensor::randn([batch, 5, 12], OPTIONS);
+        let mask = Tensor::zeros([batch, length], (Kind::Int64, Device::Cpu));
+        let _ = mask.narrow(1, 0, tokens).fill_(1);
+        let ids = Tensor::randint_low(1, 38, [batch, length], (Kind::Int64, Device::Cpu)) * &mask;
+        (images, ids, mask)
+    }
+
+    fn step<'a>(images: &'a Tensor, ids: &'a Tensor, mask: &'a Tensor) -> StepInput<'a> {
+        StepInput {
+            image_embeds: images,
+            token_ids: ids,
+            attention_mask: mask,
+            image_ids: None,
+        }
+    }
+
+    fn run(model: &Blip2Qformer, input: &StepInput<'_>) -> Result<StepOutput, ModelError> {
+        model.forward_losses(input, NegativeSampling::Multinomial, &SingleProcess, true)
+    }
+
+    #[test]
+    fn any_sizes_give_finite_losses_and_a_gradient_everywhere() {
+        for (b, queries, layers, freq, length) in [
+            (2, 1, 1, 1, 2),
+            (2, 3, 2, 2, 10),
+            (5, 4, 3, 1, 7),
+            (3, 2, 4, 3, 4),
+        ] {
+            let model = Blip2Qformer::new(&config(queries, layers, freq), Device::Cpu, 1).unwrap();
+            let (images, ids, mask) = batch(b, length, length.min(6));
+            let images = model.encode_image(&images).unwrap();
+            let output = run(&model, &step(&images, &ids, &mask)).unwrap();
+            assert!(output.loss.double_value(&[]).is_finite());
+            assert_eq!(output.sim_i2t.size(), [b, b]);
+            assert_eq!(output.itm_logits.size(), [3 * b, 2]);
+            assert_eq!(output.hidden_itm.size(), [3 * b, queries + length, 16]);
+            let drawn = Vec::<i64>::try_from(&output.negative_image_idx).unwrap();
+            assert!(drawn
+                .iter()
+                .enumerate()
+                .all(|(row, &index)| index != row as i64));
+            output.loss.backward();
+            for param in model.params().named_parameters() {
+                assert!(param.tensor.grad().defined(), "{}", param.name);
+            }
+        }
+    }
+
+    #[test]
+    fn frozen_towers_get_no_gradient_and_trainable_ones_do() {
+        for trainable in [false, true] {
+            let mut config = config(2, 1, 1);
+            config.vision = VisionConfig::Eva(VitConfig {
+                image_size: 8,
+                patch_size: 4,
+                width: 12,
+                depth: 1,
+                heads: 2,
+                mlp: 16,
+                trainable,
+            });
+            let model = Blip2Qformer::new(&config, Device::Cpu, 1).unwrap();
+            let pixels = Tensor::randn([2, 3, 8, 8], OPTIONS);
+            let (_, ids, mask) = batch(2, 5, 4);
+            let images = model.encode_image(&pixels).unwrap();
+            assert_eq!(images.size(), [2, 5, 12]);
+            run(&model, &step(&images, &ids, &mask))
+                .unwrap()
+                .loss
+                .backward();
+            for param in model.params().named_parameters() {
+                let expected = trainable || !param.name.starts_with("visual_encoder.");
+                assert_eq!(param.trainable, expected, "{}", param.name);
+                assert_eq!(param.tensor.grad().defined(), expected, "{}", param.name);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_one_image_are_no_negatives_of_each_other() {
+        let model = Blip2Qformer::new(&config(2, 1, 1), Device::Cpu, 1).unwrap();
+        let (images, ids, mask) = batch(4, 5, 4);
+        let image_ids = Tensor::from_slice(&[7i64, 8, 7, 9]);
+        let input = StepInput {
+            image_ids: Some(&image_ids),
+            ..step(&images, &ids, &mask)
+        };
+        let output = run(&model, &input).unwrap();
+        for weights in [&output.weights_i2t, &output.weights_t2i] {
+            for (row, column) in [(0, 0), (0, 2), (2, 0), (1, 1), (3, 3)] {
+                assert_eq!(weights.double_value(&[row, column]), 0.0);
+            }
+            assert!(weights.double_value(&[1, 0]) > 0.0);
+        }
+        assert!(output.loss.double_value(&[]).is_finite());
+    }
+
+    #[test]
+    fn inference_equals_the_passes_of_a_step() {
+        let model = Blip2Qformer::new(&config(3, 2, 2), Device::Cpu, 1).unwrap();
+        let (images, ids, mask) = batch(3, 6, 4);
+        let input = step(&images, &ids, &mask);
+        let output = model
+            .forward_losses(&input, NegativeSampling::Multinomial, &SingleProcess, false)
+            .unwrap();
+        let close = |a: &Tensor, b: &Tensor| assert!(a.allclose(b, 1e-5, 1e-6, false), "{a} {b}");
+        let image_feats = model.image_features(&images).unwrap();
+        close(&image_feats, &output.image_feats);
+        close(
+            &model.text_features(&ids, &mask).unwrap(),
+            &output.text_feat,
+        );
+        let matched = output.itm_logits.narrow(0, 0, 3);
+        close(&model.itm_logits(&images, &ids, &mask).unwrap(), &matched);
+        assert!(!image_feats.requires_grad());
+        let norms = image_feats
+            .square()
+            .sum_dim_intlist([2i64].as_slice(), false, None);
+        close(&norms, &norms.ones_like());
+    }
+
+    #[test]
+    fn tensors_that_do_not_fit_are_refused() {
+        let model = Blip2Qformer::new(&config(2, 1, 1), Device::Cpu, 1).unwrap();
+        let (images, ids, mask) = batch(3, 5, 4);
+        let check = |images: &Tensor, ids: &Tensor, mask: &Tensor, message: &str| {
+            let error = run(&model, &step(images, ids, mask))
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(message), "{error}");
+        };
+        let floats = |shape: &[i64]| Tensor::zeros(shape, OPTIONS);
+        let ints = |shape: &[i64]| Tensor::zeros(shape, (Kind::Int64, Device::Cpu));
+        check(
+            &floats(&[3, 5, 13]),
+            &ids,
+            &mask,
+            "image features: expected shape [B, M, 12]",
+        );
+        check(&floats(&[3, 0, 12]), &ids, &mask, "B, M > 0");
+        check(&ints(&[3, 5, 12]), &ids, &mask, "floating-point elements");
+        check(
+            &images,
+            &ids.to_kind(Kind::Int),
+            &mask,
+            "64-bit integer elements",
+        );
+        check(
+            &images,
+            &ints(&[2, 5]),
+            &ints(&[2, 5]),
+            "3 images but 2 texts",
+        );
+        check(&images, &ids, &ints(&[3, 4]), "attention mask");
+        check(
+            &images,
+            &ints(&[3, 11]),
+            &ints(&[3, 11]),
+            "max_positions = 10",
+        );
+        check(&images, &ints(&[3, 0]), &ints(&[3, 0]), "T from 1");
+        check(&images, &ints(&[3, 1]), &ints(&[3, 1]), "2 or more");
+        check(&images, &(&ids + 40), &mask, "libtorch: ");
+        let one = |t: &Tensor| t.narrow(0, 0, 1);
+        check(&one(&images), &one(&ids), &one(&mask), "batch of 2 or more");
+
+        let (near, far) = (ints(&[3]), &ints(&[3]) + 3);
+        for (image_idx, text_idx) in [(&far, &near), (&near, &far), (&ids, &near)] {
+            let negatives = NegativeSampling::Given {
+                image_idx,
+                text_idx,
+            };
+            let input = step(&images, &ids, &mask);
+            assert!(model
+                .forward_losses(&input, negatives, &SingleProcess, true)
+                .is_err());
+        }
+    }
+
+    #[test]
+    fn the_published_size_has_the_published_parameters() {
+        let mut config = ModelConfig::vit_g();
+        // The tower is frozen and not part of the count.
+        config.vision = VisionConfig::Features(FeaturesConfig { width: 1408 });
+        let model = Blip2Qformer::new(&config, Device::Cpu, 0).unwrap();
+        let params = model.params().named_parameters();
+        assert_eq!(params.len(), 343);
+        let numbers: usize = params.iter().map(|param| param.tensor.numel()).sum();
+        assert_eq!(numbers, 186_705_470);
+    }
+}

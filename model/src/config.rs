@@ -314,7 +314,7 @@ impl ModelConfig {
             }),
             qformer: QformerConfig {
                 hidden: 128,
-                layers: 4,
+                layers: 3,
                 heads: 4,
                 intermediate: 256,
                 cross_attention_freq: 2,

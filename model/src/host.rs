@@ -13,13 +13,16 @@ use crate::error::ModelError;
 pub struct DeviceBatch {
     /// `[B, 3, S, S]` f32, normalised by the CLIP mean and deviation.
     pub images: Tensor,
-    /// `[N, T]` i64.
+    /// `[N, L]` i64, where `L <= T` is the length of the longest caption.
     pub token_ids: Tensor,
-    /// `[N, T]` i64.
+    /// `[N, L]` i64.
     pub attention_mask: Tensor,
 }
 
 /// Copies a batch to `device` and normalises its pixels there.
+///
+/// Columns of token ids that are padding in every row are left out: masked keys and unread rows
+/// change no loss and no gradient, and most captions are much shorter than `T`.
 ///
 /// # Errors
 /// [`ModelError::Torch`] when the device has no room.

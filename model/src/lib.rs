@@ -1,8 +1,39 @@
 //! The BLIP-2 Q-Former on libtorch.
 //!
 //! ```text
-//! pixels [B, 3, S, S] ──vision tower, ln_vision──▶ image features [B, M, E] ─┐
-//! token ids, mask [B, T] ──────────────────────────────────────────────────┴─▶ four Q-Former passes ──▶ ITC + ITM + ITG losses
+//! pixels [B, 3, S, S] ──vision tower, ln_vision──▶ image features [B, M, E] ──┐
+//!                                                                            ├──▶ three losses
+//! token ids, mask [B, T] ────────────────────────────────────────────────────┘
+//! ```
+//!
+//! One training step:
+//!
+//! ```no_run
+//! use qf_model::{AdamW, AdamWConfig, Blip2Qformer, ModelConfig, NegativeSampling, Schedule};
+//! use qf_model::{ModelError, SingleProcess, StepInput};
+//! use tch::{Device, Tensor};
+//!
+//! fn train(batches: &[(Tensor, Tensor, Tensor)]) -> Result<(), ModelError> {
+//!     let model = Blip2Qformer::new(&ModelConfig::tiny(), Device::Cpu, 42)?;
+//!     let mut optimizer = AdamW::new(model.params(), &AdamWConfig::default())?;
+//!     let schedule = Schedule::default();
+//!     let steps = batches.len() as u64;
+//!     for (step, (pixels, token_ids, attention_mask)) in (0..).zip(batches) {
+//!         let image_embeds = model.encode_image(pixels)?;
+//!         let input = StepInput {
+//!             image_embeds: &image_embeds,
+//!             token_ids,
+//!             attention_mask,
+//!             image_ids: None,
+//!         };
+//!         let negatives = NegativeSampling::Multinomial;
+//!         let output = model.forward_losses(&input, negatives, &SingleProcess, true)?;
+//!         optimizer.zero_grad();
+//!         output.loss.f_backward()?;
+//!         optimizer.step(schedule.lr(step, steps, steps))?;
+//!     }
+//!     Ok(())
+//! }
 //! ```
 
 pub mod blip2;

@@ -80,7 +80,7 @@ fn best_ranks(
             .fold(f64::NEG_INFINITY, f64::max);
         let ahead = columns().filter(|&(column, score)| {
             // Not a number compares false: it must not put its query ahead.
-            !(score < best) && !is_right(row, column)
+            (score >= best || score.is_nan()) && !is_right(row, column)
         });
         ranks.push(ahead.count());
     }

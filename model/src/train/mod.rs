@@ -77,8 +77,9 @@ impl Trainer {
                 .lr(self.step, config.steps, config.steps_per_epoch);
             let output = self.train_step(&batch, config.seed, lr, &mut phases)?;
             phases.end_step(batch.batch_size as u64);
-            let logs = self.step % config.log_every_steps == 0 || self.step == config.steps;
-            let saves = self.step % config.checkpoint_every_steps == 0;
+            let logs =
+                self.step.is_multiple_of(config.log_every_steps) || self.step == config.steps;
+            let saves = self.step.is_multiple_of(config.checkpoint_every_steps);
             if logs || saves || stop.load(Ordering::Relaxed) {
                 // Fails on losses that are no numbers: their weights must not be saved.
                 let record = record(&output, &batch, self.step, lr, &phases)?;

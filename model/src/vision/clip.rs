@@ -120,6 +120,62 @@ fn quick_gelu(input: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::params::ParamStore;
+    use tch::{Device, Kind};
+
+    /// The tower's arithmetic written out head by head, without fused attention or layer norms.
+    #[test]
+    fn one_block_by_hand() {
+        let config = VitConfig {
+            image_size: 4,
+            patch_size: 2,
+            width: 6,
+            depth: 1,
+            heads: 2,
+            mlp: 8,
+            trainable: true,
+        };
+        let mut store = ParamStore::new(Device::Cpu, 5);
+        let vit = ClipVit::new(store.root(), &config).unwrap();
+        let value = |name: &str| store.get(name).unwrap().tensor.detach();
+        let norm = |rows: &Tensor| {
+            let centred = rows - rows.mean_dim([-1i64].as_slice(), true, None);
+            let variance = centred.square().mean_dim([-1i64].as_slice(), true, None);
+            centred / (variance + LAYER_NORM_EPS).sqrt()
+        };
+        let dense = |rows: &Tensor, name: &str, suffix: &str| {
+            let weight = value(&format!("{name}{suffix}weight"));
+            rows.matmul(&weight.transpose(0, 1)) + value(&format!("{name}{suffix}bias"))
+        };
+
+        let pixels = Tensor::randn([1, 3, 4, 4], (Kind::Float, Device::Cpu));
+        let kernel = value("conv1.weight").view([6, 12]);
+        let mut rows = vec![value("class_embedding")];
+        for (top, left) in [(0, 0), (0, 2), (2, 0), (2, 2)] {
+            let patch = pixels.get(0).narrow(1, top, 2).narrow(2, left, 2);
+            rows.push(kernel.matmul(&patch.reshape(-1)));
+        }
+        let rows = norm(&(Tensor::stack(&rows, 0) + value("positional_embedding"))); // [5, 6]
+        let block = "transformer.resblocks.0";
+        let qkv = dense(&norm(&rows), &format!("{block}.attn.in_proj"), "_"); // [5, 18]
+        let heads: Vec<Tensor> = (0..2)
+            .map(|head| {
+                let part = |index: i64| qkv.narrow(1, index * 6 + head * 3, 3); // [5, 3]
+                let scores = part(0).matmul(&part(1).transpose(0, 1)) / 3f64.sqrt();
+                scores.softmax(1, None).matmul(&part(2))
+            })
+            .collect();
+        let mixed = Tensor::cat(&heads, 1);
+        let rows = &rows + dense(&mixed, &format!("{block}.attn.out_proj"), ".");
+        let hidden = quick_gelu(&dense(&norm(&rows), &format!("{block}.mlp.c_fc"), "."));
+        let expected = &rows + dense(&hidden, &format!("{block}.mlp.c_proj"), ".");
+
+        let got = vit.forward(&pixels).get(0);
+        assert!(
+            got.allclose(&expected, 1e-5, 1e-5, false),
+            "{got} {expected}"
+        );
+    }
 
     #[test]
     fn quick_gelu_values() {

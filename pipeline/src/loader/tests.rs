@@ -274,7 +274,6 @@ fn the_books_balance_and_bad_samples_are_named() {
     add("0.png", &png(1));
     add("h.png", &png(1));
     add("h.json", b"{\"w\": 1}");
-    drop(add);
     tar.finish().unwrap();
     let shards = resolve_shards(&[path.to_string_lossy()]).unwrap();
     let config = LoaderConfig {

@@ -56,11 +56,10 @@ pub(crate) fn for_each_member<R: Read>(
         .map_err(|error| shard_error(shard, 0, &error))?;
     let mut extension = Extension::default();
     let mut next_offset = 0;
-    let mut members = 0u64;
     for entry in entries.raw(true) {
         let mut entry = entry.map_err(|error| {
             let offset = next_offset;
-            if members == 0 && offset == 0 {
+            if offset == 0 {
                 error_at(shard, offset, format!("not a tar archive ({error})"))
             } else {
                 shard_error(shard, offset, &error)
@@ -71,7 +70,6 @@ pub(crate) fn for_each_member<R: Read>(
         next_offset = entry
             .raw_file_position()
             .saturating_add(size.checked_next_multiple_of(512).unwrap_or(u64::MAX));
-        members += 1;
         let kind = entry.header().entry_type();
         if kind.is_gnu_longname() || kind.is_pax_local_extensions() {
             if size > MAX_EXTENSION_BYTES {

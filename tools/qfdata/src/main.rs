@@ -4,10 +4,12 @@
 //! interrupted by Ctrl-C.
 
 mod interrupt;
+mod profile;
 mod progress;
 mod shard;
 mod size;
 mod synth;
+mod vocab;
 
 use std::process::ExitCode;
 
@@ -32,6 +34,10 @@ struct Cli {
 enum Command {
     /// Pack captioned images into shards
     Shard(shard::ShardArgs),
+    /// Train a WordPiece vocabulary from the captions of shards
+    Vocab(vocab::VocabArgs),
+    /// Measure how fast shards load, stage by stage, and name the bottleneck
+    Profile(profile::ProfileArgs),
     /// Render a captioned data set of simple scenes
     Synth(synth::SynthArgs),
 }
@@ -45,6 +51,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Shard(args) => shard::run(&args),
+        Command::Vocab(args) => vocab::run(&args),
+        Command::Profile(args) => profile::run(&args),
         Command::Synth(args) => synth::run(&args),
     };
     match result {

@@ -1,0 +1,183 @@
+//! `qfdata profile`: how fast the loader delivers, and what limits it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use clap::Args;
+use qf_pipeline::loader::{queue_table, stage_table, Counters, Loader, LoaderReport};
+use qf_pipeline::process::{cpu_time, peak_rss_bytes};
+use qf_pipeline::source::{resolve_shards, ShardLocation};
+use qf_pipeline::text::{CaptionTokenizer, VocabularyOptions};
+use qf_pipeline::vocabulary::vocabulary_from_shards;
+use qf_pipeline::LoaderConfig;
+use serde::Serialize;
+
+use crate::interrupt::Interrupt;
+
+/// Captions that a vocabulary is trained from when none is given.
+const VOCABULARY_CAPTIONS: u64 = 20_000;
+
+#[derive(Args)]
+pub(crate) struct ProfileArgs {
+    /// Shards: files, globs, {000..012} ranges; several allowed
+    #[arg(long, num_args = 1.., required = true, value_name = "SHARDS")]
+    shards: Vec<String>,
+
+    /// Threads that decode, augment and tokenise [default: one per core]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+
+    /// Threads that read and decompress
+    #[arg(long, default_value_t = 2)]
+    io_threads: usize,
+
+    /// Seconds to measure, after a second of warm-up
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
+    seconds: f64,
+
+    /// Images per batch
+    #[arg(long, default_value_t = 16)]
+    batch_size: usize,
+
+    /// Side of the square images, pixels
+    #[arg(long, default_value_t = 224)]
+    image_size: usize,
+
+    /// vocab.txt or tokenizer.json [default: a vocabulary trained from the first captions]
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is printed with `--json`.
+#[derive(Serialize)]
+struct Profile {
+    images_per_s: f64,
+    images_per_cpu_s: f64,
+    peak_rss_mb: f64,
+    images: u64,
+    seconds: f64,
+    cpu_seconds: f64,
+    threads: usize,
+    io_threads: usize,
+    batch_size: usize,
+    image_size: usize,
+    shards: usize,
+    bottleneck: String,
+    counters: Counters,
+    #[serde(flatten)]
+    loader: LoaderReport,
+}
+
+pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
+    if !(args.seconds > 0.0 && args.seconds <= 86_400.0) {
+        bail!(
+            "--seconds {}: must be above 0 and at most a day",
+            args.seconds
+        );
+    }
+    let shards = resolve_shards(&args.shards)?;
+    let config = LoaderConfig {
+        threads: args.threads,
+        io_threads: args.io_threads,
+        batch_size: args.batch_size,
+        image_size: args.image_size,
+        epochs: 0,
+        ..LoaderConfig::default()
+    };
+    config.validate()?;
+    let tokenizer = tokenizer(args, &shards, &config)?;
+    let num_shards = shards.len();
+    let interrupt = Interrupt::install()?;
+    let mut loader = Loader::start(config, shards, tokenizer, None)?;
+    let mut take = |limit: Duration| -> anyhow::Result<(u64, Duration)> {
+        let start = Instant::now();
+        let mut images = 0;
+        // The loader goes round and round: it ends only with an error.
+        while let Some(batch) = loader.next_batch()? {
+            interrupt.check()?;
+            images += batch.batch_size as u64;
+            if start.elapsed() >= limit {
+                break;
+            }
+        }
+        Ok((images, start.elapsed()))
+    };
+    take(Duration::from_secs(1))?;
+    let cpu_before = cpu_time();
+    let (images, wall) = take(Duration::from_secs_f64(args.seconds))?;
+    let cpu_secs = match (cpu_before, cpu_time()) {
+        (Some(before), Some(after)) => after.saturating_sub(before).as_secs_f64(),
+        _ => bail!("this system does not tell the CPU time of a process"),
+    };
+    let report = loader.report();
+    let profile = Profile {
+        images_per_s: images as f64 / wall.as_secs_f64(),
+        images_per_cpu_s: images as f64 / cpu_secs.max(1e-9),
+        peak_rss_mb: peak_rss_bytes().unwrap_or(0) as f64 / 1e6,
+        images,
+        seconds: wall.as_secs_f64(),
+        cpu_seconds: cpu_secs,
+        threads: report.threads,
+        io_threads: report.io_threads,
+        batch_size: args.batch_size,
+        image_size: args.image_size,
+        shards: num_shards,
+        bottleneck: report.bottleneck(),
+        counters: loader.state().counters.clone(),
+        loader: report,
+    };
+    if args.json {
+        println!("{}", serde_json::to_string(&profile)?);
+    } else {
+        print(&profile);
+    }
+    Ok(())
+}
+
+fn tokenizer(
+    args: &ProfileArgs,
+    shards: &[ShardLocation],
+    config: &LoaderConfig,
+) -> anyhow::Result<Arc<CaptionTokenizer>> {
+    if let Some(path) = &args.tokenizer {
+        return Ok(Arc::new(CaptionTokenizer::from_file(path)?));
+    }
+    let options = VocabularyOptions::default();
+    let trained = vocabulary_from_shards(shards, config, &options, VOCABULARY_CAPTIONS)?;
+    Ok(Arc::new(CaptionTokenizer::from_vocab(trained.entries)?))
+}
+
+fn print(profile: &Profile) {
+    println!(
+        "{} images of {} shards in {:.1} s: {:.1} images/s, {:.1} images per CPU second, peak {:.0} MB",
+        profile.images,
+        profile.shards,
+        profile.seconds,
+        profile.images_per_s,
+        profile.images_per_cpu_s,
+        profile.peak_rss_mb
+    );
+    // The loader's own meters include the warm-up.
+    print!("{}", stage_table(&profile.loader.stages));
+    print!("{}", queue_table(&profile.loader.queues));
+    let Counters {
+        read,
+        delivered,
+        dropped_last,
+        ..
+    } = &profile.counters;
+    println!(
+        "samples: {read} read = {delivered} delivered + {} skipped + {dropped_last} left over",
+        profile.counters.skipped_total()
+    );
+    for (reason, count) in &profile.counters.skipped {
+        println!("  skipped as {reason}: {count}");
+    }
+    println!("bottleneck: {}", profile.bottleneck);
+}
