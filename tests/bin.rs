@@ -8,27 +8,46 @@ use serde_json::Value;
 
 /// The `qfdata` program, up to date with the sources.
 pub(crate) fn qfdata() -> PathBuf {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| build("qfdata")).clone()
+    program("qfdata")
 }
 
-/// Builds a package of one program in the profile of this test and says where cargo put it.
-fn build(package: &str) -> PathBuf {
+/// The `qftrain` program, up to date with the sources.
+#[allow(dead_code)] // Used by the training tests.
+pub(crate) fn qftrain() -> PathBuf {
+    program("qftrain")
+}
+
+fn program(name: &str) -> PathBuf {
+    static PROGRAMS: OnceLock<Vec<(String, PathBuf)>> = OnceLock::new();
+    let programs = PROGRAMS.get_or_init(build);
+    let found = programs.iter().find(|(program, _)| program == name);
+    found.unwrap_or_else(|| panic!("cargo built no {name}: {programs:?}")).1.clone()
+}
+
+/// Builds the programs in the profile of this test and says where cargo put them.
+///
+/// `cargo test --workspace` is what built this test: the same call, without running anything, uses
+/// the same features of all dependencies and so compiles none of them again.
+fn build() -> Vec<(String, PathBuf)> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-        .args(["build", "--message-format=json-render-diagnostics"])
-        .args(["--package", package])
+        .args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"])
         .stderr(Stdio::inherit());
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
     let output = cargo.output().expect("cargo starts");
-    assert!(output.status.success(), "cargo build -p {package} failed");
+    assert!(output.status.success(), "cargo test --workspace --no-run failed");
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["target"]["name"] == package)
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .expect("cargo names the program it built")
+        .filter(|message| {
+            message["target"]["kind"][0] == "bin" && message["profile"]["test"] == false
+        })
+        .filter_map(|message| {
+            let name = message["target"]["name"].as_str()?.to_string();
+            Some((name, PathBuf::from(message["executable"].as_str()?)))
+        })
+        .collect()
 }

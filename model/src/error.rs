@@ -46,10 +46,10 @@ pub enum ModelError {
     /// Two parameters under one name.
     #[error("parameter `{0}` is declared twice")]
     DuplicateParameter(String),
-    /// Weights or optimiser state that do not fit the model: every difference is listed.
+    /// Weights or optimiser state that do not fit the model.
     #[error(
         "{origin} does not fit this model: {}; use the configuration it was written with",
-        .problems.join("; ")
+        listing(.problems)
     )]
     Mismatch {
         /// The file, or what else the tensors came from.
@@ -65,6 +65,9 @@ pub enum ModelError {
         /// What is wrong with it.
         message: String,
     },
+    /// A run folder that another process trains in.
+    #[error("{}: another process trains in this run folder; wait for it, or take another", .0.display())]
+    InUse(PathBuf),
     /// A file that cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
@@ -96,6 +99,16 @@ pub enum ModelError {
     /// An operation that libtorch refused.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
+}
+
+/// The first problems, and how many more there are: a wrong width misfits every tensor.
+fn listing(problems: &[String]) -> String {
+    const MAX_LISTED: usize = 4;
+    let listed = problems[..problems.len().min(MAX_LISTED)].join("; ");
+    match problems.len().saturating_sub(MAX_LISTED) {
+        0 => listed,
+        more => format!("{listed}; and {more} more tensors"),
+    }
 }
 
 /// Checks `tensor` against `expected`, where -1 stands for any size; `names` words the message.

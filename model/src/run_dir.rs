@@ -1,6 +1,10 @@
 //! The folder of a run: what is where.
 
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+
+use crate::checkpoint;
+use crate::error::ModelError;
 
 /// Paths in a run folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,5 +49,75 @@ impl RunDir {
     /// Checkpoint folders.
     pub fn checkpoints(&self) -> PathBuf {
         self.0.join("checkpoints")
+    }
+
+    /// Whether anything was trained here: a checkpoint or a logged step. The files of a start that
+    /// failed before its first step do not count.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`] when the checkpoints cannot be listed.
+    pub fn holds_run(&self) -> Result<bool, ModelError> {
+        let has_metrics = fs::metadata(self.metrics()).is_ok_and(|metrics| metrics.len() > 0);
+        Ok(has_metrics || !checkpoint::list(&self.checkpoints())?.is_empty())
+    }
+
+    /// Claims the folder, which must exist, for this process until the result is dropped. The
+    /// operating system gives it up when the process ends in any way. A file system without locks
+    /// lets everyone in.
+    ///
+    /// # Errors
+    /// [`ModelError::InUse`] when another process has it, [`ModelError::Io`] when the folder cannot
+    /// be written to.
+    pub fn lock(&self) -> Result<RunLock, ModelError> {
+        let path = self.0.join(".lock");
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(|source| ModelError::Io { path, source })?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(ModelError::InUse(self.0.clone())),
+            Err(TryLockError::Error(error)) => {
+                log::warn!("cannot lock {} ({error})", self.0.display());
+            }
+            Ok(()) => {}
+        }
+        Ok(RunLock { _file: file })
+    }
+}
+
+/// A claim on a run folder; see [`RunDir::lock`].
+#[derive(Debug)]
+#[must_use = "dropping it gives the folder up"]
+pub struct RunLock {
+    _file: File,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_at_a_time_and_only_a_trained_step_makes_a_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let run_dir = RunDir::new(folder.path());
+        let lock = run_dir.lock().unwrap();
+        let message = run_dir.lock().unwrap_err().to_string();
+        assert!(message.contains("another process"), "{message}");
+        drop(lock);
+        drop(run_dir.lock().unwrap());
+
+        fs::write(run_dir.config(), "").unwrap();
+        fs::write(run_dir.metrics(), "").unwrap();
+        assert!(!run_dir.holds_run().unwrap());
+        fs::create_dir_all(run_dir.checkpoints().join(".step-00000001.partial")).unwrap();
+        assert!(!run_dir.holds_run().unwrap());
+        fs::create_dir(run_dir.checkpoints().join("step-00000001")).unwrap();
+        assert!(run_dir.holds_run().unwrap());
+        fs::remove_dir_all(run_dir.checkpoints()).unwrap();
+        fs::write(run_dir.metrics(), "{}\n").unwrap();
+        assert!(run_dir.holds_run().unwrap());
+        assert!(RunDir::new(folder.path().join("none")).lock().is_err());
     }
 }

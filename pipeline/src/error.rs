@@ -1,6 +1,7 @@
 //! What can go wrong, in three strengths: a [`SampleError`] costs one sample, a [`ShardError`] the
 //! rest of a shard, a [`PipelineError`] the run.
 
+use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -156,4 +157,43 @@ pub enum PipelineError {
     /// A thread could not be started, or died: the message says which and why.
     #[error("{0}")]
     Thread(String),
+}
+
+/// An error with its causes, `what failed: why`, for the user to read. A cause that the message of
+/// the error above it quotes already is not said twice.
+pub fn full_message(error: &(dyn Error + 'static)) -> String {
+    let mut message = error.to_string().trim_end().to_owned();
+    let mut above = error;
+    while let Some(cause) = above.source() {
+        let text = cause.to_string();
+        if !message.contains(text.trim_end()) {
+            message.push_str(": ");
+            message.push_str(text.trim_end());
+        }
+        above = cause;
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("saving fails")]
+    struct Outer(#[source] PipelineError);
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let source = std::io::Error::other("disk full");
+        let path = PathBuf::from("a/b");
+        let error = Outer(PipelineError::Io { path, source });
+        assert_eq!(full_message(&error), "saving fails: a/b: disk full");
+        let bad = PipelineError::from(ShardError {
+            shard: "s.tar".into(),
+            offset_bytes: 7,
+            message: "truncated".into(),
+        });
+        assert_eq!(full_message(&bad), bad.to_string());
+    }
 }

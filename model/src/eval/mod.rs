@@ -159,7 +159,7 @@ impl FeatureBank {
         on_row: &mut dyn FnMut(),
     ) -> Result<Tensor, ModelError> {
         let size = scores.size();
-        let k = (k as i64).min(size[1]);
+        let k = i64::try_from(k).unwrap_or(i64::MAX).min(size[1]);
         let ranked = scores.f_full_like(NOT_RANKED)?;
         tch::no_grad(|| {
             for row in 0..size[0] {

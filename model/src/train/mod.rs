@@ -61,7 +61,7 @@ impl Trainer {
     ) -> Result<(Outcome, RunProfile), ModelError> {
         let mut metrics = MetricsFile::open(&run_dir.metrics(), self.step)?;
         let mut phases = Phases::start();
-        let mut saved_at = None;
+        let mut saved_at = self.step;
         let outcome = loop {
             if self.step >= config.steps {
                 break Outcome::Finished;
@@ -77,17 +77,24 @@ impl Trainer {
                 .lr(self.step, config.steps, config.steps_per_epoch);
             let output = self.train_step(&batch, config.seed, lr, &mut phases)?;
             phases.end_step(batch.batch_size as u64);
-            if self.step.is_multiple_of(config.log_every_steps) || self.step == config.steps {
+            let logs =
+                self.step.is_multiple_of(config.log_every_steps) || self.step == config.steps;
+            let saves = self.step.is_multiple_of(config.checkpoint_every_steps);
+            if logs || saves || stop.load(Ordering::Relaxed) {
+                // Fails on losses that are no numbers: their weights must not be saved.
                 let record = record(&output, &batch, self.step, lr, &phases)?;
-                metrics.append(&record)?;
-                on_record(&record);
+                if logs {
+                    metrics.append(&record)?;
+                    on_record(&record);
+                }
             }
-            if self.step.is_multiple_of(config.checkpoint_every_steps) {
+            if saves {
                 self.save(config, loader, run_dir)?;
-                saved_at = Some(self.step);
+                saved_at = self.step;
             }
         };
-        if saved_at != Some(self.step) && self.step > 0 {
+        // Nothing to save without a step: the checkpoint that was resumed from is there.
+        if saved_at != self.step {
             self.save(config, loader, run_dir)?;
         }
         Ok((outcome, phases.profile(loader)))

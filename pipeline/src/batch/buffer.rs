@@ -31,7 +31,12 @@ pub struct PlainAllocator;
 
 impl HostAllocator for PlainAllocator {
     fn allocate(&self, len: usize) -> Result<Box<dyn HostBuffer>, String> {
-        Ok(Box::new(vec![0u8; len]))
+        let mut buffer = Vec::new();
+        buffer
+            .try_reserve_exact(len)
+            .map_err(|error| error.to_string())?;
+        buffer.resize(len, 0u8);
+        Ok(Box::new(buffer))
     }
 }
 

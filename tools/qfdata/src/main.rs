@@ -14,6 +14,7 @@ mod vocab;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use qf_pipeline::error::full_message;
 
 /// Builds, inspects and profiles shards of captioned images.
 #[derive(Parser)]
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", full_message(error.as_ref()));
             interrupt::exit_code(&error)
         }
     }

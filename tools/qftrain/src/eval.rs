@@ -15,6 +15,7 @@ use qf_pipeline::loader::Loader;
 use qf_pipeline::source::resolve_shards;
 use qf_pipeline::LoaderConfig;
 
+use crate::output::say;
 use crate::session::{load_config, load_tokenizer};
 
 #[derive(Args)]
@@ -73,11 +74,16 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         Some(wanted) => checkpoints.iter().find(|(step, _)| *step == wanted),
     };
     let Some((step, folder)) = found else {
-        bail!(
-            "{} holds no such checkpoint (steps: {})",
-            args.run_dir.display(),
-            steps()
-        );
+        let path = args.run_dir.display();
+        match args.step {
+            Some(wanted) if !checkpoints.is_empty() => {
+                bail!(
+                    "{path} holds no checkpoint of step {wanted}, but of {}",
+                    steps()
+                )
+            }
+            _ => bail!("{path} holds no checkpoint yet; train it, or let it reach its first save"),
+        }
     };
     let positions = config.model.qformer.max_positions;
     if args.text_len as i64 > positions {
@@ -111,32 +117,30 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         let mut json = serde_json::to_value(&report)?;
         let fields = json.as_object_mut().context("a report is an object")?;
         fields.insert("step".into(), (*step).into());
-        println!("{json}");
-    } else {
-        print_report(&report, *step);
+        return say(format_args!("{json}"));
     }
-    Ok(())
+    print_report(&report, *step)
 }
 
-fn print_report(report: &RetrievalReport, step: u64) {
-    println!(
+fn print_report(report: &RetrievalReport, step: u64) -> anyhow::Result<()> {
+    say(format_args!(
         "retrieval at step {step}: {} images, {} captions, {} samples skipped",
         report.images, report.captions, report.skipped
-    );
-    println!(
+    ))?;
+    say(format_args!(
         "{:<22} {:>7} {:>7} {:>7}   {:>7} {:>7} {:>7}",
         "recall, %", "TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10"
-    );
+    ))?;
     let row = |name: &str, pair: &RecallPair| {
         let RecallPair { text, image } = pair;
-        println!(
+        say(format_args!(
             "{name:<22} {:>7.1} {:>7.1} {:>7.1}   {:>7.1} {:>7.1} {:>7.1}",
             text.r1, text.r5, text.r10, image.r1, image.r5, image.r10
-        );
+        ))
     };
-    row("ITC", &report.itc);
+    row("ITC", &report.itc)?;
     if let Some(itm) = &report.itm {
-        row(&format!("ITM, best {} ranked", report.rerank), itm);
+        row(&format!("ITM, best {} ranked", report.rerank), itm)?;
     }
-    row("chance", &report.chance);
+    row("chance", &report.chance)
 }

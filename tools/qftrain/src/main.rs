@@ -4,6 +4,7 @@
 //! line on stderr says why), 2 wrong usage.
 
 mod eval;
+mod output;
 mod progress;
 mod session;
 mod settings;
@@ -12,6 +13,7 @@ mod train;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use qf_pipeline::error::full_message;
 
 /// Trains a BLIP-2 Q-Former (ITC + ITM + ITG) from shards of captioned images.
 #[derive(Parser)]
@@ -53,7 +55,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            let error: &(dyn std::error::Error + 'static) = error.as_ref();
+            output::remark(format_args!("error: {}", full_message(error)));
             ExitCode::FAILURE
         }
     }

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use qf_model::train::StepRecord;
 
+use crate::output::remark;
+
 /// Time between lines where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -60,12 +62,12 @@ impl Progress {
             let done = record.step.saturating_sub(self.first_step).max(1);
             let left = self.total_steps.saturating_sub(record.step);
             let eta = self.started.elapsed().mul_f64(left as f64 / done as f64);
-            eprintln!(
+            remark(format_args!(
                 "step {}/{}  {text}  ETA {}",
                 record.step,
                 self.total_steps,
                 HumanDuration(eta)
-            );
+            ));
         }
     }
 

@@ -11,6 +11,8 @@ use qf_pipeline::source::ShardLocation;
 use qf_pipeline::text::{CaptionTokenizer, VocabularyOptions};
 use qf_pipeline::vocabulary::vocabulary_from_shards;
 
+use crate::output::remark;
+
 /// Captions that a vocabulary is trained from, at most: enough for stable counts, read in seconds.
 const MAX_VOCABULARY_CAPTIONS: u64 = 200_000;
 
@@ -26,12 +28,23 @@ pub(crate) fn load_tokenizer(run_dir: &RunDir) -> anyhow::Result<Arc<CaptionToke
 }
 
 /// Makes the tokenizer of a new run and keeps it in its folder, so that evaluation and resumption
-/// see the same ids whatever becomes of the original.
+/// see the same ids whatever becomes of the original. One that a failed start left is removed.
 pub(crate) fn create_tokenizer(
     config: &TrainConfig,
     shards: &[ShardLocation],
     run_dir: &RunDir,
 ) -> anyhow::Result<Arc<CaptionTokenizer>> {
+    let clear = || {
+        for stale in [run_dir.tokenizer_json(), run_dir.vocabulary()] {
+            match std::fs::remove_file(&stale) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {}", stale.display()))
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    };
     if let Some(path) = &config.tokenizer {
         CaptionTokenizer::from_file(path)?;
         let is_json = path
@@ -44,6 +57,7 @@ pub(crate) fn create_tokenizer(
         };
         let bytes =
             std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        clear()?;
         write_file(&copy, &bytes)?;
         return load_tokenizer(run_dir);
     }
@@ -52,12 +66,13 @@ pub(crate) fn create_tokenizer(
         ..Default::default()
     };
     let trained = vocabulary_from_shards(shards, &config.data, &options, MAX_VOCABULARY_CAPTIONS)?;
-    eprintln!(
+    remark(format_args!(
         "vocabulary: {} entries trained from {} captions of the shards (--tokenizer vocab.txt uses \
          a given one)",
         trained.entries.len(),
         trained.captions
-    );
+    ));
+    clear()?;
     write_file(
         &run_dir.vocabulary(),
         (trained.entries.join("\n") + "\n").as_bytes(),

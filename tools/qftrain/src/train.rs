@@ -17,6 +17,7 @@ use qf_pipeline::loader::{queue_table, stage_table, Loader};
 use qf_pipeline::source::resolve_shards;
 use tch::Device;
 
+use crate::output::{remark, say};
 use crate::progress::Progress;
 use crate::session::{create_tokenizer, fit_to_tokenizer, load_config, load_tokenizer, write_file};
 use crate::settings::Settings;
@@ -44,8 +45,8 @@ pub(crate) struct TrainArgs {
     config: Option<PathBuf>,
 
     /// Optimiser steps of the whole run
-    #[arg(long)]
-    steps: Option<u64>,
+    #[arg(long, value_parser = clap::value_parser!(i64).range(1..))]
+    steps: Option<i64>,
 
     /// Images per step
     #[arg(long)]
@@ -86,6 +87,15 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     config.validate()?;
     let shards = resolve_shards(&config.shards)?;
 
+    std::fs::create_dir_all(run_dir.path())
+        .with_context(|| format!("cannot create the run folder {}", run_dir.path().display()))?;
+    let _lock = run_dir.lock()?;
+    if !args.resume && run_dir.holds_run()? {
+        bail!(
+            "{} already holds a run; add --resume to continue it, or take another --run-dir",
+            run_dir.path().display()
+        );
+    }
     let checkpoints = checkpoint::list(&run_dir.checkpoints())?;
     let newest = checkpoints
         .last()
@@ -94,17 +104,14 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let state = newest.as_deref().map(checkpoint::read_state).transpose()?;
     if let Some(state) = &state {
         if state.step >= config.steps {
-            println!(
+            return say(format_args!(
                 "{}: all {} steps are done; raise --steps to train on",
                 run_dir.path().display(),
                 config.steps
-            );
-            return Ok(());
+            ));
         }
     }
 
-    std::fs::create_dir_all(run_dir.path())
-        .with_context(|| format!("cannot create {}", run_dir.path().display()))?;
     let has_tokenizer = run_dir.tokenizer_json().exists() || run_dir.vocabulary().exists();
     let tokenizer = if args.resume && has_tokenizer {
         load_tokenizer(&run_dir)?
@@ -113,7 +120,6 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     };
     fit_to_tokenizer(&mut config, &tokenizer);
     config.validate()?;
-    write_file(&run_dir.config(), toml::to_string(&config)?.as_bytes())?;
 
     let mut model = Blip2Qformer::new(&config.model, device, config.seed)?;
     let mut optimizer = AdamW::new(model.params(), &config.optimizer)?;
@@ -136,6 +142,8 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         state.map(|state| state.loader),
         batch_allocator(device),
     )?;
+    // Only now: settings that do not fit the checkpoint must not replace those that do.
+    write_file(&run_dir.config(), toml::to_string(&config)?.as_bytes())?;
     let stop = Arc::new(AtomicBool::new(false));
     catch_signals(&stop)?;
 
@@ -153,33 +161,32 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let profile_json = serde_json::to_string_pretty(&profile)?;
     write_file(&run_dir.profile(), profile_json.as_bytes())?;
     let counters = loader.state().counters.clone();
-    print_profile(&profile);
-    println!(
+    print_profile(&profile)?;
+    say(format_args!(
         "samples: {} read = {} delivered + {} skipped + {} left over at the end of epochs",
         counters.read,
         counters.delivered,
         counters.skipped_total(),
         counters.dropped_last
-    );
+    ))?;
     for (reason, count) in &counters.skipped {
-        println!("  skipped as {reason}: {count}");
+        say(format_args!("  skipped as {reason}: {count}"))?;
     }
     let path = run_dir.path().display();
     match outcome {
-        Outcome::Finished => println!(
+        Outcome::Finished => say(format_args!(
             "done: step {} of {}, run in {path}",
             trainer.step, config.steps
-        ),
-        Outcome::Interrupted => println!(
+        )),
+        Outcome::Interrupted => say(format_args!(
             "interrupted at step {} of {} and saved; continue with --run-dir {path} --resume",
             trainer.step, config.steps
-        ),
-        Outcome::OutOfData => println!(
+        )),
+        Outcome::OutOfData => say(format_args!(
             "the data ended at step {} of {} (data.epochs = {}); saved in {path}",
             trainer.step, config.steps, config.data.epochs
-        ),
+        )),
     }
-    Ok(())
 }
 
 /// Preset, file or the resumed run's own configuration, with the command line on top.
@@ -191,21 +198,15 @@ fn configuration(
     let mut settings = if args.resume {
         load_config(run_dir).context("--resume")?
     } else {
-        if run_dir.config().exists() {
-            bail!(
-                "{} already holds a run; add --resume to continue it, or take another --run-dir",
-                run_dir.path().display()
-            );
-        }
         match (&args.config, &args.preset) {
             (Some(path), _) => Settings::file(path)?,
             (None, Some(name)) => Settings::preset(name)?,
             (None, None) => {
                 let preset = if device.is_cuda() { "small" } else { "tiny" };
-                eprintln!(
+                remark(format_args!(
                     "preset: {preset} (for {}; --preset or --config takes another)",
                     name(device)
-                );
+                ));
                 Settings::preset(preset)?
             }
         }
@@ -221,7 +222,7 @@ fn configuration(
         settings.set("shards", strings(&args.shards))?;
     }
     if let Some(steps) = args.steps {
-        settings.set("steps", i64::try_from(steps)?)?;
+        settings.set("steps", steps)?;
     }
     if let Some(batch_size) = args.batch_size {
         settings.set("data.batch_size", i64::from(batch_size))?;
@@ -311,7 +312,7 @@ fn describe(
     } else {
         String::new()
     };
-    eprintln!(
+    remark(format_args!(
         "training on {}: {num_shards} shards, batch {}, {} steps{at}, {:.1} M trainable parameters, \
          run in {}",
         name(device),
@@ -319,22 +320,22 @@ fn describe(
         config.steps,
         trained as f64 / 1e6,
         run_dir.path().display()
-    );
+    ));
 }
 
-fn print_profile(profile: &RunProfile) {
-    println!(
+fn print_profile(profile: &RunProfile) -> anyhow::Result<()> {
+    say(format_args!(
         "profile: {} steps, {} images in {:.1} s: {:.1} images/s, {:.1} % of the time waiting for data",
         profile.steps,
         profile.images,
         profile.wall_secs,
         profile.images_per_s,
         100.0 * profile.data_wait_share
-    );
-    print!(
-        "{}",
-        stage_table(profile.loader.stages.iter().chain(&profile.phases))
-    );
-    print!("{}", queue_table(&profile.loader.queues));
-    println!("bottleneck: {}", profile.bottleneck);
+    ))?;
+    let stages = stage_table(profile.loader.stages.iter().chain(&profile.phases));
+    let queues = queue_table(&profile.loader.queues);
+    say(format_args!(
+        "{stages}{queues}bottleneck: {}",
+        profile.bottleneck
+    ))
 }
