@@ -1,4 +1,4 @@
-//! The workspace's programs, built once per test process.
+//! The workspace's programs, built once per test process, and the shared test data.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,6 +10,12 @@ use serde_json::Value;
 pub(crate) fn qfdata() -> PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| build("qfdata")).clone()
+}
+
+/// The `qftrain` program, up to date with the sources.
+pub(crate) fn qftrain() -> PathBuf {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| build("qftrain")).clone()
 }
 
 /// Builds a package of one program in the profile of this test and says where cargo put it.
@@ -31,4 +37,20 @@ fn build(package: &str) -> PathBuf {
         .filter(|message| message["target"]["name"] == package)
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
         .expect("cargo names the program it built")
+}
+
+/// A file or folder of the shared test data, which lies at `$QF_SHARED` or beside the checkout;
+/// `None`, and a printed line, where there is none, unless `QF_REQUIRE_SHARED=1` demands it.
+#[allow(clippy::disallowed_methods)] // Tests are told by the environment where their data lies.
+pub(crate) fn shared(test: &str, relative: &str) -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
+    let root = std::env::var_os("QF_SHARED").map_or(beside, PathBuf::from);
+    let path = root.join(relative);
+    if path.exists() {
+        return Some(path);
+    }
+    let required = std::env::var("QF_REQUIRE_SHARED").is_ok_and(|value| value == "1");
+    assert!(!required, "{test}: {} is missing", path.display());
+    println!("skipped: {test}: no shared folder");
+    None
 }

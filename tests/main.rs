@@ -1,8 +1,11 @@
 //! All tests of the workspace as one binary.
 
 mod bin;
+mod golden_batches;
+mod hostile;
 mod interop;
 mod shard_cli;
+mod train_cli;
 
 #[test]
 fn smoke() {
