@@ -8,35 +8,45 @@ use serde_json::Value;
 
 /// The `qfdata` program, up to date with the sources.
 pub(crate) fn qfdata() -> PathBuf {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| build("qfdata")).clone()
+    programs().0.clone()
 }
 
 /// The `qftrain` program, up to date with the sources.
 pub(crate) fn qftrain() -> PathBuf {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| build("qftrain")).clone()
+    programs().1.clone()
 }
 
-/// Builds a package of one program in the profile of this test and says where cargo put it.
-fn build(package: &str) -> PathBuf {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-        .args(["build", "--message-format=json-render-diagnostics"])
-        .args(["--package", package])
-        .stderr(Stdio::inherit());
-    if !cfg!(debug_assertions) {
-        cargo.arg("--release");
-    }
-    let output = cargo.output().expect("cargo starts");
-    assert!(output.status.success(), "cargo build -p {package} failed");
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["target"]["name"] == package)
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .expect("cargo names the program it built")
+/// Builds both in the profile of this test, at once, so that they share their dependencies.
+fn programs() -> &'static (PathBuf, PathBuf) {
+    static PROGRAMS: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+            .args(["build", "--message-format=json-render-diagnostics"])
+            .args(["--package", "qfdata", "--package", "qftrain"])
+            .stderr(Stdio::inherit());
+        if !cfg!(debug_assertions) {
+            cargo.arg("--release");
+        }
+        let output = cargo.output().expect("cargo starts");
+        assert!(
+            output.status.success(),
+            "cargo build of the programs failed"
+        );
+        let messages: Vec<Value> = String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
+        let program = |name: &str| {
+            messages
+                .iter()
+                .filter(|message| message["target"]["name"] == name)
+                .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+                .expect("cargo names the program it built")
+        };
+        (program("qfdata"), program("qftrain"))
+    })
 }
 
 /// A file or folder of the shared test data, which lies at `$QF_SHARED` or beside the checkout;
