@@ -1,160 +1,285 @@
 #!/usr/bin/env bash
-# Set-up: checks the system packages, puts libtorch 2.11.0 into the user cache (or uses the one the
-# user points at) and writes .cargo/config.toml, so that plain `cargo build|test|run` work here.
+# Set-up: checks the system packages and Rust, puts libtorch into the user cache (or uses the one it
+# is pointed at) and writes .cargo/config.toml, so that plain `cargo build|test|run` work here.
 #
-#   LIBTORCH=DIR            use this libtorch (DIR/include, DIR/lib/libtorch_cpu.so), version 2.11
-#   LIBTORCH_USE_PYTORCH=1  use the PyTorch 2.11 of the `python3` on the PATH
+#   LIBTORCH=DIR            use this libtorch: DIR/include, DIR/lib/libtorch_cpu.so
+#   LIBTORCH_USE_PYTORCH=1  use the PyTorch of the `python3` on the PATH
 #   QF_CACHE=DIR            where downloads go (default: ${XDG_CACHE_HOME:-~/.cache}/qformer)
-#   QF_CUDA=0|1             fetch the lean CPU set or the full CUDA set (default: 1 where an NVIDIA GPU is)
+#   QF_CUDA=0|1             fetch the lean CPU set or the full CUDA set (default: 1 with an NVIDIA GPU)
 #   QF_NO_APT=1             never call apt; name the missing packages instead
+#
+# A choice of libtorch is remembered in .cargo/config.toml; remove that file to forget it.
+# Any number of set-ups may run at a time: they take turns, and a folder of the cache appears under
+# its name only when it is complete.
 #
 # Usage: scripts/setup.sh [--with-test-venv]
 set -euo pipefail
 
 readonly TORCH_VERSION=2.11.0
-# The cu13 libraries that libtorch_cpu.so itself needs; the versions cuda-toolkit 13.0.2 pins.
+# Of the CUDA libraries, libtorch_cpu.so itself needs these; the versions that torch 2.11.0 asks for.
 readonly CUDA_RUNTIME=nvidia-cuda-runtime==13.0.96
 readonly CUDA_CUPTI=nvidia-cuda-cupti==13.0.85
+readonly MIN_PYTHON=3.10 # of the torch wheels
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-cache=${QF_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/qformer}
+readonly root config="$root/.cargo/config.toml"
+cache=${QF_CACHE:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/qformer}
 
-say() { printf 'setup: %s\n' "$*"; }
+exec 3>&1 # functions that print a result also talk to the user
+say() { printf 'setup: %s\n' "$*" >&3; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
-# --- system packages --------------------------------------------------------------------------
+# --- system packages and Rust -----------------------------------------------------------------
 system_packages() {
     local missing=()
-    command -v cc >/dev/null && command -v c++ >/dev/null && command -v make >/dev/null || missing+=(build-essential)
-    command -v pkg-config >/dev/null || missing+=(pkg-config)
-    command -v python3 >/dev/null || missing+=(python3)
-    if ! python3 -c 'import venv, ensurepip' 2>/dev/null; then missing+=(python3-venv python3-pip); fi
-    if [ ${#missing[@]} -gt 0 ]; then
-        local install="apt-get install -y --no-install-recommends ${missing[*]}"
-        if [ "${QF_NO_APT:-0}" != 1 ] && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
-            say "missing system packages: ${missing[*]}; running: $install"
-            apt-get update -qq && DEBIAN_FRONTEND=noninteractive $install
-        elif [ "${QF_NO_APT:-0}" != 1 ] && command -v apt-get >/dev/null && command -v sudo >/dev/null && [ -t 0 ]; then
-            say "missing system packages: ${missing[*]}; running: sudo $install"
-            sudo apt-get update -qq && sudo $install
-        else
-            die "missing system packages; run: sudo $install   (then run this again)"
-        fi
+    if ! { command -v cc && command -v c++ && command -v make; } >/dev/null; then
+        missing+=(build-essential)
     fi
-    command -v cargo >/dev/null || die "no cargo on the PATH; install Rust (https://rustup.rs), then run this again"
+    command -v python3 >/dev/null || missing+=(python3)
+    python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
+    if [ ${#missing[@]} -gt 0 ]; then install_packages "${missing[@]}"; fi
+    python3 -c "import sys; sys.exit(sys.version_info < (${MIN_PYTHON/./, }))" \
+        || die "$(python3 --version) is too old; put Python $MIN_PYTHON or newer first on the PATH as python3"
+}
+
+install_packages() { # PACKAGE...
+    local install=(apt-get install -qq -y --no-install-recommends "$@") sudo=()
+    if [ "$(id -u)" != 0 ]; then sudo=(sudo); fi
+    if [ "${QF_NO_APT:-0}" = 1 ] || ! command -v apt-get >/dev/null || ! may_install; then
+        die "missing system packages: $*; install them (${sudo[*]:+sudo }${install[*]}), then run this again"
+    fi
+    say "missing system packages: $*; running: ${sudo[*]:+sudo }${install[*]}"
+    { "${sudo[@]}" apt-get update -qq \
+        && "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive "${install[@]}"; } \
+        || die "apt-get could not install $*; see its messages above"
+}
+
+# As root; or with sudo, if it asks for no password or there is someone to type it.
+may_install() {
+    [ "$(id -u)" = 0 ] && return
+    command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [ -t 0 ]; }
+}
+
+rust() {
+    local remedy='install Rust from https://rustup.rs, then run this again'
+    command -v cargo >/dev/null || die "no cargo on the PATH; $remedy"
+    local found wanted
+    found=$(cargo --version 2>/dev/null | cut -d' ' -f2) || true
+    [ -n "$found" ] || die "\`cargo --version\` fails; run \`rustup default stable\`, then run this again"
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml")
+    [ "$(printf '%s\n' "$wanted" "${found%%-*}" | sort -V | head -n1)" = "$wanted" ] \
+        || die "cargo $found is older than $wanted; run \`rustup update stable\`, or $remedy"
+}
+
+# --- the cache --------------------------------------------------------------------------------
+open_cache() {
+    [ "$cache" != /.cache/qformer ] || die "HOME is not set; set QF_CACHE to a folder for downloads"
+    { mkdir -p "$cache" 2>/dev/null && [ -w "$cache" ]; } || die "cannot write to $cache; set QF_CACHE to another folder"
+    cache=$(cd "$cache" && pwd)
+    case "$cache" in *[\'\"\\]*) die "QF_CACHE=$cache has a quote or backslash in its name; choose another" ;; esac
+    if command -v flock >/dev/null; then
+        exec 9>"$cache/setup.lock"
+        flock -n 9 || { say "waiting for another set-up to finish"; flock 9; }
+        rm -rf "$cache"/*.part.* # of set-ups that were killed
+    fi
+    part="$cache/setup.part.$$"
+    trap 'rm -rf "$part"' EXIT
+}
+
+# Moves the finished folder $part to its place, unless another set-up was quicker.
+publish() { # TARGET
+    if ! mv -T "$part" "$1" 2>/dev/null; then
+        [ -e "$1/complete" ] || { rm -rf "$1" && mv -T "$part" "$1"; }
+        rm -rf "$part"
+    fi
+}
+
+# pip, with its progress bar where someone is watching; an error is one line here.
+pip_install() { # PYTHON WHAT ARGUMENT...
+    local python=$1 what=$2 out=/dev/null errors
+    shift 2
+    if [ -t 3 ]; then out=/dev/fd/3; fi
+    errors=$("$python" -m pip install --disable-pip-version-check "$@" 2>&1 >"$out") \
+        || die "pip could not install $what: $(reason "$errors")"
+}
+
+# The one line that matters of what pip or cargo wrote.
+reason() { # TEXT
+    local network='Retrying|NewConnectionError|name resolution|resolve host|connect to|timed out|network'
+    if grep -q 'No space left' <<<"$1"; then
+        echo "no space left on the disk"
+    elif grep -qiE "$network" <<<"$1"; then
+        echo "the package index cannot be reached; check the network (or the proxy) and run this again"
+    else
+        { grep -m1 '^ERROR' <<<"$1" || grep -v '^ *$' <<<"$1" | tail -n1; } | sed 's/^ *//'
+    fi
 }
 
 # --- libtorch ---------------------------------------------------------------------------------
 check_torch_version() { # VERSION WHERE
-    case "$1" in
-        "$TORCH_VERSION"*) ;;
-        *) die "$2 is version ${1:-unknown}; tch 0.24 needs libtorch $TORCH_VERSION (unset LIBTORCH and LIBTORCH_USE_PYTORCH to have it fetched)" ;;
+    [ "${1%%+*}" = "$TORCH_VERSION" ] \
+        || die "$2 is version ${1:-unknown}, and $TORCH_VERSION is needed; point at that one, or at none to have it fetched"
+}
+
+torch_version() { # DIR: of a libtorch archive (build-version) or of a torch package (version.py)
+    if [ -e "$1/build-version" ]; then
+        tr -d '[:space:]' < "$1/build-version"
+    elif [ -e "$1/version.py" ]; then
+        sed -n "s/^__version__ *= *['\"]\([^'\"]*\)['\"].*/\1/p" "$1/version.py"
+    fi
+}
+
+# Prints a folder as torch-sys expects it, of links into an installed libtorch or torch package. It
+# shows no libtorch_cuda.so: programs link the CPU library alone, and open the CUDA one as they run.
+linked() { # DIR
+    local dir view
+    dir=$(cd "$1" && pwd -P)
+    { [ -d "$dir/include/ATen" ] && [ -e "$dir/lib/libtorch_cpu.so" ]; } \
+        || die "$1 is no libtorch: include/ATen or lib/libtorch_cpu.so is missing"
+    case "$dir" in
+        "$cache"/*/site/torch) view=${dir%/site/torch}/libtorch ;;
+        *) view="$cache/links-$(printf '%s' "$dir" | cksum | cut -d' ' -f1)" ;;
     esac
+    if [ "$(readlink "$view/include")" != "$dir/include" ] || [ ! -e "$view/complete" ]; then
+        rm -rf "$part" && mkdir -p "$part/lib"
+        ln -s "$dir/include" "$part/include"
+        for lib in libtorch_cpu.so libc10.so libgomp.so.1; do
+            if [ -e "$dir/lib/$lib" ]; then ln -s "$dir/lib/$lib" "$part/lib/$lib"; fi
+        done
+        printf 'INPUT(-ltorch_cpu)\n' > "$part/lib/libtorch.so"
+        printf '%s\n' "$TORCH_VERSION" > "$part/build-version"
+        touch "$part/complete"
+        rm -rf "$view"
+        publish "$view"
+    fi
+    printf '%s\n' "$view"
 }
 
-# A folder as torch-sys expects it, made of links into an installed `torch` Python package. It holds
-# no libtorch_cuda.so: binaries link the CPU library alone, and open the CUDA one at run time.
-link_folder() { # TORCH_PACKAGE_DIR TARGET
-    local torch=$1 target=$2
-    rm -rf "$target.new" && mkdir -p "$target.new/lib"
-    ln -s "$torch/include" "$target.new/include"
-    for lib in libtorch_cpu.so libc10.so libgomp.so.1; do
-        [ -e "$torch/lib/$lib" ] && ln -s "$torch/lib/$lib" "$target.new/lib/$lib"
-    done
-    printf 'INPUT(-ltorch_cpu)\n' > "$target.new/lib/libtorch.so"
-    printf '%s\n' "$TORCH_VERSION" > "$target.new/build-version"
-    rm -rf "$target" && mv "$target.new" "$target"
+has_nvidia_gpu() {
+    [ -e /proc/driver/nvidia/version ] && return
+    command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1
 }
 
-has_nvidia_gpu() { [ -e /proc/driver/nvidia/version ] || { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }; }
-
-fetch_libtorch() { # prints the folder for LIBTORCH on fd 3
-    local kind=cpu
-    if [ "${QF_CUDA:-}" = 1 ] || { [ -z "${QF_CUDA:-}" ] && has_nvidia_gpu; }; then kind=cuda; fi
-    local home="$cache/libtorch-$TORCH_VERSION-$kind"
+fetched_libtorch() { # prints its folder
+    local kind=cpu home
+    case "${QF_CUDA:-}" in
+        1) kind=cuda ;;
+        0) ;;
+        '') if has_nvidia_gpu; then kind=cuda; fi ;;
+        *) die "QF_CUDA=$QF_CUDA is neither 0 nor 1" ;;
+    esac
+    home="$cache/libtorch-$TORCH_VERSION-$kind"
     if [ ! -e "$home/complete" ]; then
-        [ "$(uname -sm)" = "Linux x86_64" ] || [ "$(uname -sm)" = "Linux aarch64" ] \
-            || die "no wheel set for $(uname -sm); point LIBTORCH at a libtorch $TORCH_VERSION"
-        say "fetching libtorch $TORCH_VERSION ($kind) from PyPI into $home"
-        local work="$home.part.$$"
-        rm -rf "$work" && mkdir -p "$work"
-        trap 'rm -rf "$work"' EXIT
-        python3 -m venv "$work/venv"
-        local pip=("$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check --target "$work/site")
+        case "$(uname -sm)" in
+            'Linux x86_64' | 'Linux aarch64') ;;
+            *) die "there is no libtorch to fetch for $(uname -sm); point LIBTORCH at a libtorch $TORCH_VERSION" ;;
+        esac
+        rm -rf "$part" && mkdir -p "$part"
+        python3 -m venv "$part/venv"
+        local pip=(pip_install "$part/venv/bin/python" "torch $TORCH_VERSION"
+            --only-binary=:all: --target "$part/site" "torch==$TORCH_VERSION")
         if [ $kind = cuda ]; then
-            "${pip[@]}" "torch==$TORCH_VERSION" || die "pip could not install torch $TORCH_VERSION; see its message above"
+            say "fetching libtorch $TORCH_VERSION with CUDA from PyPI into $home (some 3 GB)"
+            "${pip[@]}"
         else
-            "${pip[@]}" --no-deps "torch==$TORCH_VERSION" "$CUDA_RUNTIME" "$CUDA_CUPTI" \
-                || die "pip could not install torch $TORCH_VERSION; see its message above"
-            # The lean set: nothing on a machine without a GPU opens these 550 MB.
-            rm -f "$work/site/torch/lib"/libtorch_cuda*.so "$work/site/torch/lib"/libtorch_nvshmem.so \
-                  "$work/site/torch/lib"/libtorch_python.so
+            say "fetching libtorch $TORCH_VERSION from PyPI into $home (some 550 MB, of which 700 MB stay unpacked)"
+            "${pip[@]}" --no-deps "$CUDA_RUNTIME" "$CUDA_CUPTI"
+            # Nothing on a machine without a GPU opens these.
+            rm -f "$part/site/torch/lib"/libtorch_{cuda,cuda_linalg,nvshmem,python}.so
         fi
-        rm -rf "$work/venv"
-        touch "$work/complete"
-        rm -rf "$home" && mv "$work" "$home"
-        trap - EXIT
+        rm -rf "$part/venv"
+        touch "$part/complete"
+        publish "$home"
     fi
-    local torch="$home/site/torch"
-    [ -e "$home/libtorch/lib/libtorch_cpu.so" ] || link_folder "$torch" "$home/libtorch"
-    printf '%s\n' "$home/libtorch" >&3
+    printf '%s\n' "$home/site/torch"
 }
 
-choose_libtorch() { # prints the folder for LIBTORCH on fd 3
+# Sets `torch`, a folder with include and lib, and `chosen`: how the user chose it, if so.
+choose_libtorch() {
+    chosen=
     if [ -n "${LIBTORCH:-}" ]; then
-        [ -e "$LIBTORCH/lib/libtorch_cpu.so" ] || die "LIBTORCH=$LIBTORCH has no lib/libtorch_cpu.so"
-        local version=
-        [ -e "$LIBTORCH/build-version" ] && version=$(cat "$LIBTORCH/build-version")
-        [ -n "$version" ] || version=$(sed -n "s/^__version__ = '\(.*\)'/\1/p" "$LIBTORCH/version.py" 2>/dev/null || true)
-        check_torch_version "$version" "LIBTORCH=$LIBTORCH"
-        say "using libtorch $version of LIBTORCH=$LIBTORCH"
-        (cd "$LIBTORCH" && pwd) >&3
-    elif [ -n "${LIBTORCH_USE_PYTORCH:-}" ]; then
-        local found
-        found=$(python3 -c 'import torch, pathlib; print(torch.__version__); print(pathlib.Path(torch.__file__).parent)') \
-            || die "LIBTORCH_USE_PYTORCH is set but python3 cannot import torch"
-        check_torch_version "$(head -n1 <<<"$found")" "the PyTorch of $(command -v python3)"
-        local torch
-        torch=$(tail -n1 <<<"$found")
-        local home="$cache/pytorch-$(printf '%s' "$torch" | cksum | cut -d' ' -f1)"
-        mkdir -p "$cache" && link_folder "$torch" "$home"
-        say "using PyTorch $(head -n1 <<<"$found") at $torch"
-        printf '%s\n' "$home" >&3
-    else
-        fetch_libtorch
+        torch=$LIBTORCH chosen=LIBTORCH
+        [ -d "$torch" ] || die "LIBTORCH=$torch is no folder"
+        check_torch_version "$(torch_version "$torch")" "LIBTORCH=$torch"
+    elif [ "${LIBTORCH_USE_PYTORCH:-0}" != 0 ]; then
+        # Found, not imported: only its libraries are used.
+        torch=$(python3 -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])' 2>/dev/null) \
+            || die "LIBTORCH_USE_PYTORCH is set, but $(command -v python3) has no torch; activate its environment, or unset it"
+        chosen=LIBTORCH_USE_PYTORCH
+        check_torch_version "$(torch_version "$torch")" "the PyTorch of $(command -v python3)"
+    elif [ -n "${QF_CUDA:-}" ]; then
+        torch=$(fetched_libtorch)
+        chosen=QF_CUDA
+    elif ! remembered_libtorch; then
+        torch=$(fetched_libtorch)
     fi
 }
 
-write_cargo_config() { # LIBTORCH
-    mkdir -p "$root/.cargo"
-    cat > "$root/.cargo/config.toml.new" <<CONFIG
-# Written by \`make setup\`; not committed. An exported LIBTORCH wins over this one.
-[env]
-LIBTORCH = "$1"
-CONFIG
-    # Rewriting an unchanged file would make cargo rebuild for nothing.
-    cmp -s "$root/.cargo/config.toml.new" "$root/.cargo/config.toml" 2>/dev/null \
-        && rm "$root/.cargo/config.toml.new" \
-        || mv "$root/.cargo/config.toml.new" "$root/.cargo/config.toml"
+# The choice that an earlier set-up was given, if it is still there.
+remembered_libtorch() {
+    local line
+    line=$(grep -m1 '^# libtorch of ' "$config" 2>/dev/null) || return 1
+    torch=${line#*: }
+    chosen=${line#\# libtorch of } chosen=${chosen%%:*}
+    if [ ! -d "$torch" ]; then
+        say "$torch, which $chosen chose earlier, is gone"
+        chosen=
+        return 1
+    fi
+    check_torch_version "$(torch_version "$torch")" "$torch, which $chosen chose earlier,"
 }
 
-# --- the Python of the interoperability tests --------------------------------------------------
+write_cargo_config() { # LIBTORCH_DIR
+    local new
+    new="# Written by \`make setup\`; not committed.
+${chosen:+# libtorch of $chosen: $(cd "$torch" && pwd)
+}[env]
+LIBTORCH = { value = '$1', force = true }"
+    # Left alone where nothing changes.
+    if [ "$(cat "$config" 2>/dev/null)" != "$new" ]; then
+        mkdir -p "$root/.cargo"
+        printf '%s\n' "$new" > "$config.$$.tmp"
+        mv "$config.$$.tmp" "$config"
+    fi
+}
+
+# --- crates, and the Python of the interoperability tests ----------------------------------------
+fetch_crates() {
+    local host errors
+    host=$(rustc -vV | sed -n 's/^host: //p')
+    errors=$(cd "$root" && cargo fetch --locked --quiet --target "$host" 2>&1) \
+        || die "cargo could not fetch the crates of Cargo.lock: $(reason "$errors")"
+}
+
 test_venv() {
-    local requirements="$root/tests/requirements.txt"
-    local venv="$cache/test-venv-$(cksum < "$requirements" | cut -d' ' -f1)"
-    if [ ! -e "$venv/complete" ]; then
-        say "installing the Python packages of tests/requirements.txt into $venv"
-        rm -rf "$venv" && mkdir -p "$cache" && python3 -m venv "$venv"
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" \
-            || die "pip could not install tests/requirements.txt; see its message above"
-        touch "$venv/complete"
+    local requirements="$root/tests/requirements.txt" venv python
+    venv="$cache/test-venv-$( (python3 --version; cat "$requirements") | cksum | cut -d' ' -f1)"
+    python="$venv/bin/python"
+    if [ ! -e "$venv/complete" ] || ! "$python" -c '' 2>/dev/null; then
+        say "installing the Python packages of tests/requirements.txt into $venv (some 120 MB)"
+        rm -rf "$part" "$venv"
+        python3 -m venv "$part"
+        pip_install "$part/bin/python" tests/requirements.txt --requirement "$requirements"
+        touch "$part/complete"
+        publish "$venv"
     fi
-    mkdir -p "$root/target" && printf '%s\n' "$venv/bin/python" > "$root/target/test-python"
+    mkdir -p "$root/target"
+    if [ "$(cat "$root/target/test-python" 2>/dev/null)" != "$python" ]; then
+        printf '%s\n' "$python" > "$root/target/test-python.$$.tmp"
+        mv "$root/target/test-python.$$.tmp" "$root/target/test-python"
+    fi
 }
 
+case "${1:-}" in
+    '' | --with-test-venv) ;;
+    *) die "unknown option $1; usage: scripts/setup.sh [--with-test-venv]" ;;
+esac
 system_packages
-exec 3>&1
-libtorch=$(exec 3>&1 >&2; choose_libtorch)
-write_cargo_config "$libtorch"
-[ "${1:-}" = --with-test-venv ] && test_venv
-say "ready: libtorch in $libtorch"
+rust
+open_cache
+choose_libtorch
+view=$(linked "$torch")
+write_cargo_config "$view"
+fetch_crates
+if [ "${1:-}" = --with-test-venv ]; then test_venv; fi
+say "ready: libtorch $TORCH_VERSION in $torch${chosen:+ (by $chosen)}"

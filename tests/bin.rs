@@ -8,45 +8,58 @@ use serde_json::Value;
 
 /// The `qfdata` program, up to date with the sources.
 pub(crate) fn qfdata() -> PathBuf {
-    programs().0.clone()
+    program("qfdata")
 }
 
 /// The `qftrain` program, up to date with the sources.
 pub(crate) fn qftrain() -> PathBuf {
-    programs().1.clone()
+    program("qftrain")
 }
 
-/// Builds both in the profile of this test, at once, so that they share their dependencies.
-fn programs() -> &'static (PathBuf, PathBuf) {
-    static PROGRAMS: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
-    PROGRAMS.get_or_init(|| {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-            .args(["build", "--message-format=json-render-diagnostics"])
-            .args(["--package", "qfdata", "--package", "qftrain"])
-            .stderr(Stdio::inherit());
-        if !cfg!(debug_assertions) {
-            cargo.arg("--release");
-        }
-        let output = cargo.output().expect("cargo starts");
-        assert!(
-            output.status.success(),
-            "cargo build of the programs failed"
-        );
-        let messages: Vec<Value> = String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .collect();
-        let program = |name: &str| {
-            messages
-                .iter()
-                .filter(|message| message["target"]["name"] == name)
-                .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-                .expect("cargo names the program it built")
-        };
-        (program("qfdata"), program("qftrain"))
-    })
+fn program(name: &str) -> PathBuf {
+    static PROGRAMS: OnceLock<Vec<(String, PathBuf)>> = OnceLock::new();
+    let programs = PROGRAMS.get_or_init(build);
+    let found = programs.iter().find(|(program, _)| program == name);
+    found
+        .unwrap_or_else(|| panic!("cargo built no {name}: {programs:?}"))
+        .1
+        .clone()
+}
+
+/// Builds the programs in the profile of this test and says where cargo put them.
+///
+/// `cargo test --workspace` is what built this test: the same call, without running anything, uses
+/// the same features of all dependencies and so compiles none of them again.
+fn build() -> Vec<(String, PathBuf)> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .args([
+            "test",
+            "--workspace",
+            "--no-run",
+            "--message-format=json-render-diagnostics",
+        ])
+        .stderr(Stdio::inherit());
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    let output = cargo.output().expect("cargo starts");
+    assert!(
+        output.status.success(),
+        "cargo test --workspace --no-run failed"
+    );
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| {
+            message["target"]["kind"][0] == "bin" && message["profile"]["test"] == false
+        })
+        .filter_map(|message| {
+            let name = message["target"]["name"].as_str()?.to_string();
+            Some((name, PathBuf::from(message["executable"].as_str()?)))
+        })
+        .collect()
 }
 
 /// A file or folder of the shared test data, which lies at `$QF_SHARED` or beside the checkout;

@@ -1,14 +1,18 @@
 //! All tests of the workspace as one binary.
 
+/// Finds the programs under test.
 mod bin;
+/// The network, the optimiser and the processors against numbers of the reference.
+mod golden;
+/// The same batches from every shard format and any number of threads.
 mod golden_batches;
+/// Archives and images made to break readers.
 mod hostile;
+/// Shards exchanged with Python's `webdataset` and `datasets`.
 mod interop;
+/// `qfdata shard` as a user runs it.
 mod shard_cli;
+/// `qfdata synth` as a user runs it.
+mod synth_cli;
+/// `qftrain` as a user runs it.
 mod train_cli;
-
-#[test]
-fn smoke() {
-    let t = tch::Tensor::from_slice(&[1.0f32, 2.0]);
-    assert_eq!(f64::try_from(t.sum(tch::Kind::Float)).unwrap(), 3.0);
-}

@@ -322,6 +322,8 @@ impl ModelConfig {
                 encoder_width: 128,
                 vocab_size: BERT_VOCAB_SIZE,
                 max_positions: 64,
+                // Trained from random numbers for a few epochs, it is far from overfitting.
+                dropout: 0.0,
                 embed_dim: 64,
                 ..base_qformer(128)
             },

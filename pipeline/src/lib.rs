@@ -3,6 +3,57 @@
 //! ```text
 //! shards ──read──▶ EncodedSample ──decode, augment, tokenise──▶ DecodedSample ──collate──▶ Batch
 //! ```
+//!
+//! A [`Loader`] runs all of it on its own threads and hands out batches in an order that depends on the
+//! seed alone. Writing a shard and reading it back:
+//!
+//! ```
+//! use std::sync::Arc;
+//! use qf_pipeline::shard::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
+//! use qf_pipeline::text::{train_vocabulary, CaptionTokenizer, VocabularyOptions};
+//! use qf_pipeline::{source::resolve_shards, Loader, LoaderConfig};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let dir = tempfile::tempdir()?;
+//! let path = dir.path().join("cats-000000.tar");
+//! let mut writer = ShardWriter::create(&path, &ShardOptions::new(ShardFormat::Tar))?;
+//! for number in 0..8u8 {
+//!     let mut png = std::io::Cursor::new(Vec::new());
+//!     image::RgbImage::from_pixel(64, 48, image::Rgb([number * 30, 90, 90]))
+//!         .write_to(&mut png, image::ImageFormat::Png)?;
+//!     writer.write(&ShardSample {
+//!         key: format!("{number:06}"),
+//!         extension: "png".into(),
+//!         image: png.into_inner(),
+//!         captions: vec!["a grey cat".into(), "a cat at dusk".into()],
+//!         text_member: true,
+//!         json: None,
+//!     })?;
+//! }
+//! writer.finish()?;
+//!
+//! let captions = ["a grey cat", "a cat at dusk"].map(String::from).into_iter();
+//! let vocabulary = train_vocabulary(captions, &VocabularyOptions::default());
+//! let tokenizer = Arc::new(CaptionTokenizer::from_vocab(vocabulary)?);
+//! let config = LoaderConfig { batch_size: 4, epochs: 1, ..LoaderConfig::default() };
+//! let shards = resolve_shards(&[path.to_string_lossy()])?;
+//! let mut loader = Loader::start(config, shards, tokenizer, None)?;
+//! let mut images = 0;
+//! while let Some(batch) = loader.next_batch()? {
+//!     assert_eq!(batch.pixels().len(), 4 * 3 * 224 * 224); // [B, 3, S, S] u8
+//!     assert_eq!(batch.token_ids.len(), 4 * 32); // [B, T] i64
+//!     images += batch.batch_size;
+//! }
+//! assert_eq!(images, 8);
+//! assert!(loader.state().counters.balance());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Errors
+//!
+//! A [`SampleError`] costs one sample and a [`ShardError`] the rest of a shard: both are counted, and
+//! skipped, logged or fatal as [`LoaderConfig`] says. A [`PipelineError`] ends the loader.
 
 pub mod atomic_file;
 pub mod augment;

@@ -23,7 +23,7 @@ use crate::source::ShardLocation;
 const SHARD_QUEUE_SAMPLES: usize = 1024;
 
 /// What a shard's reader hands on.
-enum Read1 {
+enum FromShard {
     Sample(Result<EncodedSample, SampleError>),
     /// The shard's last word.
     End(Result<(), ShardError>),
@@ -41,7 +41,7 @@ pub(crate) enum Place {
 
 struct Job {
     shard_index: u32,
-    samples: QueueSender<Read1>,
+    samples: QueueSender<FromShard>,
 }
 
 /// What the order is made of.
@@ -140,7 +140,7 @@ impl Sequencer {
             let (shard, samples) = ahead.next_shard()?;
             loop {
                 let place = match samples.recv() {
-                    Some(Read1::Sample(sample)) => {
+                    Some(FromShard::Sample(sample)) => {
                         if shuffled {
                             let weight = sample.as_ref().map_or(0, image_bytes);
                             buffer.push(sample, weight);
@@ -153,8 +153,8 @@ impl Sequencer {
                         }
                         Place::Sample { epoch, sample }
                     }
-                    Some(Read1::End(Ok(()))) => break,
-                    Some(Read1::End(Err(error))) => Place::BadShard(error),
+                    Some(FromShard::End(Ok(()))) => break,
+                    Some(FromShard::End(Err(error))) => Place::BadShard(error),
                     None => return Err(format!("the reader of shard {shard} died; this is a bug")),
                 };
                 let is_last = matches!(place, Place::BadShard(_));
@@ -190,13 +190,13 @@ impl Sequencer {
         let mut visit = |sample: Result<EncodedSample, SampleError>| {
             let bytes = sample.as_ref().map_or(0, EncodedSample::payload_bytes);
             self.meters.read.add_items(1);
-            open = samples.send(Read1::Sample(sample), bytes).is_ok();
+            open = samples.send(FromShard::Sample(sample), bytes).is_ok();
             open
         };
         let end = read_shard(location, shard_index, &self.options, &observer, &mut visit);
         if open {
             // Nobody listening is the ordinary end of a loader that was dropped.
-            let _ = samples.send(Read1::End(end), 0);
+            let _ = samples.send(FromShard::End(end), 0);
         }
     }
 }
@@ -218,11 +218,11 @@ struct ReadAhead<'a> {
     epoch: u64,
     order: Vec<u32>,
     next: usize,
-    open: VecDeque<(u32, QueueReceiver<Read1>)>,
+    open: VecDeque<(u32, QueueReceiver<FromShard>)>,
 }
 
 impl ReadAhead<'_> {
-    fn next_shard(&mut self) -> Result<(String, QueueReceiver<Read1>), String> {
+    fn next_shard(&mut self) -> Result<(String, QueueReceiver<FromShard>), String> {
         let Sequencer {
             config,
             shards,

@@ -34,7 +34,7 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
         Err(_) => {
             let number: f64 = number.parse().map_err(|_| HELP.to_owned())?;
             let bytes = (number * factor as f64).floor();
-            if bytes.is_nan() || bytes >= u64::MAX as f64 {
+            if bytes >= u64::MAX as f64 {
                 return Err("too large".to_owned());
             }
             bytes as u64

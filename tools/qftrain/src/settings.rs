@@ -7,8 +7,9 @@ use qf_model::train::TrainConfig;
 use toml::{Table, Value};
 
 /// The configuration files of `configs/`, by name.
-pub(crate) const PRESETS: [(&str, &str); 3] = [
+pub(crate) const PRESETS: [(&str, &str); 4] = [
     ("tiny", include_str!("../../../configs/tiny.toml")),
+    ("small", include_str!("../../../configs/small.toml")),
     (
         "blip2-vit-l",
         include_str!("../../../configs/blip2-vit-l.toml"),
@@ -89,16 +90,22 @@ mod tests {
 
     #[test]
     fn every_preset_is_valid_and_has_the_published_shape() {
+        for (name, _) in PRESETS {
+            Settings::preset(name)
+                .unwrap()
+                .resolve()
+                .unwrap()
+                .validate()
+                .unwrap();
+        }
         for (name, model) in [
             ("tiny", ModelConfig::tiny()),
             ("blip2-vit-l", ModelConfig::vit_l()),
             ("blip2-vit-g", ModelConfig::vit_g()),
         ] {
             let config = Settings::preset(name).unwrap().resolve().unwrap();
-            config.validate().unwrap();
             assert_eq!(config.model, model, "{name}");
         }
-        assert_eq!(PRESETS.len(), 3);
         assert!(Settings::preset("huge").is_err());
     }
 

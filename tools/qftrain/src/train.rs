@@ -36,7 +36,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, requires = "run_dir")]
     resume: bool,
 
-    /// Configuration to start from: tiny, blip2-vit-l or blip2-vit-g [default: by device]
+    /// Configuration to start from: tiny, small, blip2-vit-l or blip2-vit-g [default: by device]
     #[arg(long, value_name = "NAME", conflicts_with_all = ["config", "resume"])]
     preset: Option<String>,
 
@@ -202,11 +202,12 @@ fn configuration(
             (Some(path), _) => Settings::file(path)?,
             (None, Some(name)) => Settings::preset(name)?,
             (None, None) => {
+                let preset = if device.is_cuda() { "small" } else { "tiny" };
                 remark(format_args!(
-                    "preset: tiny (for {}; --preset or --config takes another)",
+                    "preset: {preset} (for {}; --preset or --config takes another)",
                     name(device)
                 ));
-                Settings::preset("tiny")?
+                Settings::preset(preset)?
             }
         }
     };

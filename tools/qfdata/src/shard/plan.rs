@@ -11,9 +11,13 @@ use super::input::Planned;
 /// Bytes of an Arrow shard that belong to no row: schema and end of stream, rounded up.
 const ARROW_SHARD_BYTES: u64 = 4096;
 
-/// Bytes of an Arrow row beyond its contents: offsets, validity, padding and its share of the record
-/// batch's header, rounded up.
-const ARROW_ROW_BYTES: u64 = 512;
+/// Bytes of an Arrow row beyond its contents: offsets, validity, and its share of the header of a
+/// record batch that is full (100 rows), rounded up.
+const ARROW_ROW_BYTES: u64 = 128;
+
+/// A record batch that is closed early, at 32 MiB, has its header for so many bytes of content at
+/// least; a header takes below 4 KiB.
+const ARROW_HEADER_SHARE: u64 = 4096;
 
 /// The longest member name that every tar header holds.
 const TAR_NAME_BYTES: usize = 100;
@@ -64,11 +68,13 @@ fn cut_sizes(sizes: &[u64], shard_bytes: u64, limits: Limits) -> Vec<Range<usize
 fn stored_bytes(sample: &Planned, format: ShardFormat) -> u64 {
     let name_bytes = sample.candidate.key.len() + ".json".len();
     if format == ShardFormat::Arrow {
-        return ARROW_ROW_BYTES
-            .saturating_add(sample.image_bytes)
+        let content_bytes = sample
+            .image_bytes
             .saturating_add(sample.caption_bytes)
             .saturating_add(4 * sample.captions as u64)
             .saturating_add(name_bytes as u64);
+        return (ARROW_ROW_BYTES + content_bytes / ARROW_HEADER_SHARE)
+            .saturating_add(content_bytes);
     }
     let mut members = vec![sample.image_bytes];
     members.extend(sample.has_text_member().then_some(sample.caption_bytes));

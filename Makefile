@@ -1,0 +1,50 @@
+# `make test` and `make demo` do everything, from set-up on. `make help` lists the rest.
+.DEFAULT_GOAL := help
+.PHONY: help setup build test lint demo clean-demo
+SHELL := /bin/bash
+
+# Set-up alone sees a libtorch that is given here; cargo is told through .cargo/config.toml.
+unexport LIBTORCH LIBTORCH_USE_PYTORCH
+SETUP = LIBTORCH='$(LIBTORCH)' LIBTORCH_USE_PYTORCH='$(LIBTORCH_USE_PYTORCH)' scripts/setup.sh
+SEED = scripts/deps-cache.sh seed
+SAVE = scripts/deps-cache.sh save
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  Settings (make TARGET NAME=value):"
+	@echo "    PAIRS=folder            demo: your own captioned images"
+	@echo "    LIBTORCH=folder         use this libtorch 2.11.0 instead of fetching one"
+	@echo "    LIBTORCH_USE_PYTORCH=1  use the PyTorch 2.11.0 of the python3 on the PATH"
+	@echo "    QF_CACHE=folder         downloads and compiled dependencies (~/.cache/qformer)"
+	@echo "    QF_CUDA=0|1             fetch libtorch without or with CUDA"
+	@echo "    QF_NO_APT=1             name missing system packages, install none"
+
+setup: ## Check the machine, fetch libtorch, write .cargo/config.toml
+	@$(SETUP)
+
+build: ## Set-up, then qfdata and qftrain in target/release
+	@$(SETUP)
+	@$(SEED) release
+	cargo build --locked --release -p qfdata -p qftrain
+	@$(SAVE) release
+
+test: ## Set-up, then all tests
+	@$(SETUP) --with-test-venv
+	@$(SEED) debug
+	cargo test --locked --workspace --no-run
+	@$(SAVE) debug
+	cargo test --locked --workspace
+
+lint: ## Set-up, then formatting, clippy and rustdoc, with warnings as errors
+	@$(SETUP)
+	@$(SEED) debug
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
+
+demo: build ## Set-up, then the whole job: render, shard, train, evaluate (PAIRS=folder: yours)
+	@scripts/demo.sh
+
+clean-demo: ## Remove what the demo wrote
+	@scripts/demo.sh --clean

@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# The whole job on one machine: captioned images -> shards -> training -> held-out retrieval.
+# Called by `make demo`, after set-up and a release build. Everything it writes is in $DEMO_DIR,
+# where each call starts over; the images of PAIRS are only read.
+#
+#   PAIRS=folder   your own captioned images (a.jpg with a.txt or a.json) instead of rendered scenes
+#   DEMO_DIR=dir   where to write (default: demo)
+#
+# Usage: scripts/demo.sh [--clean]
+set -euo pipefail
+
+readonly TRAIN_IMAGES=${TRAIN_IMAGES:-4000}  # rendered scenes to train on
+readonly HELD_IMAGES=${HELD_IMAGES:-200}     # and to evaluate on: none of them occurs in training
+readonly STEPS=${STEPS:-1500}                # optimiser steps on the rendered scenes
+readonly PAIRS_STEPS=${PAIRS_STEPS:-600}     # and on the images of PAIRS
+readonly HOLD_OUT_EVERY=${HOLD_OUT_EVERY:-10} # each so many-th image of PAIRS is held out
+readonly RERANK=${RERANK:-32}                # candidates per query that image-text matching ranks again
+readonly SHARD_IMAGES=${SHARD_IMAGES:-500}   # images in a shard
+readonly SEED=${SEED:-1}
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+demo_dir=${DEMO_DIR:-$root/demo}
+pairs=${PAIRS:-}
+readonly marker=.qformer-demo # of a folder that this script may clear
+bin=${CARGO_TARGET_DIR:-$root/target}/release
+
+say() { printf '\ndemo: %s\n' "$*"; }
+die() { printf 'demo: error: %s\n' "$*" >&2; exit 1; }
+
+# Removes what an earlier demo wrote there, and nothing that it did not write.
+clear_demo() { # DIR
+    [ -e "$1" ] || return 0
+    [ -e "$1/$marker" ] || die "$1 holds no earlier demo, so it is left alone; choose another DEMO_DIR"
+    rm -rf "$1"
+}
+
+clean=0
+case "${1:-}" in
+    '') ;;
+    --clean) clean=1 ;;
+    *) die "unknown option $1; usage: scripts/demo.sh [--clean]" ;;
+esac
+if [ $clean = 1 ]; then
+    clear_demo "$demo_dir/synth"
+    clear_demo "$demo_dir/pairs"
+    if [ -d "$demo_dir" ]; then rmdir --ignore-fail-on-non-empty "$demo_dir"; fi
+    exit
+fi
+
+{ [ -x "$bin/qfdata" ] && [ -x "$bin/qftrain" ]; } || die "$bin has no qfdata and qftrain; run \`make demo\`"
+if [ -n "$pairs" ]; then
+    [ -d "$pairs" ] || die "PAIRS=$pairs is no folder"
+    work=$demo_dir/pairs steps=$PAIRS_STEPS
+else
+    work=$demo_dir/synth steps=$STEPS
+fi
+clear_demo "$work"
+mkdir -p "$work/shards" && touch "$work/$marker"
+run=$work/run
+started=$SECONDS
+# Ctrl-C: the program at work ends in its own way (qftrain saves) before this line is reached.
+trap 'say "interrupted; qftrain --run-dir $run --resume continues a run that has begun"; exit 130' INT
+
+if [ -n "$pairs" ]; then
+    say "1/4 holding out every ${HOLD_OUT_EVERY}th image of $pairs (by links in $work/images)"
+    python3 "$root/scripts/hold_out.py" "$pairs" "$work/images" "$HOLD_OUT_EVERY"
+else
+    say "1/4 rendering $TRAIN_IMAGES captioned scenes, and $HELD_IMAGES others for the evaluation"
+    "$bin/qfdata" synth --out "$work/images" --count "$TRAIN_IMAGES" --held-out "$HELD_IMAGES" --seed "$SEED"
+fi
+
+say "2/4 packing them into shards, $work/shards"
+for split in train held; do
+    "$bin/qfdata" shard "$work/images/$split" --out "$work/shards/$split" \
+        --format tar --max-count "$SHARD_IMAGES" --shuffle-seed "$SEED"
+done
+
+say "3/4 training the tiny preset for $steps steps, $run"
+"$bin/qftrain" --preset tiny --shards "$work/shards/train-*.tar" --steps "$steps" --run-dir "$run"
+
+say "4/4 retrieval among held-out images, which training never saw"
+"$bin/qftrain" eval --run-dir "$run" --shards "$work/shards/held-*.tar" --rerank "$RERANK" \
+    | tee "$work/retrieval.txt"
+
+say "done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s. Where to look:"
+where() { printf '  %-42s %s\n' "$1" "$2"; }
+cd "$root"
+run=${run#"$root/"} work=${work#"$root/"}
+where "$work/images" "images and captions"
+where "$work/shards" "shards: tar tf shows what is in them"
+where "$run/config.toml" "every setting of the run"
+where "$run/metrics.jsonl" "losses, learning rate, images/s, a line a step"
+where "$run/profile.json" "what each stage cost, and the bottleneck"
+where "$run/checkpoints" "weights and optimiser state (safetensors)"
+where "$work/retrieval.txt" "the table above"
