@@ -1,4 +1,4 @@
-//! The workspace's programs, built once per test process.
+//! The workspace's programs, built once per test process, and the shared test data.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,7 +12,6 @@ pub(crate) fn qfdata() -> PathBuf {
 }
 
 /// The `qftrain` program, up to date with the sources.
-#[allow(dead_code)] // Used by the training tests.
 pub(crate) fn qftrain() -> PathBuf {
     program("qftrain")
 }
@@ -21,7 +20,10 @@ fn program(name: &str) -> PathBuf {
     static PROGRAMS: OnceLock<Vec<(String, PathBuf)>> = OnceLock::new();
     let programs = PROGRAMS.get_or_init(build);
     let found = programs.iter().find(|(program, _)| program == name);
-    found.unwrap_or_else(|| panic!("cargo built no {name}: {programs:?}")).1.clone()
+    found
+        .unwrap_or_else(|| panic!("cargo built no {name}: {programs:?}"))
+        .1
+        .clone()
 }
 
 /// Builds the programs in the profile of this test and says where cargo put them.
@@ -32,13 +34,21 @@ fn build() -> Vec<(String, PathBuf)> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-        .args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"])
+        .args([
+            "test",
+            "--workspace",
+            "--no-run",
+            "--message-format=json-render-diagnostics",
+        ])
         .stderr(Stdio::inherit());
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
     let output = cargo.output().expect("cargo starts");
-    assert!(output.status.success(), "cargo test --workspace --no-run failed");
+    assert!(
+        output.status.success(),
+        "cargo test --workspace --no-run failed"
+    );
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
@@ -50,4 +60,20 @@ fn build() -> Vec<(String, PathBuf)> {
             Some((name, PathBuf::from(message["executable"].as_str()?)))
         })
         .collect()
+}
+
+/// A file or folder of the shared test data, which lies at `$QF_SHARED` or beside the checkout;
+/// `None`, and a printed line, where there is none, unless `QF_REQUIRE_SHARED=1` demands it.
+#[allow(clippy::disallowed_methods)] // Tests are told by the environment where their data lies.
+pub(crate) fn shared(test: &str, relative: &str) -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
+    let root = std::env::var_os("QF_SHARED").map_or(beside, PathBuf::from);
+    let path = root.join(relative);
+    if path.exists() {
+        return Some(path);
+    }
+    let required = std::env::var("QF_REQUIRE_SHARED").is_ok_and(|value| value == "1");
+    assert!(!required, "{test}: {} is missing", path.display());
+    println!("skipped: {test}: no shared folder");
+    None
 }

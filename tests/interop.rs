@@ -83,7 +83,7 @@ print(json.dumps(samples))
 
 /// The interpreter with tests/requirements.txt, or `None` after saying that the test is skipped.
 #[allow(clippy::disallowed_methods)] // A test decides here whether it may be skipped.
-fn python(test: &str) -> Option<PathBuf> {
+pub(crate) fn python(test: &str) -> Option<PathBuf> {
     let pointer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-python");
     let python = fs::read_to_string(&pointer).map(|path| PathBuf::from(path.trim()));
     match python {

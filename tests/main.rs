@@ -4,9 +4,15 @@
 mod bin;
 /// The network, the optimiser and the processors against numbers of the reference.
 mod golden;
+/// The same batches from every shard format and any number of threads.
+mod golden_batches;
+/// Archives and images made to break readers.
+mod hostile;
 /// Shards exchanged with Python's `webdataset` and `datasets`.
 mod interop;
 /// `qfdata shard` as a user runs it.
 mod shard_cli;
 /// `qfdata synth` as a user runs it.
 mod synth_cli;
+/// `qftrain` as a user runs it.
+mod train_cli;

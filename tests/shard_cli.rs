@@ -15,7 +15,7 @@ use serde_json::{json, Value};
 
 use crate::bin;
 
-const FORMATS: [&str; 4] = ["tar", "tar.gz", "tar.zst", "arrow"];
+pub(crate) const FORMATS: [&str; 4] = ["tar", "tar.gz", "tar.zst", "arrow"];
 
 /// Key → extension, image, captions; in shard order.
 pub(crate) type Samples = Vec<(String, String, Vec<u8>, Vec<String>)>;

@@ -4,6 +4,7 @@
 //! interrupted by Ctrl-C.
 
 mod interrupt;
+mod output;
 mod profile;
 mod progress;
 mod shard;
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", full_message(error.as_ref()));
+            output::remark(format_args!("error: {}", full_message(error.as_ref())));
             interrupt::exit_code(&error)
         }
     }

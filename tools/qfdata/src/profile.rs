@@ -15,6 +15,7 @@ use qf_pipeline::LoaderConfig;
 use serde::Serialize;
 
 use crate::interrupt::Interrupt;
+use crate::output::say;
 
 /// Captions that a vocabulary is trained from when none is given.
 const VOCABULARY_CAPTIONS: u64 = 20_000;
@@ -133,11 +134,10 @@ pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         loader: report,
     };
     if args.json {
-        println!("{}", serde_json::to_string(&profile)?);
+        say(format_args!("{}", serde_json::to_string(&profile)?))
     } else {
-        print(&profile);
+        print(&profile)
     }
-    Ok(())
 }
 
 fn tokenizer(
@@ -153,8 +153,8 @@ fn tokenizer(
     Ok(Arc::new(CaptionTokenizer::from_vocab(trained.entries)?))
 }
 
-fn print(profile: &Profile) {
-    println!(
+fn print(profile: &Profile) -> anyhow::Result<()> {
+    say(format_args!(
         "{} images of {} shards in {:.1} s: {:.1} images/s, {:.1} images per CPU second, peak {:.0} MB",
         profile.images,
         profile.shards,
@@ -162,22 +162,23 @@ fn print(profile: &Profile) {
         profile.images_per_s,
         profile.images_per_cpu_s,
         profile.peak_rss_mb
-    );
+    ))?;
     // The loader's own meters include the warm-up.
-    print!("{}", stage_table(&profile.loader.stages));
-    print!("{}", queue_table(&profile.loader.queues));
+    let stages = stage_table(&profile.loader.stages);
+    let queues = queue_table(&profile.loader.queues);
+    say(format_args!("{stages}{}", queues.trim_end()))?;
     let Counters {
         read,
         delivered,
         dropped_last,
         ..
     } = &profile.counters;
-    println!(
+    say(format_args!(
         "samples: {read} read = {delivered} delivered + {} skipped + {dropped_last} left over",
         profile.counters.skipped_total()
-    );
+    ))?;
     for (reason, count) in &profile.counters.skipped {
-        println!("  skipped as {reason}: {count}");
+        say(format_args!("  skipped as {reason}: {count}"))?;
     }
-    println!("bottleneck: {}", profile.bottleneck);
+    say(format_args!("bottleneck: {}", profile.bottleneck))
 }

@@ -21,6 +21,7 @@ use qf_pipeline::atomic_file::AtomicFile;
 use rayon::prelude::*;
 
 use crate::interrupt::Interrupt;
+use crate::output::say;
 use crate::progress;
 use scene::{Draw, Scene};
 
@@ -124,7 +125,7 @@ pub(crate) fn run(args: &SynthArgs) -> anyhow::Result<()> {
     });
     bar.finish_and_clear();
     written?;
-    println!(
+    say(format_args!(
         "{}: {} images{} of {}×{} pixels, {} captions each, in {:.1} s",
         args.out.display(),
         args.count,
@@ -136,7 +137,7 @@ pub(crate) fn run(args: &SynthArgs) -> anyhow::Result<()> {
         args.size,
         args.captions,
         started.elapsed().as_secs_f64()
-    );
+    ))?;
     Ok(())
 }
 

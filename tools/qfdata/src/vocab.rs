@@ -11,6 +11,8 @@ use qf_pipeline::text::VocabularyOptions;
 use qf_pipeline::vocabulary::vocabulary_from_shards;
 use qf_pipeline::LoaderConfig;
 
+use crate::output::say;
+
 #[derive(Args)]
 pub(crate) struct VocabArgs {
     /// Shards: files, globs, {000..012} ranges; several allowed
@@ -65,14 +67,14 @@ pub(crate) fn run(args: &VocabArgs) -> anyhow::Result<()> {
             .with_context(|| format!("cannot write {}", args.out.display()))?;
     }
     file.commit()?;
-    println!(
+    say(format_args!(
         "{}: {} entries from {} captions of {} shards ({} samples without a usable caption)",
         args.out.display(),
         trained.entries.len(),
         trained.captions,
         shards.len(),
         trained.skipped_samples
-    );
+    ))?;
     if !trained.bad_shards.is_empty() {
         bail!(
             "{} shards could not be read to their end",

@@ -5,10 +5,16 @@ use std::process::Command;
 
 #[test]
 fn help_names_every_command() {
-    let output = Command::new(env!("CARGO_BIN_EXE_qfdata")).arg("--help").output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_qfdata"))
+        .arg("--help")
+        .output()
+        .unwrap();
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
     for command in ["shard", "vocab", "profile", "synth"] {
-        assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
+        assert!(
+            help.contains(&format!("\n  {command} ")),
+            "{command}: {help}"
+        );
     }
 }

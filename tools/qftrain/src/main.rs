@@ -55,8 +55,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let error: &(dyn std::error::Error + 'static) = error.as_ref();
-            output::remark(format_args!("error: {}", full_message(error)));
+            output::remark(format_args!("error: {}", full_message(error.as_ref())));
             ExitCode::FAILURE
         }
     }

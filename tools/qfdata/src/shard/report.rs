@@ -7,6 +7,7 @@ use qf_pipeline::shard::write::{ShardFormat, WrittenShard};
 use serde::Serialize;
 
 use super::input::{Listing, Skip};
+use crate::output::say;
 use crate::size;
 
 /// What was found and what became of it; `--json` prints this.
@@ -86,10 +87,10 @@ impl Report {
 
     pub(super) fn print(&self, pattern: &str, json: bool) -> anyhow::Result<()> {
         if json {
-            println!("{}", serde_json::to_string(self)?);
+            say(format_args!("{}", serde_json::to_string(self)?))?;
             return Ok(());
         }
-        println!(
+        say(format_args!(
             "{pattern}: {} shards, {} samples, {} captions, {} in {:.1} s ({:.0} MB/s)",
             self.shards,
             self.samples,
@@ -97,8 +98,8 @@ impl Report {
             size::display(self.bytes),
             self.seconds,
             self.mb_per_s
-        );
-        println!("{}", self.accounts());
+        ))?;
+        say(format_args!("{}", self.accounts()))?;
         for (count, what) in [
             (
                 self.dropped_captions,
@@ -113,7 +114,7 @@ impl Report {
             (self.removed_stale, "shards of an earlier run removed"),
         ] {
             if count > 0 {
-                println!("{count} {what}");
+                say(format_args!("{count} {what}"))?;
             }
         }
         Ok(())
