@@ -564,6 +564,7 @@ mod tests {
                 max_positions: 10,
                 embed_dim: 8,
                 dec_token_id: 39,
+                dropout: 0.1,
                 ..ModelConfig::tiny().qformer
             },
         }

@@ -43,11 +43,9 @@ mod tests {
     #[test]
     fn figures_are_there_and_grow() {
         let before = cpu_time().unwrap();
-        let mut sum = 0u64;
         while cpu_time().unwrap() <= before {
-            sum = sum.wrapping_add(std::hint::black_box(1));
+            std::hint::black_box(0);
         }
-        assert!(sum > 0);
         assert!(peak_rss_bytes().unwrap() > 1 << 20);
     }
 }

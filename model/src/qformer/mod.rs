@@ -311,6 +311,7 @@ mod tests {
             max_positions: 12,
             dec_token_id: 29,
             init_std: 0.5,
+            dropout: 0.1,
             ..ModelConfig::tiny().qformer
         };
         let mut store = ParamStore::new(Device::Cpu, 1);

@@ -19,7 +19,7 @@ pub(crate) struct VocabArgs {
     #[arg(long, num_args = 1.., required = true, value_name = "SHARDS")]
     shards: Vec<String>,
 
-    /// File to write: one entry a line, [PAD] [UNK] [CLS] [SEP] [MASK] first
+    /// File to write: one entry a line, the special entries first
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 

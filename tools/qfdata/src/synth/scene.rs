@@ -265,7 +265,7 @@ impl Scene {
     }
 
     /// Objects with their places, in drawing order. Rows lie clear above each other, items of a row
-    /// clear beside each other, in either order; all keep [`MARGIN`] from the borders.
+    /// clear beside each other, in either order; all keep `MARGIN` from the borders.
     pub(super) fn place(&self, draw: &mut Draw) -> Vec<Placed> {
         const MARGIN: f64 = 0.13;
         const ROOM: f64 = 1.0 - 2.0 * MARGIN;
