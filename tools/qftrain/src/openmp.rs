@@ -23,9 +23,15 @@ pub(crate) fn wait_passively() {
         return;
     };
     let mut args = std::env::args_os();
-    let name = args.next().unwrap_or_else(|| OsStr::new("qftrain").to_owned());
+    let name = args
+        .next()
+        .unwrap_or_else(|| OsStr::new("qftrain").to_owned());
     let mut command = std::process::Command::new(program);
-    let error = command.arg0(name).args(args).env(WAIT_POLICY, "passive").exec();
+    let error = command
+        .arg0(name)
+        .args(args)
+        .env(WAIT_POLICY, "passive")
+        .exec();
     // `exec` returns only when it failed; training works all the same.
     log::debug!("cannot set {WAIT_POLICY}: {error}");
 }
