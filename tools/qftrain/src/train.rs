@@ -72,7 +72,8 @@ pub(crate) struct TrainArgs {
     #[arg(long, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
 
-    /// Any setting by its name in the configuration file, e.g. data.shuffle=none; several allowed
+    /// Any setting by its name in the configuration file, e.g. data.shuffle=none; several
+    /// allowed, applied last
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
