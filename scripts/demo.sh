@@ -11,7 +11,7 @@ set -euo pipefail
 
 readonly TRAIN_IMAGES=${TRAIN_IMAGES:-4000}  # rendered scenes to train on
 readonly HELD_IMAGES=${HELD_IMAGES:-200}     # and to evaluate on: none of them occurs in training
-readonly STEPS=${STEPS:-1500}                # optimiser steps on the rendered scenes
+readonly STEPS=${STEPS:-1200}                # optimiser steps on the rendered scenes
 readonly PAIRS_STEPS=${PAIRS_STEPS:-600}     # and on the images of PAIRS
 readonly HOLD_OUT_EVERY=${HOLD_OUT_EVERY:-10} # each so many-th image of PAIRS is held out
 readonly RERANK=${RERANK:-32}                # candidates per query that image-text matching ranks again
