@@ -75,6 +75,14 @@ fn load(shard: &Path) -> Result<qf_pipeline::loader::Counters, PipelineError> {
         Err(PipelineError::BadShard(error)) => {
             assert_eq!(error.shard, shard.display().to_string());
             assert!(!error.message.is_empty() && !error.message.contains('\n'));
+            if shard
+                .extension()
+                .is_some_and(|extension| extension == "tar")
+            {
+                // Where it breaks, not where it claims to end.
+                let length = fs::metadata(shard).unwrap().len();
+                assert!(error.offset_bytes <= length, "{error}");
+            }
         }
         Err(PipelineError::TooFewSamples(_)) => {}
         Err(other) => panic!("{}: {other}", shard.display()),

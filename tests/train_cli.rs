@@ -291,10 +291,12 @@ fn an_interrupted_run_continues_as_if_nothing_had_happened() {
         &run_dir,
         3,
     );
-    // The folder belongs to the run as long as it lives.
+    // The folder belongs to the run as long as it lives, and be it at rest.
+    signal(&child, "-STOP");
     let message = fails(1, &["--run-dir", &run_dir, "--resume"]);
     assert!(message.contains("another process"), "{message}");
     signal(&child, "-INT");
+    signal(&child, "-CONT");
     let output = child.wait_with_output().unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{stdout}");

@@ -98,29 +98,15 @@ pub fn save(
     fs::create_dir_all(checkpoints).map_err(at(checkpoints))?;
     let name = format!("step-{:08}", state.step);
     let partial = checkpoints.join(format!(".{name}.partial"));
-    if partial.exists() {
-        fs::remove_dir_all(&partial).map_err(at(&partial))?;
+    // What an earlier process left when it was killed.
+    remove_folder(&partial)?;
+    if let Err(error) = write_files(&partial, model, optimizer, state) {
+        // The first error counts: on a full disk this makes room for those who try again.
+        let _ = remove_folder(&partial);
+        return Err(error);
     }
-    fs::create_dir(&partial).map_err(at(&partial))?;
-    let params = model.params().named_parameters();
-    let params: Vec<(String, Tensor)> = params
-        .iter()
-        .map(|param| (param.name.clone(), param.tensor.shallow_clone()))
-        .collect();
-    write_safetensors(&partial.join(MODEL_FILE), &params)?;
-    write_safetensors(&partial.join(OPTIMIZER_FILE), &optimizer.state())?;
-    let state_path = partial.join(STATE_FILE);
-    let text = serde_json::to_string_pretty(state)
-        .map_err(|error| at(&state_path)(std::io::Error::other(error)))?;
-    fs::write(&state_path, text).map_err(at(&state_path))?;
-    for file in [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE] {
-        sync(&partial.join(file))?;
-    }
-    sync(&partial)?;
     let target = checkpoints.join(name);
-    if target.exists() {
-        fs::remove_dir_all(&target).map_err(at(&target))?;
-    }
+    remove_folder(&target)?;
     fs::rename(&partial, &target).map_err(at(&target))?;
     sync(checkpoints)?;
     let all = list(checkpoints)?;
@@ -128,6 +114,39 @@ pub fn save(
         fs::remove_dir_all(old).map_err(at(old))?;
     }
     Ok(target)
+}
+
+/// Writes a new folder and syncs it to disk.
+fn write_files(
+    folder: &Path,
+    model: &Blip2Qformer,
+    optimizer: &AdamW,
+    state: &TrainState,
+) -> Result<(), ModelError> {
+    fs::create_dir(folder).map_err(at(folder))?;
+    let params = model.params().named_parameters();
+    let params: Vec<(String, Tensor)> = params
+        .iter()
+        .map(|param| (param.name.clone(), param.tensor.shallow_clone()))
+        .collect();
+    write_safetensors(&folder.join(MODEL_FILE), &params)?;
+    write_safetensors(&folder.join(OPTIMIZER_FILE), &optimizer.state())?;
+    let state_path = folder.join(STATE_FILE);
+    let text = serde_json::to_string_pretty(state)
+        .map_err(|error| at(&state_path)(std::io::Error::other(error)))?;
+    fs::write(&state_path, text).map_err(at(&state_path))?;
+    for file in [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE] {
+        sync(&folder.join(file))?;
+    }
+    sync(folder)
+}
+
+/// Removes a folder, if it is there.
+fn remove_folder(folder: &Path) -> Result<(), ModelError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(at(folder)(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Reads the state of a checkpoint folder.

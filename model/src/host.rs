@@ -13,16 +13,44 @@ use crate::error::ModelError;
 pub struct DeviceBatch {
     /// `[B, 3, S, S]` f32, normalised by the CLIP mean and deviation.
     pub images: Tensor,
-    /// `[N, L]` i64, where `L <= T` is the length of the longest caption.
+    /// `[N, T]` i64.
     pub token_ids: Tensor,
-    /// `[N, L]` i64.
+    /// `[N, T]` i64.
     pub attention_mask: Tensor,
 }
 
+impl DeviceBatch {
+    /// Leaves out the columns of ids and mask that are padding in every row of `batch`: `[N, L]`,
+    /// where `L <= T` is the length of the longest caption.
+    ///
+    /// Masked keys and unread rows change no loss and no gradient, and most captions are much
+    /// shorter than `T`.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] when the device has no room.
+    pub fn without_padding_columns(self, batch: &Batch) -> Result<DeviceBatch, ModelError> {
+        let longest = longest_row(&batch.attention_mask, batch.text_len);
+        let cut = |tensor: &Tensor| tensor.f_narrow(1, 0, longest as i64)?.f_contiguous();
+        Ok(DeviceBatch {
+            token_ids: cut(&self.token_ids)?,
+            attention_mask: cut(&self.attention_mask)?,
+            images: self.images,
+        })
+    }
+}
+
+/// Position behind the last token of any row of a mask `[N, T]`.
+fn longest_row(attention_mask: &[i64], text_len: usize) -> usize {
+    let rows = attention_mask.chunks(text_len.max(1));
+    let ends = rows.map(|row| {
+        row.iter()
+            .rposition(|&mask| mask != 0)
+            .map_or(0, |last| last + 1)
+    });
+    ends.max().unwrap_or(0)
+}
+
 /// Copies a batch to `device` and normalises its pixels there.
-///
-/// Columns of token ids that are padding in every row are left out: masked keys and unread rows
-/// change no loss and no gradient, and most captions are much shorter than `T`.
 ///
 /// # Errors
 /// [`ModelError::Torch`] when the device has no room.
@@ -143,7 +171,77 @@ mod pinned {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::FeaturesConfig;
+    use crate::{
+        Blip2Qformer, ModelConfig, NegativeSampling, SingleProcess, StepInput, VisionConfig,
+    };
     use qf_pipeline::augment::normalise_to_chw;
+
+    #[test]
+    fn padding_columns_change_neither_losses_nor_gradients() {
+        let mut config = ModelConfig::tiny();
+        config.vision = VisionConfig::Features(FeaturesConfig { width: 24 });
+        config.qformer.encoder_width = 24;
+        config.qformer.vocab_size = 50;
+        config.qformer.dec_token_id = 49;
+        let mask: Vec<i64> = [3usize, 5, 4]
+            .iter()
+            .flat_map(|&length| (0..12).map(move |at| i64::from(at < length)))
+            .collect();
+        assert_eq!(longest_row(&mask, 12), 5);
+        assert_eq!(longest_row(&[0; 12], 12), 0);
+        let ids: Vec<i64> = mask
+            .iter()
+            .enumerate()
+            .map(|(at, &mask)| mask * (at as i64 % 40 + 3))
+            .collect();
+        let negatives = Tensor::from_slice(&[1i64, 2, 0]);
+        let run = |length: i64| {
+            let model = Blip2Qformer::new(&config, Device::Cpu, 3).unwrap();
+            tch::manual_seed(1);
+            let features = Tensor::randn([3, 7, 24], (Kind::Float, Device::Cpu));
+            let cut = |values: &[i64]| {
+                Tensor::from_slice(values)
+                    .view([3, 12])
+                    .narrow(1, 0, length)
+            };
+            let output = model
+                .forward_losses(
+                    &StepInput {
+                        image_embeds: &model.encode_image(&features).unwrap(),
+                        token_ids: &cut(&ids),
+                        attention_mask: &cut(&mask),
+                        image_ids: None,
+                    },
+                    NegativeSampling::Given {
+                        image_idx: &negatives,
+                        text_idx: &negatives,
+                    },
+                    &SingleProcess,
+                    true,
+                )
+                .unwrap();
+            output.loss.backward();
+            let gradients: Vec<Tensor> = model
+                .params()
+                .trainable()
+                .map(|param| param.tensor.grad())
+                .collect();
+            (f64::try_from(output.loss).unwrap(), gradients)
+        };
+        let (whole, cut) = (run(12), run(5));
+        assert!(
+            (whole.0 - cut.0).abs() <= 1e-6 * whole.0.abs(),
+            "{} {}",
+            whole.0,
+            cut.0
+        );
+        for (whole, cut) in whole.1.iter().zip(&cut.1) {
+            if whole.defined() || cut.defined() {
+                assert!(whole.allclose(cut, 1e-4, 1e-6, false));
+            }
+        }
+    }
 
     #[test]
     fn normalising_on_the_device_gives_the_bits_of_the_host() {

@@ -111,7 +111,9 @@ impl Trainer {
         // what the unbroken one drew.
         tch::manual_seed(step_seed(seed, self.step));
         let device = self.model.params().device();
-        let input = phases.time(Phase::Upload, || upload(batch, device))?;
+        let input = phases.time(Phase::Upload, || {
+            upload(batch, device)?.without_padding_columns(batch)
+        })?;
         let output = phases.time(Phase::Forward, || {
             let image_embeds = self.model.encode_image(&input.images)?;
             let step = StepInput {

@@ -55,18 +55,22 @@ pub(crate) fn for_each_member<R: Read>(
         .entries()
         .map_err(|error| shard_error(shard, 0, &error))?;
     let mut extension = Extension::default();
-    let mut next_offset = 0;
+    let (mut member_offset, mut next_offset) = (0, 0);
     for entry in entries.raw(true) {
         let mut entry = entry.map_err(|error| {
             let offset = next_offset;
             if offset == 0 {
                 error_at(shard, offset, format!("not a tar archive ({error})"))
+            } else if offset > member_offset && error.to_string().contains("during skip") {
+                // The end it declares lies beyond the stream: say where it begins.
+                shard_error(shard, member_offset, &error)
             } else {
                 shard_error(shard, offset, &error)
             }
         })?;
         let header_offset = entry.raw_header_position();
         let size = entry.size();
+        member_offset = header_offset;
         next_offset = entry
             .raw_file_position()
             .saturating_add(size.checked_next_multiple_of(512).unwrap_or(u64::MAX));
@@ -113,7 +117,8 @@ pub(crate) fn for_each_member<R: Read>(
                 shard,
                 header_offset,
                 format!(
-                    "a member of {} bytes: too large for a shard",
+                    "a member of {size} bytes by its own header and of {} by its pax header; \
+                     repack the shard with members below 8 GiB",
                     pax_size.unwrap_or(size)
                 ),
             ));

@@ -4,6 +4,7 @@
 //! line on stderr says why), 2 wrong usage.
 
 mod eval;
+mod openmp;
 mod output;
 mod progress;
 mod session;
@@ -42,6 +43,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    openmp::wait_passively();
     let default_level = env_logger::Env::default().default_filter_or("warn");
     env_logger::Builder::from_env(default_level)
         .format_timestamp(None)
