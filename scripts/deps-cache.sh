@@ -7,8 +7,8 @@
 # PROFILE is debug or release. Cargo names the artefacts of a registry crate by a hash of the crate,
 # its features, the profile and the compiler, not of the place, so they fit any checkout; where one
 # does not fit, cargo builds it again. Copies are real: no checkout can spoil another, or the cache.
-# The cache holds a folder per Cargo.lock, root Cargo.toml, compiler and libtorch, the newest
-# $KEEP of them. QF_DEPS_CACHE=0 turns all this off. Nothing here makes a build fail.
+# The cache holds a folder per set of crates (with features and profiles), compiler and libtorch; the
+# $KEEP used last are kept. QF_DEPS_CACHE=0 turns all this off. Nothing here makes a build fail.
 set -euo pipefail
 
 readonly KEEP=3
@@ -37,7 +37,9 @@ ask_metadata() { python3 -c "import json, sys; m = json.load(sys.stdin); $1" <<<
 target=$(ask_metadata 'print(m["target_directory"])')/$profile
 key=$(
     {
-        cat Cargo.lock Cargo.toml .cargo/config.toml
+        awk 'BEGIN { RS = "" } /\nsource = / { print }' Cargo.lock # the registry's crates
+        awk '/^\[/ { wanted = /^\[(profile|workspace\.dependencies)/ } wanted && !/^(#|$)/' Cargo.toml
+        grep -v '^#' .cargo/config.toml
         rustc -vV
         cc --version | head -n1
         printf '%s\n' "${CARGO_HOME:-${HOME:-}}" "${RUSTFLAGS:-}" "${CARGO_ENCODED_RUSTFLAGS:-}"
