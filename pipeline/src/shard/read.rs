@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::sync::Arc;
 
+use crate::captions::is_caption_member;
 use crate::decode::is_image_extension;
 use crate::error::{SampleError, ShardError};
 use crate::sample::EncodedSample;
@@ -23,8 +24,6 @@ const READ_BUFFER_BYTES: usize = 256 << 10;
 pub struct ReadOptions {
     /// A sample whose members together are longer than this, in bytes, is skipped.
     pub max_sample_bytes: u64,
-    /// Extensions (Arrow: columns) to load beside images and captions.
-    pub extra_members: Vec<String>,
     /// Arrow: the image column.
     pub image_column: String,
     /// Arrow: the caption column. Tar: the extension is that of [`crate::captions`].
@@ -35,19 +34,15 @@ impl Default for ReadOptions {
     fn default() -> Self {
         ReadOptions {
             max_sample_bytes: 128 << 20,
-            extra_members: Vec::new(),
             image_column: "image".into(),
             caption_column: "caption".into(),
         }
     }
 }
 
-impl ReadOptions {
-    fn wants(&self, extension: &str) -> bool {
-        is_image_extension(extension)
-            || crate::captions::is_caption_member(extension)
-            || self.extra_members.iter().any(|name| name == extension)
-    }
+/// Members of a tar shard beside images and captions are passed over, not loaded.
+fn is_wanted(extension: &str) -> bool {
+    is_image_extension(extension) || is_caption_member(extension)
 }
 
 /// Receives the samples of a shard in order; returns `false` to stop reading.
@@ -88,31 +83,27 @@ pub fn read_shard(
     visit: Visit<'_>,
 ) -> Result<(), ShardError> {
     let shard = &location.name;
-    let io_error = |error: io::Error| ShardError {
+    let at_start = |message: String| ShardError {
         shard: shard.to_string(),
         offset_bytes: 0,
-        message: format!("cannot be read ({error})"),
+        message,
     };
+    let io_error = |error: io::Error| at_start(format!("cannot be read ({error})"));
     let file = File::open(&location.path).map_err(io_error)?;
     let file = observer.watch_file(Box::new(file));
     let reader = decompress(file, observer).map_err(io_error)?;
     let (magic, reader) = peek(reader, 512).map_err(|error| shard_error(shard, 0, &error))?;
     if magic.is_empty() {
-        return Err(ShardError {
-            shard: shard.to_string(),
-            offset_bytes: 0,
-            message: "is empty (0 bytes); remove it or fetch it again".into(),
-        });
+        return Err(at_start(
+            "is empty (0 bytes); remove it or fetch it again".into(),
+        ));
     }
     match content_of(&magic) {
         Content::Tar => read_tar(shard, shard_index, reader, options, visit),
         Content::Arrow => read_arrow(shard, shard_index, reader, options, visit),
-        Content::Unknown => Err(ShardError {
-            shard: shard.to_string(),
-            offset_bytes: 0,
-            message: "not a shard: neither a tar archive nor Arrow IPC (plain, gzip or zstd)"
-                .into(),
-        }),
+        Content::Unknown => Err(at_start(
+            "not a shard: neither a tar archive nor Arrow IPC (plain, gzip or zstd)".into(),
+        )),
     }
 }
 
@@ -192,8 +183,7 @@ fn read_tar(
     visit: Visit<'_>,
 ) -> Result<(), ShardError> {
     let mut grouper = Grouper::new(shard.clone(), shard_index, options.max_sample_bytes);
-    let wanted =
-        |path: &str| split_key(path).is_some_and(|(_, extension)| options.wants(&extension));
+    let wanted = |path: &str| split_key(path).is_some_and(|(_, extension)| is_wanted(&extension));
     let mut on_member = |member: TarMember| match grouper.push(member) {
         Some(sample) => visit(sample),
         None => true,
