@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::augment::ImageTransform;
 use crate::error::PipelineError;
 use crate::order::ShuffleMode;
+use crate::shard::read::ReadOptions;
 
 /// What becomes of a bad sample or shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +142,16 @@ impl LoaderConfig {
             processing: Processing::Eval,
             captions: CaptionChoice::All,
             ..self
+        }
+    }
+
+    /// What these settings say of reading shards.
+    pub fn read_options(&self) -> ReadOptions {
+        ReadOptions {
+            max_sample_bytes: self.max_sample_bytes,
+            image_column: self.image_column.clone(),
+            caption_column: self.caption_column.clone(),
+            ..ReadOptions::default()
         }
     }
 

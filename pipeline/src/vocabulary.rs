@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use crate::captions::raw_captions;
 use crate::config::LoaderConfig;
 use crate::error::{PipelineError, ShardError};
-use crate::shard::read::{read_shard, NoObserver, ReadOptions};
+use crate::shard::read::{read_shard, NoObserver};
 use crate::source::ShardLocation;
 use crate::text::{train_vocabulary, CaptionProcessor, VocabularyOptions};
 
@@ -36,12 +36,7 @@ pub fn vocabulary_from_shards(
     max_captions: u64,
 ) -> Result<TrainedVocabulary, PipelineError> {
     let processor = CaptionProcessor::new(config.max_words, "")?;
-    let read_options = ReadOptions {
-        max_sample_bytes: config.max_sample_bytes,
-        image_column: config.image_column.clone(),
-        caption_column: config.caption_column.clone(),
-        ..ReadOptions::default()
-    };
+    let read_options = config.read_options();
     let mut captions = Vec::new();
     let skipped = RefCell::new(0u64);
     let mut bad_shards = Vec::new();

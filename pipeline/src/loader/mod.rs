@@ -44,7 +44,6 @@ pub use table::{queue_table, stage_table};
 use crate::batch::{Batch, BufferPool, HostAllocator, PlainAllocator};
 use crate::config::LoaderConfig;
 use crate::error::PipelineError;
-use crate::shard::read::ReadOptions;
 use crate::source::ShardLocation;
 use crate::text::CaptionTokenizer;
 
@@ -135,12 +134,7 @@ impl Loader {
             meters: meters.clone(),
             state: state.clone(),
         };
-        let options = ReadOptions {
-            max_sample_bytes: config.max_sample_bytes,
-            image_column: config.image_column.clone(),
-            caption_column: config.caption_column.clone(),
-            ..ReadOptions::default()
-        };
+        let options = config.read_options();
         let sequencer = Sequencer {
             shards: Arc::new(shards),
             config,

@@ -24,6 +24,8 @@ const READ_BUFFER_BYTES: usize = 256 << 10;
 pub struct ReadOptions {
     /// A sample whose members together are longer than this, in bytes, is skipped.
     pub max_sample_bytes: u64,
+    /// Tar: extensions of members to load beside images and captions; others are passed over.
+    pub extra_members: Vec<String>,
     /// Arrow: the image column.
     pub image_column: String,
     /// Arrow: the caption column. Tar: the extension is that of [`crate::captions`].
@@ -34,15 +36,19 @@ impl Default for ReadOptions {
     fn default() -> Self {
         ReadOptions {
             max_sample_bytes: 128 << 20,
+            extra_members: Vec::new(),
             image_column: "image".into(),
             caption_column: "caption".into(),
         }
     }
 }
 
-/// Members of a tar shard beside images and captions are passed over, not loaded.
-fn is_wanted(extension: &str) -> bool {
-    is_image_extension(extension) || is_caption_member(extension)
+impl ReadOptions {
+    fn wants(&self, extension: &str) -> bool {
+        is_image_extension(extension)
+            || is_caption_member(extension)
+            || self.extra_members.iter().any(|name| name == extension)
+    }
 }
 
 /// Receives the samples of a shard in order; returns `false` to stop reading.
@@ -183,7 +189,8 @@ fn read_tar(
     visit: Visit<'_>,
 ) -> Result<(), ShardError> {
     let mut grouper = Grouper::new(shard.clone(), shard_index, options.max_sample_bytes);
-    let wanted = |path: &str| split_key(path).is_some_and(|(_, extension)| is_wanted(&extension));
+    let wanted =
+        |path: &str| split_key(path).is_some_and(|(_, extension)| options.wants(&extension));
     let mut on_member = |member: TarMember| match grouper.push(member) {
         Some(sample) => visit(sample),
         None => true,
@@ -221,6 +228,7 @@ fn read_arrow(
     let arrow_options = ArrowReadOptions {
         image_column: options.image_column.clone(),
         caption_column: options.caption_column.clone(),
+        max_member_bytes: options.max_sample_bytes,
         ..ArrowReadOptions::default()
     };
     let mut samples = ArrowShardReader::new(shard.clone(), shard_index, reader, &arrow_options)?;
