@@ -13,16 +13,18 @@ readonly TRAIN_IMAGES=${TRAIN_IMAGES:-4000}  # rendered scenes to train on
 readonly HELD_IMAGES=${HELD_IMAGES:-200}     # and to evaluate on: none of them occurs in training
 readonly STEPS=${STEPS:-1200}                # optimiser steps on the rendered scenes
 readonly PAIRS_STEPS=${PAIRS_STEPS:-600}     # and on the images of PAIRS
-readonly HOLD_OUT_EVERY=${HOLD_OUT_EVERY:-10} # each so many-th image of PAIRS is held out
+readonly HOLD_OUT_EVERY=${HOLD_OUT_EVERY:-10} # one in so many images of PAIRS is held out
 readonly RERANK=${RERANK:-32}                # candidates per query that image-text matching ranks again
 readonly SHARD_IMAGES=${SHARD_IMAGES:-500}   # images in a shard
 readonly SEED=${SEED:-1}
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-demo_dir=${DEMO_DIR:-$root/demo}
-pairs=${PAIRS:-}
+pairs=${PAIRS:+$(realpath -m "$PAIRS")}
+demo_dir=${DEMO_DIR:+$(realpath -m "$DEMO_DIR")}
+cd "$root" # messages show short paths
+demo_dir=${demo_dir:-demo}
 readonly marker=.qformer-demo # of a folder that this script may clear
-bin=${CARGO_TARGET_DIR:-$root/target}/release
+bin=${CARGO_TARGET_DIR:-target}/release
 
 say() { printf '\ndemo: %s\n' "$*"; }
 die() { printf 'demo: error: %s\n' "$*" >&2; exit 1; }
@@ -63,7 +65,7 @@ trap 'say "interrupted; qftrain --run-dir $run --resume continues a run that has
 
 if [ -n "$pairs" ]; then
     say "1/4 holding out every ${HOLD_OUT_EVERY}th image of $pairs (by links in $work/images)"
-    python3 "$root/scripts/hold_out.py" "$pairs" "$work/images" "$HOLD_OUT_EVERY"
+    python3 scripts/hold_out.py "$pairs" "$work/images" "$HOLD_OUT_EVERY"
 else
     say "1/4 rendering $TRAIN_IMAGES captioned scenes, and $HELD_IMAGES others for the evaluation"
     "$bin/qfdata" synth --out "$work/images" --count "$TRAIN_IMAGES" --held-out "$HELD_IMAGES" --seed "$SEED"
@@ -84,8 +86,6 @@ say "4/4 retrieval among held-out images, which training never saw"
 
 say "done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s. Where to look:"
 where() { printf '  %-42s %s\n' "$1" "$2"; }
-cd "$root"
-run=${run#"$root/"} work=${work#"$root/"}
 where "$work/images" "images and captions"
 where "$work/shards" "shards: tar tf shows what is in them"
 where "$run/config.toml" "every setting of the run"
