@@ -1,7 +1,7 @@
 //! The workspace's programs, built once per test process, and the shared test data.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use serde_json::Value;
@@ -60,6 +60,13 @@ fn build() -> Vec<(String, PathBuf)> {
             Some((name, PathBuf::from(message["executable"].as_str()?)))
         })
         .collect()
+}
+
+/// Sends a signal, `-INT` say, with the shell's own `kill`: a minimal Debian has no other.
+pub(crate) fn signal(name: &str, child: &Child) {
+    let script = format!("kill {name} {}", child.id());
+    let status = Command::new("sh").args(["-c", &script]).status();
+    assert!(status.expect("sh starts").success(), "{script}");
 }
 
 /// A file or folder of the shared test data, which lies at `$QF_SHARED` or beside the checkout;

@@ -598,11 +598,7 @@ fn an_interrupted_run_leaves_nothing_unfinished() {
     assert!(names(&out)
         .iter()
         .all(|name| name.starts_with('.') && name.ends_with(".tmp")));
-    let killed = Command::new("kill")
-        .arg("-INT")
-        .arg(child.id().to_string())
-        .status();
-    assert!(killed.unwrap().success());
+    crate::bin::signal("-INT", &child);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{output:?}");
     let message = String::from_utf8(output.stderr).unwrap();

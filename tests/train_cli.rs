@@ -269,10 +269,7 @@ fn start(arguments: &[&str], run_dir: &str, steps: usize) -> Child {
 }
 
 fn signal(child: &Child, name: &str) {
-    let status = Command::new("kill")
-        .args([name, &child.id().to_string()])
-        .status();
-    assert!(status.expect("kill runs").success());
+    crate::bin::signal(name, child);
 }
 
 #[test]
