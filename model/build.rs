@@ -1,10 +1,11 @@
-//! Passes libtorch's folders on to whatever links a binary: an rpath to the real libraries, so that
-//! programs start with nothing exported, and an rpath-link to the libraries that libtorch needs.
+//! Compiles the C++ of `shim/` against libtorch's headers, and passes libtorch's folders on to
+//! whatever links a binary: an rpath to the real libraries, so that programs start with nothing
+//! exported, and an rpath-link to the libraries that libtorch needs.
 
 // A build script is configured by its environment.
 #![allow(clippy::disallowed_methods)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -25,4 +26,26 @@ fn main() {
         println!("cargo:cuda_lib={}", cuda.display());
         println!("cargo:rustc-link-arg=-Wl,-rpath-link,{}", cuda.display());
     }
+    compile_shim(&PathBuf::from(&lib_dir).join("../include"));
+}
+
+/// The loops without torch for speed, the code on torch's headers for a quick build: all its time
+/// at run time goes to what it calls.
+fn compile_shim(include: &Path) {
+    println!("cargo:rerun-if-changed=shim");
+    let build = |opt_level: u32, file: &str, library: &str| {
+        let mut build = cc::Build::new();
+        build
+            .cpp(true)
+            .std("c++17")
+            .opt_level(opt_level)
+            .warnings(true);
+        build.flag_if_supported("-fopenmp-simd");
+        for folder in [include.to_owned(), include.join("torch/csrc/api/include")] {
+            build.flag("-isystem").flag(folder);
+        }
+        build.file(file).compile(library);
+    };
+    build(1, "shim/ops.cpp", "qf_ops");
+    build(3, "shim/kernels.cpp", "qf_kernels");
 }

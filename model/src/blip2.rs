@@ -14,7 +14,7 @@ use crate::layers::{LayerNorm, Linear, LinearInit};
 use crate::loss::itc::{self, Targets};
 use crate::loss::{itg, itm};
 use crate::params::{Init, ParamStore};
-use crate::qformer::{ImageKeyValues, Qformer};
+use crate::qformer::{ImageKeyValues, Qformer, Text, TextRows};
 use crate::vision::VisionTower;
 
 /// Temperature that similarities are divided by at the start.
@@ -33,6 +33,7 @@ pub struct Blip2Qformer {
     vision_proj: Linear, // D → d
     text_proj: Linear,   // D → d
     itm_head: Linear,    // D → 2
+    compute: ComputeOptions,
 }
 
 /// What a step is computed from.
@@ -48,6 +49,36 @@ pub struct StepInput<'a> {
     /// image can meet in a batch: they then share the contrastive target and are no negatives of
     /// each other.
     pub image_ids: Option<&'a Tensor>,
+    /// Tokens of each text, as the host knows them from before the upload: with them a GPU can
+    /// leave out padding without anybody waiting for it. On the CPU they are read from the mask.
+    pub lengths: Option<&'a [i64]>,
+}
+
+/// What a step may leave out because no loss and no gradient depends on it. Everything by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ComputeOptions {
+    /// Rows of padding.
+    pub skip_padding: bool,
+    /// Rows that nothing reads: in the last layer the text rows of matching and all but the first
+    /// of contrastive text, and the decoder's last token.
+    pub skip_unread: bool,
+}
+
+impl Default for ComputeOptions {
+    fn default() -> ComputeOptions {
+        ComputeOptions {
+            skip_padding: true,
+            skip_unread: true,
+        }
+    }
+}
+
+impl ComputeOptions {
+    /// Every row of every pass, as the reference computes them.
+    pub const ALL_ROWS: ComputeOptions = ComputeOptions {
+        skip_padding: false,
+        skip_unread: false,
+    };
 }
 
 /// Where the matching loss takes its negatives from.
@@ -101,14 +132,21 @@ pub struct StepOutput {
     pub image_feats: Tensor,
     /// `[B, d]`, normalised.
     pub text_feat: Tensor,
+    /// With [`ComputeOptions::ALL_ROWS`] only.
+    pub hidden: Option<HiddenRows>,
+}
+
+/// The rows of the last layer, of all passes.
+#[derive(Debug)]
+pub struct HiddenRows {
     /// `[B, Q, D]`: queries that saw the image.
-    pub hidden_image: Tensor,
+    pub image: Tensor,
     /// `[B, T, D]`: text alone.
-    pub hidden_text: Tensor,
+    pub text: Tensor,
     /// `[3 B, Q + T, D]`: queries and text together.
-    pub hidden_itm: Tensor,
+    pub itm: Tensor,
     /// `[B, T, D]`: text that continues the queries; [`Blip2Qformer::lm_logits`] scores it.
-    pub hidden_itg: Tensor,
+    pub itg: Tensor,
 }
 
 impl Blip2Qformer {
@@ -158,7 +196,13 @@ impl Blip2Qformer {
             vision_proj,
             text_proj,
             itm_head,
+            compute: ComputeOptions::default(),
         })
+    }
+
+    /// Sets what steps leave out.
+    pub fn set_compute(&mut self, compute: ComputeOptions) {
+        self.compute = compute;
     }
 
     /// What the model was made from.
@@ -176,8 +220,9 @@ impl Blip2Qformer {
         &mut self.params
     }
 
-    /// Image features `[B, M, E]` that cross attention reads: the tower's output through
-    /// `ln_vision`.
+    /// Image features `[B, M, E]`: the tower's output, normalised by `ln_vision`, whose gain and
+    /// shift are folded into the projections that read it. The reference's `image_embeds` are
+    /// [these with gain and shift](Blip2Qformer::image_embeds).
     ///
     /// `input` is `[B, 3, S, S]`, RGB, normalised by the CLIP mean and deviation; with
     /// [given features](crate::config::VisionConfig::Features) the tower's output `[B, M, E]`
@@ -187,7 +232,16 @@ impl Blip2Qformer {
     /// [`ModelError::Shape`] or [`ModelError::Kind`] for any other input.
     pub fn encode_image(&self, input: &Tensor) -> Result<Tensor, ModelError> {
         let features = self.vision_features(input)?;
-        Ok(self.ln_vision.forward_in_f32(&features))
+        self.ln_vision.normalize(&features)
+    }
+
+    /// The reference's `image_embeds` `[B, M, E]` of features from [`Blip2Qformer::encode_image`].
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] or [`ModelError::Kind`] for any other input.
+    pub fn image_embeds(&self, image_features: &Tensor) -> Result<Tensor, ModelError> {
+        self.check_image(image_features)?;
+        self.ln_vision.scale_and_shift(image_features)
     }
 
     /// The tower's output `[B, M, E]` before `ln_vision`: what a model with
@@ -221,18 +275,47 @@ impl Blip2Qformer {
         train: bool,
     ) -> Result<StepOutput, ModelError> {
         let batch = self.check_step(input, &negatives, collective)?;
-        let (image_embeds, token_ids, attention_mask) =
-            (input.image_embeds, input.token_ids, input.attention_mask);
+        let (token_ids, attention_mask) = (input.token_ids, input.attention_mask);
         let smoothing = self.config.qformer.label_smoothing;
+        let cut = self.compute.skip_unread;
+
+        // Images alone, texts alone, and texts that continue the images' queries.
+        let lengths = self.lengths(token_ids, attention_mask, input.lengths)?;
+        let text_rows = self.text_rows(token_ids, lengths.as_deref(), 0)?;
+        let decoder_rows = self.text_rows(token_ids, lengths.as_deref(), i64::from(cut))?;
+        let decoder_ids = itg::decoder_ids(token_ids, self.config.qformer.dec_token_id)?;
+        let image = self
+            .qformer
+            .project_image(input.image_embeds, &self.ln_vision)?;
+        let unimodal = self.qformer.encode_unimodal(
+            &self.query_tokens,
+            &image,
+            Text {
+                token_ids,
+                attention_mask,
+                rows: &text_rows,
+            },
+            Text {
+                token_ids: &decoder_ids,
+                attention_mask,
+                rows: &decoder_rows,
+            },
+            cut,
+            train,
+        )?;
 
         // Contrastive.
-        let image = self.qformer.project_image(image_embeds);
-        let queries = self
-            .qformer
-            .encode_image(&self.query_tokens, batch, &image, train);
-        let text = self.qformer.encode_text(token_ids, attention_mask, train)?;
-        let image_feats = self.project_queries(&queries.hidden); // [B, Q, d]
-        let text_feat = self.project_text(&text.hidden); // [B, d]
+        let image_feats = self.project_queries(&unimodal.queries)?; // [B, Q, d]
+        let text_cls = match cut {
+            true => unimodal.text.shallow_clone(),
+            false => {
+                let first = Tensor::f_from_slice(&text_rows.first_rows())?;
+                unimodal
+                    .text
+                    .f_index_select(0, &first.f_to_device(token_ids.device())?)?
+            }
+        };
+        let text_feat = self.project_text(&text_cls)?; // [B, d]
         let sims = itc::similarities(
             &image_feats,
             &text_feat,
@@ -256,35 +339,36 @@ impl Blip2Qformer {
                 text_idx,
             } => (image_idx.shallow_clone(), text_idx.shallow_clone()),
         };
-        let negative_image =
-            self.negative_images(image_embeds, &image, &negative_image_idx, collective)?;
-        let negative_ids = collective
-            .all_gather(token_ids)?
-            .f_index_select(0, &negative_text_idx)?;
-        let negative_mask = collective
-            .all_gather(attention_mask)?
-            .f_index_select(0, &negative_text_idx)?;
-        let pairs = self.qformer.encode_pair(
-            &self.query_tokens,
-            &Tensor::cat(&[token_ids, token_ids, &negative_ids], 0), // [3 B, T]
-            &Tensor::cat(&[attention_mask, attention_mask, &negative_mask], 0),
-            &ImageKeyValues::stack(&[&image, &negative_image, &image]),
+        let matching = self.matching(
+            input,
+            &image,
+            &negative_image_idx,
+            &negative_text_idx,
+            collective,
             train,
         )?;
-        let itm_logits = self.score_match(&pairs.hidden); // [3 B, 2]
-        let itm_labels = itm::labels(batch, itm_logits.device());
-        let loss_itm = itm::loss(&itm_logits, &itm_labels);
+        let itm_labels = itm::labels(batch, matching.logits.device());
+        let loss_itm = itm::loss(&matching.logits, &itm_labels);
 
         // Generation.
-        let decoder_ids = itg::decoder_ids(token_ids, self.config.qformer.dec_token_id);
-        let hidden_itg =
-            self.qformer
-                .decode_text(&decoder_ids, attention_mask, &queries.cache, train)?;
-        let labels = itg::labels(&decoder_ids, self.config.qformer.pad_token_id);
-        let loss_lm = itg::loss(&hidden_itg, &labels, smoothing, |rows| {
+        let labels = itg::labels(&decoder_ids, self.config.qformer.pad_token_id)?;
+        let labels = decoder_rows.select(&labels)?;
+        let loss_lm = itg::loss(&unimodal.decoder, &labels, smoothing, |rows| {
             self.qformer.predict_tokens(rows)
-        });
+        })?;
 
+        let hidden = match self.compute {
+            ComputeOptions::ALL_ROWS => {
+                let rows = |rows: &Tensor| rows.f_view([batch, token_ids.size()[1], -1]);
+                Some(HiddenRows {
+                    text: rows(&unimodal.text)?,
+                    itg: rows(&unimodal.decoder)?,
+                    itm: matching.hidden,
+                    image: unimodal.queries,
+                })
+            }
+            _ => None,
+        };
         Ok(StepOutput {
             loss: &loss_itc + &loss_itm + &loss_lm,
             loss_itc,
@@ -299,15 +383,124 @@ impl Blip2Qformer {
             weights_t2i,
             negative_image_idx,
             negative_text_idx,
-            itm_logits,
+            itm_logits: matching.logits,
             itm_labels,
             image_feats,
             text_feat,
-            hidden_image: queries.hidden,
-            hidden_text: text.hidden,
-            hidden_itm: pairs.hidden,
-            hidden_itg,
+            hidden,
         })
+    }
+
+    /// The 3 B pairs of the matching loss. They are computed as (matched, negative text, negative
+    /// image), so that equal images stand together, and come out in the reference's order.
+    fn matching(
+        &self,
+        input: &StepInput<'_>,
+        image: &ImageKeyValues,
+        image_idx: &Tensor,
+        text_idx: &Tensor,
+        collective: &dyn Collective,
+        train: bool,
+    ) -> Result<Matching, ModelError> {
+        let (token_ids, attention_mask) = (input.token_ids, input.attention_mask);
+        let batch = token_ids.size()[0];
+        let cut = self.compute.skip_unread;
+        let negative = |own: &Tensor| -> Result<Tensor, ModelError> {
+            Ok(collective.all_gather(own)?.f_index_select(0, text_idx)?)
+        };
+        let (negative_ids, negative_mask) = (negative(token_ids)?, negative(attention_mask)?);
+        let token_ids = Tensor::f_cat(&[token_ids, &negative_ids, token_ids], 0)?; // [3 B, T]
+        let attention_mask = Tensor::f_cat(&[attention_mask, &negative_mask, attention_mask], 0)?;
+        // Which texts were drawn only the device knows: there, padding stays in.
+        let lengths = self.lengths(&token_ids, &attention_mask, None)?;
+        let rows = self.text_rows(&token_ids, lengths.as_deref(), 0)?;
+        let (queries, text) = self.qformer.encode_matching(
+            &self.query_tokens,
+            Text {
+                token_ids: &token_ids,
+                attention_mask: &attention_mask,
+                rows: &rows,
+            },
+            image,
+            &self.negative_images(input.image_embeds, image, image_idx, collective)?,
+            cut,
+            train,
+        )?;
+        let reorder = |pairs: &Tensor| -> Result<Tensor, ModelError> {
+            let part = |index: i64| pairs.f_narrow(0, index * batch, batch);
+            Ok(Tensor::f_cat(&[part(0)?, part(2)?, part(1)?], 0)?)
+        };
+        let hidden = match self.compute {
+            ComputeOptions::ALL_ROWS => {
+                let text = text.f_view([3 * batch, token_ids.size()[1], -1])?;
+                reorder(&Tensor::f_cat(&[&queries, &text], 1)?)?
+            }
+            _ => Tensor::new(),
+        };
+        Ok(Matching {
+            logits: reorder(&self.score_match(&queries)?)?,
+            hidden,
+        })
+    }
+
+    /// Number of tokens of each text, where padding is to be left out and the host can know: masks
+    /// must be ones before zeros and cover exactly what is no padding.
+    fn lengths(
+        &self,
+        token_ids: &Tensor,
+        attention_mask: &Tensor,
+        given: Option<&[i64]>,
+    ) -> Result<Option<Vec<i64>>, ModelError> {
+        let size = token_ids.size();
+        if !self.compute.skip_padding {
+            return Ok(None);
+        }
+        if let Some(given) = given {
+            let fits = |&length: &i64| length >= 1 && length <= size[1];
+            if given.len() as i64 != size[0] || !given.iter().all(fits) {
+                return Err(ModelError::Input {
+                    what: "lengths of texts",
+                    message: format!("expected {} numbers from 1 to {}", size[0], size[1]),
+                });
+            }
+            return Ok(Some(given.to_vec()));
+        }
+        if token_ids.device() != Device::Cpu {
+            return Ok(None);
+        }
+        let flat = |t: &Tensor| Vec::<i64>::try_from(t.f_reshape([-1])?);
+        let (ids, mask) = (flat(token_ids)?, flat(attention_mask)?);
+        let width = usize::try_from(size[1]).unwrap_or(0).max(1);
+        let pad = self.config.qformer.pad_token_id;
+        let lengths = ids
+            .chunks(width)
+            .zip(mask.chunks(width))
+            .map(|(ids, mask)| {
+                let tokens = mask.iter().take_while(|&&mask| mask == 1).count();
+                let padded = |(&id, &mask): (&i64, &i64)| id == pad && mask == 0;
+                let whole = tokens > 0
+                    && ids[..tokens].iter().all(|&id| id != pad)
+                    && ids[tokens..].iter().zip(&mask[tokens..]).all(padded);
+                whole.then_some(tokens as i64)
+            });
+        Ok(lengths.collect())
+    }
+
+    /// The rows of texts `[B, T]` but the last `without` of each.
+    fn text_rows(
+        &self,
+        token_ids: &Tensor,
+        lengths: Option<&[i64]>,
+        without: i64,
+    ) -> Result<TextRows, ModelError> {
+        let (size, device) = (token_ids.size(), token_ids.device());
+        match lengths {
+            Some(lengths) => {
+                let lengths: Vec<i64> = lengths.iter().map(|length| length - without).collect();
+                TextRows::new(&lengths, size[1], device)
+            }
+            None => TextRows::all(size[0], size[1], without, device),
+        }
     }
 
     /// Normalised query projections of images: `[B, M, E]` from [`Blip2Qformer::encode_image`] →
@@ -318,11 +511,11 @@ impl Blip2Qformer {
     pub fn image_features(&self, image_embeds: &Tensor) -> Result<Tensor, ModelError> {
         let batch = self.check_image(image_embeds)?;
         tch::no_grad(|| {
-            let image = self.qformer.project_image(image_embeds);
+            let image = self.qformer.project_image(image_embeds, &self.ln_vision)?;
             let queries = self
                 .qformer
-                .encode_image(&self.query_tokens, batch, &image, false);
-            Ok(self.project_queries(&queries.hidden))
+                .encode_image(&self.query_tokens, batch, &image, false)?;
+            self.project_queries(&queries.hidden)
         })
     }
 
@@ -341,7 +534,7 @@ impl Blip2Qformer {
         self.check_text(token_ids, attention_mask)?;
         tch::no_grad(|| {
             let text = self.qformer.encode_text(token_ids, attention_mask, false)?;
-            Ok(self.project_text(&text.hidden))
+            self.project_text(&text.f_select(1, 0)?)
         })
     }
 
@@ -360,20 +553,23 @@ impl Blip2Qformer {
         let texts = self.check_text(token_ids, attention_mask)?;
         check_same_batch(batch, texts)?;
         tch::no_grad(|| {
-            let image = self.qformer.project_image(image_embeds);
-            let pairs = self.qformer.encode_pair(
-                &self.query_tokens,
+            let image = self.qformer.project_image(image_embeds, &self.ln_vision)?;
+            let lengths = self.lengths(token_ids, attention_mask, None)?;
+            let rows = self.text_rows(token_ids, lengths.as_deref(), 0)?;
+            let text = Text {
                 token_ids,
                 attention_mask,
-                &image,
-                false,
-            )?;
-            Ok(self.score_match(&pairs.hidden))
+                rows: &rows,
+            };
+            let queries = self
+                .qformer
+                .encode_pairs(&self.query_tokens, text, &image, false)?;
+            self.score_match(&queries)
         })
     }
 
     /// Scores of the next token at every position: rows `[B, T, D]` such as
-    /// [`StepOutput::hidden_itg`] → `[B, T, V]`.
+    /// [`HiddenRows::itg`] → `[B, T, V]`.
     ///
     /// # Errors
     /// [`ModelError::Shape`] or [`ModelError::Kind`] for any other input.
@@ -382,25 +578,23 @@ impl Blip2Qformer {
         let names = format!("[B, T, {width}]");
         check_shape("decoder rows", hidden, &[-1, -1, width], &names)?;
         check_floats("decoder rows", hidden)?;
-        Ok(self.qformer.predict_tokens(hidden))
+        self.qformer.predict_tokens(hidden)
     }
 
     /// `[B, Q, D]` → `[B, Q, d]`, normalised.
-    fn project_queries(&self, hidden: &Tensor) -> Tensor {
-        normalize(&self.vision_proj.forward(hidden))
+    fn project_queries(&self, hidden: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(normalize(&self.vision_proj.forward(hidden)?))
     }
 
-    /// `[B, T, D]` → `[B, d]`: the first row, normalised.
-    fn project_text(&self, hidden: &Tensor) -> Tensor {
-        normalize(&self.text_proj.forward(&hidden.select(1, 0)))
+    /// First rows of texts `[B, D]` → `[B, d]`, normalised.
+    fn project_text(&self, first_rows: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(normalize(&self.text_proj.forward(first_rows)?))
     }
 
-    /// `[R, Q + T, D]` → `[R, 2]`: mean score of the query rows.
-    fn score_match(&self, hidden: &Tensor) -> Tensor {
-        let queries = hidden.narrow(1, 0, self.config.qformer.num_queries);
-        self.itm_head
-            .forward(&queries)
-            .mean_dim([1i64].as_slice(), false, None)
+    /// Query rows `[R, Q, D]` → `[R, 2]`: their mean score.
+    fn score_match(&self, queries: &Tensor) -> Result<Tensor, ModelError> {
+        let scores = self.itm_head.forward(queries)?;
+        Ok(scores.f_mean_dim([1i64].as_slice(), false, None)?)
     }
 
     fn targets(
@@ -439,7 +633,8 @@ impl Blip2Qformer {
             return image.select(index);
         }
         let all = collective.all_gather_with_grad(image_embeds)?; // [N, M, E]
-        Ok(self.qformer.project_image(&all.f_index_select(0, index)?))
+        let negatives = all.f_index_select(0, index)?;
+        self.qformer.project_image(&negatives, &self.ln_vision)
     }
 
     /// Checks a step's tensors against the model and each other; returns B.
@@ -522,6 +717,14 @@ impl Blip2Qformer {
     }
 }
 
+/// What the matching pass comes to, in the reference's order of pairs.
+struct Matching {
+    /// `[3 B, 2]`.
+    logits: Tensor,
+    /// `[3 B, Q + T, D]` with all rows, else undefined.
+    hidden: Tensor,
+}
+
 fn check_same_batch(images: i64, texts: i64) -> Result<(), ModelError> {
     if images == texts {
         return Ok(());
@@ -585,6 +788,7 @@ mod tests {
             token_ids: ids,
             attention_mask: mask,
             image_ids: None,
+            lengths: None,
         }
     }
 
@@ -607,7 +811,6 @@ mod tests {
             assert!(output.loss.double_value(&[]).is_finite());
             assert_eq!(output.sim_i2t.size(), [b, b]);
             assert_eq!(output.itm_logits.size(), [3 * b, 2]);
-            assert_eq!(output.hidden_itm.size(), [3 * b, queries + length, 16]);
             let drawn = Vec::<i64>::try_from(&output.negative_image_idx).unwrap();
             assert!(drawn
                 .iter()

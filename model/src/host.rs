@@ -212,6 +212,7 @@ mod tests {
                         token_ids: &cut(&ids),
                         attention_mask: &cut(&mask),
                         image_ids: None,
+                        lengths: None,
                     },
                     NegativeSampling::Given {
                         image_idx: &negatives,

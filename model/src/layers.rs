@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::error::ModelError;
+use crate::ops;
 use crate::params::{Init, Scope};
 
 /// How the weights of a fresh linear layer are drawn; biases are zero except for the torch default.
@@ -58,13 +59,30 @@ impl Linear {
         Linear { weight, bias }
     }
 
-    pub(crate) fn forward(&self, input: &Tensor) -> Tensor {
-        input.linear(&self.weight, self.bias.as_ref())
+    pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, ModelError> {
+        ops::linear(input, &self.weight, self.bias.as_ref())
     }
 
     /// [`Linear::forward`] with another bias.
-    pub(crate) fn forward_with_bias(&self, input: &Tensor, bias: &Tensor) -> Tensor {
-        input.linear(&self.weight, Some(bias))
+    pub(crate) fn forward_with_bias(
+        &self,
+        input: &Tensor,
+        bias: &Tensor,
+    ) -> Result<Tensor, ModelError> {
+        ops::linear(input, &self.weight, Some(bias))
+    }
+
+    /// The layer for inputs that still miss the gain and shift of the norm before:
+    /// `W (γ ∘ x + β) + b = (W ∘ γ) x + (W β + b)`.
+    ///
+    /// Where x needs no gradient, γ and β get theirs through the weights, and the product that a
+    /// gradient of the norm's output would take is saved.
+    pub(crate) fn after(&self, norm: &LayerNorm) -> Result<Linear, ModelError> {
+        let shift = ops::linear(&norm.bias.f_unsqueeze(0)?, &self.weight, self.bias.as_ref())?;
+        Ok(Linear {
+            weight: self.weight.f_mul(&norm.weight)?,
+            bias: Some(shift.f_squeeze_dim(0)?),
+        })
     }
 }
 
@@ -104,15 +122,50 @@ impl LayerNorm {
         })
     }
 
-    pub(crate) fn forward(&self, input: &Tensor) -> Tensor {
+    pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, ModelError> {
         let shape = self.weight.size();
-        input.layer_norm(shape, Some(&self.weight), Some(&self.bias), self.eps, true)
+        Ok(input.f_layer_norm(shape, Some(&self.weight), Some(&self.bias), self.eps, true)?)
     }
 
     /// Computed in 32 bits whatever the input's kind, which the result has again.
-    pub(crate) fn forward_in_f32(&self, input: &Tensor) -> Tensor {
-        let kind = input.kind();
-        self.forward(&input.to_kind(Kind::Float)).to_kind(kind)
+    pub(crate) fn forward_in_f32(&self, input: &Tensor) -> Result<Tensor, ModelError> {
+        let kind = input.f_kind()?;
+        Ok(self
+            .forward(&input.f_to_kind(Kind::Float)?)?
+            .f_to_kind(kind)?)
+    }
+
+    /// The norm without gain and shift, in 32 bits; the result has the input's kind.
+    pub(crate) fn normalize(&self, input: &Tensor) -> Result<Tensor, ModelError> {
+        let (shape, kind) = (self.weight.size(), input.f_kind()?);
+        let none = None::<Tensor>;
+        Ok(input
+            .f_to_kind(Kind::Float)?
+            .f_layer_norm(shape, none.as_ref(), none.as_ref(), self.eps, true)?
+            .f_to_kind(kind)?)
+    }
+
+    /// Gain and shift, for an input from [`LayerNorm::normalize`].
+    pub(crate) fn scale_and_shift(&self, normalized: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(normalized.f_mul(&self.weight)?.f_add(&self.bias)?)
+    }
+
+    /// Of dropout(input) + residual.
+    pub(crate) fn forward_residual(
+        &self,
+        input: &Tensor,
+        residual: &Tensor,
+        dropout: Dropout,
+    ) -> Result<Tensor, ModelError> {
+        let probability = dropout.probability;
+        ops::dropout_add_norm(
+            input,
+            residual,
+            &self.weight,
+            &self.bias,
+            self.eps,
+            probability,
+        )
     }
 }
 
@@ -123,43 +176,31 @@ pub(crate) struct Dropout {
 }
 
 impl Dropout {
-    pub(crate) fn apply(self, input: Tensor) -> Tensor {
-        if self.probability > 0.0 {
-            input.dropout(self.probability, true)
-        } else {
-            input
-        }
+    pub(crate) fn apply(self, input: &Tensor) -> Result<Tensor, ModelError> {
+        ops::dropout(input, self.probability)
     }
 }
 
 /// `[B, L, heads · d]` → `[B, heads, L, d]`, a view.
-pub(crate) fn split_heads(rows: &Tensor, heads: i64) -> Tensor {
-    rows.unflatten(2, [heads, -1]).transpose(1, 2)
+pub(crate) fn split_heads(rows: &Tensor, heads: i64) -> Result<Tensor, ModelError> {
+    Ok(rows.f_unflatten(2, [heads, -1])?.f_transpose(1, 2)?)
 }
 
 /// `[B, heads, L, d]` → `[B, L, heads · d]`.
-pub(crate) fn merge_heads(heads: &Tensor) -> Tensor {
-    heads.transpose(1, 2).flatten(2, 3)
+pub(crate) fn merge_heads(heads: &Tensor) -> Result<Tensor, ModelError> {
+    Ok(heads.f_transpose(1, 2)?.f_flatten(2, 3)?)
 }
 
-/// softmax(Q Kᵀ / √d + mask) V for `[B, heads, L, d]` queries, `[B, heads, S, d]` keys and values
-/// and an additive mask that broadcasts to `[B, heads, L, S]`; dropout acts on the softmax.
-pub(crate) fn attend(
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    mask: Option<&Tensor>,
-    dropout: Dropout,
-) -> Tensor {
-    let probability = dropout.probability;
-    Tensor::scaled_dot_product_attention(
+/// softmax(Q Kᵀ / √d) V for `[B, heads, L, d]` queries, keys and values, without mask or dropout.
+pub(crate) fn attend(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor, ModelError> {
+    Ok(Tensor::f_scaled_dot_product_attention(
         query,
         key,
         value,
-        mask,
-        probability,
+        None::<&Tensor>,
+        0.0,
         false,
         None::<f64>,
         false,
-    )
+    )?)
 }

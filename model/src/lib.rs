@@ -25,10 +25,11 @@
 //!             token_ids,
 //!             attention_mask,
 //!             image_ids: None,
+//!             lengths: None,
 //!         };
 //!         let negatives = NegativeSampling::Multinomial;
 //!         let output = model.forward_losses(&input, negatives, &SingleProcess, true)?;
-//!         optimizer.zero_grad();
+//!         optimizer.zero_grad()?;
 //!         output.loss.f_backward()?;
 //!         optimizer.step(schedule.lr(step, steps, steps))?;
 //!     }
@@ -46,6 +47,7 @@ pub mod eval;
 pub mod host;
 mod layers;
 pub mod loss;
+mod ops;
 pub mod optim;
 pub mod params;
 mod qformer;
@@ -56,7 +58,9 @@ pub mod train;
 pub mod vision;
 pub mod weights;
 
-pub use blip2::{Blip2Qformer, NegativeSampling, StepInput, StepOutput};
+pub use blip2::{
+    Blip2Qformer, ComputeOptions, HiddenRows, NegativeSampling, StepInput, StepOutput,
+};
 pub use collective::{Collective, SingleProcess};
 pub use config::{ModelConfig, QformerConfig, VisionConfig, VitConfig};
 pub use error::ModelError;

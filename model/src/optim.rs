@@ -4,9 +4,10 @@
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::error::ModelError;
+use crate::ops::{self, AdamWStep, AdamWTensors};
 use crate::params::{misfit, Param, ParamStore};
 
 /// Settings of [`AdamW`].
@@ -100,8 +101,8 @@ pub struct AdamW {
 struct Entry {
     param: Param,
     decays: bool,
-    /// Steps in which the parameter had a gradient.
-    step: i64,
+    /// f32 scalar: steps in which the parameter had a gradient.
+    step: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
 }
@@ -128,7 +129,7 @@ impl AdamW {
                     trainable: true,
                 },
                 decays: decays(param),
-                step: 0,
+                step: Tensor::f_zeros([], (Kind::Float, values.device()))?,
                 exp_avg: values.f_zeros_like()?,
                 exp_avg_sq: values.f_zeros_like()?,
             })
@@ -156,10 +157,26 @@ impl AdamW {
         [group(true, self.config.weight_decay), group(false, 0.0)]
     }
 
-    /// Sets all gradients to zero.
-    pub fn zero_grad(&mut self) {
-        for entry in &mut self.entries {
-            entry.param.tensor.zero_grad();
+    /// Removes all gradients: the next backward pass writes them instead of adding to zeros.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] where libtorch fails.
+    pub fn zero_grad(&mut self) -> Result<(), ModelError> {
+        let params: Vec<&Tensor> = self.entries.iter().map(|e| &e.param.tensor).collect();
+        ops::clear_gradients(&params)
+    }
+
+    /// The 2-norm of all gradients together, a scalar f32 on the device; zero if there are none.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] where libtorch fails.
+    pub fn gradient_norm(&self) -> Result<Tensor, ModelError> {
+        let gradients = self.gradients()?;
+        let present: Vec<&Tensor> = gradients.iter().filter(|grad| grad.defined()).collect();
+        match (present.is_empty(), self.entries.first()) {
+            (true, Some(entry)) => Ok(entry.step.f_zeros_like()?),
+            (true, None) => Ok(Tensor::from(0f32)),
+            _ => ops::global_norm(&present),
         }
     }
 
@@ -169,6 +186,20 @@ impl AdamW {
     /// [`ModelError::Input`] for a rate that is negative or no number, [`ModelError::Torch`] where
     /// libtorch fails.
     pub fn step(&mut self, lr: f64) -> Result<(), ModelError> {
+        self.step_scaled(lr, None, None)
+    }
+
+    /// [`AdamW::step`] with gradients divided by `divisor`, and without effect if `skip` is 1; both
+    /// f32 scalars on the device, so that nobody waits for their values.
+    ///
+    /// # Errors
+    /// As [`AdamW::step`].
+    pub fn step_scaled(
+        &mut self,
+        lr: f64,
+        divisor: Option<&Tensor>,
+        skip: Option<&Tensor>,
+    ) -> Result<(), ModelError> {
         if !(lr.is_finite() && lr >= 0.0) {
             return Err(ModelError::Input {
                 what: "learning rate",
@@ -176,15 +207,35 @@ impl AdamW {
             });
         }
         let config = &self.config;
-        tch::no_grad(|| {
-            for entry in &mut self.entries {
-                let gradient = entry.param.tensor.f_grad()?;
-                if gradient.defined() {
-                    entry.step(&gradient, lr, config)?;
+        let gradients = self.gradients()?;
+        for decays in [true, false] {
+            let mut tensors = AdamWTensors::default();
+            for (entry, gradient) in self.entries.iter().zip(&gradients) {
+                if entry.decays == decays && gradient.defined() {
+                    tensors.params.push(&entry.param.tensor);
+                    tensors.gradients.push(gradient);
+                    tensors.exp_avgs.push(&entry.exp_avg);
+                    tensors.exp_avg_sqs.push(&entry.exp_avg_sq);
+                    tensors.steps.push(&entry.step);
                 }
             }
-            Ok(())
-        })
+            let step = AdamWStep {
+                lr,
+                beta1: config.beta1,
+                beta2: config.beta2,
+                weight_decay: if decays { config.weight_decay } else { 0.0 },
+                eps: config.eps,
+                divisor,
+                skip,
+            };
+            ops::fused_adamw(&tensors, &step)?;
+        }
+        Ok(())
+    }
+
+    fn gradients(&self) -> Result<Vec<Tensor>, ModelError> {
+        let gradients = self.entries.iter().map(|entry| entry.param.tensor.f_grad());
+        Ok(gradients.collect::<Result<_, _>>()?)
     }
 
     /// The state by name: `NAME.exp_avg`, `NAME.exp_avg_sq` and `NAME.step` (a scalar i64) of every
@@ -198,7 +249,8 @@ impl AdamW {
                 format!("{name}.exp_avg_sq"),
                 entry.exp_avg_sq.shallow_clone(),
             ));
-            state.push((format!("{name}.step"), Tensor::from(entry.step)));
+            let step = entry.step.to_device(Device::Cpu).to_kind(Kind::Int64);
+            state.push((format!("{name}.step"), step));
         }
         state
     }
@@ -261,40 +313,8 @@ impl AdamW {
                     moment.f_copy_(tensor)?;
                 }
             }
-            entry.step = step;
+            let _ = entry.step.f_fill_(step)?;
         }
-        Ok(())
-    }
-}
-
-impl Entry {
-    fn step(&mut self, gradient: &Tensor, lr: f64, config: &AdamWConfig) -> Result<(), ModelError> {
-        self.step = self.step.saturating_add(1);
-        let exponent = self.step as f64;
-        let mean_share = 1.0 - config.beta1.powf(exponent);
-        let square_share = 1.0 - config.beta2.powf(exponent);
-        let _ = self.exp_avg.f_lerp_(gradient, 1.0 - config.beta1)?;
-        let _ = self
-            .exp_avg_sq
-            .f_lerp_(&gradient.f_square()?, 1.0 - config.beta2)?;
-        let step_size = lr / mean_share;
-        if step_size == 0.0 {
-            return Ok(());
-        }
-        if self.decays && config.weight_decay > 0.0 {
-            let _ = self
-                .param
-                .tensor
-                .f_mul_scalar_(1.0 - lr * config.weight_decay)?;
-        }
-        // param -= step_size · mean / (√square / √square_share + eps), with the factor in the
-        // denominator: tch's addcdiv_ has none.
-        let denominator = self
-            .exp_avg_sq
-            .f_sqrt()?
-            .f_mul_scalar_(-1.0 / (square_share.sqrt() * step_size))?
-            .f_add_scalar_(-config.eps / step_size)?;
-        let _ = self.param.tensor.f_addcdiv_(&self.exp_avg, &denominator)?;
         Ok(())
     }
 }
@@ -303,7 +323,6 @@ impl Entry {
 mod tests {
     use super::*;
     use crate::params::Init;
-    use tch::Device;
 
     const CONFIG: AdamWConfig = AdamWConfig {
         beta1: 0.8,
@@ -356,7 +375,7 @@ mod tests {
         let mut optimizer = AdamW::new(&store, &CONFIG).unwrap();
         let gradients = [0.3, -0.2, 0.0005, 0.0];
         for gradient in gradients {
-            optimizer.zero_grad();
+            optimizer.zero_grad().unwrap();
             let loss = store
                 .trainable()
                 .map(|param| param.tensor.sum(Kind::Float) * gradient)
@@ -422,7 +441,7 @@ mod tests {
                     optimizer = AdamW::new(&store, &CONFIG).unwrap();
                     optimizer.load_state(&state, "x").unwrap();
                 }
-                optimizer.zero_grad();
+                optimizer.zero_grad().unwrap();
                 store
                     .get("a")
                     .unwrap()

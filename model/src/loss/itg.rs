@@ -2,53 +2,62 @@
 
 use tch::{Device, Tensor};
 
+use crate::error::ModelError;
+
 /// Label of positions that the loss passes over.
 const IGNORED: i64 = -100;
 
 /// Token ids `[B, T]` with the first of each row replaced by `[DEC]`.
-pub(crate) fn decoder_ids(token_ids: &Tensor, dec_token_id: i64) -> Tensor {
+pub(crate) fn decoder_ids(token_ids: &Tensor, dec_token_id: i64) -> Result<Tensor, ModelError> {
     let length = token_ids.size()[1];
-    let first = token_ids.narrow(1, 0, 1).full_like(dec_token_id);
-    Tensor::cat(&[first, token_ids.narrow(1, 1, length - 1)], 1)
+    let first = token_ids.f_narrow(1, 0, 1)?.f_full_like(dec_token_id)?;
+    Ok(Tensor::f_cat(
+        &[first, token_ids.f_narrow(1, 1, length - 1)?],
+        1,
+    )?)
 }
 
-/// What each but the last position predicts: ids `[B, T]` → labels `[B, T - 1]`, padding ignored.
-pub(crate) fn labels(decoder_ids: &Tensor, pad_token_id: i64) -> Tensor {
-    let next = decoder_ids.narrow(1, 1, decoder_ids.size()[1] - 1);
-    next.masked_fill(&next.eq(pad_token_id), IGNORED)
+/// What each position predicts: ids `[B, T]` → labels `[B, T]`, none at padding nor at the end.
+pub(crate) fn labels(decoder_ids: &Tensor, pad_token_id: i64) -> Result<Tensor, ModelError> {
+    let next = decoder_ids.f_narrow(1, 1, decoder_ids.size()[1] - 1)?;
+    let next = next.f_masked_fill(&next.f_eq(pad_token_id)?, IGNORED)?;
+    let end = decoder_ids.f_narrow(1, 0, 1)?.f_full_like(IGNORED)?;
+    Ok(Tensor::f_cat(&[next, end], 1)?)
 }
 
 /// Smoothed cross entropy of the next token, mean over the positions of this rank's batch that are
 /// not ignored.
 ///
-/// `hidden` `[B, T, D]` are the decoder's rows, `labels` `[B, T - 1]`, `predict` the head
-/// `[R, D]` → `[R, V]`.
+/// `rows` `[N, D]` are the decoder's, `labels` `[N]` theirs, `predict` the head `[R, D]` →
+/// `[R, V]`.
 pub(crate) fn loss(
-    hidden: &Tensor,
+    rows: &Tensor,
     labels: &Tensor,
     label_smoothing: f64,
-    predict: impl Fn(&Tensor) -> Tensor,
-) -> Tensor {
-    let rows = hidden
-        .narrow(1, 0, labels.size()[1])
-        .reshape([-1, hidden.size()[2]]); // [B (T - 1), D]
-    let labels = labels.reshape([-1]);
-    let (rows, labels) = match hidden.device() {
+    predict: impl Fn(&Tensor) -> Result<Tensor, ModelError>,
+) -> Result<Tensor, ModelError> {
+    let (rows, labels) = match rows.device() {
         // The head is the widest product of a small model, and padding often most of a batch. Only
         // where counting the other rows does not have to wait for a device.
         Device::Cpu => {
-            let kept = labels.ne(IGNORED).nonzero().view([-1]);
-            (rows.index_select(0, &kept), labels.index_select(0, &kept))
+            let kept = labels.f_ne(IGNORED)?.f_nonzero()?.f_view([-1])?;
+            match kept.size()[0] == labels.size()[0] {
+                true => (rows.shallow_clone(), labels.shallow_clone()),
+                false => (
+                    rows.f_index_select(0, &kept)?,
+                    labels.f_index_select(0, &kept)?,
+                ),
+            }
         }
-        _ => (rows, labels),
+        _ => (rows.shallow_clone(), labels.shallow_clone()),
     };
-    predict(&rows).cross_entropy_loss::<Tensor>(
+    Ok(predict(&rows)?.f_cross_entropy_loss::<Tensor>(
         &labels,
         None,
         tch::Reduction::Mean,
         IGNORED,
         label_smoothing,
-    )
+    )?)
 }
 
 #[cfg(test)]
@@ -59,24 +68,28 @@ mod tests {
     #[test]
     fn ids_and_labels() {
         let ids = Tensor::from_slice2(&[[5i64, 7, 8, 6], [5, 9, 6, 0]]);
-        let decoder = decoder_ids(&ids, 99);
+        let decoder = decoder_ids(&ids, 99).unwrap();
         let rows = |t: &Tensor| Vec::<Vec<i64>>::try_from(t).unwrap();
         assert_eq!(rows(&decoder), [[99, 7, 8, 6], [99, 9, 6, 0]]);
-        assert_eq!(rows(&labels(&decoder, 0)), [[7, 8, 6], [9, 6, IGNORED]]);
+        assert_eq!(
+            rows(&labels(&decoder, 0).unwrap()),
+            [[7, 8, 6, IGNORED], [9, 6, IGNORED, IGNORED]]
+        );
     }
 
     #[test]
     fn mean_over_tokens_not_over_samples() {
         // Uniform scores: every token costs ln V, smoothed or not; a skewed one differs.
-        let hidden = Tensor::zeros([2, 3, 4], (Kind::Double, Device::Cpu));
-        let labels = Tensor::from_slice2(&[[1i64, 2], [0, IGNORED]]);
-        let value = loss(&hidden, &labels, 0.1, |rows| rows.shallow_clone());
+        let hidden = Tensor::zeros([4, 4], (Kind::Double, Device::Cpu));
+        let labels = Tensor::from_slice(&[1i64, 2, 0, IGNORED]);
+        let head = |rows: &Tensor| Ok(rows.shallow_clone());
+        let value = loss(&hidden, &labels, 0.1, head).unwrap();
         assert!((value.double_value(&[]) - 4f64.ln()).abs() < 1e-9);
 
         // One score of 1 in the label's column of the only token of sample 1.
-        let skewed = Tensor::zeros([2, 3, 4], (Kind::Double, Device::Cpu));
-        let _ = skewed.get(1).get(0).get(0).fill_(1.0);
-        let value = loss(&skewed, &labels, 0.1, |rows| rows.shallow_clone());
+        let skewed = Tensor::zeros([4, 4], (Kind::Double, Device::Cpu));
+        let _ = skewed.get(2).get(0).fill_(1.0);
+        let value = loss(&skewed, &labels, 0.1, head).unwrap();
         let log_sum = (3.0 + 1f64.exp()).ln();
         let skewed_token = log_sum - 0.9 - 0.1 / 4.0;
         let expected = (2.0 * 4f64.ln() + skewed_token) / 3.0;

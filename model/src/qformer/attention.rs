@@ -1,9 +1,11 @@
 use tch::Tensor;
 
+use super::rows::RowMap;
 use super::KeyValue;
 use crate::config::QformerConfig;
 use crate::error::ModelError;
-use crate::layers::{attend, merge_heads, split_heads, Dropout, LayerNorm, Linear, LinearInit};
+use crate::layers::{Dropout, LayerNorm, Linear, LinearInit};
+use crate::ops;
 use crate::params::Scope;
 
 /// Multi-head attention with BERT's output block: dense, dropout, residual, norm.
@@ -41,25 +43,78 @@ impl Attention {
         })
     }
 
-    /// Keys and values of rows `[B, S, key_width]`, each `[B, heads, S, d]`.
-    pub(crate) fn key_value(&self, rows: &Tensor) -> KeyValue {
-        KeyValue {
-            key: split_heads(&self.key.forward(rows), self.heads),
-            value: split_heads(&self.value.forward(rows), self.heads),
-        }
+    /// Queries of rows `[M, D]`: `[M, D]`.
+    pub(crate) fn query(&self, rows: &Tensor) -> Result<Tensor, ModelError> {
+        self.query.forward(rows)
     }
 
-    /// Attention of rows `[B, L, D]` over `key_value`, through the output block: `[B, L, D]`.
-    pub(crate) fn forward(
+    /// Keys and values of rows `[M, key_width]`, each `[M, D]`.
+    pub(crate) fn key_value(&self, rows: &Tensor) -> Result<(Tensor, Tensor), ModelError> {
+        Ok((self.key.forward(rows)?, self.value.forward(rows)?))
+    }
+
+    /// Keys and values of image rows `[B, M, E]` that still miss gain and shift of `norm`: each
+    /// `[B, heads, M, d]`, contiguous, for they are read several times.
+    pub(crate) fn image_key_value(
         &self,
-        rows: &Tensor,
+        normalized: &Tensor,
+        norm: &LayerNorm,
+    ) -> Result<KeyValue, ModelError> {
+        let size = normalized.size();
+        let map = RowMap::dense(size[0], size[1]);
+        let rows = normalized.f_flatten(0, 1)?;
+        let project = |layer: &Linear| -> Result<Tensor, ModelError> {
+            let projected = layer.after(norm)?.forward(&rows)?;
+            Ok(map.split(&projected, self.heads)?.f_contiguous()?)
+        };
+        Ok(KeyValue {
+            key: project(&self.key)?,
+            value: project(&self.value)?,
+        })
+    }
+
+    /// Keys and values of one segment in attention's layout.
+    pub(crate) fn split_key_value(
+        &self,
+        key: &Tensor,
+        value: &Tensor,
+        map: &RowMap,
+    ) -> Result<KeyValue, ModelError> {
+        Ok(KeyValue {
+            key: map.split(key, self.heads)?,
+            value: map.split(value, self.heads)?,
+        })
+    }
+
+    /// What the queries `[M, D]`, placed by `map`, gather from keys and values: `[M, D]`, before the
+    /// output block.
+    pub(crate) fn gather(
+        &self,
+        query: &Tensor,
+        map: &RowMap,
         key_value: &KeyValue,
         mask: Option<&Tensor>,
         dropout: Dropout,
-    ) -> Tensor {
-        let query = split_heads(&self.query.forward(rows), self.heads); // [B, heads, L, d]
-        let mixed = attend(&query, &key_value.key, &key_value.value, mask, dropout);
-        let output = dropout.apply(self.dense.forward(&merge_heads(&mixed)));
-        self.norm.forward(&(output + rows))
+    ) -> Result<Tensor, ModelError> {
+        let query = map.split(query, self.heads)?; // [R, heads, L, d]
+        let KeyValue { key, value } = key_value;
+        map.merge(&ops::attention(
+            &query,
+            key,
+            value,
+            mask,
+            dropout.probability,
+        )?)
+    }
+
+    /// The output block: gathered `[M, D]` and the rows that asked `[M, D]` → `[M, D]`.
+    pub(crate) fn output(
+        &self,
+        gathered: &Tensor,
+        rows: &Tensor,
+        dropout: Dropout,
+    ) -> Result<Tensor, ModelError> {
+        self.norm
+            .forward_residual(&self.dense.forward(gathered)?, rows, dropout)
     }
 }

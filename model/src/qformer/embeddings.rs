@@ -42,18 +42,22 @@ impl Embeddings {
         &self.word_embeddings
     }
 
-    /// Ids `[B, T]` → words with their positions `[B, T, D]`, before the norm. Queries have no
-    /// position.
-    pub(crate) fn words(&self, token_ids: &Tensor) -> Result<Tensor, ModelError> {
-        let length = token_ids.size()[1];
+    /// Ids and positions `[N]` i64 → words with their positions `[N, D]`, before the norm. Queries
+    /// have no position.
+    pub(crate) fn words(
+        &self,
+        token_ids: &Tensor,
+        positions: &Tensor,
+    ) -> Result<Tensor, ModelError> {
         // The ids come from data: one beyond the vocabulary must be an error, not a panic.
-        let words = Tensor::f_embedding(&self.word_embeddings, token_ids, -1, false, false)?;
-        let positions = self.position_embeddings.f_narrow(0, 0, length)?; // [T, D]
-        Ok(words + positions)
+        let look_up =
+            |table: &Tensor, index: &Tensor| Tensor::f_embedding(table, index, -1, false, false);
+        let words = look_up(&self.word_embeddings, token_ids)?;
+        Ok(words.f_add(&look_up(&self.position_embeddings, positions)?)?)
     }
 
     /// Norm and dropout of the rows that enter the first layer.
-    pub(crate) fn normalize(&self, rows: &Tensor, dropout: Dropout) -> Tensor {
-        dropout.apply(self.norm.forward(rows))
+    pub(crate) fn normalize(&self, rows: &Tensor, dropout: Dropout) -> Result<Tensor, ModelError> {
+        dropout.apply(&self.norm.forward(rows)?)
     }
 }

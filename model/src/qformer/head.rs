@@ -3,6 +3,7 @@ use tch::Tensor;
 use crate::config::QformerConfig;
 use crate::error::ModelError;
 use crate::layers::{LayerNorm, Linear, LinearInit};
+use crate::ops;
 use crate::params::{Init, Scope};
 
 /// BERT's language-model head: dense, GELU, norm, then the word embeddings as output weights.
@@ -27,8 +28,14 @@ impl LmHead {
     }
 
     /// Rows `[…, D]` → scores `[…, V]`; `word_embeddings` `[V, D]` is the tied output weight.
-    pub(crate) fn forward(&self, rows: &Tensor, word_embeddings: &Tensor) -> Tensor {
-        let rows = self.norm.forward(&self.dense.forward(rows).gelu("none"));
-        rows.linear(word_embeddings, Some(&self.bias))
+    pub(crate) fn forward(
+        &self,
+        rows: &Tensor,
+        word_embeddings: &Tensor,
+    ) -> Result<Tensor, ModelError> {
+        let rows = self
+            .norm
+            .forward(&self.dense.forward(rows)?.f_gelu("none")?)?;
+        ops::linear(&rows, word_embeddings, Some(&self.bias))
     }
 }

@@ -1,6 +1,8 @@
 use tch::Tensor;
 
 use super::attention::Attention;
+use super::plan::{Past, Plan};
+use super::rows::RowMap;
 use super::KeyValue;
 use crate::config::QformerConfig;
 use crate::error::ModelError;
@@ -45,50 +47,120 @@ impl Layer {
         self.cross_attention.is_some()
     }
 
-    /// Keys and values of image features `[B, M, E]`, if this layer attends to the image.
-    pub(crate) fn project_image(&self, image_embeds: &Tensor) -> Option<KeyValue> {
-        let attention = self.cross_attention.as_ref()?;
-        Some(attention.key_value(image_embeds))
+    /// Keys and values of image rows `[B, M, E]` that still miss gain and shift of `norm`, if this
+    /// layer attends to the image.
+    pub(crate) fn project_image(
+        &self,
+        normalized: &Tensor,
+        norm: &LayerNorm,
+    ) -> Result<Option<KeyValue>, ModelError> {
+        match &self.cross_attention {
+            Some(attention) => Ok(Some(attention.image_key_value(normalized, norm)?)),
+            None => Ok(None),
+        }
     }
 
-    /// Rows `[B, L, D]`, the first `num_queries` of them queries, → rows `[B, L, D]` and the
-    /// self-attention's own keys and values. `past` is put before them; `image` is there in layers
-    /// with cross attention if there are queries.
+    /// Rows `[M, D]` of `plan`, query rows first, → the rows that go on, and keys and values of each
+    /// segment as its own self-attention computed them.
+    ///
+    /// `images` are the keys and values of this layer, if it attends to the image. `past` comes
+    /// before the keys of segments that ask for it. In the `last` layer only the rows go on that
+    /// somebody reads.
     pub(crate) fn forward(
         &self,
         rows: &Tensor,
-        num_queries: i64,
-        mask: Option<&Tensor>,
-        image: Option<&KeyValue>,
+        plan: &Plan,
+        last: bool,
+        images: Option<&[&KeyValue]>,
         past: Option<&KeyValue>,
         dropout: Dropout,
-    ) -> (Tensor, KeyValue) {
-        let own = self.attention.key_value(rows);
-        let rows = match past {
-            Some(past) => {
-                let all = KeyValue {
-                    key: Tensor::cat(&[&past.key, &own.key], 2),
-                    value: Tensor::cat(&[&past.value, &own.value], 2),
-                };
-                self.attention.forward(rows, &all, mask, dropout)
-            }
-            None => self.attention.forward(rows, &own, mask, dropout),
+    ) -> Result<(Tensor, Vec<KeyValue>), ModelError> {
+        let (key, value) = self.attention.key_value(rows)?;
+        let read = match &plan.last {
+            Some(read) if last => Some(read),
+            _ => None,
         };
+        let rows = match read {
+            Some(read) => read.select(rows)?,
+            None => rows.shallow_clone(),
+        };
+        let query = self.attention.query(&rows)?;
+
+        let sizes: Vec<i64> = plan.segments.iter().map(|s| s.keys.rows()).collect();
+        let query_maps: Vec<&RowMap> = match read {
+            Some(read) => read.queries.iter().collect(),
+            None => plan.segments.iter().map(|s| &s.keys).collect(),
+        };
+        let query_sizes: Vec<i64> = query_maps.iter().map(|map| map.rows()).collect();
+        let queries = query.f_split_with_sizes(query_sizes, 0)?;
+        let keys = key.f_split_with_sizes(sizes.as_slice(), 0)?;
+        let values = value.f_split_with_sizes(sizes.as_slice(), 0)?;
+        let mut own: Vec<KeyValue> = Vec::with_capacity(sizes.len());
+        let mut gathered = Vec::with_capacity(sizes.len());
+        for (index, segment) in plan.segments.iter().enumerate() {
+            let key_value =
+                self.attention
+                    .split_key_value(&keys[index], &values[index], &segment.keys)?;
+            let before = match segment.past {
+                Past::Nothing => None,
+                Past::Segment(earlier) => own.get(earlier),
+                Past::Given => past,
+            };
+            let joined = before.map(|before| before.join(&key_value)).transpose()?;
+            let mixed = self.attention.gather(
+                &queries[index],
+                query_maps[index],
+                joined.as_ref().unwrap_or(&key_value),
+                segment.mask.as_ref(),
+                dropout,
+            )?;
+            gathered.push(mixed);
+            own.push(key_value);
+        }
+        let rows = self.attention.output(&cat(&gathered)?, &rows, dropout)?;
+        Ok((self.networks(&rows, plan, images, dropout)?, own))
+    }
+
+    /// Cross attention and the feed-forward networks, of query rows and of text rows.
+    fn networks(
+        &self,
+        rows: &Tensor,
+        plan: &Plan,
+        images: Option<&[&KeyValue]>,
+        dropout: Dropout,
+    ) -> Result<Tensor, ModelError> {
+        let all = rows.size()[0];
+        let num_queries = plan.query_rows;
         if num_queries == 0 {
-            return (self.text_network.forward(&rows, dropout), own);
+            return self.text_network.forward(rows, dropout);
         }
-        let length = rows.size()[1];
-        let mut queries = rows.narrow(1, 0, num_queries); // [B, Q, D]
-        if let (Some(attention), Some(image)) = (&self.cross_attention, image) {
-            queries = attention.forward(&queries, image, None, dropout);
+        let mut parts = rows.f_split_with_sizes([num_queries, all - num_queries], 0)?;
+        if let (Some(attention), Some(images)) = (&self.cross_attention, images) {
+            let query = attention.query(&parts[0])?;
+            let sizes: Vec<i64> = plan.images.iter().map(RowMap::rows).collect();
+            let queries = query.f_split_with_sizes(sizes, 0)?;
+            let gathered = queries
+                .iter()
+                .zip(&plan.images)
+                .zip(images)
+                .map(|((query, map), image)| attention.gather(query, map, image, None, dropout))
+                .collect::<Result<Vec<_>, _>>()?;
+            parts[0] = attention.output(&cat(&gathered)?, &parts[0], dropout)?;
         }
-        let queries = self.query_network.forward(&queries, dropout);
-        if length == num_queries {
-            return (queries, own);
+        parts[0] = self.query_network.forward(&parts[0], dropout)?;
+        if all == num_queries {
+            return Ok(parts.swap_remove(0));
         }
-        let text = rows.narrow(1, num_queries, length - num_queries); // [B, T, D]
-        let text = self.text_network.forward(&text, dropout);
-        (Tensor::cat(&[queries, text], 1), own)
+        parts[1] = self.text_network.forward(&parts[1], dropout)?;
+        cat(&parts)
+    }
+}
+
+/// Parts one under the other; a single one is not copied.
+fn cat(parts: &[Tensor]) -> Result<Tensor, ModelError> {
+    match parts {
+        [one] => Ok(one.shallow_clone()),
+        _ => Ok(Tensor::f_cat(parts, 0)?),
     }
 }
 
@@ -135,9 +207,9 @@ impl FeedForward {
         })
     }
 
-    fn forward(&self, rows: &Tensor, dropout: Dropout) -> Tensor {
-        let hidden = self.intermediate.forward(rows).gelu("none");
-        let output = dropout.apply(self.output.forward(&hidden));
-        self.norm.forward(&(output + rows))
+    fn forward(&self, rows: &Tensor, dropout: Dropout) -> Result<Tensor, ModelError> {
+        let hidden = self.intermediate.forward(rows)?.f_gelu("none")?;
+        self.norm
+            .forward_residual(&self.output.forward(&hidden)?, rows, dropout)
     }
 }

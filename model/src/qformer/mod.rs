@@ -11,20 +11,23 @@ mod attention;
 mod embeddings;
 mod head;
 mod layer;
+mod plan;
+mod rows;
 
 use tch::{Kind, Tensor};
 
 use crate::config::QformerConfig;
 use crate::error::ModelError;
-use crate::layers::Dropout;
+use crate::layers::{Dropout, LayerNorm};
 use crate::params::Scope;
 
 use embeddings::Embeddings;
 use head::LmHead;
 use layer::Layer;
+use plan::{causal_mask, key_mask, matching_images, Past, Plan};
+use rows::RowMap;
 
-/// Added to attention scores of masked keys. Not -∞: the reference's number.
-pub(crate) const MASKED: f64 = -10_000.0;
+pub(crate) use plan::{TextRows, MASKED};
 
 /// Keys and values of one attention, each `[B, heads, S, d]`.
 #[derive(Debug)]
@@ -42,14 +45,12 @@ impl KeyValue {
         })
     }
 
-    /// Several batches one after the other.
-    fn stack(parts: &[&KeyValue]) -> KeyValue {
-        let keys: Vec<_> = parts.iter().map(|part| &part.key).collect();
-        let values: Vec<_> = parts.iter().map(|part| &part.value).collect();
-        KeyValue {
-            key: Tensor::cat(&keys, 0),
-            value: Tensor::cat(&values, 0),
-        }
+    /// The keys and values of `later` after these, of the same batch.
+    fn join(&self, later: &KeyValue) -> Result<KeyValue, ModelError> {
+        Ok(KeyValue {
+            key: Tensor::f_cat(&[&self.key, &later.key], 2)?,
+            value: Tensor::f_cat(&[&self.value, &later.value], 2)?,
+        })
     }
 }
 
@@ -64,23 +65,34 @@ impl ImageKeyValues {
         let layers = self.0.iter().map(|layer| layer.select(index));
         Ok(ImageKeyValues(layers.collect::<Result<_, _>>()?))
     }
-
-    pub(crate) fn stack(parts: &[&ImageKeyValues]) -> ImageKeyValues {
-        let layers = parts.first().map_or(0, |part| part.0.len());
-        let stack_layer = |index: usize| {
-            let layer: Vec<_> = parts.iter().map(|part| &part.0[index]).collect();
-            KeyValue::stack(&layer)
-        };
-        ImageKeyValues((0..layers).map(stack_layer).collect())
-    }
 }
 
-/// Rows of the last layer and what the self-attention of each layer computed on the way.
-pub(crate) struct QformerOutput {
-    /// `[B, L, D]`.
+/// What queries alone come to.
+pub(crate) struct EncodedImage {
+    /// `[B, Q, D]`.
     pub(crate) hidden: Tensor,
-    /// One per layer.
+    /// Keys and values of every layer's self-attention.
     pub(crate) cache: Vec<KeyValue>,
+}
+
+/// A batch of texts and which of its positions are computed.
+#[derive(Clone, Copy)]
+pub(crate) struct Text<'a> {
+    /// `[B, T]` i64.
+    pub(crate) token_ids: &'a Tensor,
+    /// `[B, T]` i64.
+    pub(crate) attention_mask: &'a Tensor,
+    pub(crate) rows: &'a TextRows,
+}
+
+/// What queries alone and texts alone come to.
+pub(crate) struct Unimodal {
+    /// `[B, Q, D]`: queries that saw the image.
+    pub(crate) queries: Tensor,
+    /// `[B, D]` when cut, else `[N, D]`: text that saw itself.
+    pub(crate) text: Tensor,
+    /// `[N', D]`: text that saw the queries and its own past.
+    pub(crate) decoder: Tensor,
 }
 
 /// The Q-Former with its language-model head.
@@ -118,14 +130,16 @@ impl Qformer {
         }
     }
 
-    /// Keys and values of image features `[B, M, E]` for every layer with cross attention.
-    pub(crate) fn project_image(&self, image_embeds: &Tensor) -> ImageKeyValues {
-        ImageKeyValues(
-            self.layers
-                .iter()
-                .filter_map(|layer| layer.project_image(image_embeds))
-                .collect(),
-        )
+    /// Keys and values of image features `[B, M, E]` for every layer with cross attention. The
+    /// features still miss gain and shift of `norm`.
+    pub(crate) fn project_image(
+        &self,
+        normalized: &Tensor,
+        norm: &LayerNorm,
+    ) -> Result<ImageKeyValues, ModelError> {
+        let layers = self.layers.iter();
+        let projected = layers.filter_map(|l| l.project_image(normalized, norm).transpose());
+        Ok(ImageKeyValues(projected.collect::<Result<_, _>>()?))
     }
 
     /// Queries alone, all seeing each other: `query_tokens` `[1, Q, D]` → rows `[B, Q, D]`.
@@ -135,11 +149,14 @@ impl Qformer {
         batch: i64,
         image: &ImageKeyValues,
         train: bool,
-    ) -> QformerOutput {
-        let dropout = self.dropout(train);
-        let queries = query_tokens.expand([batch, -1, -1], false);
-        let rows = self.embeddings.normalize(&queries, dropout);
-        self.run(rows, self.num_queries, None, Some(image), None, dropout)
+    ) -> Result<EncodedImage, ModelError> {
+        let plan = Plan::queries(batch, self.num_queries);
+        let rows = self.embed(Some((query_tokens, batch)), &[], train)?;
+        let (rows, cache) = self.run(rows, &plan, &[image], None, train)?;
+        Ok(EncodedImage {
+            hidden: rows.f_view([batch, self.num_queries, -1])?,
+            cache: cache.into_iter().flatten().collect(),
+        })
     }
 
     /// Text alone, padding masked: ids and mask `[B, T]` → rows `[B, T, D]`.
@@ -148,43 +165,116 @@ impl Qformer {
         token_ids: &Tensor,
         attention_mask: &Tensor,
         train: bool,
-    ) -> Result<QformerOutput, ModelError> {
-        let dropout = self.dropout(train);
-        let words = self.embeddings.words(token_ids)?;
-        let rows = self.embeddings.normalize(&words, dropout);
-        let mask = key_mask(attention_mask, 0, words.kind());
-        Ok(self.run(rows, 0, Some(&mask), None, None, dropout))
+    ) -> Result<Tensor, ModelError> {
+        let size = token_ids.size();
+        let device = token_ids.device();
+        let all = TextRows::all(size[0], size[1], 0, device)?;
+        let mask = key_mask(attention_mask, 0, Kind::Float)?;
+        let plan = Plan::text(&all, Some(mask), Past::Nothing, device)?;
+        let rows = self.embed(None, &[(token_ids, &all)], train)?;
+        let (rows, _) = self.run(rows, &plan, &[], None, train)?;
+        Ok(rows.f_view([size[0], size[1], -1])?)
     }
 
-    /// Queries and text together, all seeing all but padding: → rows `[B, Q + T, D]`.
-    pub(crate) fn encode_pair(
+    /// Queries alone, text alone, and decoder text that continues the queries, in one pass. With
+    /// `cut`, only what is read at the end is computed there: of the text its first rows.
+    ///
+    /// The decoder's keys keep their graph: the language-model loss reaches queries and image.
+    pub(crate) fn encode_unimodal(
         &self,
         query_tokens: &Tensor,
-        token_ids: &Tensor,
-        attention_mask: &Tensor,
+        image: &ImageKeyValues,
+        text: Text<'_>,
+        decoder: Text<'_>,
+        cut: bool,
+        train: bool,
+    ) -> Result<Unimodal, ModelError> {
+        let device = text.token_ids.device();
+        let batch = text.token_ids.size()[0];
+        let plan = Plan::unimodal(
+            self.num_queries,
+            (text.rows, key_mask(text.attention_mask, 0, Kind::Float)?),
+            (
+                decoder.rows,
+                causal_mask(decoder.attention_mask, self.num_queries, Kind::Float)?,
+            ),
+            cut,
+            device,
+        )?;
+        let texts = [
+            (text.token_ids, text.rows),
+            (decoder.token_ids, decoder.rows),
+        ];
+        let rows = self.embed(Some((query_tokens, batch)), &texts, train)?;
+        let (rows, _) = self.run(rows, &plan, &[image], None, train)?;
+        let text_rows = if cut { batch } else { text.rows.rows() };
+        let sizes = [plan.query_rows, text_rows, decoder.rows.rows()];
+        let [queries, text, decoder] = three(rows.f_split_with_sizes(sizes, 0)?)?;
+        Ok(Unimodal {
+            queries: queries.f_view([batch, self.num_queries, -1])?,
+            text,
+            decoder,
+        })
+    }
+
+    /// Queries and text together, all seeing all but padding, one image a pair: → rows of the
+    /// queries `[B, Q, D]`.
+    pub(crate) fn encode_pairs(
+        &self,
+        query_tokens: &Tensor,
+        text: Text<'_>,
         image: &ImageKeyValues,
         train: bool,
-    ) -> Result<QformerOutput, ModelError> {
-        let dropout = self.dropout(train);
-        let words = self.embeddings.words(token_ids)?; // [B, T, D]
-        let queries = query_tokens.expand([token_ids.size()[0], -1, -1], false);
-        let rows = Tensor::cat(&[&queries, &words], 1); // [B, Q + T, D]
-        let rows = self.embeddings.normalize(&rows, dropout);
-        let mask = key_mask(attention_mask, self.num_queries, words.kind());
-        Ok(self.run(
-            rows,
-            self.num_queries,
-            Some(&mask),
-            Some(image),
-            None,
-            dropout,
+    ) -> Result<Tensor, ModelError> {
+        let maps = vec![RowMap::dense(text.token_ids.size()[0], self.num_queries)];
+        let (queries, _) = self.pairs(query_tokens, text, maps, &[image], true, train)?;
+        Ok(queries)
+    }
+
+    /// The pairs of a matching step: 3 B texts, the first 2 B with the B images twice over, the
+    /// last B with the negative images. → rows of the queries `[3 B, Q, D]` and, unless cut, of the
+    /// text `[N, D]`.
+    pub(crate) fn encode_matching(
+        &self,
+        query_tokens: &Tensor,
+        text: Text<'_>,
+        image: &ImageKeyValues,
+        negative_image: &ImageKeyValues,
+        cut: bool,
+        train: bool,
+    ) -> Result<(Tensor, Tensor), ModelError> {
+        let size = text.token_ids.size();
+        let maps = matching_images(size[0] / 3, self.num_queries, text.token_ids.device())?;
+        let images = [image, negative_image];
+        self.pairs(query_tokens, text, maps, &images, cut, train)
+    }
+
+    fn pairs(
+        &self,
+        query_tokens: &Tensor,
+        text: Text<'_>,
+        maps: Vec<RowMap>,
+        images: &[&ImageKeyValues],
+        cut: bool,
+        train: bool,
+    ) -> Result<(Tensor, Tensor), ModelError> {
+        let batch = text.token_ids.size()[0];
+        let mask = key_mask(text.attention_mask, self.num_queries, Kind::Float)?;
+        let device = text.token_ids.device();
+        let plan = Plan::pairs(self.num_queries, text.rows, mask, maps, cut, device)?;
+        let texts = [(text.token_ids, text.rows)];
+        let rows = self.embed(Some((query_tokens, batch)), &texts, train)?;
+        let (rows, _) = self.run(rows, &plan, images, None, train)?;
+        let text_rows = rows.size()[0] - plan.query_rows;
+        Ok((
+            rows.f_narrow(0, 0, plan.query_rows)?
+                .f_view([batch, self.num_queries, -1])?,
+            rows.f_narrow(0, plan.query_rows, text_rows)?,
         ))
     }
 
     /// Text that sees the queries through `cache` (of [`Qformer::encode_image`]) and, of itself,
     /// what came before: ids and mask `[B, T]` → rows `[B, T, D]`.
-    ///
-    /// The cache keeps its graph: the language-model loss reaches the queries and the image.
     pub(crate) fn decode_text(
         &self,
         token_ids: &Tensor,
@@ -192,70 +282,86 @@ impl Qformer {
         cache: &[KeyValue],
         train: bool,
     ) -> Result<Tensor, ModelError> {
-        let dropout = self.dropout(train);
-        let words = self.embeddings.words(token_ids)?;
-        let rows = self.embeddings.normalize(&words, dropout);
-        let mask = causal_mask(attention_mask, self.num_queries, words.kind());
-        let output = self.run(rows, 0, Some(&mask), None, Some(cache), dropout);
-        Ok(output.hidden)
+        let size = token_ids.size();
+        let device = token_ids.device();
+        let all = TextRows::all(size[0], size[1], 0, device)?;
+        let mask = causal_mask(attention_mask, self.num_queries, Kind::Float)?;
+        let plan = Plan::text(&all, Some(mask), Past::Given, device)?;
+        let rows = self.embed(None, &[(token_ids, &all)], train)?;
+        let (rows, _) = self.run(rows, &plan, &[], Some(cache), train)?;
+        Ok(rows.f_view([size[0], size[1], -1])?)
     }
 
     /// Scores of the next token: `[…, D]` → `[…, V]`.
-    pub(crate) fn predict_tokens(&self, hidden: &Tensor) -> Tensor {
+    pub(crate) fn predict_tokens(&self, hidden: &Tensor) -> Result<Tensor, ModelError> {
         self.head.forward(hidden, self.embeddings.word_embeddings())
     }
 
+    /// The rows that enter the first layer, `[M, D]`: queries, if any, and texts.
+    fn embed(
+        &self,
+        queries: Option<(&Tensor, i64)>,
+        texts: &[(&Tensor, &TextRows)],
+        train: bool,
+    ) -> Result<Tensor, ModelError> {
+        let mut parts = Vec::with_capacity(2);
+        if let Some((tokens, batch)) = queries {
+            parts.push(tokens.f_expand([batch, -1, -1], false)?.f_flatten(0, 1)?);
+        }
+        if !texts.is_empty() {
+            let ids = texts.iter().map(|(ids, rows)| rows.select(ids));
+            let ids = Tensor::f_cat(&ids.collect::<Result<Vec<_>, _>>()?, 0)?;
+            let positions: Vec<&Tensor> = texts.iter().map(|(_, rows)| rows.positions()).collect();
+            parts.push(
+                self.embeddings
+                    .words(&ids, &Tensor::f_cat(&positions, 0)?)?,
+            );
+        }
+        self.embeddings
+            .normalize(&Tensor::f_cat(&parts, 0)?, self.dropout(train))
+    }
+
+    /// Rows `[M, D]` through all layers: the rows that are read, and keys and values by layer and
+    /// segment.
     fn run(
         &self,
         rows: Tensor,
-        num_queries: i64,
-        mask: Option<&Tensor>,
-        image: Option<&ImageKeyValues>,
-        cache: Option<&[KeyValue]>,
-        dropout: Dropout,
-    ) -> QformerOutput {
-        let mut hidden = rows;
-        let mut images = image.map(|image| image.0.iter());
-        let mut new_cache = Vec::with_capacity(self.layers.len());
+        plan: &Plan,
+        images: &[&ImageKeyValues],
+        past: Option<&[KeyValue]>,
+        train: bool,
+    ) -> Result<(Tensor, Vec<Vec<KeyValue>>), ModelError> {
+        let dropout = self.dropout(train);
+        let mut rows = rows;
+        let mut cache = Vec::with_capacity(self.layers.len());
+        let mut cross = 0;
         for (index, layer) in self.layers.iter().enumerate() {
-            let image = match &mut images {
-                Some(images) if layer.has_cross_attention() => images.next(),
-                _ => None,
+            let looked_at: Option<Vec<&KeyValue>> = match layer.has_cross_attention() {
+                true => {
+                    cross += 1;
+                    images.iter().map(|image| image.0.get(cross - 1)).collect()
+                }
+                false => None,
             };
-            let past = cache.and_then(|cache| cache.get(index));
-            let (rows, key_value) = layer.forward(&hidden, num_queries, mask, image, past, dropout);
-            hidden = rows;
-            new_cache.push(key_value);
+            let last = index + 1 == self.layers.len();
+            let past = past.and_then(|past| past.get(index));
+            let (next, own) =
+                layer.forward(&rows, plan, last, looked_at.as_deref(), past, dropout)?;
+            rows = next;
+            cache.push(own);
         }
-        QformerOutput {
-            hidden,
-            cache: new_cache,
-        }
+        Ok((rows, cache))
     }
 }
 
-/// `[B, T]` of ones and zeros → additive mask `[B, 1, 1, visible + T]`, the first `visible` keys
-/// never masked.
-fn key_mask(attention_mask: &Tensor, visible: i64, kind: Kind) -> Tensor {
-    let text = attention_mask.to_kind(kind).unsqueeze(1).unsqueeze(1); // [B, 1, 1, T]
-    let ones = Tensor::ones([text.size()[0], 1, 1, visible], (kind, text.device()));
-    additive(&Tensor::cat(&[ones, text], 3))
-}
-
-/// `[B, T]` of ones and zeros → additive mask `[B, 1, T, visible + T]`: text row i sees the first
-/// `visible` keys and those text keys j ≤ i that are no padding.
-fn causal_mask(attention_mask: &Tensor, visible: i64, kind: Kind) -> Tensor {
-    let text = attention_mask.to_kind(kind).unsqueeze(1).unsqueeze(1); // [B, 1, 1, T]
-    let (batch, length) = (attention_mask.size()[0], attention_mask.size()[1]);
-    let lower = Tensor::ones([length, length], (kind, text.device())).tril(0); // [T, T]
-    let text = text * lower; // [B, 1, T, T]
-    let ones = Tensor::ones([batch, 1, length, visible], (kind, text.device()));
-    additive(&Tensor::cat(&[ones, text], 3))
-}
-
-/// 1 → 0, 0 → [`MASKED`].
-fn additive(mask: &Tensor) -> Tensor {
-    (1.0 - mask) * MASKED
+/// The three parts of a split.
+fn three(parts: Vec<Tensor>) -> Result<[Tensor; 3], ModelError> {
+    parts
+        .try_into()
+        .map_err(|parts: Vec<Tensor>| ModelError::Input {
+            what: "rows of a pass",
+            message: format!("{} parts instead of 3", parts.len()),
+        })
 }
 
 #[cfg(test)]
@@ -265,40 +371,8 @@ mod tests {
     use crate::ModelConfig;
     use tch::Device;
 
-    fn rows(mask: &Tensor) -> Vec<Vec<f32>> {
-        let size = mask.size();
-        let flat = mask.reshape([-1, size[3]]);
-        Vec::<Vec<f32>>::try_from(&flat).unwrap()
-    }
-
-    #[test]
-    fn masks_by_hand() {
-        const X: f32 = -10_000.0;
-        let attention = Tensor::from_slice2(&[[1i64, 1, 1], [1, 1, 0]]);
-        let keys = key_mask(&attention, 2, Kind::Float);
-        assert_eq!(keys.size(), [2, 1, 1, 5]);
-        assert_eq!(
-            rows(&keys),
-            [[0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, X]]
-        );
-        assert_eq!(key_mask(&attention, 0, Kind::Float).size(), [2, 1, 1, 3]);
-        let causal = causal_mask(&attention, 1, Kind::Float);
-        assert_eq!(causal.size(), [2, 1, 3, 4]);
-        assert_eq!(
-            rows(&causal),
-            [
-                [0.0, 0.0, X, X],
-                [0.0, 0.0, 0.0, X],
-                [0.0, 0.0, 0.0, 0.0],
-                [0.0, 0.0, X, X],
-                [0.0, 0.0, 0.0, X],
-                [0.0, 0.0, 0.0, X],
-            ]
-        );
-    }
-
     /// A Q-Former of `layers` layers with cross attention every `freq`, 5 queries, width 24.
-    fn small(layers: i64, freq: i64) -> (Qformer, QformerConfig, Tensor, ParamStore) {
+    fn small(layers: i64, freq: i64) -> (Qformer, LayerNorm, Tensor, ParamStore) {
         let config = QformerConfig {
             hidden: 24,
             layers,
@@ -320,7 +394,8 @@ mod tests {
             .param("q", &[1, 5, 24], crate::params::Init::Normal { std: 1.0 })
             .unwrap();
         let qformer = Qformer::new(store.root().sub("Qformer"), &config).unwrap();
-        (qformer, config, query_tokens, store)
+        let norm = LayerNorm::new(store.root().sub("ln_vision"), 16, 1e-5).unwrap();
+        (qformer, norm, query_tokens, store)
     }
 
     fn close(a: &Tensor, b: &Tensor) -> bool {
@@ -330,12 +405,13 @@ mod tests {
     #[test]
     fn cross_attention_follows_the_frequency() {
         for (layers, freq, expected) in [(4, 2, 2), (5, 2, 3), (3, 1, 3), (3, 5, 1), (1, 1, 1)] {
-            let (qformer, _, query_tokens, store) = small(layers, freq);
+            let (qformer, norm, query_tokens, store) = small(layers, freq);
             let image = Tensor::randn([2, 7, 16], (Kind::Float, Device::Cpu));
-            let projected = qformer.project_image(&image);
+            let projected = qformer.project_image(&image, &norm).unwrap();
             assert_eq!(projected.0.len(), expected);
             assert_eq!(projected.0[0].key.size(), [2, 3, 7, 8]);
             let output = qformer.encode_image(&query_tokens, 2, &projected, false);
+            let output = output.unwrap();
             assert_eq!(output.hidden.size(), [2, 5, 24]);
             assert_eq!(output.cache.len(), layers as usize);
             assert_eq!(output.cache[0].key.size(), [2, 3, 5, 8]);
@@ -350,26 +426,37 @@ mod tests {
 
     #[test]
     fn padding_and_later_tokens_do_not_reach_earlier_rows() {
-        let (qformer, _, query_tokens, _store) = small(3, 2);
-        let image = qformer.project_image(&Tensor::randn([1, 7, 16], (Kind::Float, Device::Cpu)));
-        let queries = qformer.encode_image(&query_tokens, 1, &image, false);
+        let (qformer, norm, query_tokens, _store) = small(3, 2);
+        let embeds = Tensor::randn([1, 7, 16], (Kind::Float, Device::Cpu));
+        let image = qformer.project_image(&embeds, &norm).unwrap();
+        let queries = qformer
+            .encode_image(&query_tokens, 1, &image, false)
+            .unwrap();
         let mask = Tensor::from_slice2(&[[1i64, 1, 1, 1, 0]]);
         let ids = Tensor::from_slice2(&[[3i64, 4, 5, 6, 0]]);
         let padded = Tensor::from_slice2(&[[3i64, 4, 5, 6, 9]]);
         let later = Tensor::from_slice2(&[[3i64, 4, 5, 7, 0]]);
 
-        let text = |ids| qformer.encode_text(ids, &mask, false).unwrap().hidden;
+        let text = |ids| qformer.encode_text(ids, &mask, false).unwrap();
         let before = |rows: &Tensor, count| rows.narrow(1, 0, count);
         assert!(close(&before(&text(&ids), 4), &before(&text(&padded), 4)));
         assert!(!close(&before(&text(&ids), 3), &before(&text(&later), 3)));
 
         let pair = |ids| {
-            let output = qformer.encode_pair(&query_tokens, ids, &mask, &image, false);
-            output.unwrap().hidden
+            let rows = TextRows::all(1, 5, 0, Device::Cpu).unwrap();
+            let text = Text {
+                token_ids: ids,
+                attention_mask: &mask,
+                rows: &rows,
+            };
+            qformer
+                .encode_pairs(&query_tokens, text, &image, false)
+                .unwrap()
         };
-        assert_eq!(pair(&ids).size(), [1, 10, 24]);
-        assert!(close(&before(&pair(&ids), 9), &before(&pair(&padded), 9)));
-        assert!(!close(&before(&pair(&ids), 5), &before(&pair(&later), 5)));
+        // The queries see the text, but not its padding.
+        assert_eq!(pair(&ids).size(), [1, 5, 24]);
+        assert!(close(&pair(&ids), &pair(&padded)));
+        assert!(!close(&pair(&ids), &pair(&later)));
 
         let decode = |ids| {
             qformer
@@ -385,10 +472,12 @@ mod tests {
 
     #[test]
     fn decoded_text_depends_on_the_image_and_back_propagates_into_it() {
-        let (qformer, _, query_tokens, _store) = small(3, 2);
+        let (qformer, norm, query_tokens, _store) = small(3, 2);
         let embeds = Tensor::randn([1, 7, 16], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-        let image = qformer.project_image(&embeds);
-        let queries = qformer.encode_image(&query_tokens, 1, &image, false);
+        let image = qformer.project_image(&embeds, &norm).unwrap();
+        let queries = qformer
+            .encode_image(&query_tokens, 1, &image, false)
+            .unwrap();
         let ids = Tensor::from_slice2(&[[3i64, 4, 5]]);
         let hidden = qformer
             .decode_text(&ids, &ids.ones_like(), &queries.cache, false)
@@ -418,7 +507,7 @@ mod tests {
         let ids = Tensor::from_slice2(&[[3i64, 4, 5]]);
         let run = |train| {
             let output = qformer.encode_text(&ids, &ids.ones_like(), train);
-            output.unwrap().hidden
+            output.unwrap()
         };
         assert_eq!(run(false), run(false));
         assert_ne!(run(true), run(true));

@@ -121,13 +121,14 @@ impl Trainer {
                 token_ids: &input.token_ids,
                 attention_mask: &input.attention_mask,
                 image_ids: None,
+                lengths: None,
             };
             self.model
                 .forward_losses(&step, NegativeSampling::Multinomial, &SingleProcess, true)
         })?;
         phases.time(Phase::Backward, || {
-            self.optimizer.zero_grad();
-            output.loss.f_backward()
+            self.optimizer.zero_grad()?;
+            output.loss.f_backward().map_err(ModelError::from)
         })?;
         phases.time(Phase::Optimiser, || self.optimizer.step(lr))?;
         self.step += 1;

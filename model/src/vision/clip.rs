@@ -5,9 +5,7 @@ use tch::Tensor;
 
 use crate::config::VitConfig;
 use crate::error::ModelError;
-use crate::layers::{
-    attend, merge_heads, split_heads, xavier, Dropout, LayerNorm, Linear, LinearInit,
-};
+use crate::layers::{attend, merge_heads, split_heads, xavier, LayerNorm, Linear, LinearInit};
 use crate::params::{Init, Scope};
 
 const LAYER_NORM_EPS: f64 = 1e-5;
@@ -50,14 +48,14 @@ impl ClipVit {
     }
 
     /// `[B, 3, S, S]` → `[B, M, E]`.
-    pub(crate) fn forward(&self, pixels: &Tensor) -> Tensor {
+    pub(crate) fn forward(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
         let class_token = self.class_embedding.view([1, 1, -1]);
         let rows = super::embed_patches(pixels, &class_token, &self.conv1_weight, None)
             + &self.positional_embedding;
-        let rows = self.ln_pre.forward_in_f32(&rows);
+        let rows = self.ln_pre.forward_in_f32(&rows)?;
         self.blocks
             .iter()
-            .fold(rows, |rows, block| block.forward(rows))
+            .try_fold(rows, |rows, block| block.forward(rows))
     }
 }
 
@@ -98,17 +96,16 @@ impl Block {
         })
     }
 
-    fn forward(&self, rows: Tensor) -> Tensor {
+    fn forward(&self, rows: Tensor) -> Result<Tensor, ModelError> {
         let qkv = self
             .in_proj
-            .forward(&self.ln_1.forward_in_f32(&rows))
+            .forward(&self.ln_1.forward_in_f32(&rows)?)?
             .chunk(3, 2); // 3 × [B, M, E]
         let part = |index: usize| split_heads(&qkv[index], self.heads); // [B, heads, M, d]
-        let none = Dropout { probability: 0.0 };
-        let mixed = attend(&part(0), &part(1), &part(2), None, none);
-        let rows = rows + self.out_proj.forward(&merge_heads(&mixed));
-        let hidden = quick_gelu(&self.c_fc.forward(&self.ln_2.forward_in_f32(&rows)));
-        rows + self.c_proj.forward(&hidden)
+        let mixed = attend(&part(0)?, &part(1)?, &part(2)?)?;
+        let rows = rows + self.out_proj.forward(&merge_heads(&mixed)?)?;
+        let hidden = quick_gelu(&self.c_fc.forward(&self.ln_2.forward_in_f32(&rows)?)?);
+        Ok(rows + self.c_proj.forward(&hidden)?)
     }
 }
 
@@ -170,7 +167,7 @@ mod tests {
         let hidden = quick_gelu(&dense(&norm(&rows), &format!("{block}.mlp.c_fc"), "."));
         let expected = &rows + dense(&hidden, &format!("{block}.mlp.c_proj"), ".");
 
-        let got = vit.forward(&pixels).get(0);
+        let got = vit.forward(&pixels).unwrap().get(0);
         assert!(
             got.allclose(&expected, 1e-5, 1e-5, false),
             "{got} {expected}"

@@ -62,12 +62,12 @@ impl VisionTower {
                 check_floats("image features", input)?;
             }
         }
-        Ok(match self {
+        match self {
             VisionTower::Eva(vit) => vit.forward(input),
             VisionTower::Clip(vit) => vit.forward(input),
             VisionTower::Small(vit) => vit.forward(input),
-            VisionTower::Features => input.shallow_clone(),
-        })
+            VisionTower::Features => Ok(input.shallow_clone()),
+        }
     }
 }
 

@@ -5,9 +5,7 @@ use tch::Tensor;
 
 use crate::config::VitConfig;
 use crate::error::ModelError;
-use crate::layers::{
-    attend, merge_heads, split_heads, xavier, Dropout, LayerNorm, Linear, LinearInit,
-};
+use crate::layers::{attend, merge_heads, split_heads, xavier, LayerNorm, Linear, LinearInit};
 use crate::params::{Init, Scope};
 
 const POSITION_STD: f64 = 0.02;
@@ -48,7 +46,7 @@ impl SmallVit {
     }
 
     /// `[B, 3, S, S]` → `[B, M, E]`.
-    pub(crate) fn forward(&self, pixels: &Tensor) -> Tensor {
+    pub(crate) fn forward(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
         let rows = super::embed_patches(
             pixels,
             &self.cls_token,
@@ -57,7 +55,7 @@ impl SmallVit {
         ) + &self.pos_embed;
         self.blocks
             .iter()
-            .fold(rows, |rows, block| block.forward(rows))
+            .try_fold(rows, |rows, block| block.forward(rows))
     }
 }
 
@@ -87,13 +85,12 @@ impl Block {
         })
     }
 
-    fn forward(&self, rows: Tensor) -> Tensor {
-        let qkv = self.qkv.forward(&self.norm1.forward(&rows)).chunk(3, 2); // 3 × [B, M, E]
+    fn forward(&self, rows: Tensor) -> Result<Tensor, ModelError> {
+        let qkv = self.qkv.forward(&self.norm1.forward(&rows)?)?.chunk(3, 2); // 3 × [B, M, E]
         let part = |index: usize| split_heads(&qkv[index], self.heads); // [B, heads, M, d]
-        let none = Dropout { probability: 0.0 };
-        let mixed = attend(&part(0), &part(1), &part(2), None, none);
-        let rows = rows + self.proj.forward(&merge_heads(&mixed));
-        let hidden = self.fc1.forward(&self.norm2.forward(&rows)).gelu("none");
-        rows + self.fc2.forward(&hidden)
+        let mixed = attend(&part(0)?, &part(1)?, &part(2)?)?;
+        let rows = rows + self.proj.forward(&merge_heads(&mixed)?)?;
+        let hidden = self.fc1.forward(&self.norm2.forward(&rows)?)?.gelu("none");
+        Ok(rows + self.fc2.forward(&hidden)?)
     }
 }
