@@ -44,6 +44,7 @@ pub mod config;
 pub mod device;
 pub mod error;
 pub mod eval;
+pub mod flops;
 pub mod host;
 mod layers;
 pub mod loss;

@@ -55,11 +55,6 @@ impl TextRows {
         self.places.len() as i64
     }
 
-    /// T.
-    pub(crate) fn length(&self) -> i64 {
-        self.length
-    }
-
     /// Position of each row in its text, `[N]` i64.
     pub(crate) fn positions(&self) -> &Tensor {
         &self.positions

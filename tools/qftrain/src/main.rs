@@ -3,6 +3,7 @@
 //! Exit codes: 0 done (also after Ctrl-C, once the checkpoint is written), 1 failed (one `error:`
 //! line on stderr says why), 2 wrong usage.
 
+mod bench;
 mod eval;
 mod openmp;
 mod output;
@@ -40,6 +41,8 @@ struct Cli {
 enum Command {
     /// Measure image-text retrieval of a trained model on held-out shards
     Eval(eval::EvalArgs),
+    /// Time a training step by part, on synthetic data
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         Some(Command::Eval(args)) => eval::run(args),
+        Some(Command::Bench(args)) => bench::run(args),
         None => train::run(&cli.train),
     };
     match result {

@@ -1,0 +1,360 @@
+//! `qftrain bench`: the time of a training step by part, on synthetic data.
+
+use std::time::Instant;
+
+use anyhow::{bail, Context};
+use clap::Args;
+use qf_model::config::FeaturesConfig;
+use qf_model::device::{open_device, DeviceChoice};
+use qf_model::flops::{StepFlops, StepShape};
+use qf_model::{
+    AdamW, Blip2Qformer, ComputeOptions, ModelConfig, NegativeSampling, SingleProcess, StepInput,
+    VisionConfig,
+};
+use serde::Serialize;
+use tch::{Device, Kind, Tensor};
+
+use crate::output::{remark, say};
+use crate::settings::Settings;
+
+/// Token counts of the first captions of the COCO 2017 validation set, `[CLS]` and `[SEP]`
+/// included.
+const COCO_LENGTHS: [i64; 16] = [
+    13, 10, 14, 10, 16, 13, 15, 12, 16, 11, 11, 11, 11, 14, 10, 18,
+];
+
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// Model to time: tiny, small, blip2-vit-l or blip2-vit-g
+    #[arg(long, value_name = "NAME", default_value = "blip2-vit-g")]
+    preset: String,
+
+    /// Any setting by its name in the configuration file; several allowed, applied last
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+
+    /// Give the image features instead of running the vision tower
+    #[arg(long)]
+    features: bool,
+
+    /// Images per step
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..))]
+    batch_size: u32,
+
+    /// Steps that are timed
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+
+    /// Steps before them
+    #[arg(long, default_value_t = 1)]
+    warmup: u32,
+
+    /// Tokens of the captions, by commas, repeated to fill the batch [default: 16 of COCO's]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(i64).range(2..))]
+    lengths: Vec<i64>,
+
+    /// Compute every row as the reference does
+    #[arg(long)]
+    all_rows: bool,
+
+    /// Threads of libtorch [default: one per core]
+    #[arg(long)]
+    threads: Option<u32>,
+
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
+
+    /// Print one JSON line per step instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Seconds of one step.
+#[derive(Clone, Copy, Serialize)]
+struct StepTime {
+    forward_s: f64,
+    backward_s: f64,
+    optimiser_s: f64,
+    step_s: f64,
+    loss: f64,
+}
+
+pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    let device = open_device(args.device)?;
+    if let Some(threads) = args.threads {
+        tch::set_num_threads(i32::try_from(threads).context("--threads")?);
+    }
+    let mut settings = Settings::preset(&args.preset)?;
+    for text in &args.set {
+        settings.set_from_text(text)?;
+    }
+    let config = settings.resolve()?;
+    let mut model_config = config.model.clone();
+    let Some(vit) = config.model.vision.vit() else {
+        bail!(
+            "--preset {}: needs a vision tower for its sizes",
+            args.preset
+        );
+    };
+    let (image_tokens, image_size) = (vit.tokens(), vit.image_size);
+    if args.features {
+        let width = vit.width;
+        model_config.vision = VisionConfig::Features(FeaturesConfig { width });
+    }
+    let lengths: Vec<i64> = match args.lengths.is_empty() {
+        true => COCO_LENGTHS.to_vec(),
+        false => args.lengths.clone(),
+    };
+    let lengths: Vec<i64> = lengths
+        .into_iter()
+        .cycle()
+        .take(args.batch_size as usize)
+        .collect();
+    let text_len = match args.all_rows {
+        true => config.data.text_len as i64,
+        false => lengths.iter().copied().max().unwrap_or(2),
+    };
+    if lengths
+        .iter()
+        .any(|&length| length > model_config.qformer.max_positions.min(text_len))
+    {
+        bail!(
+            "--lengths: at most {} tokens",
+            model_config.qformer.max_positions.min(text_len)
+        );
+    }
+    let shape = StepShape {
+        lengths: &lengths,
+        text_len,
+        image_tokens,
+    };
+    let compute = match args.all_rows {
+        true => ComputeOptions::ALL_ROWS,
+        false => ComputeOptions::default(),
+    };
+
+    let mut model = Blip2Qformer::new(&model_config, device, config.seed)?;
+    model.set_compute(compute);
+    let mut optimizer = AdamW::new(model.params(), &config.optimizer)?;
+    let batch = Inputs::new(&model_config, &shape, image_size, device)?;
+    let mut times = Vec::new();
+    for step in 0..args.warmup + args.steps {
+        let time = one_step(&model, &mut optimizer, &batch, device)?;
+        if step >= args.warmup {
+            if args.json {
+                say(format_args!("{}", serde_json::to_string(&time)?))?;
+            }
+            times.push(time);
+        }
+    }
+    if args.json {
+        return Ok(());
+    }
+    report(
+        args,
+        &model_config,
+        &shape,
+        compute,
+        &times,
+        matmul_peak(device)?,
+    )
+}
+
+/// A batch that stays the same.
+struct Inputs {
+    images: Tensor,
+    token_ids: Tensor,
+    attention_mask: Tensor,
+    lengths: Vec<i64>,
+}
+
+impl Inputs {
+    fn new(
+        config: &ModelConfig,
+        shape: &StepShape<'_>,
+        image_size: i64,
+        device: Device,
+    ) -> anyhow::Result<Inputs> {
+        tch::manual_seed(0);
+        let batch = shape.lengths.len() as i64;
+        let image_shape = match &config.vision {
+            VisionConfig::Features(features) => vec![batch, shape.image_tokens, features.width],
+            _ => vec![batch, 3, image_size, image_size],
+        };
+        let images = Tensor::f_randn(image_shape, (Kind::Float, device))?;
+        let lengths = Tensor::from_slice(shape.lengths).f_view([batch, 1])?;
+        let columns = Tensor::f_arange(shape.text_len, (Kind::Int64, Device::Cpu))?;
+        let attention_mask = columns.f_lt_tensor(&lengths)?.f_to_kind(Kind::Int64)?;
+        let sizes = [batch, shape.text_len];
+        let highest = config.qformer.dec_token_id.max(2);
+        let options = (Kind::Int64, Device::Cpu);
+        let ids = Tensor::f_randint_low(1, highest, sizes, options)?.f_mul(&attention_mask)?;
+        Ok(Inputs {
+            images,
+            token_ids: ids.f_to_device(device)?,
+            attention_mask: attention_mask.f_to_device(device)?,
+            lengths: shape.lengths.to_vec(),
+        })
+    }
+}
+
+fn one_step(
+    model: &Blip2Qformer,
+    optimizer: &mut AdamW,
+    batch: &Inputs,
+    device: Device,
+) -> anyhow::Result<StepTime> {
+    synchronize(device);
+    let start = Instant::now();
+    let image_embeds = model.encode_image(&batch.images)?;
+    let input = StepInput {
+        image_embeds: &image_embeds,
+        token_ids: &batch.token_ids,
+        attention_mask: &batch.attention_mask,
+        image_ids: None,
+        lengths: Some(&batch.lengths),
+    };
+    let output =
+        model.forward_losses(&input, NegativeSampling::Multinomial, &SingleProcess, true)?;
+    synchronize(device);
+    let forward = Instant::now();
+    output.loss.f_backward()?;
+    synchronize(device);
+    let backward = Instant::now();
+    optimizer.step(1e-4)?;
+    optimizer.zero_grad()?;
+    synchronize(device);
+    let end = Instant::now();
+    let secs = |from: Instant, to: Instant| (to - from).as_secs_f64();
+    Ok(StepTime {
+        forward_s: secs(start, forward),
+        backward_s: secs(forward, backward),
+        optimiser_s: secs(backward, end),
+        step_s: secs(start, end),
+        loss: f64::try_from(&output.loss)?,
+    })
+}
+
+fn synchronize(device: Device) {
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
+    }
+}
+
+/// The highest rate of a large matrix product in 32 bits, FLOP/s: best of several.
+fn matmul_peak(device: Device) -> anyhow::Result<f64> {
+    const SIZE: i64 = 2048;
+    const TRIES: usize = 10;
+    let options = (Kind::Float, device);
+    let a = Tensor::f_randn([SIZE, SIZE], options)?;
+    let b = Tensor::f_randn([SIZE, SIZE], options)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..TRIES {
+        synchronize(device);
+        let start = Instant::now();
+        let product = a.f_matmul(&b)?;
+        synchronize(device);
+        best = best.min(start.elapsed().as_secs_f64());
+        drop(product);
+    }
+    Ok(2.0 * (SIZE as f64).powi(3) / best)
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => values[middle],
+        _ => (values[middle - 1] + values[middle]) / 2.0,
+    }
+}
+
+fn report(
+    args: &BenchArgs,
+    config: &ModelConfig,
+    shape: &StepShape<'_>,
+    compute: ComputeOptions,
+    times: &[StepTime],
+    peak: f64,
+) -> anyhow::Result<()> {
+    let ours = StepFlops::step(config, shape, compute);
+    let reference_shape = StepShape {
+        text_len: 32.max(shape.text_len),
+        ..shape.clone()
+    };
+    let reference = StepFlops::reference(config, &reference_shape);
+    let (forward, backward) = ours.parts().iter().fold((0.0, 0.0), |(f, b), (_, pass)| {
+        (f + pass.forward, b + pass.backward)
+    });
+    remark(format_args!(
+        "{}{}: batch {}, {} tokens a caption at most, {} steps, {} threads",
+        args.preset,
+        if args.features {
+            ", image features given"
+        } else {
+            ""
+        },
+        shape.lengths.len(),
+        shape.lengths.iter().max().unwrap_or(&0),
+        times.len(),
+        tch::get_num_threads()
+    ));
+    say(format_args!(
+        "{:<22} {:>10} {:>10} {:>10} {:>14}",
+        "part", "median s", "GFLOP", "GFLOP/s", "share of peak"
+    ))?;
+    let row = |name: &str, seconds: f64, flops: f64| {
+        say(format_args!(
+            "{name:<22} {seconds:>10.3} {:>10.1} {:>10.1} {:>13.1}%",
+            flops / 1e9,
+            flops / seconds / 1e9,
+            100.0 * flops / seconds / peak
+        ))
+    };
+    let step = median(times.iter().map(|t| t.step_s));
+    row(
+        "forward",
+        median(times.iter().map(|t| t.forward_s)),
+        forward,
+    )?;
+    row(
+        "backward",
+        median(times.iter().map(|t| t.backward_s)),
+        backward,
+    )?;
+    say(format_args!(
+        "{:<22} {:>10.3}",
+        "optimiser",
+        median(times.iter().map(|t| t.optimiser_s))
+    ))?;
+    row("step", step, ours.total())?;
+    say(format_args!(
+        "{:.2} images/s; measured matmul peak {:.1} GFLOP/s",
+        shape.lengths.len() as f64 / step,
+        peak / 1e9
+    ))?;
+    say(format_args!(
+        "\n{:<22} {:>16} {:>12} {:>8}",
+        "GFLOP a step", "reference", "here", "share"
+    ))?;
+    for ((name, theirs), (_, ours)) in reference.parts().iter().zip(ours.parts()) {
+        if theirs.total() > 0.0 {
+            say(format_args!(
+                "{name:<22} {:>16.1} {:>12.1} {:>7.1}%",
+                theirs.total() / 1e9,
+                ours.total() / 1e9,
+                100.0 * ours.total() / theirs.total()
+            ))?;
+        }
+    }
+    say(format_args!(
+        "{:<22} {:>16.1} {:>12.1} {:>7.1}%",
+        "all",
+        reference.total() / 1e9,
+        ours.total() / 1e9,
+        100.0 * ours.total() / reference.total()
+    ))
+}
