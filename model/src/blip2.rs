@@ -954,6 +954,131 @@ mod tests {
         }
     }
 
+    /// Losses and gradients by parameter under `compute`, texts of 3, 6, 2 and 5 tokens; the second
+    /// tower is trained.
+    fn losses_and_gradients(
+        compute: ComputeOptions,
+        trainable: bool,
+        lengths: Option<&[i64]>,
+    ) -> (Vec<f64>, Vec<(String, Tensor)>) {
+        let mut config = config(3, 3, 2);
+        config.qformer.dropout = 0.0;
+        config.vision = VisionConfig::Small(VitConfig {
+            image_size: 8,
+            patch_size: 4,
+            width: 12,
+            depth: 1,
+            heads: 2,
+            mlp: 16,
+            trainable,
+        });
+        let mut model = Blip2Qformer::new(&config, Device::Cpu, 1).unwrap();
+        model.set_compute(compute);
+        // Gain and shift of ln_vision away from 1 and 0, so that folding them in shows.
+        tch::no_grad(|| {
+            for name in ["ln_vision.weight", "ln_vision.bias"] {
+                let mut param = model.params().get(name).unwrap().tensor.shallow_clone();
+                let offset = Tensor::linspace(-0.5, 0.8, 12, OPTIONS);
+                let _ = param.f_add_(&offset).unwrap();
+            }
+        });
+        tch::manual_seed(4);
+        let pixels = Tensor::randn([4, 3, 8, 8], OPTIONS);
+        let ids = Tensor::randint_low(1, 38, [4, 7], (Kind::Int64, Device::Cpu));
+        let columns = Tensor::arange(7, (Kind::Int64, Device::Cpu));
+        let tokens = Tensor::from_slice(&[3i64, 6, 2, 5]).view([4, 1]);
+        let mask = columns.lt_tensor(&tokens).to_kind(Kind::Int64);
+        let ids = ids * &mask;
+        let (image_idx, text_idx) = (
+            Tensor::from_slice(&[1i64, 0, 3, 1]),
+            Tensor::from_slice(&[2i64, 2, 1, 0]),
+        );
+        let images = model.encode_image(&pixels).unwrap();
+        let input = StepInput {
+            lengths,
+            ..step(&images, &ids, &mask)
+        };
+        let negatives = NegativeSampling::Given {
+            image_idx: &image_idx,
+            text_idx: &text_idx,
+        };
+        let output = model
+            .forward_losses(&input, negatives, &SingleProcess, true)
+            .unwrap();
+        output.loss.backward();
+        let losses = [
+            &output.loss,
+            &output.loss_itc,
+            &output.loss_itm,
+            &output.loss_lm,
+        ];
+        let params = model.params().trainable();
+        (
+            losses.map(|loss| loss.double_value(&[])).to_vec(),
+            params.map(|p| (p.name.clone(), p.tensor.grad())).collect(),
+        )
+    }
+
+    #[test]
+    fn leaving_out_rows_changes_neither_losses_nor_gradients() {
+        for trainable in [false, true] {
+            let (losses, gradients) =
+                losses_and_gradients(ComputeOptions::ALL_ROWS, trainable, None);
+            let lengths = [3i64, 6, 2, 5];
+            for (skip_padding, skip_unread, lengths) in [
+                (true, false, None),
+                (false, true, None),
+                (true, true, None),
+                (true, true, Some(&lengths[..])),
+            ] {
+                let compute = ComputeOptions {
+                    skip_padding,
+                    skip_unread,
+                };
+                let (got, got_gradients) = losses_and_gradients(compute, trainable, lengths);
+                for (got, expected) in got.iter().zip(&losses) {
+                    assert!(
+                        (got - expected).abs() <= 1e-6 * expected.abs(),
+                        "{compute:?}"
+                    );
+                }
+                for ((name, got), (_, expected)) in got_gradients.iter().zip(&gradients) {
+                    let largest = expected.abs().max().double_value(&[]);
+                    let error = (got - expected).abs().max().double_value(&[]);
+                    assert!(
+                        error <= 1e-5 * largest + 1e-7,
+                        "{name}: {error} of {largest}, {compute:?}"
+                    );
+                }
+            }
+        }
+        let wrong = [3i64, 8, 2, 5];
+        let refused = std::panic::catch_unwind(|| {
+            losses_and_gradients(ComputeOptions::default(), false, Some(&wrong))
+        });
+        assert!(refused.is_err());
+    }
+
+    #[test]
+    fn masks_that_are_no_plain_padding_are_computed_in_full() {
+        let model = Blip2Qformer::new(&config(2, 2, 1), Device::Cpu, 1).unwrap();
+        let ids = Tensor::from_slice2(&[[5i64, 6, 7, 0], [5, 6, 0, 0]]);
+        let lengths = |mask: &[[i64; 4]; 2]| {
+            let mask = Tensor::from_slice2(mask);
+            model.lengths(&ids, &mask, None).unwrap()
+        };
+        assert_eq!(lengths(&[[1, 1, 1, 0], [1, 1, 0, 0]]), Some(vec![3, 2]));
+        for odd in [
+            [[1, 0, 1, 0], [1, 1, 0, 0]],
+            [[1, 1, 0, 0], [1, 1, 0, 0]],
+            [[1, 1, 1, 1], [1, 1, 0, 0]],
+            [[0, 0, 0, 0], [1, 1, 0, 0]],
+            [[1, 1, 2, 0], [1, 1, 0, 0]],
+        ] {
+            assert_eq!(lengths(&odd), None, "{odd:?}");
+        }
+    }
+
     #[test]
     fn the_published_size_has_the_published_parameters() {
         let mut config = ModelConfig::vit_g();
