@@ -5,7 +5,12 @@
 //! Dimensions: B batch of this rank, W ranks, N = W · B, Q queries, T text tokens, M image tokens,
 //! E image width, D hidden width, d embedding width, V vocabulary.
 
+mod decode;
+mod score;
+
 use tch::{Device, Kind, Tensor};
+
+pub use decode::DecodeCache;
 
 use crate::collective::Collective;
 use crate::config::ModelConfig;

@@ -44,6 +44,7 @@ pub mod device;
 pub mod error;
 pub mod eval;
 pub mod host;
+pub mod image_file;
 mod layers;
 pub mod loss;
 pub mod optim;

@@ -45,10 +45,15 @@ impl Embeddings {
     /// Ids `[B, T]` → words with their positions `[B, T, D]`, before the norm. Queries have no
     /// position.
     pub(crate) fn words(&self, token_ids: &Tensor) -> Result<Tensor, ModelError> {
+        self.words_from(token_ids, 0)
+    }
+
+    /// The same for ids that stand at `first` and the positions after it.
+    pub(crate) fn words_from(&self, token_ids: &Tensor, first: i64) -> Result<Tensor, ModelError> {
         let length = token_ids.size()[1];
         // The ids come from data: one beyond the vocabulary must be an error, not a panic.
         let words = Tensor::f_embedding(&self.word_embeddings, token_ids, -1, false, false)?;
-        let positions = self.position_embeddings.f_narrow(0, 0, length)?; // [T, D]
+        let positions = self.position_embeddings.f_narrow(0, first, length)?; // [T, D]
         Ok(words + positions)
     }
 

@@ -8,6 +8,7 @@
 //! tokens, E image width, D hidden width, V vocabulary.
 
 mod attention;
+mod decode;
 mod embeddings;
 mod head;
 mod layer;
