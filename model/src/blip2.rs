@@ -11,6 +11,8 @@ mod score;
 use tch::{Device, Kind, Tensor};
 
 pub use decode::DecodeCache;
+#[cfg(test)]
+pub(crate) use decode::tests as decode_tests;
 
 use crate::collective::Collective;
 use crate::config::ModelConfig;

@@ -43,6 +43,7 @@ pub mod config;
 pub mod device;
 pub mod error;
 pub mod eval;
+pub mod generate;
 pub mod host;
 pub mod image_file;
 mod layers;

@@ -161,7 +161,7 @@ impl FeatureBank {
         let mut builder = FeatureBankBuilder::default();
         while let Some(batch) = source.next_batch(device)? {
             let before = builder.num_images;
-            builder.add(model, &batch.input, &batch.caption_image)?;
+            let _ = builder.add(model, &batch.input, &batch.caption_image)?;
             on_batch(builder.num_images - before);
         }
         builder.finish()
