@@ -10,9 +10,9 @@ mod score;
 
 use tch::{Device, Kind, Tensor};
 
-pub use decode::DecodeCache;
 #[cfg(test)]
 pub(crate) use decode::tests as decode_tests;
+pub use decode::DecodeCache;
 
 use crate::collective::Collective;
 use crate::config::ModelConfig;

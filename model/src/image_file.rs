@@ -66,10 +66,11 @@ impl ImageReader {
                 self.max_bytes
             )));
         }
-        let image = decode_rgb(&bytes, &self.limits).map_err(|error| unusable(error.to_string()))?;
+        let image =
+            decode_rgb(&bytes, &self.limits).map_err(|error| unusable(error.to_string()))?;
         let mut processor = self.processor.clone();
         let mut interleaved = vec![0; processor.out_len()]; // [S, S, 3]
-        // The evaluation transform draws nothing.
+                                                            // The evaluation transform draws nothing.
         let mut rng = SampleRng::new(0, 0, 0, 0);
         processor.process(&image, &mut rng, &mut interleaved);
         let mut planar = Vec::with_capacity(interleaved.len());
@@ -81,9 +82,6 @@ impl ImageReader {
 
     /// Reads files on all cores: one result each, in order.
     pub fn read_all(&self, paths: &[PathBuf]) -> Vec<Result<Vec<u8>, ModelError>> {
-        paths
-            .into_par_iter()
-            .map(|path| self.read(path))
-            .collect()
+        paths.into_par_iter().map(|path| self.read(path)).collect()
     }
 }

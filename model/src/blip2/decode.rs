@@ -166,9 +166,7 @@ pub(crate) mod tests {
         }
         // Rows in another order, one of them twice.
         let mut cache = model.start_decoding(&embeds, 1).unwrap();
-        let _ = model
-            .decode_next(&texts.select(1, 0), &mut cache)
-            .unwrap();
+        let _ = model.decode_next(&texts.select(1, 0), &mut cache).unwrap();
         let order = Tensor::from_slice(&[2i64, 0, 2, 1]);
         cache.select(&order).unwrap();
         let next = texts.select(1, 1).index_select(0, &order);

@@ -44,8 +44,7 @@ pub(super) fn describe(folder: &Path, step: u64) -> Result<String, ModelError> {
         files,
     };
     let path = folder.join(MANIFEST_FILE);
-    serde_json::to_string_pretty(&manifest)
-        .map_err(|error| at(&path)(std::io::Error::other(error)))
+    serde_json::to_string_pretty(&manifest).map_err(|error| at(&path)(std::io::Error::other(error)))
 }
 
 /// Checks all files of a checkpoint folder; returns the step that the manifest names.

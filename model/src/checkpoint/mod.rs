@@ -209,6 +209,22 @@ pub fn of_step(checkpoints: &Path, step: u64) -> Result<Option<Checkpoint>, Mode
     }
 }
 
+/// Whether the checkpoint of this step is there and whole; one that is damaged is named in a
+/// warning.
+///
+/// # Errors
+/// [`ModelError::Io`] when the folder cannot be listed or a file not be read.
+pub fn is_whole(checkpoints: &Path, step: u64) -> Result<bool, ModelError> {
+    match of_step(checkpoints, step) {
+        Ok(found) => Ok(found.is_some()),
+        Err(error) if is_damage(&error) => {
+            log::warn!("{error}");
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// The checkpoint that `best.json` names; `None` when there is no such file, or no such checkpoint
 /// any more.
 ///

@@ -218,10 +218,7 @@ fn write_files(folder: &Path, job: &Job) -> Result<(), ModelError> {
     };
     write_text(STATE_FILE, &to_json(&job.state, folder)?)?;
     write_text(CONFIG_FILE, &job.config)?;
-    write_text(
-        MANIFEST_FILE,
-        &manifest::describe(folder, job.state.step)?,
-    )?;
+    write_text(MANIFEST_FILE, &manifest::describe(folder, job.state.step)?)?;
     for file in [
         MODEL_FILE,
         OPTIMIZER_FILE,
@@ -249,11 +246,7 @@ fn to_json(value: &impl serde::Serialize, path: &Path) -> Result<String, ModelEr
 
 /// Removes all but the newest checkpoints up to this step and the best one. Later ones are from
 /// before a resumption that passed them over because they were damaged: this run makes them again.
-fn prune(
-    checkpoints: &Path,
-    state: &TrainState,
-    retention: Retention,
-) -> Result<(), ModelError> {
+fn prune(checkpoints: &Path, state: &TrainState, retention: Retention) -> Result<(), ModelError> {
     let best = state.best.as_ref().map(|best| best.step);
     let all = list(checkpoints)?;
     let (earlier, later): (Vec<_>, Vec<_>) =

@@ -72,7 +72,11 @@ impl FeatureBankBuilder {
         caption_image: &[u32],
     ) -> Result<Tensor, ModelError> {
         let batch = input.images.size().first().map_or(0, |&size| size as usize);
-        let captions = input.token_ids.size().first().map_or(0, |&size| size as usize);
+        let captions = input
+            .token_ids
+            .size()
+            .first()
+            .map_or(0, |&size| size as usize);
         let fits = caption_image.iter().all(|&image| (image as usize) < batch);
         if captions != caption_image.len() || !fits {
             return Err(ModelError::Input {

@@ -102,7 +102,10 @@ impl GenerateConfig {
             (
                 self.min_length <= self.max_length,
                 "min_length",
-                format!("{} is above max_length {}", self.min_length, self.max_length),
+                format!(
+                    "{} is above max_length {}",
+                    self.min_length, self.max_length
+                ),
             ),
             (
                 (1..=MOST).contains(&self.num_captions),
@@ -112,7 +115,10 @@ impl GenerateConfig {
             (
                 positive(self.repetition_penalty),
                 "repetition_penalty",
-                format!("{} is out of range; take a number above 0", self.repetition_penalty),
+                format!(
+                    "{} is out of range; take a number above 0",
+                    self.repetition_penalty
+                ),
             ),
         ];
         match self.strategy {

@@ -108,13 +108,16 @@ pub(super) fn sample(
             break;
         }
     }
-    let mut captions = texts.into_iter().zip(log_probabilities).map(|(text, score)| {
-        let body = text.get(1..).unwrap_or_default().iter();
-        Generated {
-            token_ids: body.copied().take_while(|&id| id != sep_token_id).collect(),
-            score,
-        }
-    });
+    let mut captions = texts
+        .into_iter()
+        .zip(log_probabilities)
+        .map(|(text, score)| {
+            let body = text.get(1..).unwrap_or_default().iter();
+            Generated {
+                token_ids: body.copied().take_while(|&id| id != sep_token_id).collect(),
+                score,
+            }
+        });
     let images = rows / copies.max(1);
     Ok((0..images)
         .map(|_| captions.by_ref().take(copies).collect())

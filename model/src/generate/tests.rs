@@ -166,7 +166,11 @@ fn sampling_narrows_to_the_greedy_text_and_follows_its_seed() {
     let (model, embeds) = opinionated(20);
     let texts = |config: &GenerateConfig| -> Vec<Vec<i64>> {
         let captions = generate(&model, &embeds, config, SEP, 0).unwrap();
-        captions.into_iter().flatten().map(|c| c.token_ids).collect()
+        captions
+            .into_iter()
+            .flatten()
+            .map(|c| c.token_ids)
+            .collect()
     };
     let greedy = texts(&beam(1, 1.0));
     for narrow in [
@@ -226,7 +230,9 @@ fn draws_follow_the_probabilities_that_are_left() {
         temperature: 1.0,
     };
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
-    assert!(none.draw(&[f32::NAN, f32::NEG_INFINITY], &mut rng).is_none());
+    assert!(none
+        .draw(&[f32::NAN, f32::NEG_INFINITY], &mut rng)
+        .is_none());
 }
 
 #[test]
@@ -234,14 +240,50 @@ fn settings_out_of_range_are_named() {
     let (model, embeds) = opinionated(20);
     let default = GenerateConfig::default;
     let checks = [
-        ("max_length", GenerateConfig { max_length: 13, ..default() }),
-        ("max_length", GenerateConfig { max_length: 1, ..default() }),
-        ("min_length", GenerateConfig { min_length: 9, ..beam(2, 1.0) }),
-        ("num_captions", GenerateConfig { num_captions: 3, ..beam(2, 1.0) }),
-        ("num_captions", GenerateConfig { num_captions: 0, ..beam(2, 1.0) }),
+        (
+            "max_length",
+            GenerateConfig {
+                max_length: 13,
+                ..default()
+            },
+        ),
+        (
+            "max_length",
+            GenerateConfig {
+                max_length: 1,
+                ..default()
+            },
+        ),
+        (
+            "min_length",
+            GenerateConfig {
+                min_length: 9,
+                ..beam(2, 1.0)
+            },
+        ),
+        (
+            "num_captions",
+            GenerateConfig {
+                num_captions: 3,
+                ..beam(2, 1.0)
+            },
+        ),
+        (
+            "num_captions",
+            GenerateConfig {
+                num_captions: 0,
+                ..beam(2, 1.0)
+            },
+        ),
         ("num_beams", beam(0, 1.0)),
         ("length_penalty", beam(2, f64::NAN)),
-        ("repetition_penalty", GenerateConfig { repetition_penalty: 0.0, ..beam(2, 1.0) }),
+        (
+            "repetition_penalty",
+            GenerateConfig {
+                repetition_penalty: 0.0,
+                ..beam(2, 1.0)
+            },
+        ),
         ("top_p", sampling(0.0, 0, 1.0, 1)),
         ("top_p", sampling(1.5, 0, 1.0, 1)),
         ("temperature", sampling(0.5, 0, 0.0, 1)),

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use qf_pipeline::LoaderConfig;
 use serde::{Deserialize, Serialize};
 
+use super::non_finite::OnNonFinite;
+use super::validation::ValidationConfig;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::optim::AdamWConfig;
 use crate::schedule::Schedule;
-use super::non_finite::OnNonFinite;
-use super::validation::ValidationConfig;
 
 /// A run: data, model, optimiser and how long.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

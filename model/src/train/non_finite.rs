@@ -230,12 +230,7 @@ impl Suspect {
     }
 
     /// `batch.safetensors` (pixels as the network saw them, ids, mask) and `batch.json`.
-    fn save(
-        &self,
-        folder: &Path,
-        first_tensor: &str,
-        losses: &[f64; 3],
-    ) -> Result<(), ModelError> {
+    fn save(&self, folder: &Path, first_tensor: &str, losses: &[f64; 3]) -> Result<(), ModelError> {
         let at = |source| ModelError::Io {
             path: folder.to_owned(),
             source,
@@ -328,7 +323,10 @@ fn gradient_norm(params: &ParamStore) -> Result<Tensor, ModelError> {
         }
     }
     if norms.is_empty() {
-        return Ok(Tensor::f_zeros([] as [i64; 0], (Kind::Float, params.device()))?);
+        return Ok(Tensor::f_zeros(
+            [] as [i64; 0],
+            (Kind::Float, params.device()),
+        )?);
     }
     Ok(Tensor::f_stack(&norms, 0)?.f_norm()?)
 }

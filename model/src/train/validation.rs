@@ -298,9 +298,8 @@ impl MeanLosses {
             image_ids: None,
         };
         let negatives = NegativeSampling::Multinomial;
-        let output = tch::no_grad(|| {
-            model.forward_losses(&input, negatives, &SingleProcess, false)
-        })?;
+        let output =
+            tch::no_grad(|| model.forward_losses(&input, negatives, &SingleProcess, false))?;
         let losses = [
             output.loss,
             output.loss_itc,
