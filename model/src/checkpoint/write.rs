@@ -267,3 +267,6 @@ fn remove_folder(folder: &Path) -> Result<(), ModelError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

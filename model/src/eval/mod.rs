@@ -312,3 +312,242 @@ impl FeatureBank {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::config::{FeaturesConfig, ModelConfig, VisionConfig};
+
+    const TEXT_LEN: usize = 7;
+    /// The image of each caption.
+    const CAPTION_IMAGE: [usize; 11] = [0, 0, 0, 1, 2, 2, 3, 3, 3, 4, 4];
+
+    fn model() -> Blip2Qformer {
+        let mut config = ModelConfig::tiny();
+        config.vision = VisionConfig::Features(FeaturesConfig { width: 24 });
+        let sizes = &mut config.qformer;
+        (sizes.encoder_width, sizes.hidden, sizes.intermediate) = (24, 32, 64);
+        (sizes.vocab_size, sizes.dec_token_id, sizes.init_std) = (40, 39, 0.2);
+        Blip2Qformer::new(&config, Device::Cpu, 11).unwrap()
+    }
+
+    /// Five images `[5, 6, 24]` and eleven captions of two to seven tokens.
+    fn data() -> (Tensor, Vec<Vec<i64>>) {
+        let values: Vec<f32> = (0..5 * 6 * 24)
+            .map(|at: i32| ((at * at * 31 % 97) as f32 - 48.0) / 24.0)
+            .collect();
+        let texts = (0..11usize).map(|text| {
+            let length = 2 + text * 5 % 6;
+            (0..length)
+                .map(|at| ((text * 7 + at * at * 3) % 36 + 2) as i64)
+                .collect()
+        });
+        (
+            Tensor::from_slice(&values).view([5, 6, 24]),
+            texts.collect(),
+        )
+    }
+
+    /// The rows of a batch, padded.
+    fn padded(texts: &[Vec<i64>]) -> (Tensor, Tensor) {
+        let rows = |value: &dyn Fn(&Vec<i64>, usize) -> i64| {
+            let flat: Vec<i64> = texts
+                .iter()
+                .flat_map(|text| (0..TEXT_LEN).map(move |at| value(text, at)))
+                .collect();
+            Tensor::from_slice(&flat).view([-1, TEXT_LEN as i64])
+        };
+        (
+            rows(&|text, at| text.get(at).copied().unwrap_or(0)),
+            rows(&|text, at| i64::from(at < text.len())),
+        )
+    }
+
+    fn bank(model: &Blip2Qformer) -> FeatureBank {
+        let (images, texts) = data();
+        let mut builder = FeatureBankBuilder::default();
+        for images_of_batch in [0..2usize, 2..5] {
+            let first = images_of_batch.start;
+            let rows: Vec<usize> = (0..11)
+                .filter(|&row| images_of_batch.contains(&CAPTION_IMAGE[row]))
+                .collect();
+            let of_batch: Vec<Vec<i64>> = rows.iter().map(|&row| texts[row].clone()).collect();
+            let (token_ids, attention_mask) = padded(&of_batch);
+            let input = DeviceBatch {
+                images: images.narrow(0, first as i64, images_of_batch.len() as i64),
+                token_ids,
+                attention_mask,
+            };
+            let caption_image: Vec<u32> = rows
+                .iter()
+                .map(|&row| (CAPTION_IMAGE[row] - first) as u32)
+                .collect();
+            let embeds = builder.add(model, &input, &caption_image).unwrap();
+            assert_eq!(embeds.size()[0], images_of_batch.len() as i64);
+        }
+        builder.finish().unwrap()
+    }
+
+    /// The protocol once more, one pair at a time, by its definition.
+    struct ByHand {
+        itc: Vec<Vec<f64>>, // [I][C]
+        itm: Vec<Vec<f64>>, // [I][C]
+    }
+
+    fn by_hand(model: &Blip2Qformer) -> ByHand {
+        let (images, texts) = data();
+        let number = |tensor: Tensor| tensor.double_value(&[]);
+        let mut by_hand = ByHand {
+            itc: vec![vec![0.0; 11]; 5],
+            itm: vec![vec![0.0; 11]; 5],
+        };
+        for image in 0..5 {
+            let embeds = model.encode_image(&images.narrow(0, image, 1)).unwrap();
+            let queries = model.image_features(&embeds).unwrap().squeeze_dim(0); // [Q, d]
+            for (row, text) in texts.iter().enumerate() {
+                // Padding and batch play no part.
+                let ids = Tensor::from_slice(text).unsqueeze(0);
+                let mask = ids.ones_like();
+                let text = model.text_features(&ids, &mask).unwrap().squeeze_dim(0); // [d]
+                by_hand.itc[image as usize][row] = number(queries.matmul(&text).max());
+                let logits = model.itm_logits(&embeds, &ids, &mask).unwrap();
+                by_hand.itm[image as usize][row] = number(logits.get(0).get(1));
+            }
+        }
+        by_hand
+    }
+
+    /// Positions of a query's candidates, the best first, after re-ranking the best `k`.
+    fn ranking(itc: &[f64], itm: &[f64], k: usize) -> Vec<usize> {
+        let sorted = |score: &dyn Fn(usize) -> f64| {
+            let mut order: Vec<usize> = (0..itc.len()).collect();
+            order.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
+            order
+        };
+        let best = sorted(&|candidate| itc[candidate]);
+        let kept = &best[..k.min(best.len())];
+        sorted(&|candidate| match kept.contains(&candidate) {
+            true => itc[candidate] + itm[candidate],
+            false => -100.0,
+        })
+    }
+
+    fn recall(hits: &[Option<usize>]) -> Recall {
+        let within = |depth: usize| {
+            let found = hits.iter().filter(|hit| hit.is_some_and(|hit| hit < depth));
+            100.0 * found.count() as f64 / hits.len() as f64
+        };
+        Recall {
+            r1: within(1),
+            r5: within(5),
+            r10: within(10),
+        }
+    }
+
+    #[test]
+    fn evaluation_is_the_protocol_computed_pair_by_pair() {
+        let model = model();
+        let bank = bank(&model);
+        assert_eq!((bank.num_images(), bank.num_captions()), (5, 11));
+        let by_hand = by_hand(&model);
+        let scores = bank.contrastive_scores().unwrap();
+        for image in 0..5 {
+            for caption in 0..11 {
+                let got = scores.double_value(&[image, caption]);
+                let expected = by_hand.itc[image as usize][caption as usize];
+                assert!((got - expected).abs() < 1e-5, "{image} {caption}");
+            }
+        }
+        let column = |matrix: &[Vec<f64>], caption: usize| -> Vec<f64> {
+            matrix.iter().map(|row| row[caption]).collect()
+        };
+        let mut figures = Vec::new();
+        for k in [1, 2, 4, 11, usize::MAX] {
+            let report = bank.evaluate(&model, k, 0, &mut || {}).unwrap();
+            // A right one beyond the best k was not ranked at all, and is no hit.
+            let hit = |order: Vec<usize>, is_right: &dyn Fn(usize) -> bool| {
+                let ranked = &order[..k.min(order.len())];
+                ranked.iter().position(|&candidate| is_right(candidate))
+            };
+            let texts: Vec<_> = (0..5)
+                .map(|image| {
+                    let order = ranking(&by_hand.itc[image], &by_hand.itm[image], k);
+                    hit(order, &|caption| CAPTION_IMAGE[caption] == image)
+                })
+                .collect();
+            let images: Vec<_> = (0..11)
+                .map(|caption| {
+                    let itc = column(&by_hand.itc, caption);
+                    let order = ranking(&itc, &column(&by_hand.itm, caption), k);
+                    hit(order, &|image| CAPTION_IMAGE[caption] == image)
+                })
+                .collect();
+            let itm = report.itm.unwrap();
+            assert_eq!(
+                (itm.text.r1, itm.image.r1),
+                (recall(&texts).r1, recall(&images).r1)
+            );
+            if k >= 11 {
+                assert_eq!((itm.text, itm.image), (recall(&texts), recall(&images)));
+            }
+            figures.push(itm.image.r1);
+        }
+        // Re-ranking does something on these numbers.
+        assert!(
+            figures.iter().any(|&figure| figure != figures[0]),
+            "{figures:?}"
+        );
+    }
+
+    #[test]
+    fn re_ranked_scores_are_logit_plus_cosine() {
+        let model = model();
+        let bank = bank(&model);
+        let by_hand = by_hand(&model);
+        let scores = bank.contrastive_scores().unwrap();
+        let ranked = bank.rerank(&model, &scores, true, 3, &mut || {}).unwrap();
+        let of_texts = scores.tr().contiguous();
+        let of_texts = bank
+            .rerank(&model, &of_texts, false, 2, &mut || {})
+            .unwrap();
+        for (matrix, by_image, k) in [(ranked, true, 3), (of_texts, false, 2)] {
+            let size = matrix.size();
+            for row in 0..size[0] {
+                let mut kept = 0;
+                for candidate in 0..size[1] {
+                    let (image, caption) = match by_image {
+                        true => (row as usize, candidate as usize),
+                        false => (candidate as usize, row as usize),
+                    };
+                    let got = matrix.double_value(&[row, candidate]);
+                    if got == NOT_RANKED {
+                        continue;
+                    }
+                    kept += 1;
+                    let expected = by_hand.itc[image][caption] + by_hand.itm[image][caption];
+                    assert!((got - expected).abs() < 1e-4, "{got} {expected}");
+                }
+                assert_eq!(kept, k);
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let model = model();
+        let (images, texts) = data();
+        let (token_ids, attention_mask) = padded(&texts);
+        let input = DeviceBatch {
+            images,
+            token_ids,
+            attention_mask,
+        };
+        for caption_image in [&[0u32; 10][..], &[5; 11]] {
+            let mut builder = FeatureBankBuilder::default();
+            assert!(builder.add(&model, &input, caption_image).is_err());
+        }
+        assert!(FeatureBankBuilder::default().finish().is_err());
+    }
+}

@@ -45,9 +45,9 @@ fn greedy(model: &Blip2Qformer, embeds: &Tensor, config: &GenerateConfig) -> Vec
     let mut text = vec![model.config().qformer.dec_token_id];
     while text.len() < config.max_length {
         let mut scores = next_log_probabilities(model, embeds, &text);
-        for token in 0..scores.len() {
+        for (token, score) in scores.iter_mut().enumerate() {
             if text.contains(&(token as i64)) {
-                scores[token] *= config.repetition_penalty;
+                *score *= config.repetition_penalty;
             }
         }
         if text.len() < config.min_length {

@@ -98,6 +98,7 @@ impl Trainer {
             config.on_non_finite,
             config.max_skips_in_a_row,
             run_dir.non_finite(),
+            self.model.params().device(),
         );
         let mut phases = Phases::start();
         let mut saved_at = self.step;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use qf_pipeline::loader::LoaderState;
 use qf_pipeline::Batch;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::record::SkippedRecord;
 use crate::blip2::{Blip2Qformer, StepOutput};
@@ -40,6 +40,8 @@ pub(super) struct Guard {
     /// Where batches are saved.
     folder: PathBuf,
     skipped_in_a_row: u64,
+    /// Whether steps are looked at later, several at once.
+    defers: bool,
     pending: Vec<Watched>,
 }
 
@@ -80,12 +82,19 @@ struct Suspect {
 }
 
 impl Guard {
-    pub(super) fn new(policy: OnNonFinite, max_skips_in_a_row: u64, folder: PathBuf) -> Guard {
+    /// A guard of steps on `device` that saves batches in `folder`.
+    pub(super) fn new(
+        policy: OnNonFinite,
+        max_skips_in_a_row: u64,
+        folder: PathBuf,
+        device: Device,
+    ) -> Guard {
         Guard {
             policy,
             max_skips_in_a_row,
             folder,
             skipped_in_a_row: 0,
+            defers: device.is_cuda() && policy == OnNonFinite::Stop,
             pending: Vec::new(),
         }
     }
@@ -96,7 +105,7 @@ impl Guard {
     /// are left for [`settle`](Self::settle), which a run calls before it logs, validates or saves.
     pub(super) fn judge(&mut self, view: &StepView<'_>) -> Result<Verdict, ModelError> {
         let norm = gradient_norm(view.model.params())?;
-        if view.output.loss.device().is_cuda() && self.policy == OnNonFinite::Stop {
+        if self.defers {
             self.pending.push(Watched::new(view, &norm)?);
             if self.pending.len() >= MAX_PENDING {
                 self.settle()?;
@@ -140,8 +149,10 @@ impl Guard {
             let Some(first) = finite.iter().position(|finite| !finite) else {
                 continue;
             };
-            let name = watched.names.get(first).copied();
-            let first_tensor = name.unwrap_or("norm of all gradients").to_string();
+            let first_tensor = match watched.names.get(first) {
+                Some(name) => format!("`{name}`"),
+                None => "the norm of all gradients".to_string(),
+            };
             let losses = watched.suspect.losses()?;
             let batch = self.keep(&watched.suspect, &first_tensor, &losses)?;
             return Err(watched.suspect.error(first_tensor, &losses, batch, 0));
@@ -330,3 +341,6 @@ fn gradient_norm(params: &ParamStore) -> Result<Tensor, ModelError> {
     }
     Ok(Tensor::f_stack(&norms, 0)?.f_norm()?)
 }
+
+#[cfg(test)]
+mod tests;
