@@ -5,14 +5,18 @@ use tch::{Device, Kind, Tensor};
 use crate::blip2::Blip2Qformer;
 use crate::error::ModelError;
 use crate::optim::AdamW;
+use crate::params::Param;
 
-/// Weights and moments of one step, in host memory that later steps do not touch.
+/// Weights and moments of one step, in host memory that later steps do not touch. Frozen parameters,
+/// which no step touches, stay where they are.
 #[derive(Default)]
 pub(super) struct Snapshot {
     /// Parameters by name.
     pub(super) model: Vec<(String, Tensor)>,
     /// The optimiser's state by name.
     pub(super) optimizer: Vec<(String, Tensor)>,
+    /// How many of the parameters are copies: those that are trained come first.
+    num_copies: usize,
 }
 
 impl Snapshot {
@@ -24,17 +28,23 @@ impl Snapshot {
         optimizer: &AdamW,
     ) -> Result<(), ModelError> {
         let device = model.params().device();
-        let params = model.params().named_parameters();
-        let params = params
-            .iter()
-            .map(|param| (param.name.clone(), param.tensor.shallow_clone()));
-        refill(&mut self.model, params, device)?;
+        let named = |param: &Param| (param.name.clone(), param.tensor.shallow_clone());
+        let all = model.params().named_parameters();
+        self.model.truncate(self.num_copies);
+        refill(
+            &mut self.model,
+            model.params().trainable().map(named),
+            device,
+        )?;
+        self.num_copies = self.model.len();
+        let frozen = all.iter().filter(|param| !param.trainable);
+        self.model.extend(frozen.map(named));
         refill(&mut self.optimizer, optimizer.state(), device)
     }
 
-    /// The first parameter that holds a number that is not finite.
+    /// The first trained parameter that holds a number that is not finite.
     pub(super) fn first_non_finite(&self) -> Result<Option<&str>, ModelError> {
-        for (name, tensor) in &self.model {
+        for (name, tensor) in self.model.iter().take(self.num_copies) {
             if !is_finite(tensor)? {
                 return Ok(Some(name));
             }
@@ -64,7 +74,7 @@ fn refill(
 /// Host memory for a copy of `value`; page-locked for a GPU, which then copies several times as
 /// fast.
 fn allocate(value: &Tensor, device: Device) -> Result<Tensor, ModelError> {
-    let buffer = Tensor::f_zeros(value.size(), (value.f_kind()?, Device::Cpu))?;
+    let buffer = Tensor::f_empty(value.size(), (value.f_kind()?, Device::Cpu))?;
     if !device.is_cuda() {
         return Ok(buffer);
     }

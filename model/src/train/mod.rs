@@ -201,8 +201,11 @@ impl Trainer {
             what: "configuration",
             message: format!("cannot be written as TOML: {error}"),
         })?;
-        let metrics = metrics.try_clone().ok();
-        writer.save(&self.model, &self.optimizer, state, text, metrics)
+        let metrics = metrics.try_clone().map_err(|source| ModelError::Io {
+            path: "metrics.jsonl".into(),
+            source,
+        })?;
+        writer.save(&self.model, &self.optimizer, state, text, Some(metrics))
     }
 }
 

@@ -73,6 +73,36 @@ fn a_save_keeps_the_moment_it_was_asked_for() {
 }
 
 #[test]
+fn a_frozen_tower_is_in_every_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = ModelConfig::tiny();
+    config.qformer.vocab_size = 30;
+    config.qformer.dec_token_id = 29;
+    if let VisionConfig::Small(vit) = &mut config.vision {
+        vit.trainable = false;
+    }
+    let model = Blip2Qformer::new(&config, Device::Cpu, 1).unwrap();
+    let optimizer = AdamW::new(model.params(), &AdamWConfig::default()).unwrap();
+    let retention = Retention { newest: 3 };
+    let mut writer = CheckpointWriter::start(folder.path().into(), retention).unwrap();
+    for step in 1..=3 {
+        writer
+            .save(&model, &optimizer, state(step, None), String::new(), None)
+            .unwrap();
+    }
+    writer.finish().unwrap();
+    for step in 1..=3 {
+        let found = checkpoint::of_step(folder.path(), step).unwrap().unwrap();
+        let mut read = Blip2Qformer::new(&config, Device::Cpu, 2).unwrap();
+        checkpoint::load_model(&found.folder, &mut read).unwrap();
+        let pairs = model.params().named_parameters().iter();
+        for (own, read) in pairs.zip(read.params().named_parameters()) {
+            assert_eq!(own.tensor.detach(), read.tensor.detach(), "{}", own.name);
+        }
+    }
+}
+
+#[test]
 fn the_newest_and_the_best_stay() {
     let folder = tempfile::tempdir().unwrap();
     let (model, optimizer) = model();
