@@ -213,50 +213,69 @@ impl FeatureBank {
         let size = scores.size();
         let k = i64::try_from(k).unwrap_or(i64::MAX).min(size[1]);
         let ranked = scores.f_full_like(NOT_RANKED)?;
+        if k == 0 {
+            return Ok(ranked);
+        }
         tch::no_grad(|| {
             let (best, candidates) = scores.f_topk(k, 1, true, true)?; // [rows, k]
             let chosen = Vec::<Vec<i64>>::try_from(&candidates)?;
-            for (row, chosen) in (0..size[0]).zip(&chosen) {
-                let candidates = candidates.f_select(0, row)?;
-                let logits = self.match_logits(model, row, &candidates, chosen, by_image)?; // [k]
-                let values = logits + best.f_select(0, row)?;
+            let rows_per_call = (PAIRS_PER_CALL / k).max(1);
+            let mut first = 0;
+            for chosen in chosen.chunks(rows_per_call as usize) {
+                let rows = chosen.len() as i64;
+                let candidates = candidates.f_narrow(0, first, rows)?; // [rows, k]
+                let logits = self.match_logits(model, first, &candidates, chosen, by_image)?;
+                let values = logits + best.f_narrow(0, first, rows)?;
                 let _ = ranked
-                    .f_select(0, row)?
-                    .f_index_copy_(0, &candidates, &values)?;
-                on_row();
+                    .f_narrow(0, first, rows)?
+                    .f_scatter_(1, &candidates, &values)?;
+                chosen.iter().for_each(|_| on_row());
+                first += rows;
             }
             Ok(ranked)
         })
     }
 
-    /// Matching logits `[k]` of one image with `k` captions, or of one caption with `k` images;
+    /// Matching logits of `candidates` `[rows, k]` for the images (or captions) from `first` on;
     /// `chosen` are the numbers of `candidates` on the host.
     fn match_logits(
         &self,
         model: &Blip2Qformer,
-        row: i64,
+        first: i64,
         candidates: &Tensor,
-        chosen: &[i64],
+        chosen: &[Vec<i64>],
         by_image: bool,
     ) -> Result<Tensor, ModelError> {
+        let size = candidates.size();
+        let (rows, k) = (size[0], size[1]);
+        let queries = Tensor::f_arange(rows, (Kind::Int64, candidates.device()))?
+            .f_repeat_interleave_self_int(k, 0, None)?; // [rows · k]
+        let candidates = candidates.f_reshape(-1)?; // [rows · k]
+        let own: Vec<i64> = (first..first + rows).collect();
+        let chosen = chosen.concat();
+        let images = match by_image {
+            true => self.image_embeds.f_narrow(0, first, rows)?,
+            false => self.image_embeds.shallow_clone(),
+        };
         let mut logits = Vec::new();
-        let parts = candidates.f_split(PAIRS_PER_CALL, 0)?;
-        for (part, chosen) in parts.iter().zip(chosen.chunks(PAIRS_PER_CALL as usize)) {
+        let parts = queries.f_split(PAIRS_PER_CALL, 0)?;
+        let candidates = candidates.f_split(PAIRS_PER_CALL, 0)?;
+        let chosen = chosen.chunks(PAIRS_PER_CALL as usize);
+        for ((query, candidate), chosen) in parts.iter().zip(&candidates).zip(chosen) {
             let pair_logits = if by_image {
-                let (ids, mask) = self.texts(part, chosen)?;
-                let image = self.image_embeds.f_narrow(0, row, 1)?;
-                model.itm_logits_of_image(&image, &ids, &mask)?
+                let (ids, mask) = self.texts(candidate, chosen)?;
+                model.itm_logits_of_pairs(&images, query, &ids, &mask)?
             } else {
-                let (ids, mask) = self.texts(&part.f_full_like(row)?, &[row])?;
-                let images = self.image_embeds.f_index_select(0, part)?;
+                let (ids, mask) = self.texts(&query.f_add_scalar(first)?, &own)?;
+                let images = images.f_index_select(0, candidate)?;
                 model.itm_logits(&images, &ids, &mask)?
-            }; // [k, 2]
+            }; // [pairs, 2]
             logits.push(pair_logits.f_select(1, 1)?.f_to_kind(Kind::Float)?);
         }
-        Ok(Tensor::f_cat(&logits, 0)?)
+        Ok(Tensor::f_cat(&logits, 0)?.f_view([rows, k])?)
     }
 
-    /// Ids and mask `[k, L]` of captions, without the columns that are padding in all of them;
+    /// Ids and mask `[N, L]` of captions, without the columns that are padding in all of them;
     /// `numbers` are those of `index` on the host.
     fn texts(&self, index: &Tensor, numbers: &[i64]) -> Result<(Tensor, Tensor), ModelError> {
         let lengths = numbers

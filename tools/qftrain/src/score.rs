@@ -74,7 +74,8 @@ pub(crate) fn run(args: &ScoreArgs) -> anyhow::Result<()> {
         let queries = model.image_features(&embeds)?.f_squeeze_dim(0)?; // [Q, d]
         let texts = model.text_features(&token_ids, &attention_mask)?; // [N, d]
         let cosine = texts.f_matmul(&queries.f_tr()?)?.f_amax(1, false)?; // [N]
-        let logits = model.itm_logits_of_image(&embeds, &token_ids, &attention_mask)?; // [N, 2]
+        let index = token_ids.f_select(1, 0)?.f_zeros_like()?; // [N]
+        let logits = model.itm_logits_of_pairs(&embeds, &index, &token_ids, &attention_mask)?; // [N, 2]
         let matches = logits.f_softmax(1, Kind::Double)?.f_select(1, 1)?; // [N]
         let numbers = |tensor: tch::Tensor| Vec::<f64>::try_from(tensor.f_to_kind(Kind::Double)?);
         let pairs = numbers(matches)?.into_iter().zip(numbers(cosine)?);
