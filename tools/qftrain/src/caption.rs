@@ -40,11 +40,11 @@ pub(crate) struct CaptionArgs {
     #[arg(long, default_value_t = 1, value_name = "N")]
     num_captions: usize,
 
-    /// Most tokens of a caption, its opening [DEC] included
+    /// Most tokens of a caption, its opening token included
     #[arg(long, default_value_t = 30, value_name = "N")]
     max_length: usize,
 
-    /// Fewest tokens of a caption, its opening [DEC] included; LAVIS's generate has 10
+    /// Fewest tokens of a caption, its opening token included; LAVIS's generate has 10
     #[arg(long, default_value_t = 1, value_name = "N")]
     min_length: usize,
 

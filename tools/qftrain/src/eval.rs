@@ -31,7 +31,7 @@ pub(crate) struct EvalArgs {
     )]
     shards: Vec<String>,
 
-    /// Annotation file instead of shards: a JSON list of {"image": path, "caption": [texts]}, as
+    /// Annotation file instead of shards: a JSON list of objects with `image` and `caption`, as
     /// LAVIS's coco_karpathy_test.json
     #[arg(long, value_name = "FILE", requires = "images")]
     annotations: Option<PathBuf>,
