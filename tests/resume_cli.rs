@@ -146,6 +146,57 @@ fn a_run_killed_at_twenty_moments_ends_as_if_it_had_not_been() {
     assert_eq!(names(unbroken), names(run));
 }
 
+#[test]
+fn a_run_stopped_while_it_validates_makes_up_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, held) = (glob("tar"), glob("arrow"));
+    let more = [
+        "--steps",
+        "12",
+        "--val-shards",
+        &held,
+        "--val-every",
+        "4",
+        "--set",
+        "validation.rerank=24",
+    ];
+    let unbroken = path(&folder, "unbroken");
+    succeeds(&small_run(&unbroken, &shards, &more));
+    let run_dir = path(&folder, "stopped");
+    let run = Path::new(&run_dir);
+    let fresh = small_run(&run_dir, &shards, &more);
+    let resume = ["--run-dir", run_dir.as_str(), "--resume"];
+    let mut within = 0;
+    for step in [4, 8] {
+        let arguments = if step == 4 { &fresh[..] } else { &resume };
+        let child = command(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("qftrain starts");
+        // The line of the step is there, that of its validation not yet.
+        let is_validating = || {
+            let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
+            text.contains(&format!("\"kind\":\"train\",\"step\":{step},"))
+        };
+        let started = Instant::now();
+        while !is_validating() {
+            assert!(
+                started.elapsed() < Duration::from_secs(60),
+                "no step is made"
+            );
+        }
+        crate::bin::signal("-TERM", &child);
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        within += usize::from(validations(run).len() < step / 4);
+    }
+    println!("{within} of 2 signals within a validation");
+    succeeds(&resume);
+    same_run(Path::new(&unbroken), run, 12);
+    assert_eq!(validations(Path::new(&unbroken)), validations(run));
+}
+
 fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {

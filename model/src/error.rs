@@ -133,6 +133,9 @@ pub enum ModelError {
     /// The thread that writes checkpoints could not be started, or died.
     #[error("checkpoint writer: {0}")]
     CheckpointWriter(String),
+    /// Work that was broken off because the caller asked for it.
+    #[error("stopped on request")]
+    Stopped,
     /// The loader stopped.
     #[error(transparent)]
     Pipeline(#[from] qf_pipeline::PipelineError),

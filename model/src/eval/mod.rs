@@ -208,7 +208,7 @@ impl FeatureBank {
         scores: &Tensor,
         by_image: bool,
         k: usize,
-        on_row: &mut dyn FnMut(),
+        on_row: &mut dyn FnMut() -> Result<(), ModelError>,
     ) -> Result<Tensor, ModelError> {
         let size = scores.size();
         let k = i64::try_from(k).unwrap_or(i64::MAX).min(size[1]);
@@ -229,7 +229,7 @@ impl FeatureBank {
                 let _ = ranked
                     .f_narrow(0, first, rows)?
                     .f_scatter_(1, &candidates, &values)?;
-                chosen.iter().for_each(|_| on_row());
+                chosen.iter().try_for_each(|_| on_row())?;
                 first += rows;
             }
             Ok(ranked)
@@ -300,7 +300,8 @@ impl FeatureBank {
 
     /// Evaluates retrieval, re-ranking the `rerank` best candidates (0: not at all).
     ///
-    /// `on_row` is called for each of the `I + C` queries that are re-ranked.
+    /// `on_row` is called for each of the `I + C` queries that are re-ranked; its error ends the
+    /// evaluation.
     ///
     /// # Errors
     /// [`ModelError::Torch`] when the device has no room.
@@ -309,7 +310,7 @@ impl FeatureBank {
         model: &Blip2Qformer,
         rerank: usize,
         skipped: u64,
-        on_row: &mut dyn FnMut(),
+        on_row: &mut dyn FnMut() -> Result<(), ModelError>,
     ) -> Result<RetrievalReport, ModelError> {
         let image_to_text = self.contrastive_scores()?;
         let text_to_image = image_to_text.f_tr()?.f_contiguous()?;
@@ -484,7 +485,7 @@ mod tests {
         };
         let mut figures = Vec::new();
         for k in [1, 2, 4, 11, usize::MAX] {
-            let report = bank.evaluate(&model, k, 0, &mut || {}).unwrap();
+            let report = bank.evaluate(&model, k, 0, &mut || Ok(())).unwrap();
             // A right one beyond the best k was not ranked at all, and is no hit.
             let hit = |order: Vec<usize>, is_right: &dyn Fn(usize) -> bool| {
                 let ranked = &order[..k.min(order.len())];
@@ -526,10 +527,12 @@ mod tests {
         let bank = bank(&model);
         let by_hand = by_hand(&model);
         let scores = bank.contrastive_scores().unwrap();
-        let ranked = bank.rerank(&model, &scores, true, 3, &mut || {}).unwrap();
+        let ranked = bank
+            .rerank(&model, &scores, true, 3, &mut || Ok(()))
+            .unwrap();
         let of_texts = scores.tr().contiguous();
         let of_texts = bank
-            .rerank(&model, &of_texts, false, 2, &mut || {})
+            .rerank(&model, &of_texts, false, 2, &mut || Ok(()))
             .unwrap();
         for (matrix, by_image, k) in [(ranked, true, 3), (of_texts, false, 2)] {
             let size = matrix.size();

@@ -84,12 +84,16 @@ impl Trainer {
             on_record,
         } = context;
         let mut metrics = MetricsFile::open(&run_dir.metrics(), self.step)?;
+        let metrics_file = MetricsFile::open_handle(&run_dir.metrics())?;
+        let due = |step: u64| validator.filter(|validator| validator.is_due(step));
+        // A run that was stopped while it validated makes up for that.
+        let mut validation =
+            due(self.step).filter(|_| self.step > 0 && !metrics.is_validated(self.step));
         let mut log = |record: MetricsRecord| -> Result<(), ModelError> {
             metrics.append(&record)?;
             on_record(&record);
             Ok(())
         };
-        let metrics_file = MetricsFile::open_handle(&run_dir.metrics())?;
         let retention = Retention {
             newest: config.keep_checkpoints,
         };
@@ -101,10 +105,36 @@ impl Trainer {
             self.model.params().device(),
         );
         let mut phases = Phases::start();
+        let mut saves = false;
         let mut saved_at = self.step;
         let outcome = loop {
             writer.poll()?;
-            if self.step >= config.steps {
+            let is_last = self.step >= config.steps;
+            if let Some(validator) = validation.take() {
+                guard.settle()?;
+                let never = AtomicBool::new(false);
+                // Nothing would make up for the last one.
+                let stop = if is_last { &never } else { stop };
+                match phases.time(Phase::Validate, || {
+                    validator.run(&self.model, self.step, stop)
+                }) {
+                    Err(ModelError::Stopped) => break Outcome::Interrupted,
+                    record => {
+                        let record = record?;
+                        saves |= self.is_best(validator.keep_best(), &record);
+                        log(MetricsRecord::Validation(record))?;
+                    }
+                }
+            }
+            if saves {
+                guard.settle()?;
+                let state = self.state(config, loader);
+                phases.time(Phase::Snapshot, || {
+                    self.save(&mut writer, config, state, &metrics_file)
+                })?;
+                saved_at = self.step;
+            }
+            if is_last {
                 break Outcome::Finished;
             }
             if stop.load(Ordering::Relaxed) {
@@ -130,22 +160,8 @@ impl Trainer {
                 }
                 Verdict::Update => {}
             }
-            let mut saves = self.step.is_multiple_of(config.checkpoint_every_steps);
-            if let Some(validator) = validator.filter(|validator| validator.is_due(self.step)) {
-                guard.settle()?;
-                let record =
-                    phases.time(Phase::Validate, || validator.run(&self.model, self.step))?;
-                saves |= self.is_best(validator.keep_best(), &record);
-                log(MetricsRecord::Validation(record))?;
-            }
-            if saves {
-                guard.settle()?;
-                let state = self.state(config, loader);
-                phases.time(Phase::Snapshot, || {
-                    self.save(&mut writer, config, state, &metrics_file)
-                })?;
-                saved_at = self.step;
-            }
+            saves = self.step.is_multiple_of(config.checkpoint_every_steps);
+            validation = due(self.step);
         };
         // Nothing to save without a step: the checkpoint that was resumed from is there.
         if saved_at != self.step {

@@ -90,6 +90,8 @@ pub struct StepRecord {
 pub struct MetricsFile {
     path: PathBuf,
     file: File,
+    /// Step of the last validation that it held when it was opened.
+    last_validation: Option<u64>,
 }
 
 impl MetricsFile {
@@ -106,15 +108,24 @@ impl MetricsFile {
         #[derive(Deserialize)]
         struct Belongs {
             step: u64,
+            #[serde(default)]
+            kind: String,
         }
+        let mut last_validation = None;
         if path.exists() {
             let mut kept = AtomicFile::create(path)?;
             for line in BufReader::new(File::open(path).map_err(error)?).lines() {
                 let line = line.map_err(error)?;
                 // Any kind, and those of earlier programs, which had no `kind`.
                 let record = serde_json::from_str::<Belongs>(&line);
-                if record.is_ok_and(|record| record.step <= step) {
+                let Ok(record) = record else {
+                    continue;
+                };
+                if record.step <= step {
                     writeln!(kept, "{line}").map_err(error)?;
+                    if record.kind == "validation" {
+                        last_validation = Some(record.step);
+                    }
                 }
             }
             kept.commit()?;
@@ -127,7 +138,13 @@ impl MetricsFile {
         Ok(MetricsFile {
             path: path.to_owned(),
             file,
+            last_validation,
         })
+    }
+
+    /// Whether the last validation that it held when it was opened is of `step`.
+    pub(super) fn is_validated(&self, step: u64) -> bool {
+        self.last_validation == Some(step)
     }
 
     /// Appends a line.

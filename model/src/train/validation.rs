@@ -1,5 +1,6 @@
 //! Validation while training: losses and retrieval on held-out shards.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -222,9 +223,18 @@ impl Validator {
     /// training goes on with the numbers it would have had.
     ///
     /// # Errors
-    /// Whatever stops the loader or the model.
-    pub fn run(&self, model: &Blip2Qformer, step: u64) -> Result<ValidationRecord, ModelError> {
+    /// Whatever stops the loader or the model; [`ModelError::Stopped`] soon after `stop` is set.
+    pub fn run(
+        &self,
+        model: &Blip2Qformer,
+        step: u64,
+        stop: &AtomicBool,
+    ) -> Result<ValidationRecord, ModelError> {
         let started = Instant::now();
+        let go_on = || match stop.load(Ordering::Relaxed) {
+            true => Err(ModelError::Stopped),
+            false => Ok(()),
+        };
         let device = model.params().device();
         let mut loader = Loader::start_in(
             self.data.clone(),
@@ -238,6 +248,7 @@ impl Validator {
         let mut images = 0;
         let source: &mut dyn EvalSource = &mut loader;
         while let Some(batch) = source.next_batch(device)? {
+            go_on()?;
             let size = batch.input.images.size()[0];
             images += size as usize;
             if images > self.config.max_samples {
@@ -251,7 +262,7 @@ impl Validator {
         }
         let skipped = source.skipped();
         let bank = builder.finish()?;
-        let report = bank.evaluate(model, self.config.rerank, skipped, &mut || {})?;
+        let report = bank.evaluate(model, self.config.rerank, skipped, &mut || go_on())?;
         let [loss, loss_itc, loss_itm, loss_lm] = losses.means()?;
         Ok(ValidationRecord {
             step,

@@ -85,7 +85,10 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let rows = (bank.num_images() + bank.num_captions()) as u64;
     let bar = ProgressBar::new(rows).with_message("re-ranking");
-    let report = bank.evaluate(model, args.rerank, source.skipped(), &mut || bar.inc(1))?;
+    let report = bank.evaluate(model, args.rerank, source.skipped(), &mut || {
+        bar.inc(1);
+        Ok(())
+    })?;
     bar.finish_and_clear();
     if args.json {
         let mut json = serde_json::to_value(&report)?;
