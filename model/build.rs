@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rustc-env=QF_LIBTORCH_VERSION=unknown");
     // From torch-sys (`links = "tch"`): the folder that it links against, perhaps one of links.
     let Ok(lib_dir) = std::env::var("DEP_TCH_LIBTORCH_LIB") else {
         return;
@@ -19,6 +20,10 @@ fn main() {
         return;
     };
     println!("cargo:torch_lib={}", torch_lib.display());
+    if let Some(version) = torch_lib.parent().and_then(version) {
+        // The later of two lines counts.
+        println!("cargo:rustc-env=QF_LIBTORCH_VERSION={version}");
+    }
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", torch_lib.display());
     // A wheel keeps the CUDA runtime that libtorch_cpu.so needs in site-packages/nvidia/cu13/lib.
     let cuda = torch_lib.join("../../nvidia/cu13/lib");
@@ -48,4 +53,14 @@ fn compile_shim(include: &Path) {
     };
     build(1, "shim/ops.cpp", "qf_ops");
     build(3, "shim/kernels.cpp", "qf_kernels");
+}
+
+/// The version of libtorch, from a file of its archive or of the Python package.
+fn version(torch: &Path) -> Option<String> {
+    if let Ok(text) = std::fs::read_to_string(torch.join("build-version")) {
+        return Some(text.trim().to_string());
+    }
+    let text = std::fs::read_to_string(torch.join("version.py")).ok()?;
+    let line = text.lines().find(|line| line.starts_with("__version__"))?;
+    Some(line.split(['\'', '"']).nth(1)?.to_string())
 }

@@ -10,9 +10,13 @@ mod golden_batches;
 mod hostile;
 /// Shards exchanged with Python's `webdataset` and `datasets`.
 mod interop;
+/// Checkpoints of runs that were killed or damaged, and numbers that are none.
+mod resume_cli;
 /// `qfdata shard` as a user runs it.
 mod shard_cli;
 /// `qfdata synth` as a user runs it.
 mod synth_cli;
 /// `qftrain` as a user runs it.
 mod train_cli;
+/// What was trained in use: validation, evaluation, captions, scores.
+mod use_cli;

@@ -5,7 +5,14 @@
 //! Dimensions: B batch of this rank, W ranks, N = W · B, Q queries, T text tokens, M image tokens,
 //! E image width, D hidden width, d embedding width, V vocabulary.
 
+mod decode;
+mod score;
+
 use tch::{Device, Kind, Tensor};
+
+#[cfg(test)]
+pub(crate) use decode::tests as decode_tests;
+pub use decode::DecodeCache;
 
 use crate::collective::Collective;
 use crate::config::ModelConfig;
@@ -554,17 +561,7 @@ impl Blip2Qformer {
         check_same_batch(batch, texts)?;
         tch::no_grad(|| {
             let image = self.qformer.project_image(image_embeds, &self.ln_vision)?;
-            let lengths = self.lengths(token_ids, attention_mask, None)?;
-            let rows = self.text_rows(token_ids, lengths.as_deref(), 0)?;
-            let text = Text {
-                token_ids,
-                attention_mask,
-                rows: &rows,
-            };
-            let queries = self
-                .qformer
-                .encode_pairs(&self.query_tokens, text, &image, false)?;
-            self.score_match(&queries)
+            self.score_pairs(&image, token_ids, attention_mask)
         })
     }
 
@@ -589,6 +586,26 @@ impl Blip2Qformer {
     /// First rows of texts `[B, D]` → `[B, d]`, normalised.
     fn project_text(&self, first_rows: &Tensor) -> Result<Tensor, ModelError> {
         Ok(normalize(&self.text_proj.forward(first_rows)?))
+    }
+
+    /// Matching scores of pairs, one projected image each: `[R, 2]`.
+    fn score_pairs(
+        &self,
+        image: &ImageKeyValues,
+        token_ids: &Tensor,
+        attention_mask: &Tensor,
+    ) -> Result<Tensor, ModelError> {
+        let lengths = self.lengths(token_ids, attention_mask, None)?;
+        let rows = self.text_rows(token_ids, lengths.as_deref(), 0)?;
+        let text = Text {
+            token_ids,
+            attention_mask,
+            rows: &rows,
+        };
+        let queries = self
+            .qformer
+            .encode_pairs(&self.query_tokens, text, image, false)?;
+        self.score_match(&queries)
     }
 
     /// Query rows `[R, Q, D]` → `[R, 2]`: their mean score.

@@ -65,6 +65,14 @@ pub enum ModelError {
         /// What is wrong with it.
         message: String,
     },
+    /// An image file that cannot be used.
+    #[error("{}: {message}", path.display())]
+    ImageFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
     /// A run folder that another process trains in.
     #[error("{}: another process trains in this run folder; wait for it, or take another", .0.display())]
     InUse(PathBuf),
@@ -76,14 +84,17 @@ pub enum ModelError {
         /// The operating system's word.
         source: std::io::Error,
     },
-    /// A loss that is no number.
+    /// A loss or a gradient that is no number.
     #[error(
-        "step {step}: a loss is not finite (itc {loss_itc}, itm {loss_itm}, lm {loss_lm}) on the \
-         batch [{}]; lower the learning rate, or look at these samples", .samples.join(", ")
+        "step {step}: {first_tensor} is not finite (losses: itc {loss_itc}, itm {loss_itm}, \
+         lm {loss_lm}) on the batch [{}]{}; {}", .samples.join(", "), saved(.batch),
+         advice(*.skipped_before)
     )]
     NonFinite {
         /// Number of the step, from 1.
         step: u64,
+        /// The first tensor of the step that holds NaN or an infinity, in order of computation.
+        first_tensor: String,
         /// Contrastive loss.
         loss_itc: f64,
         /// Matching loss.
@@ -92,13 +103,63 @@ pub enum ModelError {
         loss_lm: f64,
         /// The samples of the batch.
         samples: Vec<String>,
+        /// Where the batch was saved for inspection.
+        batch: Option<PathBuf>,
+        /// Updates skipped directly before this one.
+        skipped_before: u64,
     },
+    /// Weights that must not become a checkpoint.
+    #[error(
+        "step {step}: parameter `{name}` is not finite, so no checkpoint was written; lower the \
+         learning rate and resume from the checkpoint before it"
+    )]
+    NonFiniteWeights {
+        /// Steps done.
+        step: u64,
+        /// The first such parameter.
+        name: String,
+    },
+    /// Checkpoints of which none can be used.
+    #[error(
+        "{}: no checkpoint is whole: {}; start a new run, or put back a copy of one",
+        checkpoints.display(), .problems.join("; ")
+    )]
+    NoWholeCheckpoint {
+        /// The folder of the run's checkpoints.
+        checkpoints: PathBuf,
+        /// What is wrong with each, the newest first.
+        problems: Vec<String>,
+    },
+    /// The thread that writes checkpoints could not be started, or died.
+    #[error("checkpoint writer: {0}")]
+    CheckpointWriter(String),
+    /// Work that was broken off because the caller asked for it.
+    #[error("stopped on request")]
+    Stopped,
     /// The loader stopped.
     #[error(transparent)]
     Pipeline(#[from] qf_pipeline::PipelineError),
     /// An operation that libtorch refused.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
+}
+
+fn saved(batch: &Option<PathBuf>) -> String {
+    match batch {
+        Some(path) => format!(", saved in {}", path.display()),
+        None => String::new(),
+    }
+}
+
+fn advice(skipped_before: u64) -> String {
+    match skipped_before {
+        0 => "lower the learning rate, look at these samples, or set on_non_finite = \"skip\""
+            .to_string(),
+        skipped => format!(
+            "the {skipped} updates before it were skipped for the same reason; lower the learning \
+             rate, or look at these samples"
+        ),
+    }
 }
 
 /// The first problems, and how many more there are: a wrong width misfits every tensor.

@@ -29,8 +29,8 @@ impl DeviceBatch {
     /// # Errors
     /// [`ModelError::Torch`] when the device has no room.
     pub fn without_padding_columns(self, batch: &Batch) -> Result<DeviceBatch, ModelError> {
-        let longest = longest_row(&batch.attention_mask, batch.text_len);
-        let cut = |tensor: &Tensor| tensor.f_narrow(1, 0, longest as i64)?.f_contiguous();
+        let longest = text_lengths(batch).into_iter().max().unwrap_or(0);
+        let cut = |tensor: &Tensor| tensor.f_narrow(1, 0, longest)?.f_contiguous();
         Ok(DeviceBatch {
             token_ids: cut(&self.token_ids)?,
             attention_mask: cut(&self.attention_mask)?,
@@ -39,15 +39,20 @@ impl DeviceBatch {
     }
 }
 
-/// Position behind the last token of any row of a mask `[N, T]`.
-fn longest_row(attention_mask: &[i64], text_len: usize) -> usize {
-    let rows = attention_mask.chunks(text_len.max(1));
-    let ends = rows.map(|row| {
+/// Tokens of each text of a batch, N of them.
+pub fn text_lengths(batch: &Batch) -> Vec<i64> {
+    row_ends(&batch.attention_mask, batch.text_len)
+}
+
+/// Position behind the last token of each row of a mask `[N, T]`.
+fn row_ends(attention_mask: &[i64], text_len: usize) -> Vec<i64> {
+    let end = |row: &[i64]| {
         row.iter()
             .rposition(|&mask| mask != 0)
             .map_or(0, |last| last + 1)
-    });
-    ends.max().unwrap_or(0)
+    };
+    let rows = attention_mask.chunks(text_len.max(1));
+    rows.map(|row| end(row) as i64).collect()
 }
 
 /// Copies a batch to `device` and normalises its pixels there.
@@ -55,20 +60,39 @@ fn longest_row(attention_mask: &[i64], text_len: usize) -> usize {
 /// # Errors
 /// [`ModelError::Torch`] when the device has no room.
 pub fn upload(batch: &Batch, device: Device) -> Result<DeviceBatch, ModelError> {
-    let size = batch.image_size as i64;
-    let shape = [batch.batch_size as i64, 3, size, size];
-    let pixels = pinned::copy_pixels(batch.pixels(), &shape, device)?;
-    let text = |values: &[i64]| -> Result<Tensor, ModelError> {
-        let shape = [batch.captions.len() as i64, batch.text_len as i64];
-        Ok(Tensor::f_from_slice(values)?
-            .f_view(shape)?
-            .f_to_device(device)?)
-    };
     Ok(DeviceBatch {
-        images: normalise(&pixels)?,
-        token_ids: text(&batch.token_ids)?,
-        attention_mask: text(&batch.attention_mask)?,
+        images: upload_pixels(batch.pixels(), batch.image_size, device)?,
+        token_ids: upload_text(&batch.token_ids, batch.text_len, device)?,
+        attention_mask: upload_text(&batch.attention_mask, batch.text_len, device)?,
     })
+}
+
+/// Copies `[B, 3, S, S]` u8 pixels to `device` and normalises them there: `[B, 3, S, S]` f32.
+///
+/// # Errors
+/// [`ModelError::Input`] for a length that is no whole number of images, [`ModelError::Torch`] when
+/// the device has no room.
+pub fn upload_pixels(
+    pixels: &[u8],
+    image_size: usize,
+    device: Device,
+) -> Result<Tensor, ModelError> {
+    let batch = pixels.len() / (3 * image_size * image_size).max(1);
+    let size = image_size as i64;
+    let shape = [batch as i64, 3, size, size];
+    normalise(&pinned::copy_pixels(pixels, &shape, device)?)
+}
+
+/// Copies rows of token ids or masks to `device`: `[N, T]` i64, T = `text_len`.
+///
+/// # Errors
+/// [`ModelError::Torch`] for a length that is no whole number of rows, or when the device has no
+/// room.
+pub fn upload_text(values: &[i64], text_len: usize, device: Device) -> Result<Tensor, ModelError> {
+    let rows = values.len() / text_len.max(1);
+    Ok(Tensor::f_from_slice(values)?
+        .f_view([rows as i64, text_len as i64])?
+        .f_to_device(device)?)
 }
 
 /// `(x / 255 - mean) / std` per channel: `[B, 3, S, S]` u8 → f32, as torchvision computes it.
@@ -188,8 +212,8 @@ mod tests {
             .iter()
             .flat_map(|&length| (0..12).map(move |at| i64::from(at < length)))
             .collect();
-        assert_eq!(longest_row(&mask, 12), 5);
-        assert_eq!(longest_row(&[0; 12], 12), 0);
+        assert_eq!(row_ends(&mask, 12), [3, 5, 4]);
+        assert_eq!(row_ends(&[0; 12], 12), [0]);
         let ids: Vec<i64> = mask
             .iter()
             .enumerate()

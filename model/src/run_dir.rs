@@ -36,7 +36,7 @@ impl RunDir {
         self.0.join("tokenizer.json")
     }
 
-    /// One JSON object per logged step.
+    /// One JSON object per line: logged steps, validations, skipped updates.
     pub fn metrics(&self) -> PathBuf {
         self.0.join("metrics.jsonl")
     }
@@ -49,6 +49,11 @@ impl RunDir {
     /// Checkpoint folders.
     pub fn checkpoints(&self) -> PathBuf {
         self.0.join("checkpoints")
+    }
+
+    /// Batches on which a loss or gradient was not finite, a folder each.
+    pub fn non_finite(&self) -> PathBuf {
+        self.0.join("non-finite")
     }
 
     /// Whether anything was trained here: a checkpoint or a logged step. The files of a start that

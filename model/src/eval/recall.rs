@@ -25,6 +25,14 @@ pub struct RecallPair {
     pub image: Recall,
 }
 
+impl RecallPair {
+    /// Mean of the six figures, in percent.
+    pub fn mean(&self) -> f64 {
+        let sum = |side: &Recall| side.r1 + side.r5 + side.r10;
+        (sum(&self.text) + sum(&self.image)) / 6.0
+    }
+}
+
 impl Recall {
     /// From the rank (0 is best) of the best right candidate of each query.
     fn from_ranks(ranks: &[usize]) -> Recall {

@@ -8,6 +8,7 @@
 //! tokens, E image width, D hidden width, V vocabulary.
 
 mod attention;
+mod decode;
 mod embeddings;
 mod head;
 mod layer;
@@ -274,7 +275,9 @@ impl Qformer {
     }
 
     /// Text that sees the queries through `cache` (of [`Qformer::encode_image`]) and, of itself,
-    /// what came before: ids and mask `[B, T]` → rows `[B, T, D]`.
+    /// what came before: ids and mask `[B, T]` → rows `[B, T, D]`. What the same text comes to token
+    /// by token, and in a step.
+    #[cfg(test)]
     pub(crate) fn decode_text(
         &self,
         token_ids: &Tensor,

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use qf_pipeline::LoaderConfig;
 use serde::{Deserialize, Serialize};
 
+use super::non_finite::OnNonFinite;
+use super::validation::ValidationConfig;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::optim::AdamWConfig;
@@ -35,15 +37,25 @@ pub struct TrainConfig {
     /// A checkpoint every so many steps, and one at the end. Default 1000.
     #[serde(default = "default_checkpoint_every")]
     pub checkpoint_every_steps: u64,
-    /// Checkpoints kept; older ones are removed. Default 2.
+    /// Checkpoints kept; older ones are removed, but not the best one of `validation`. Default 2.
     #[serde(default = "default_keep")]
     pub keep_checkpoints: usize,
+    /// What a loss or gradient that is NaN or infinite leads to. Default `stop`.
+    #[serde(default)]
+    pub on_non_finite: OnNonFinite,
+    /// Updates in a row that `on_non_finite = "skip"` leaves out before the run ends after all.
+    /// Default 10.
+    #[serde(default = "default_max_skips")]
+    pub max_skips_in_a_row: u64,
     /// Steps that the epoch-wise schedule counts as an epoch; needed for `epoch_cosine` alone.
     #[serde(default)]
     pub steps_per_epoch: u64,
     /// Order, processing and buffers of the data.
     #[serde(default)]
     pub data: LoaderConfig,
+    /// Losses and retrieval on held-out shards every so many steps; none without this section.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<ValidationConfig>,
     /// Shape of the network. `vocab_size` and the token ids are set from the tokenizer.
     pub model: ModelConfig,
     /// AdamW.
@@ -74,6 +86,10 @@ fn default_keep() -> usize {
     2
 }
 
+fn default_max_skips() -> u64 {
+    10
+}
+
 impl TrainConfig {
     /// Checks what can be checked before any data is read.
     ///
@@ -91,6 +107,9 @@ impl TrainConfig {
         self.model.validate()?;
         self.optimizer.validate()?;
         self.schedule.validate()?;
+        if let Some(validation) = &self.validation {
+            validation.validate(&self.data)?;
+        }
         check(self.steps > 0, "steps", "must be at least 1".into())?;
         check(
             self.log_every_steps > 0,
@@ -106,6 +125,11 @@ impl TrainConfig {
             self.keep_checkpoints > 0,
             "keep_checkpoints",
             "must be at least 1".into(),
+        )?;
+        check(
+            self.max_skips_in_a_row > 0,
+            "max_skips_in_a_row",
+            "must be at least 1; on_non_finite = \"stop\" skips none".into(),
         )?;
         check(
             self.data.batch_size >= 2,

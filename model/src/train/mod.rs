@@ -1,8 +1,11 @@
 //! The training loop, and the folder it writes to.
 
 mod config;
+mod non_finite;
 mod profile;
 mod record;
+mod step;
+mod validation;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -11,16 +14,19 @@ use qf_pipeline::{Batch, Loader};
 use tch::{Kind, Tensor};
 
 pub use config::TrainConfig;
+pub use non_finite::OnNonFinite;
 pub use profile::{Phase, Phases, RunProfile};
-pub use record::{MetricsFile, StepRecord};
+pub use record::{MetricsFile, MetricsRecord, SkippedRecord, StepRecord};
+pub use validation::{KeepBest, ValidationConfig, ValidationRecord, Validator};
 
-use crate::blip2::{Blip2Qformer, NegativeSampling, StepInput, StepOutput};
-use crate::checkpoint::{self, TrainState};
-use crate::collective::SingleProcess;
+use crate::blip2::{Blip2Qformer, StepOutput};
+use crate::checkpoint::{
+    BestCheckpoint, CheckpointWriter, RandomState, Retention, SchedulePosition, TrainState,
+};
 use crate::error::ModelError;
-use crate::host::upload;
 use crate::optim::AdamW;
 use crate::run_dir::RunDir;
+use non_finite::{Guard, Verdict};
 
 /// Everything that one step changes.
 pub struct Trainer {
@@ -30,6 +36,24 @@ pub struct Trainer {
     pub optimizer: AdamW,
     /// Steps done.
     pub step: u64,
+    /// The checkpoint of the best validation figure so far.
+    pub best: Option<BestCheckpoint>,
+}
+
+/// What a run reads and writes beside the trainer itself.
+pub struct RunContext<'a> {
+    /// The resolved configuration.
+    pub config: &'a TrainConfig,
+    /// Where batches come from.
+    pub loader: &'a mut Loader,
+    /// Validation, where it is configured.
+    pub validator: Option<&'a Validator>,
+    /// The folder of the run.
+    pub run_dir: &'a RunDir,
+    /// Set from outside to end the run after the present step.
+    pub stop: &'a AtomicBool,
+    /// Sees every line of metrics.jsonl.
+    pub on_record: &'a mut dyn FnMut(&MetricsRecord),
 }
 
 /// How a call of [`Trainer::run`] ended.
@@ -46,24 +70,71 @@ pub enum Outcome {
 impl Trainer {
     /// Trains until the configured step, the end of the data or `stop`, and writes a checkpoint.
     ///
-    /// `on_record` sees every logged step.
-    ///
     /// # Errors
-    /// Whatever stops the loader, the model or a file; [`ModelError::NonFinite`] for a loss that is
-    /// no number, naming the step and its samples.
-    pub fn run(
-        &mut self,
-        config: &TrainConfig,
-        loader: &mut Loader,
-        run_dir: &RunDir,
-        stop: &AtomicBool,
-        on_record: &mut dyn FnMut(&StepRecord),
-    ) -> Result<(Outcome, RunProfile), ModelError> {
+    /// Whatever stops the loader, the model or a file, that of the checkpoint writer included;
+    /// [`ModelError::NonFinite`] for a loss or gradient that is no number, naming the step and its
+    /// samples. No checkpoint holds weights from behind such a step.
+    pub fn run(&mut self, context: RunContext<'_>) -> Result<(Outcome, RunProfile), ModelError> {
+        let RunContext {
+            config,
+            loader,
+            validator,
+            run_dir,
+            stop,
+            on_record,
+        } = context;
         let mut metrics = MetricsFile::open(&run_dir.metrics(), self.step)?;
+        let metrics_file = MetricsFile::open_handle(&run_dir.metrics())?;
+        let due = |step: u64| validator.filter(|validator| validator.is_due(step));
+        // A run that was stopped while it validated makes up for that.
+        let mut validation =
+            due(self.step).filter(|_| self.step > 0 && !metrics.is_validated(self.step));
+        let mut log = |record: MetricsRecord| -> Result<(), ModelError> {
+            metrics.append(&record)?;
+            on_record(&record);
+            Ok(())
+        };
+        let retention = Retention {
+            newest: config.keep_checkpoints,
+        };
+        let mut writer = CheckpointWriter::start(run_dir.checkpoints(), retention)?;
+        let mut guard = Guard::new(
+            config.on_non_finite,
+            config.max_skips_in_a_row,
+            run_dir.non_finite(),
+            self.model.params().device(),
+        );
         let mut phases = Phases::start();
+        let mut saves = false;
         let mut saved_at = self.step;
         let outcome = loop {
-            if self.step >= config.steps {
+            writer.poll()?;
+            let is_last = self.step >= config.steps;
+            if let Some(validator) = validation.take() {
+                guard.settle()?;
+                let never = AtomicBool::new(false);
+                // Nothing would make up for the last one.
+                let stop = if is_last { &never } else { stop };
+                match phases.time(Phase::Validate, || {
+                    validator.run(&self.model, self.step, stop)
+                }) {
+                    Err(ModelError::Stopped) => break Outcome::Interrupted,
+                    record => {
+                        let record = record?;
+                        saves |= self.is_best(validator.keep_best(), &record);
+                        log(MetricsRecord::Validation(record))?;
+                    }
+                }
+            }
+            if saves {
+                guard.settle()?;
+                let state = self.state(config, loader);
+                phases.time(Phase::Snapshot, || {
+                    self.save(&mut writer, config, state, &metrics_file)
+                })?;
+                saved_at = self.step;
+            }
+            if is_last {
                 break Outcome::Finished;
             }
             if stop.load(Ordering::Relaxed) {
@@ -75,83 +146,111 @@ impl Trainer {
             let lr = config
                 .schedule
                 .lr(self.step, config.steps, config.steps_per_epoch);
-            let output = self.train_step(&batch, config.seed, lr, &mut phases)?;
+            let (output, verdict) =
+                self.train_step(&batch, config.seed, lr, &mut guard, &mut phases)?;
             phases.end_step(batch.batch_size as u64);
             let logs =
                 self.step.is_multiple_of(config.log_every_steps) || self.step == config.steps;
-            let saves = self.step.is_multiple_of(config.checkpoint_every_steps);
-            if logs || saves || stop.load(Ordering::Relaxed) {
-                // Fails on losses that are no numbers: their weights must not be saved.
-                let record = record(&output, &batch, self.step, lr, &phases)?;
-                if logs {
-                    metrics.append(&record)?;
-                    on_record(&record);
+            match verdict {
+                Verdict::Skip(record) => log(MetricsRecord::Skipped(record))?,
+                Verdict::Update if logs => {
+                    guard.settle()?;
+                    let record = record(&output, &batch, self.step, lr, &phases)?;
+                    log(MetricsRecord::Train(record))?;
                 }
+                Verdict::Update => {}
             }
-            if saves {
-                self.save(config, loader, run_dir)?;
-                saved_at = self.step;
-            }
+            saves = self.step.is_multiple_of(config.checkpoint_every_steps);
+            validation = due(self.step);
         };
         // Nothing to save without a step: the checkpoint that was resumed from is there.
         if saved_at != self.step {
-            self.save(config, loader, run_dir)?;
+            guard.settle()?;
+            let state = self.state(config, loader);
+            self.save(&mut writer, config, state, &metrics_file)?;
         }
+        writer.finish()?;
         Ok((outcome, phases.profile(loader)))
     }
 
-    fn train_step(
-        &mut self,
-        batch: &Batch,
-        seed: u64,
-        lr: f64,
-        phases: &mut Phases,
-    ) -> Result<StepOutput, ModelError> {
-        // Dropout and negatives depend on the run's seed and the step alone, so a resumed run draws
-        // what the unbroken one drew.
-        tch::manual_seed(step_seed(seed, self.step));
-        let device = self.model.params().device();
-        let input = phases.time(Phase::Upload, || {
-            upload(batch, device)?.without_padding_columns(batch)
-        })?;
-        let output = phases.time(Phase::Forward, || {
-            let image_embeds = self.model.encode_image(&input.images)?;
-            let step = StepInput {
-                image_embeds: &image_embeds,
-                token_ids: &input.token_ids,
-                attention_mask: &input.attention_mask,
-                image_ids: None,
-                lengths: None,
-            };
-            self.model
-                .forward_losses(&step, NegativeSampling::Multinomial, &SingleProcess, true)
-        })?;
-        phases.time(Phase::Backward, || {
-            self.optimizer.zero_grad()?;
-            output.loss.f_backward().map_err(ModelError::from)
-        })?;
-        phases.time(Phase::Optimiser, || self.optimizer.step(lr))?;
-        self.step += 1;
-        Ok(output)
+    /// Whether a validation beats all before it; it is then remembered as the best.
+    fn is_best(&mut self, keep_best: KeepBest, record: &ValidationRecord) -> bool {
+        let Some(figure) = keep_best.figure(record) else {
+            return false;
+        };
+        // Another figure than before cannot be compared with it.
+        let before = self.best.as_ref().filter(|b| b.metric == keep_best.name());
+        if before.is_some_and(|before| !keep_best.improves(figure, before.value)) {
+            return false;
+        }
+        self.best = Some(BestCheckpoint {
+            step: self.step,
+            metric: keep_best.name().to_string(),
+            value: figure,
+        });
+        true
+    }
+
+    fn state(&self, config: &TrainConfig, loader: &Loader) -> TrainState {
+        TrainState {
+            schedule: Some(SchedulePosition {
+                steps: config.steps,
+                steps_per_epoch: config.steps_per_epoch,
+            }),
+            random: Some(RandomState {
+                seed: config.seed,
+                next_step_seed: step_seed(config.seed, self.step),
+            }),
+            best: self.best.clone(),
+            ..TrainState::new(self.step, loader.state().clone())
+        }
     }
 
     fn save(
         &self,
+        writer: &mut CheckpointWriter,
         config: &TrainConfig,
-        loader: &Loader,
-        run_dir: &RunDir,
+        state: TrainState,
+        metrics: &std::fs::File,
     ) -> Result<(), ModelError> {
-        let state = TrainState::new(self.step, loader.state().clone());
-        let folder = run_dir.checkpoints();
-        checkpoint::save(
-            &folder,
-            &self.model,
-            &self.optimizer,
-            &state,
-            config.keep_checkpoints,
-        )?;
-        Ok(())
+        let text = toml::to_string(config).map_err(|error| ModelError::Input {
+            what: "configuration",
+            message: format!("cannot be written as TOML: {error}"),
+        })?;
+        let metrics = metrics.try_clone().map_err(|source| ModelError::Io {
+            path: "metrics.jsonl".into(),
+            source,
+        })?;
+        writer.save(&self.model, &self.optimizer, state, text, Some(metrics))
     }
+}
+
+/// Checks that a run under `config` draws the random numbers that the run which wrote `state` would
+/// have drawn next.
+///
+/// # Errors
+/// [`ModelError::Config`] for another seed, or a checkpoint of a program that seeds steps otherwise.
+pub fn check_random_state(state: &TrainState, config: &TrainConfig) -> Result<(), ModelError> {
+    let Some(random) = state.random else {
+        return Ok(());
+    };
+    let problem = if random.seed != config.seed {
+        format!(
+            "{} differs from the {} that the checkpoint was trained with",
+            config.seed, random.seed
+        )
+    } else if random.next_step_seed != step_seed(config.seed, state.step) {
+        format!(
+            "the checkpoint was written by {}, which derives each step's seed otherwise",
+            state.program
+        )
+    } else {
+        return Ok(());
+    };
+    Err(ModelError::Config {
+        setting: "seed",
+        message: problem,
+    })
 }
 
 /// The seed of a step's dropout and negatives: SplitMix64 of both numbers.
@@ -185,16 +284,6 @@ fn record(
             message: format!("expected 4 numbers, got {}", losses.len()),
         });
     };
-    if !loss.is_finite() {
-        let samples = batch.ids.iter().map(|id| id.to_string()).collect();
-        return Err(ModelError::NonFinite {
-            step,
-            loss_itc,
-            loss_itm,
-            loss_lm,
-            samples,
-        });
-    }
     let counters = batch.counters();
     Ok(StepRecord {
         step,

@@ -22,9 +22,21 @@ pub enum Phase {
     Backward,
     /// AdamW.
     Optimiser,
+    /// Copying weights and moments for a checkpoint, which is then written beside training.
+    Snapshot,
+    /// Losses and retrieval on held-out data.
+    Validate,
 }
 
-const PHASE_NAMES: [&str; 5] = ["wait", "upload", "forward", "backward", "optimiser"];
+const PHASE_NAMES: [&str; 7] = [
+    "wait",
+    "upload",
+    "forward",
+    "backward",
+    "optimiser",
+    "snapshot",
+    "validate",
+];
 
 /// Steps over which the throughput shown while training is averaged.
 const RECENT_STEPS: usize = 50;
@@ -39,7 +51,7 @@ const WAIT_SHARE: f64 = 0.05;
 #[derive(Debug)]
 pub struct Phases {
     started: Instant,
-    busy_secs: [f64; 5],
+    busy_secs: [f64; PHASE_NAMES.len()],
     steps: u64,
     images: u64,
     /// End and images of recent steps.
@@ -52,7 +64,7 @@ impl Phases {
         let started = Instant::now();
         Phases {
             started,
-            busy_secs: [0.0; 5],
+            busy_secs: [0.0; PHASE_NAMES.len()],
             steps: 0,
             images: 0,
             recent: VecDeque::from([(started, 0)]),
@@ -130,7 +142,7 @@ pub struct RunProfile {
     pub data_wait_share: f64,
     /// One sentence: what limits the throughput and what would raise it.
     pub bottleneck: String,
-    /// The training thread: wait, upload, forward, backward, optimiser.
+    /// The training thread: what each of its phases took.
     pub phases: Vec<StageReport>,
     /// The loader's threads and queues.
     pub loader: LoaderReport,

@@ -1,5 +1,10 @@
-//! metrics.jsonl: one line per logged step, continued across resumptions.
+//! metrics.jsonl: one JSON object per line, continued across resumptions.
+//!
+//! `"kind"` says what a line is: `"train"` a logged step ([`StepRecord`]), `"validation"` figures on
+//! held-out data ([`ValidationRecord`]), `"skipped"` a step whose update was left out
+//! ([`SkippedRecord`]). Every line has the `"step"` it belongs to.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -7,7 +12,51 @@ use std::path::{Path, PathBuf};
 use qf_pipeline::atomic_file::AtomicFile;
 use serde::{Deserialize, Serialize};
 
+use super::validation::ValidationRecord;
 use crate::error::ModelError;
+
+/// A line of metrics.jsonl.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum MetricsRecord {
+    /// A logged step.
+    Train(StepRecord),
+    /// Figures on held-out data.
+    Validation(ValidationRecord),
+    /// A step whose update was left out.
+    Skipped(SkippedRecord),
+}
+
+/// A step that changed no weight, because a loss or gradient was not finite.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SkippedRecord {
+    /// Number of the step, from 1.
+    pub step: u64,
+    /// Epoch of its batch, from 0.
+    pub epoch: u64,
+    /// The first tensor that held NaN or an infinity, in order of computation.
+    pub first_tensor: String,
+    /// The samples of the batch.
+    pub samples: Vec<String>,
+    /// Where the batch was saved.
+    pub batch: Option<PathBuf>,
+}
+
+impl fmt::Display for SkippedRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "step {}: update skipped, {} is not finite on the batch [{}]",
+            self.step,
+            self.first_tensor,
+            self.samples.join(", ")
+        )?;
+        match &self.batch {
+            Some(path) => write!(f, ", saved in {}", path.display()),
+            None => Ok(()),
+        }
+    }
+}
 
 /// One step, as logged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +90,8 @@ pub struct StepRecord {
 pub struct MetricsFile {
     path: PathBuf,
     file: File,
+    /// Step of the last validation that it held when it was opened.
+    last_validation: Option<u64>,
 }
 
 impl MetricsFile {
@@ -54,13 +105,27 @@ impl MetricsFile {
             path: path.to_owned(),
             source,
         };
+        #[derive(Deserialize)]
+        struct Belongs {
+            step: u64,
+            #[serde(default)]
+            kind: String,
+        }
+        let mut last_validation = None;
         if path.exists() {
             let mut kept = AtomicFile::create(path)?;
             for line in BufReader::new(File::open(path).map_err(error)?).lines() {
                 let line = line.map_err(error)?;
-                let record = serde_json::from_str::<StepRecord>(&line);
-                if record.is_ok_and(|record| record.step <= step) {
+                // Any kind, and those of earlier programs, which had no `kind`.
+                let record = serde_json::from_str::<Belongs>(&line);
+                let Ok(record) = record else {
+                    continue;
+                };
+                if record.step <= step {
                     writeln!(kept, "{line}").map_err(error)?;
+                    if record.kind == "validation" {
+                        last_validation = Some(record.step);
+                    }
                 }
             }
             kept.commit()?;
@@ -73,14 +138,20 @@ impl MetricsFile {
         Ok(MetricsFile {
             path: path.to_owned(),
             file,
+            last_validation,
         })
+    }
+
+    /// Whether the last validation that it held when it was opened is of `step`.
+    pub(super) fn is_validated(&self, step: u64) -> bool {
+        self.last_validation == Some(step)
     }
 
     /// Appends a line.
     ///
     /// # Errors
     /// [`ModelError::Io`] naming the file.
-    pub fn append(&mut self, record: &StepRecord) -> Result<(), ModelError> {
+    pub fn append(&mut self, record: &MetricsRecord) -> Result<(), ModelError> {
         let error = |source| ModelError::Io {
             path: self.path.clone(),
             source,
@@ -90,6 +161,17 @@ impl MetricsFile {
         line.push('\n');
         // One write per line, so that a reader (or a crash) never sees half of one.
         self.file.write_all(line.as_bytes()).map_err(error)
+    }
+
+    /// A handle of the file of its own, for syncing it to disk.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`] naming the file.
+    pub(super) fn open_handle(path: &Path) -> Result<File, ModelError> {
+        File::open(path).map_err(|source| ModelError::Io {
+            path: path.to_owned(),
+            source,
+        })
     }
 }
 
@@ -101,22 +183,36 @@ mod tests {
     fn lines_after_the_checkpoint_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        let record = |step| StepRecord {
-            step,
-            epoch: 0,
-            loss: 1.5,
-            loss_itc: 0.5,
-            loss_itm: 0.5,
-            loss_lm: 0.5,
-            lr: 1e-4,
-            images_per_s: 10.0,
-            data_wait_share: 0.0,
-            samples_read: 16 * step,
-            samples_skipped: 0,
+        let record = |step| {
+            MetricsRecord::Train(StepRecord {
+                step,
+                epoch: 0,
+                loss: 1.5,
+                loss_itc: 0.5,
+                loss_itm: 0.5,
+                loss_lm: 0.5,
+                lr: 1e-4,
+                images_per_s: 10.0,
+                data_wait_share: 0.0,
+                samples_read: 16 * step,
+                samples_skipped: 0,
+            })
         };
-        let mut metrics = MetricsFile::open(&path, 0).unwrap();
-        for step in 1..=5 {
+        let skipped = |step| {
+            MetricsRecord::Skipped(SkippedRecord {
+                step,
+                epoch: 0,
+                first_tensor: "loss".into(),
+                samples: vec!["a.tar#1@0".into()],
+                batch: None,
+            })
+        };
+        // Without a kind, as earlier programs wrote it.
+        std::fs::write(&path, "{\"step\": 1, \"loss\": 1.5}\n").unwrap();
+        let mut metrics = MetricsFile::open(&path, 1).unwrap();
+        for step in 2..=5 {
             metrics.append(&record(step)).unwrap();
+            metrics.append(&skipped(step)).unwrap();
         }
         drop(metrics);
         std::fs::OpenOptions::new()
@@ -131,8 +227,16 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         let steps: Vec<u64> = text
             .lines()
-            .map(|line| serde_json::from_str::<StepRecord>(line).unwrap().step)
+            .map(|line| {
+                let value: serde_json::Value = serde_json::from_str(line).unwrap();
+                value["step"].as_u64().unwrap()
+            })
             .collect();
-        assert_eq!(steps, [1, 2, 3, 4]);
+        assert_eq!(steps, [1, 2, 2, 3, 3, 4]);
+        let last = text.lines().last().unwrap();
+        assert_eq!(
+            serde_json::from_str::<MetricsRecord>(last).unwrap(),
+            record(4)
+        );
     }
 }

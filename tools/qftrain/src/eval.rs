@@ -1,36 +1,44 @@
-//! `qftrain eval`: retrieval on held-out shards.
+//! `qftrain eval`: retrieval on held-out shards or an annotation file.
 
 use std::path::PathBuf;
 
-use anyhow::{bail, Context};
+use anyhow::Context;
 use clap::Args;
 use indicatif::ProgressBar;
-use qf_model::checkpoint;
-use qf_model::device::{open_device, DeviceChoice};
-use qf_model::eval::{FeatureBank, RecallPair, RetrievalReport};
+use qf_model::eval::{
+    read_annotations, AnnotationSource, EvalSource, FeatureBank, RecallPair, RetrievalReport,
+};
 use qf_model::host::batch_allocator;
-use qf_model::run_dir::RunDir;
-use qf_model::Blip2Qformer;
 use qf_pipeline::loader::Loader;
 use qf_pipeline::source::resolve_shards;
 use qf_pipeline::LoaderConfig;
 
+use crate::model_source::{check_text_len, LoadedModel, ModelArgs};
 use crate::output::say;
-use crate::session::{load_config, load_tokenizer};
 
 #[derive(Args)]
 pub(crate) struct EvalArgs {
-    /// Folder of the run whose newest checkpoint is evaluated
-    #[arg(long, value_name = "DIR")]
-    run_dir: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
 
     /// Held-out shards: files, globs, {000..012} ranges; several allowed
-    #[arg(long, num_args = 1.., required = true, value_name = "SHARDS")]
+    #[arg(
+        long,
+        num_args = 1..,
+        required_unless_present = "annotations",
+        conflicts_with = "annotations",
+        value_name = "SHARDS"
+    )]
     shards: Vec<String>,
 
-    /// Evaluate the checkpoint of this step instead of the newest
-    #[arg(long)]
-    step: Option<u64>,
+    /// Annotation file instead of shards: a JSON list of objects with `image` and `caption`, as
+    /// LAVIS's coco_karpathy_test.json
+    #[arg(long, value_name = "FILE", requires = "images")]
+    annotations: Option<PathBuf>,
+
+    /// Folder that the image paths of --annotations begin at
+    #[arg(long, value_name = "DIR", requires = "annotations")]
+    images: Option<PathBuf>,
 
     /// Candidates per query that the matching head ranks again; 0 for none
     #[arg(long, default_value_t = 128)]
@@ -48,54 +56,14 @@ pub(crate) struct EvalArgs {
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     threads: usize,
 
-    /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value_t = DeviceChoice::Auto)]
-    device: DeviceChoice,
-
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
-    let device = open_device(args.device)?;
-    let run_dir = RunDir::new(&args.run_dir);
-    let config = load_config(&run_dir)?.resolve()?;
-    let checkpoints = checkpoint::list(&run_dir.checkpoints())?;
-    let steps = || {
-        checkpoints
-            .iter()
-            .map(|(step, _)| step.to_string())
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    let found = match args.step {
-        None => checkpoints.last(),
-        Some(wanted) => checkpoints.iter().find(|(step, _)| *step == wanted),
-    };
-    let Some((step, folder)) = found else {
-        let path = args.run_dir.display();
-        match args.step {
-            Some(wanted) if !checkpoints.is_empty() => {
-                bail!(
-                    "{path} holds no checkpoint of step {wanted}, but of {}",
-                    steps()
-                )
-            }
-            _ => bail!("{path} holds no checkpoint yet; train it, or let it reach its first save"),
-        }
-    };
-    let positions = config.model.qformer.max_positions;
-    if args.text_len as i64 > positions {
-        bail!(
-            "--text-len {}: the model has {positions} positions",
-            args.text_len
-        );
-    }
-    let shards = resolve_shards(&args.shards)?;
-    let tokenizer = load_tokenizer(&run_dir)?;
-    let mut model = Blip2Qformer::new(&config.model, device, config.seed)?;
-    checkpoint::load_model(folder, &mut model)?;
+    let config = args.model.config()?;
+    check_text_len(args.text_len, &config)?;
     let data = LoaderConfig {
         batch_size: args.batch_size,
         text_len: args.text_len,
@@ -103,15 +71,24 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         ..config.data.clone()
     };
     let data = data.for_evaluation();
-    let mut loader = Loader::start_in(data, shards, tokenizer, None, batch_allocator(device))?;
+    data.validate()?;
+    let input = match (&args.annotations, &args.images) {
+        (Some(file), Some(images)) => Input::Files(read_annotations(file)?, images.clone()),
+        _ => Input::Shards(resolve_shards(&args.shards)?),
+    };
+    let loaded = args.model.load(config)?;
+    let LoadedModel { model, step, .. } = &loaded;
+    let mut source = input.start(data, &loaded)?;
 
     let bar = ProgressBar::new_spinner().with_message("encoding images");
-    let bank = FeatureBank::encode(&model, &mut loader, &mut |images| bar.inc(images as u64))?;
+    let bank = FeatureBank::encode(model, &mut *source, &mut |images| bar.inc(images as u64))?;
     bar.finish_and_clear();
     let rows = (bank.num_images() + bank.num_captions()) as u64;
     let bar = ProgressBar::new(rows).with_message("re-ranking");
-    let skipped = loader.state().counters.skipped_total();
-    let report = bank.evaluate(&model, args.rerank, skipped, &mut || bar.inc(1))?;
+    let report = bank.evaluate(model, args.rerank, source.skipped(), &mut || {
+        bar.inc(1);
+        Ok(())
+    })?;
     bar.finish_and_clear();
     if args.json {
         let mut json = serde_json::to_value(&report)?;
@@ -120,6 +97,30 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         return say(format_args!("{json}"));
     }
     print_report(&report, *step)
+}
+
+enum Input {
+    Shards(Vec<qf_pipeline::source::ShardLocation>),
+    Files(Vec<qf_model::eval::Annotation>, PathBuf),
+}
+
+impl Input {
+    fn start(
+        self,
+        data: LoaderConfig,
+        loaded: &LoadedModel,
+    ) -> anyhow::Result<Box<dyn EvalSource>> {
+        let tokenizer = loaded.tokenizer.clone();
+        Ok(match self {
+            Input::Shards(shards) => {
+                let allocator = batch_allocator(loaded.device);
+                Box::new(Loader::start_in(data, shards, tokenizer, None, allocator)?)
+            }
+            Input::Files(annotations, root) => {
+                Box::new(AnnotationSource::start(annotations, root, data, tokenizer)?)
+            }
+        })
+    }
 }
 
 fn print_report(report: &RetrievalReport, step: u64) -> anyhow::Result<()> {

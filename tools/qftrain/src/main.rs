@@ -1,13 +1,17 @@
-//! `qftrain`: trains a BLIP-2 Q-Former from shards of captioned images, and evaluates it.
+//! `qftrain`: trains a BLIP-2 Q-Former from shards of captioned images, and uses it: retrieval,
+//! captions, scores.
 //!
 //! Exit codes: 0 done (also after Ctrl-C, once the checkpoint is written), 1 failed (one `error:`
 //! line on stderr says why), 2 wrong usage.
 
 mod bench;
+mod caption;
 mod eval;
+mod model_source;
 mod openmp;
 mod output;
 mod progress;
+mod score;
 mod session;
 mod settings;
 mod train;
@@ -27,7 +31,9 @@ use qf_pipeline::error::full_message;
     after_help = "Examples:\n  \
         qftrain --shards 'shards/photos-*.tar' --steps 1000 --run-dir runs/a\n  \
         qftrain --shards 'shards/photos-*.tar' --run-dir runs/a --resume\n  \
-        qftrain eval --run-dir runs/a --shards 'shards/held-*.tar' --json\n\n\
+        qftrain eval --run-dir runs/a --shards 'shards/held-*.tar' --json\n  \
+        qftrain caption --run-dir runs/a photo.jpg\n  \
+        qftrain score --run-dir runs/a photo.jpg 'two dogs' 'a red bus'\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage. RUST_LOG=info or debug shows more."
 )]
 struct Cli {
@@ -39,10 +45,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure image-text retrieval of a trained model on held-out shards
+    /// Measure image-text retrieval of a trained model on held-out shards or annotated images
     Eval(eval::EvalArgs),
     /// Time a training step by part, on synthetic data
     Bench(bench::BenchArgs),
+    /// Caption images by beam search or sampling
+    Caption(caption::CaptionArgs),
+    /// Score texts against an image: matching probability and contrastive similarity
+    Score(score::ScoreArgs),
 }
 
 fn main() -> ExitCode {
@@ -56,6 +66,8 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Bench(args)) => bench::run(args),
+        Some(Command::Caption(args)) => caption::run(args),
+        Some(Command::Score(args)) => score::run(args),
         None => train::run(&cli.train),
     };
     match result {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
-use qf_model::train::StepRecord;
+use qf_model::train::{MetricsRecord, StepRecord, ValidationRecord};
 
 use crate::output::remark;
 
@@ -38,7 +38,19 @@ impl Progress {
         }
     }
 
-    pub(crate) fn show(&mut self, record: &StepRecord) {
+    /// Shows a line of metrics.jsonl. A skipped update is logged where it happens.
+    pub(crate) fn show(&mut self, record: &MetricsRecord) {
+        match record {
+            MetricsRecord::Train(record) => self.show_step(record),
+            MetricsRecord::Validation(record) => {
+                let line = validation_line(record);
+                self.bar.suspend(|| remark(format_args!("{line}")));
+            }
+            MetricsRecord::Skipped(_) => {}
+        }
+    }
+
+    fn show_step(&mut self, record: &StepRecord) {
         let text = format!(
             "loss {:.3} (itc {:.3} itm {:.3} lm {:.3})  lr {:.2e}  {:.0} images/s  data wait {:.1} %",
             record.loss,
@@ -74,4 +86,29 @@ impl Progress {
     pub(crate) fn finish(self) {
         self.bar.finish_and_clear();
     }
+}
+
+fn validation_line(record: &ValidationRecord) -> String {
+    let losses = match (
+        record.loss,
+        record.loss_itc,
+        record.loss_itm,
+        record.loss_lm,
+    ) {
+        (Some(loss), Some(itc), Some(itm), Some(lm)) => {
+            format!("loss {loss:.3} (itc {itc:.3} itm {itm:.3} lm {lm:.3})  ")
+        }
+        _ => String::new(),
+    };
+    let mut line = format!(
+        "step {}: held-out {losses}TR@1 {:.1} IR@1 {:.1}",
+        record.step, record.itc.text.r1, record.itc.image.r1
+    );
+    if let Some(itm) = &record.itm {
+        line += &format!(
+            ", re-ranked TR@1 {:.1} IR@1 {:.1}",
+            itm.text.r1, itm.image.r1
+        );
+    }
+    line + &format!(" of {} images in {:.1} s", record.images, record.secs)
 }

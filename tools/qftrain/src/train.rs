@@ -7,11 +7,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{bail, Context};
 use clap::Args;
-use qf_model::checkpoint;
+use qf_model::checkpoint::{self, Checkpoint};
 use qf_model::device::{open_device, DeviceChoice};
 use qf_model::host::batch_allocator;
 use qf_model::run_dir::RunDir;
-use qf_model::train::{Outcome, RunProfile, TrainConfig, Trainer};
+use qf_model::train::{
+    check_random_state, Outcome, RunContext, RunProfile, TrainConfig, Trainer, Validator,
+};
 use qf_model::{AdamW, Blip2Qformer};
 use qf_pipeline::loader::{queue_table, stage_table, Loader};
 use qf_pipeline::source::resolve_shards;
@@ -68,6 +70,14 @@ pub(crate) struct TrainArgs {
     #[arg(long)]
     threads: Option<u32>,
 
+    /// Held-out shards to validate on while training; several allowed
+    #[arg(long, num_args = 1.., value_name = "SHARDS")]
+    val_shards: Vec<String>,
+
+    /// Validate after every so many steps
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(i64).range(1..))]
+    val_every: Option<i64>,
+
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
@@ -87,6 +97,10 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     }
     config.validate()?;
     let shards = resolve_shards(&config.shards)?;
+    let held_out = match &config.validation {
+        Some(validation) => Some(resolve_shards(&validation.shards).context("validation.shards")?),
+        None => None,
+    };
 
     std::fs::create_dir_all(run_dir.path())
         .with_context(|| format!("cannot create the run folder {}", run_dir.path().display()))?;
@@ -97,13 +111,11 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
             run_dir.path().display()
         );
     }
-    let checkpoints = checkpoint::list(&run_dir.checkpoints())?;
-    let newest = checkpoints
-        .last()
-        .map(|(_, folder)| folder.clone())
-        .filter(|_| args.resume);
-    let state = newest.as_deref().map(checkpoint::read_state).transpose()?;
-    if let Some(state) = &state {
+    let newest = match args.resume {
+        true => checkpoint::newest(&run_dir.checkpoints())?,
+        false => None,
+    };
+    if let Some(Checkpoint { state, .. }) = &newest {
         if state.step >= config.steps {
             return say(format_args!(
                 "{}: all {} steps are done; raise --steps to train on",
@@ -124,7 +136,8 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
 
     let mut model = Blip2Qformer::new(&config.model, device, config.seed)?;
     let mut optimizer = AdamW::new(model.params(), &config.optimizer)?;
-    if let Some(folder) = &newest {
+    if let Some(Checkpoint { folder, state }) = &newest {
+        check_random_state(state, &config)?;
         checkpoint::load_model(folder, &mut model)?;
         checkpoint::load_optimizer(folder, &mut optimizer)?;
     }
@@ -134,8 +147,18 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
              set model.vision.trainable=true or a preset that trains its tower"
         );
     }
+    let state = newest.map(|checkpoint| checkpoint.state);
     let step = state.as_ref().map_or(0, |state| state.step);
+    let best = state.as_ref().and_then(|state| state.best.clone());
+    let best = match best {
+        Some(best) if checkpoint::is_whole(&run_dir.checkpoints(), best.step)? => Some(best),
+        // Removed by hand, or damaged: the next validation finds another.
+        _ => None,
+    };
     describe(&config, &shards.len(), device, step, &run_dir, &model);
+    let validator = config.validation.as_ref().zip(held_out);
+    let validator = validator
+        .map(|(validation, shards)| Validator::new(&config, validation, shards, tokenizer.clone()));
     let mut loader = Loader::start_in(
         config.data.clone(),
         shards,
@@ -153,9 +176,15 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         model,
         optimizer,
         step,
+        best,
     };
-    let result = trainer.run(&config, &mut loader, &run_dir, &stop, &mut |record| {
-        progress.show(record)
+    let result = trainer.run(RunContext {
+        config: &config,
+        loader: &mut loader,
+        validator: validator.as_ref(),
+        run_dir: &run_dir,
+        stop: &stop,
+        on_record: &mut |record| progress.show(record),
     });
     progress.finish();
     let (outcome, profile) = result?;
@@ -240,6 +269,12 @@ fn configuration(
             bail!("--tokenizer: a resumed run keeps the tokenizer of its folder");
         }
         settings.set("tokenizer", tokenizer.to_string_lossy().into_owned())?;
+    }
+    if !args.val_shards.is_empty() {
+        settings.set("validation.shards", strings(&args.val_shards))?;
+    }
+    if let Some(every) = args.val_every {
+        settings.set("validation.every_steps", every)?;
     }
     if let Some(threads) = args.threads {
         settings.set("data.threads", i64::from(threads))?;

@@ -13,7 +13,15 @@ fn help_names_every_command() {
         .unwrap();
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
-    for word in ["eval", "--shards", "--resume", "--run-dir"] {
+    for word in [
+        "eval",
+        "caption",
+        "score",
+        "--shards",
+        "--val-shards",
+        "--resume",
+        "--run-dir",
+    ] {
         assert!(help.contains(word), "{word}: {help}");
     }
 }

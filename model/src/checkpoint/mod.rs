@@ -1,0 +1,365 @@
+//! Checkpoints: a folder each, under its final name only when it is whole.
+//!
+//! ```text
+//! checkpoints/
+//!   step-00000200/
+//!     model.safetensors       parameters by their LAVIS names
+//!     optimizer.safetensors   NAME.exp_avg, NAME.exp_avg_sq, NAME.step
+//!     state.json              step, schedule, seeds, loss scale, loader state, versions
+//!     config.toml             the resolved configuration
+//!     manifest.json           length and SHA-256 of each of these; written last
+//!   best.json                 which step the validation figure was best at, and the figure
+//! ```
+//!
+//! [`CheckpointWriter`] writes them beside training; [`newest`], [`best`] and [`of_step`] find one and
+//! check every byte of it against the manifest.
+
+mod manifest;
+mod snapshot;
+mod write;
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use qf_pipeline::loader::LoaderState;
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::blip2::Blip2Qformer;
+use crate::error::ModelError;
+use crate::optim::AdamW;
+use crate::params::LoadScope;
+use crate::weights::read_safetensors;
+
+pub use write::{CheckpointWriter, Retention};
+
+/// Version of the layout above.
+const CHECKPOINT_VERSION: u32 = 2;
+
+/// The first layout: weights, moments, and a `state.json` of step and loader; no manifest.
+const FIRST_VERSION: u32 = 1;
+
+const MODEL_FILE: &str = "model.safetensors";
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+const STATE_FILE: &str = "state.json";
+const CONFIG_FILE: &str = "config.toml";
+const MANIFEST_FILE: &str = "manifest.json";
+const BEST_FILE: &str = "best.json";
+
+/// What a run needs beside weights and moments to continue.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainState {
+    /// Version of the checkpoint's layout.
+    pub version: u32,
+    /// Version of the program that wrote it.
+    pub program: String,
+    /// Version of the libtorch that the program was built against.
+    #[serde(default)]
+    pub libtorch: String,
+    /// Steps done.
+    pub step: u64,
+    /// The next batch.
+    pub loader: LoaderState,
+    /// Where the learning rate stands; absent in layout 1.
+    #[serde(default)]
+    pub schedule: Option<SchedulePosition>,
+    /// Where the random numbers stand; absent in layout 1.
+    #[serde(default)]
+    pub random: Option<RandomState>,
+    /// The loss scale of training in 16-bit floats.
+    #[serde(default)]
+    pub scaler: Option<ScalerState>,
+    /// The best validation figure up to this step.
+    #[serde(default)]
+    pub best: Option<BestCheckpoint>,
+}
+
+/// What the learning rate of the next step is computed from, beside the settings and the step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SchedulePosition {
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Steps that count as an epoch.
+    pub steps_per_epoch: u64,
+}
+
+/// Where dropout and negatives are drawn from. No generator is saved: each step seeds torch's from
+/// the run's seed and the step's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RandomState {
+    /// Seed of the run.
+    pub seed: u64,
+    /// What the next step seeds torch's generator with.
+    pub next_step_seed: i64,
+}
+
+/// The loss scale of training in 16-bit floats.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScalerState {
+    /// Factor of the loss.
+    pub scale: f64,
+    /// Steps without overflow since it last changed.
+    pub good_steps: u64,
+}
+
+/// Which checkpoint a validation figure was best at.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BestCheckpoint {
+    /// Its step.
+    pub step: u64,
+    /// Name of the figure, as in `validation.keep_best`.
+    pub metric: String,
+    /// The figure. 32 bits, which JSON carries exactly.
+    pub value: f32,
+}
+
+impl TrainState {
+    /// The state after `step` steps; what a plain run has not is `None`.
+    pub fn new(step: u64, loader: LoaderState) -> Self {
+        TrainState {
+            version: CHECKPOINT_VERSION,
+            program: concat!("qformer ", env!("CARGO_PKG_VERSION")).to_string(),
+            libtorch: env!("QF_LIBTORCH_VERSION").to_string(),
+            step,
+            loader,
+            schedule: None,
+            random: None,
+            scaler: None,
+            best: None,
+        }
+    }
+}
+
+/// A checkpoint whose files are all there, as they were written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// Where it is.
+    pub folder: PathBuf,
+    /// Everything of it but tensors.
+    pub state: TrainState,
+}
+
+/// The folders under the names of checkpoints, oldest first, as (step, folder). They are not
+/// looked into.
+///
+/// # Errors
+/// [`ModelError::Io`] when the folder is there but cannot be listed.
+pub fn list(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>, ModelError> {
+    let mut found = Vec::new();
+    if !checkpoints.is_dir() {
+        return Ok(found);
+    }
+    for entry in fs::read_dir(checkpoints).map_err(at(checkpoints))? {
+        let path = entry.map_err(at(checkpoints))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if let Some(step) = name
+            .strip_prefix("step-")
+            .and_then(|step| step.parse().ok())
+        {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The newest checkpoint that is whole; `None` when there is none of any kind.
+///
+/// One that was cut short or altered is named in a warning, and the one before it is taken.
+///
+/// # Errors
+/// [`ModelError::NoWholeCheckpoint`] when there are some but none is whole, [`ModelError::Io`] when
+/// the folder cannot be listed or a file not be read.
+pub fn newest(checkpoints: &Path) -> Result<Option<Checkpoint>, ModelError> {
+    let mut problems = Vec::new();
+    for (_, folder) in list(checkpoints)?.into_iter().rev() {
+        match open(folder) {
+            Ok(checkpoint) => return Ok(Some(checkpoint)),
+            Err(error) if is_damage(&error) => {
+                log::warn!("{error}; the checkpoint before it is used instead");
+                problems.push(error.to_string());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if problems.is_empty() {
+        return Ok(None);
+    }
+    Err(ModelError::NoWholeCheckpoint {
+        checkpoints: checkpoints.to_owned(),
+        problems,
+    })
+}
+
+/// The checkpoint of this step; `None` when there is none.
+///
+/// # Errors
+/// As [`open`].
+pub fn of_step(checkpoints: &Path, step: u64) -> Result<Option<Checkpoint>, ModelError> {
+    let mut all = list(checkpoints)?.into_iter();
+    match all.find(|(found, _)| *found == step) {
+        Some((_, folder)) => open(folder).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Whether the checkpoint of this step is there and whole; one that is damaged is named in a
+/// warning.
+///
+/// # Errors
+/// [`ModelError::Io`] when the folder cannot be listed or a file not be read.
+pub fn is_whole(checkpoints: &Path, step: u64) -> Result<bool, ModelError> {
+    match of_step(checkpoints, step) {
+        Ok(found) => Ok(found.is_some()),
+        Err(error) if is_damage(&error) => {
+            log::warn!("{error}");
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The checkpoint that `best.json` names; `None` when there is no such file, or no such checkpoint
+/// any more.
+///
+/// # Errors
+/// As [`open`], and [`ModelError::TensorFile`] for a `best.json` that is none.
+pub fn best(checkpoints: &Path) -> Result<Option<Checkpoint>, ModelError> {
+    let path = checkpoints.join(BEST_FILE);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(at(&path)(error)),
+    };
+    let best: BestCheckpoint = serde_json::from_str(&text)
+        .map_err(|error| damaged(&path, format!("names no checkpoint: {error}")))?;
+    of_step(checkpoints, best.step)
+}
+
+/// Checks every file of a checkpoint folder against its manifest and reads its state. Of layout 1,
+/// which has no manifest, the files are parsed.
+///
+/// # Errors
+/// [`ModelError::TensorFile`] naming the file that is missing, cut short or altered;
+/// [`ModelError::Io`] for one that cannot be read.
+pub fn open(folder: PathBuf) -> Result<Checkpoint, ModelError> {
+    if !folder.join(MANIFEST_FILE).exists() {
+        let state = read_state(&folder)?;
+        if state.version != FIRST_VERSION {
+            let message = "is missing: the checkpoint was not finished".to_string();
+            return Err(damaged(&folder.join(MANIFEST_FILE), message));
+        }
+        for file in [MODEL_FILE, OPTIMIZER_FILE] {
+            read_tensors(&folder, file)?;
+        }
+        return Ok(Checkpoint { folder, state });
+    }
+    let step = manifest::verify(&folder)?;
+    let state = read_state(&folder)?;
+    if state.step != step {
+        let message = format!("is of step {}, the manifest of step {step}", state.step);
+        return Err(damaged(&folder.join(STATE_FILE), message));
+    }
+    Ok(Checkpoint { folder, state })
+}
+
+/// Reads the state of a checkpoint folder.
+fn read_state(folder: &Path) -> Result<TrainState, ModelError> {
+    let path = folder.join(STATE_FILE);
+    let text = read_text(&path)?;
+    let state: TrainState = serde_json::from_str(&text)
+        .map_err(|error| damaged(&path, format!("no state of a checkpoint: {error}")))?;
+    if !(FIRST_VERSION..=CHECKPOINT_VERSION).contains(&state.version) {
+        return Err(damaged(&path, unknown_version(state.version)));
+    }
+    Ok(state)
+}
+
+/// Loads the weights of a checkpoint folder.
+///
+/// # Errors
+/// [`ModelError::Mismatch`] listing every tensor that does not fit, [`ModelError::Io`],
+/// [`ModelError::TensorFile`].
+pub fn load_model(checkpoint: &Path, model: &mut Blip2Qformer) -> Result<(), ModelError> {
+    let (origin, tensors) = read_tensors(checkpoint, MODEL_FILE)?;
+    model.params_mut().load(&tensors, &origin, LoadScope::All)
+}
+
+/// Loads the optimiser of a checkpoint folder.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_optimizer(checkpoint: &Path, optimizer: &mut AdamW) -> Result<(), ModelError> {
+    let (origin, tensors) = read_tensors(checkpoint, OPTIMIZER_FILE)?;
+    optimizer.load_state(&tensors, &origin)
+}
+
+fn read_tensors(
+    checkpoint: &Path,
+    file: &str,
+) -> Result<(String, HashMap<String, Tensor>), ModelError> {
+    let path = checkpoint.join(file);
+    match read_safetensors(&path) {
+        Err(ModelError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Err(damaged(&path, "is missing".to_string()))
+        }
+        read => Ok((path.display().to_string(), read?)),
+    }
+}
+
+/// Reads a small text file; a missing one, or one that is no text, is damage.
+fn read_text(path: &Path) -> Result<String, ModelError> {
+    /// No state or manifest comes near.
+    const MAX_BYTES: u64 = 16 << 20;
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.len() > MAX_BYTES => {
+            let message = format!("is {} bytes long, more than any such file", metadata.len());
+            return Err(damaged(path, message));
+        }
+        _ => {}
+    }
+    match fs::read(path) {
+        Ok(bytes) => {
+            String::from_utf8(bytes).map_err(|_| damaged(path, "is not UTF-8".to_string()))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(damaged(path, "is missing".to_string()))
+        }
+        Err(error) => Err(at(path)(error)),
+    }
+}
+
+fn unknown_version(version: u32) -> String {
+    format!("checkpoint version {version}, this program reads up to version {CHECKPOINT_VERSION}")
+}
+
+fn damaged(path: &Path, message: String) -> ModelError {
+    ModelError::TensorFile {
+        path: path.to_owned(),
+        message,
+    }
+}
+
+fn is_damage(error: &ModelError) -> bool {
+    matches!(error, ModelError::TensorFile { .. })
+}
+
+fn at(path: &Path) -> impl Fn(std::io::Error) -> ModelError + '_ {
+    move |source| ModelError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Makes a file, or the names in a folder, survive a power cut.
+fn sync(path: &Path) -> Result<(), ModelError> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(at(path))
+}

@@ -1,0 +1,300 @@
+//! Annotation files of the Karpathy splits, as LAVIS distributes them, and the images they name.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use qf_pipeline::config::OnBad;
+use qf_pipeline::text::{CaptionProcessor, CaptionTokenizer};
+use qf_pipeline::LoaderConfig;
+use rayon::ThreadPool;
+use serde::Deserialize;
+use tch::Device;
+
+use super::{EvalBatch, EvalSource};
+use crate::error::ModelError;
+use crate::host::{upload_pixels, upload_text, DeviceBatch};
+use crate::image_file::ImageReader;
+
+/// Batches that are decoded ahead of the model.
+const PREFETCH_BATCHES: usize = 2;
+
+/// One image with its captions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Annotation {
+    /// Path of the image, below the folder of images.
+    pub image: PathBuf,
+    /// Its captions as written, at least one.
+    pub captions: Vec<String>,
+}
+
+/// Reads an annotation file: a JSON list of `{"image": path, "caption": text or list of texts}`, as
+/// in LAVIS's `coco_karpathy_test.json`. Other fields are passed over.
+///
+/// # Errors
+/// [`ModelError::Io`] for a file that cannot be read, [`ModelError::TensorFile`] naming the entry
+/// that is none.
+pub fn read_annotations(path: &Path) -> Result<Vec<Annotation>, ModelError> {
+    #[derive(Deserialize)]
+    struct Entry {
+        image: PathBuf,
+        caption: Captions,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Captions {
+        One(String),
+        Many(Vec<String>),
+    }
+    let unusable = |message: String| ModelError::TensorFile {
+        path: path.to_owned(),
+        message,
+    };
+    let text = std::fs::read(path).map_err(|source| ModelError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let entries: Vec<serde_json::Value> = serde_json::from_slice(&text)
+        .map_err(|error| unusable(format!("no JSON list of annotations: {error}")))?;
+    let annotation = |(index, value): (usize, serde_json::Value)| {
+        let entry: Entry = serde_json::from_value(value).map_err(|error| {
+            unusable(format!(
+                "entry {index} is not {{\"image\": path, \"caption\": text or list}}: {error}"
+            ))
+        })?;
+        let captions = match entry.caption {
+            Captions::One(caption) => vec![caption],
+            Captions::Many(captions) => captions,
+        };
+        if captions.is_empty() {
+            let image = entry.image.display();
+            return Err(unusable(format!("entry {index}, {image}: no caption")));
+        }
+        Ok(Annotation {
+            image: entry.image,
+            captions,
+        })
+    };
+    let annotations: Vec<_> = entries
+        .into_iter()
+        .enumerate()
+        .map(annotation)
+        .collect::<Result<_, _>>()?;
+    if annotations.is_empty() {
+        return Err(unusable("the list is empty".into()));
+    }
+    Ok(annotations)
+}
+
+/// Delivers annotated images from files, decoded ahead by a thread pool.
+pub struct AnnotationSource {
+    batches: Option<Receiver<Message>>,
+    thread: Option<JoinHandle<()>>,
+    image_size: usize,
+    text_len: usize,
+    skipped: Arc<AtomicU64>,
+}
+
+enum Message {
+    Batch(HostBatch),
+    Failed(ModelError),
+    End,
+}
+
+struct HostBatch {
+    pixels: Vec<u8>,          // [B, 3, S, S]
+    token_ids: Vec<i64>,      // [N, T]
+    attention_mask: Vec<i64>, // [N, T]
+    caption_image: Vec<u32>,
+}
+
+struct Reader {
+    annotations: Vec<Annotation>,
+    root: PathBuf,
+    images: ImageReader,
+    captions: CaptionProcessor,
+    tokenizer: Arc<CaptionTokenizer>,
+    config: LoaderConfig,
+    skipped: Arc<AtomicU64>,
+}
+
+impl AnnotationSource {
+    /// Starts reading the images of `annotations`, whose paths are below `root`. Of `config` it uses
+    /// batch and image size, text length, the caption processor's settings, threads, limits, and
+    /// `on_bad_sample` for an image that cannot be read or captions of which nothing is left.
+    ///
+    /// # Errors
+    /// [`ModelError::Pipeline`] for settings that cannot work or threads that cannot be started.
+    pub fn start(
+        annotations: Vec<Annotation>,
+        root: PathBuf,
+        config: LoaderConfig,
+        tokenizer: Arc<CaptionTokenizer>,
+    ) -> Result<AnnotationSource, ModelError> {
+        config.validate()?;
+        let no_threads = |error: String| {
+            qf_pipeline::PipelineError::Thread(format!("cannot start workers: {error}"))
+        };
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(config.threads)
+            .thread_name(|number| format!("qf-image-{number}"))
+            .build()
+            .map_err(|error| no_threads(error.to_string()))?;
+        let (image_size, text_len) = (config.image_size, config.text_len);
+        let skipped = Arc::new(AtomicU64::new(0));
+        let reader = Reader {
+            skipped: skipped.clone(),
+            annotations,
+            root,
+            images: ImageReader::new(
+                config.image_size,
+                config.max_sample_bytes,
+                config.max_image_pixels,
+            )?,
+            captions: CaptionProcessor::new(config.max_words, config.prompt.as_str())?,
+            tokenizer,
+            config,
+        };
+        let (sender, batches) = std::sync::mpsc::sync_channel(PREFETCH_BATCHES);
+        let thread = std::thread::Builder::new()
+            .name("qf-annotations".into())
+            .spawn(move || reader.run(&pool, &sender))
+            .map_err(|error| no_threads(error.to_string()))?;
+        Ok(AnnotationSource {
+            batches: Some(batches),
+            thread: Some(thread),
+            image_size,
+            text_len,
+            skipped,
+        })
+    }
+}
+
+impl EvalSource for AnnotationSource {
+    fn next_batch(&mut self, device: Device) -> Result<Option<EvalBatch>, ModelError> {
+        let Some(batches) = &self.batches else {
+            return Ok(None);
+        };
+        let batch = match batches.recv() {
+            Ok(Message::Batch(batch)) => batch,
+            Ok(Message::Failed(error)) => return Err(error),
+            Ok(Message::End) => {
+                self.batches = None;
+                return Ok(None);
+            }
+            Err(_) => {
+                let message = "the thread that reads images died; this is a bug".to_string();
+                return Err(qf_pipeline::PipelineError::Thread(message).into());
+            }
+        };
+        Ok(Some(EvalBatch {
+            input: DeviceBatch {
+                images: upload_pixels(&batch.pixels, self.image_size, device)?,
+                token_ids: upload_text(&batch.token_ids, self.text_len, device)?,
+                attention_mask: upload_text(&batch.attention_mask, self.text_len, device)?,
+            },
+            caption_image: batch.caption_image,
+        }))
+    }
+
+    fn skipped(&self) -> u64 {
+        self.skipped.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for AnnotationSource {
+    fn drop(&mut self) {
+        self.batches = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Reader {
+    fn run(&self, pool: &ThreadPool, batches: &SyncSender<Message>) {
+        for annotations in self.annotations.chunks(self.config.batch_size) {
+            let paths: Vec<_> = annotations
+                .iter()
+                .map(|annotation| self.root.join(&annotation.image))
+                .collect();
+            let images = pool.install(|| self.images.read_all(&paths));
+            let message = match self.batch(annotations, images) {
+                Ok(batch) if batch.caption_image.is_empty() => continue,
+                Ok(batch) => Message::Batch(batch),
+                Err(error) => Message::Failed(error),
+            };
+            let is_last = matches!(message, Message::Failed(_));
+            // Nobody listening is the ordinary end of a source that was dropped.
+            if batches.send(message).is_err() || is_last {
+                return;
+            }
+        }
+        let _ = batches.send(Message::End);
+    }
+
+    fn batch(
+        &self,
+        annotations: &[Annotation],
+        images: Vec<Result<Vec<u8>, ModelError>>,
+    ) -> Result<HostBatch, ModelError> {
+        let mut batch = HostBatch {
+            pixels: Vec::new(),
+            token_ids: Vec::new(),
+            attention_mask: Vec::new(),
+            caption_image: Vec::new(),
+        };
+        let mut num_images = 0;
+        for (annotation, image) in annotations.iter().zip(images) {
+            let usable = image.and_then(|image| Ok((image, self.captions(annotation)?)));
+            match usable {
+                Ok((image, captions)) => {
+                    batch.pixels.extend(image);
+                    for caption in captions {
+                        self.tokenise(&caption, &mut batch)?;
+                        batch.caption_image.push(num_images);
+                    }
+                    num_images += 1;
+                }
+                Err(error) => {
+                    self.skipped.fetch_add(1, Ordering::Relaxed);
+                    match self.config.on_bad_sample {
+                        OnBad::Error => return Err(error),
+                        OnBad::Warn => log::warn!("skipped {error}"),
+                        OnBad::Skip => {}
+                    }
+                }
+            }
+        }
+        Ok(batch)
+    }
+
+    /// The captions after the caption processor; those of which nothing is left never count.
+    fn captions(&self, annotation: &Annotation) -> Result<Vec<String>, ModelError> {
+        let raw = annotation.captions.iter();
+        let usable = raw.filter(|caption| !self.captions.is_empty(caption));
+        let captions: Vec<_> = usable
+            .map(|caption| self.captions.process(caption))
+            .collect();
+        if captions.is_empty() {
+            return Err(ModelError::ImageFile {
+                path: self.root.join(&annotation.image),
+                message: "no caption is left after the caption processor".into(),
+            });
+        }
+        Ok(captions)
+    }
+
+    fn tokenise(&self, caption: &str, batch: &mut HostBatch) -> Result<(), ModelError> {
+        let start = batch.token_ids.len();
+        let end = start + self.config.text_len;
+        batch.token_ids.resize(end, 0);
+        batch.attention_mask.resize(end, 0);
+        let ids = &mut batch.token_ids[start..];
+        Ok(self
+            .tokenizer
+            .encode(caption, ids, &mut batch.attention_mask[start..])?)
+    }
+}

@@ -1,0 +1,342 @@
+//! NaN and infinities: found before they reach a checkpoint, named, and kept for inspection.
+
+use std::path::{Path, PathBuf};
+
+use qf_pipeline::loader::LoaderState;
+use qf_pipeline::Batch;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use super::record::SkippedRecord;
+use crate::blip2::{Blip2Qformer, StepOutput};
+use crate::error::ModelError;
+use crate::host::DeviceBatch;
+use crate::params::ParamStore;
+use crate::tensor_file::write_safetensors;
+
+/// What a loss or gradient that is not finite leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNonFinite {
+    /// The run ends with an error; the checkpoints before it stand. On a GPU it shows up to 8
+    /// steps late, so that no step waits for the device.
+    #[default]
+    Stop,
+    /// The step changes no weight and the run goes on. On a GPU every step then waits for the
+    /// device once, after the gradients.
+    Skip,
+}
+
+/// Steps that are checked together on a GPU.
+const MAX_PENDING: usize = 8;
+
+/// Batches that a run keeps for inspection; later ones are named in the log alone.
+const MAX_SAVED: usize = 16;
+
+/// Watches the steps of a run.
+pub(super) struct Guard {
+    policy: OnNonFinite,
+    max_skips_in_a_row: u64,
+    /// Where batches are saved.
+    folder: PathBuf,
+    skipped_in_a_row: u64,
+    /// Whether steps are looked at later, several at once.
+    defers: bool,
+    pending: Vec<Watched>,
+}
+
+/// What becomes of the update of a step.
+pub(super) enum Verdict {
+    Update,
+    Skip(SkippedRecord),
+}
+
+/// A step between its gradients and its update.
+pub(super) struct StepView<'a> {
+    /// Number of the step, from 1.
+    pub(super) step: u64,
+    pub(super) batch: &'a Batch,
+    pub(super) input: &'a DeviceBatch,
+    pub(super) image_embeds: &'a Tensor,
+    pub(super) output: &'a StepOutput,
+    pub(super) model: &'a Blip2Qformer,
+}
+
+/// A step whose numbers have not been looked at yet.
+struct Watched {
+    /// One flag per tensor of [`outputs`], and one for the gradients.
+    finite: Tensor,
+    names: Vec<&'static str>,
+    suspect: Suspect,
+}
+
+/// What is needed to report a step.
+struct Suspect {
+    step: u64,
+    epoch: u64,
+    losses: Tensor,
+    samples: Vec<String>,
+    captions: Vec<String>,
+    loader: LoaderState,
+    tensors: Vec<(String, Tensor)>,
+}
+
+impl Guard {
+    /// A guard of steps on `device` that saves batches in `folder`.
+    pub(super) fn new(
+        policy: OnNonFinite,
+        max_skips_in_a_row: u64,
+        folder: PathBuf,
+        device: Device,
+    ) -> Guard {
+        Guard {
+            policy,
+            max_skips_in_a_row,
+            folder,
+            skipped_in_a_row: 0,
+            defers: device.is_cuda() && policy == OnNonFinite::Stop,
+            pending: Vec::new(),
+        }
+    }
+
+    /// Judges a step whose gradients are there and whose update is not.
+    ///
+    /// On the CPU, and wherever updates may be skipped, the numbers are read at once. On a GPU they
+    /// are left for [`settle`](Self::settle), which a run calls before it logs, validates or saves.
+    pub(super) fn judge(&mut self, view: &StepView<'_>) -> Result<Verdict, ModelError> {
+        let norm = gradient_norm(view.model.params())?;
+        if self.defers {
+            self.pending.push(Watched::new(view, &norm)?);
+            if self.pending.len() >= MAX_PENDING {
+                self.settle()?;
+            }
+            return Ok(Verdict::Update);
+        }
+        let loss = view.output.loss.f_detach()?.f_to_kind(Kind::Float)?;
+        let both = Tensor::f_stack(&[&loss, &norm.f_to_kind(Kind::Float)?], 0)?;
+        if all_finite(&both)? {
+            self.skipped_in_a_row = 0;
+            return Ok(Verdict::Update);
+        }
+        let first_tensor = first_non_finite(view)?;
+        let suspect = Suspect::new(view)?;
+        let losses = suspect.losses()?;
+        let batch = self.keep(&suspect, &first_tensor, &losses)?;
+        let limit_reached = self.skipped_in_a_row >= self.max_skips_in_a_row;
+        if self.policy == OnNonFinite::Stop || limit_reached {
+            let skipped_before = self.skipped_in_a_row;
+            return Err(suspect.error(first_tensor, &losses, batch, skipped_before));
+        }
+        self.skipped_in_a_row += 1;
+        let record = SkippedRecord {
+            step: suspect.step,
+            epoch: suspect.epoch,
+            first_tensor,
+            samples: suspect.samples,
+            batch,
+        };
+        log::warn!("{record}");
+        Ok(Verdict::Skip(record))
+    }
+
+    /// Looks at all steps that were left.
+    ///
+    /// # Errors
+    /// [`ModelError::NonFinite`] for the first that is not finite.
+    pub(super) fn settle(&mut self) -> Result<(), ModelError> {
+        for watched in std::mem::take(&mut self.pending) {
+            let finite = Vec::<bool>::try_from(&watched.finite)?;
+            let Some(first) = finite.iter().position(|finite| !finite) else {
+                continue;
+            };
+            let first_tensor = match watched.names.get(first) {
+                Some(name) => format!("`{name}`"),
+                None => "the norm of all gradients".to_string(),
+            };
+            let losses = watched.suspect.losses()?;
+            let batch = self.keep(&watched.suspect, &first_tensor, &losses)?;
+            return Err(watched.suspect.error(first_tensor, &losses, batch, 0));
+        }
+        Ok(())
+    }
+
+    /// Saves the batch for inspection; `None` when enough are saved.
+    fn keep(
+        &self,
+        suspect: &Suspect,
+        first_tensor: &str,
+        losses: &[f64; 3],
+    ) -> Result<Option<PathBuf>, ModelError> {
+        let saved = std::fs::read_dir(&self.folder).map_or(0, |entries| entries.count());
+        if saved >= MAX_SAVED {
+            return Ok(None);
+        }
+        let folder = self.folder.join(format!("step-{:08}", suspect.step));
+        suspect.save(&folder, first_tensor, losses)?;
+        Ok(Some(folder))
+    }
+}
+
+impl Watched {
+    fn new(view: &StepView<'_>, gradient_norm: &Tensor) -> Result<Watched, ModelError> {
+        let outputs = outputs(view);
+        let mut flags = Vec::with_capacity(outputs.len() + 1);
+        for (_, tensor) in &outputs {
+            flags.push(tensor.f_detach()?.f_isfinite()?.f_all()?);
+        }
+        flags.push(gradient_norm.f_isfinite()?);
+        Ok(Watched {
+            finite: Tensor::f_stack(&flags, 0)?,
+            names: outputs.into_iter().map(|(name, _)| name).collect(),
+            suspect: Suspect::new(view)?,
+        })
+    }
+}
+
+impl Suspect {
+    fn new(view: &StepView<'_>) -> Result<Suspect, ModelError> {
+        let output = view.output;
+        let losses = [&output.loss_itc, &output.loss_itm, &output.loss_lm];
+        let tensors = [
+            ("pixels", &view.input.images),
+            ("token_ids", &view.input.token_ids),
+            ("attention_mask", &view.input.attention_mask),
+        ];
+        Ok(Suspect {
+            step: view.step,
+            epoch: view.batch.epoch,
+            losses: Tensor::f_stack(&losses, 0)?.f_detach()?,
+            samples: view.batch.ids.iter().map(|id| id.to_string()).collect(),
+            captions: view.batch.captions.clone(),
+            loader: view.batch.state.clone(),
+            tensors: tensors
+                .map(|(name, tensor)| (name.to_string(), tensor.shallow_clone()))
+                .into(),
+        })
+    }
+
+    /// Contrastive, matching, language-model.
+    fn losses(&self) -> Result<[f64; 3], ModelError> {
+        let losses = Vec::<f64>::try_from(self.losses.f_to_kind(Kind::Double)?)?;
+        Ok([0, 1, 2].map(|index| losses.get(index).copied().unwrap_or(f64::NAN)))
+    }
+
+    fn error(
+        &self,
+        first_tensor: String,
+        losses: &[f64; 3],
+        batch: Option<PathBuf>,
+        skipped_before: u64,
+    ) -> ModelError {
+        ModelError::NonFinite {
+            step: self.step,
+            first_tensor,
+            loss_itc: losses[0],
+            loss_itm: losses[1],
+            loss_lm: losses[2],
+            samples: self.samples.clone(),
+            batch,
+            skipped_before,
+        }
+    }
+
+    /// `batch.safetensors` (pixels as the network saw them, ids, mask) and `batch.json`.
+    fn save(&self, folder: &Path, first_tensor: &str, losses: &[f64; 3]) -> Result<(), ModelError> {
+        let at = |source| ModelError::Io {
+            path: folder.to_owned(),
+            source,
+        };
+        std::fs::create_dir_all(folder).map_err(at)?;
+        write_safetensors(&folder.join("batch.safetensors"), &self.tensors)?;
+        // Words, for JSON has no NaN.
+        let losses = losses.map(|loss| loss.to_string());
+        let json = serde_json::json!({
+            "step": self.step,
+            "epoch": self.epoch,
+            "first_tensor": first_tensor,
+            "loss_itc": losses[0],
+            "loss_itm": losses[1],
+            "loss_lm": losses[2],
+            "samples": self.samples,
+            "captions": self.captions,
+            "loader": self.loader,
+        });
+        std::fs::write(folder.join("batch.json"), format!("{json:#}\n")).map_err(at)
+    }
+}
+
+/// What a step computes, in order.
+fn outputs<'a>(view: &StepView<'a>) -> Vec<(&'static str, &'a Tensor)> {
+    let output = view.output;
+    vec![
+        ("pixels", &view.input.images),
+        ("image_embeds", view.image_embeds),
+        ("image_feats", &output.image_feats),
+        ("text_feat", &output.text_feat),
+        ("sim_i2t", &output.sim_i2t),
+        ("sim_t2i", &output.sim_t2i),
+        ("loss_itc", &output.loss_itc),
+        ("itm_logits", &output.itm_logits),
+        ("loss_itm", &output.loss_itm),
+        ("loss_lm", &output.loss_lm),
+        ("loss", &output.loss),
+    ]
+}
+
+/// Names the first tensor that is not finite: outputs in order of computation, then gradients by
+/// parameter, then parameters.
+fn first_non_finite(view: &StepView<'_>) -> Result<String, ModelError> {
+    let broken_parameter = || -> Result<Option<&str>, ModelError> {
+        for param in view.model.params().named_parameters() {
+            if !all_finite(&param.tensor)? {
+                return Ok(Some(&param.name));
+            }
+        }
+        Ok(None)
+    };
+    for (name, tensor) in outputs(view) {
+        if !all_finite(tensor)? {
+            return Ok(match broken_parameter()? {
+                Some(parameter) => format!("`{name}` (as is parameter `{parameter}`)"),
+                None => format!("`{name}`"),
+            });
+        }
+    }
+    for param in view.model.params().trainable() {
+        let gradient = param.tensor.f_grad()?;
+        if gradient.defined() && !all_finite(&gradient)? {
+            return Ok(format!("the gradient of `{}`", param.name));
+        }
+    }
+    Ok(match broken_parameter()? {
+        Some(parameter) => format!("parameter `{parameter}`"),
+        // Each gradient is finite, but the sum of their squares is beyond 32 bits.
+        None => "the norm of all gradients".to_string(),
+    })
+}
+
+fn all_finite(tensor: &Tensor) -> Result<bool, ModelError> {
+    let all = tensor.f_detach()?.f_isfinite()?.f_all()?;
+    Ok(all.f_int64_value(&[])? != 0)
+}
+
+/// Euclidean norm of all gradients together, a scalar on the device.
+fn gradient_norm(params: &ParamStore) -> Result<Tensor, ModelError> {
+    let mut norms = Vec::new();
+    for param in params.trainable() {
+        let gradient = param.tensor.f_grad()?;
+        if gradient.defined() {
+            norms.push(gradient.f_norm()?.f_to_kind(Kind::Float)?);
+        }
+    }
+    if norms.is_empty() {
+        return Ok(Tensor::f_zeros(
+            [] as [i64; 0],
+            (Kind::Float, params.device()),
+        )?);
+    }
+    Ok(Tensor::f_stack(&norms, 0)?.f_norm()?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,231 @@
+//! `qftrain caption`: captions of images from the generation head.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use qf_model::generate::{generate, GenerateConfig, Generated, Strategy};
+use qf_model::host::{batch_allocator, upload, upload_pixels};
+use qf_model::image_file::ImageReader;
+use qf_pipeline::loader::Loader;
+use qf_pipeline::source::resolve_shards;
+use qf_pipeline::LoaderConfig;
+use serde_json::json;
+use tch::Tensor;
+
+use crate::model_source::{LoadedModel, ModelArgs};
+use crate::output::say;
+
+#[derive(Args)]
+pub(crate) struct CaptionArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// Image files
+    #[arg(required_unless_present = "shards", conflicts_with = "shards")]
+    images: Vec<PathBuf>,
+
+    /// Caption the images of shards instead: files, globs, {000..012} ranges; several allowed
+    #[arg(long, num_args = 1.., value_name = "SHARDS")]
+    shards: Vec<String>,
+
+    /// Of the images of --shards, only the first so many
+    #[arg(long, value_name = "N", requires = "shards")]
+    limit: Option<usize>,
+
+    /// Beams of the search
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    beams: usize,
+
+    /// Captions per image; at most as many as beams
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    num_captions: usize,
+
+    /// Most tokens of a caption, its opening token included
+    #[arg(long, default_value_t = 30, value_name = "N")]
+    max_length: usize,
+
+    /// Fewest tokens of a caption, its opening token included; LAVIS's generate has 10
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    min_length: usize,
+
+    /// A caption is worth its log-probability over its length to this power: more favours long ones
+    #[arg(
+        long,
+        default_value_t = 1.0,
+        value_name = "X",
+        allow_negative_numbers = true
+    )]
+    length_penalty: f64,
+
+    /// Above 1 makes tokens that the caption has already less likely
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    repetition_penalty: f64,
+
+    /// Draw from the fewest tokens with this probability together, instead of searching; 1 for all
+    #[arg(long, value_name = "P", conflicts_with_all = ["beams", "length_penalty"])]
+    top_p: Option<f64>,
+
+    /// When drawing: from at most so many tokens; 0 for all
+    #[arg(long, default_value_t = 50, value_name = "N", requires = "top_p")]
+    top_k: usize,
+
+    /// When drawing: below 1 keeps to likely tokens, above 1 strays
+    #[arg(long, default_value_t = 1.0, value_name = "X", requires = "top_p")]
+    temperature: f64,
+
+    /// When drawing: fixes the draws
+    #[arg(long, default_value_t = 42, requires = "top_p")]
+    seed: u64,
+
+    /// Images at a time
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch_size: u16,
+
+    /// Print one JSON object per image
+    #[arg(long)]
+    json: bool,
+}
+
+impl CaptionArgs {
+    fn config(&self) -> GenerateConfig {
+        let strategy = match self.top_p {
+            Some(top_p) => Strategy::Sample {
+                top_p,
+                top_k: self.top_k,
+                temperature: self.temperature,
+                seed: self.seed,
+            },
+            None => Strategy::Beam {
+                num_beams: self.beams,
+                length_penalty: self.length_penalty,
+            },
+        };
+        GenerateConfig {
+            strategy,
+            num_captions: self.num_captions,
+            max_length: self.max_length,
+            min_length: self.min_length,
+            repetition_penalty: self.repetition_penalty,
+        }
+    }
+}
+
+pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
+    let config = args.model.config()?;
+    args.config().validate(config.model.qformer.max_positions)?;
+    let data = &config.data;
+    if args.shards.is_empty() {
+        let reader = ImageReader::new(
+            data.image_size,
+            data.max_sample_bytes,
+            data.max_image_pixels,
+        )?;
+        let first = args.images.chunks(args.batch_size.into()).next();
+        // A mistyped name shows before the model is loaded.
+        let mut first_batch = first.map(|paths| read(&reader, paths)).transpose()?;
+        let captioner = Captioner::new(args, args.model.load(config)?);
+        let mut done = 0;
+        for paths in args.images.chunks(args.batch_size.into()) {
+            let pixels = match first_batch.take() {
+                Some(pixels) => pixels,
+                None => read(&reader, paths)?,
+            };
+            let images = upload_pixels(&pixels, reader.image_size(), captioner.loaded.device)?;
+            let names: Vec<_> = paths
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
+            captioner.caption(&images, &names, done)?;
+            done += names.len() as u64;
+        }
+        return Ok(());
+    }
+    let shards = resolve_shards(&args.shards)?;
+    let data = LoaderConfig {
+        batch_size: args.batch_size.into(),
+        ..data.clone()
+    };
+    let captioner = Captioner::new(args, args.model.load(config)?);
+    let LoadedModel {
+        tokenizer, device, ..
+    } = &captioner.loaded;
+    let allocator = batch_allocator(*device);
+    let data = data.for_evaluation();
+    let mut loader = Loader::start_in(data, shards, tokenizer.clone(), None, allocator)?;
+    let mut left = args.limit.unwrap_or(usize::MAX);
+    let mut done = 0;
+    while left > 0 {
+        let Some(batch) = loader.next_batch()? else {
+            break;
+        };
+        let count = batch.batch_size.min(left);
+        let images = upload(&batch, *device)?.images.narrow(0, 0, count as i64);
+        let names: Vec<_> = batch.ids[..count].iter().map(|id| id.to_string()).collect();
+        captioner.caption(&images, &names, done)?;
+        done += count as u64;
+        left -= count;
+    }
+    Ok(())
+}
+
+/// Pixels `[B, 3, S, S]` of files, or the first error.
+fn read(reader: &ImageReader, paths: &[PathBuf]) -> anyhow::Result<Vec<u8>> {
+    let mut pixels = Vec::new();
+    for image in reader.read_all(paths) {
+        pixels.extend(image?);
+    }
+    Ok(pixels)
+}
+
+struct Captioner {
+    config: GenerateConfig,
+    json: bool,
+    loaded: LoadedModel,
+}
+
+impl Captioner {
+    fn new(args: &CaptionArgs, loaded: LoadedModel) -> Captioner {
+        Captioner {
+            config: args.config(),
+            json: args.json,
+            loaded,
+        }
+    }
+
+    /// Captions `images`, which `done` others came before, and prints the captions.
+    fn caption(&self, images: &Tensor, names: &[String], done: u64) -> anyhow::Result<()> {
+        let LoadedModel {
+            model, tokenizer, ..
+        } = &self.loaded;
+        let embeds = tch::no_grad(|| model.encode_image(images))?;
+        let captions = generate(model, &embeds, &self.config, tokenizer.sep_id(), done)?;
+        for (name, captions) in names.iter().zip(&captions) {
+            self.print(name, captions)?;
+        }
+        Ok(())
+    }
+
+    fn print(&self, name: &str, captions: &[Generated]) -> anyhow::Result<()> {
+        let text = |caption: &Generated| self.loaded.tokenizer.decode(&caption.token_ids);
+        if self.json {
+            let captions: Vec<_> = captions
+                .iter()
+                .map(|caption| {
+                    json!({
+                        "text": text(caption),
+                        "score": caption.score,
+                        "tokens": caption.token_ids,
+                    })
+                })
+                .collect();
+            return say(format_args!(
+                "{}",
+                json!({"image": name, "captions": captions})
+            ));
+        }
+        for caption in captions {
+            say(format_args!("{name}: {}", text(caption)))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,132 @@
+//! Which trained model a command uses, and loading it.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use anyhow::bail;
+use clap::Args;
+use qf_model::checkpoint::{self, Checkpoint};
+use qf_model::device::{open_device, DeviceChoice};
+use qf_model::run_dir::RunDir;
+use qf_model::train::TrainConfig;
+use qf_model::Blip2Qformer;
+use qf_pipeline::text::{CaptionProcessor, CaptionTokenizer};
+use tch::Device;
+
+use crate::session::{load_config, load_tokenizer};
+
+/// Where the model comes from and where it runs.
+#[derive(Args)]
+pub(crate) struct ModelArgs {
+    /// Folder of the run whose newest checkpoint is used
+    #[arg(long, value_name = "DIR")]
+    run_dir: PathBuf,
+
+    /// Use the checkpoint of this step, or `best` by validation, instead of the newest
+    #[arg(long, value_name = "STEP|best")]
+    step: Option<StepChoice>,
+
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
+}
+
+#[derive(Clone, Copy)]
+enum StepChoice {
+    Best,
+    Step(u64),
+}
+
+impl FromStr for StepChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(step) => Ok(StepChoice::Step(step)),
+            Err(_) if text == "best" => Ok(StepChoice::Best),
+            Err(_) => Err("take the number of a step, or best".into()),
+        }
+    }
+}
+
+/// A model ready for use.
+pub(crate) struct LoadedModel {
+    pub(crate) model: Blip2Qformer,
+    pub(crate) tokenizer: Arc<CaptionTokenizer>,
+    /// The configuration it was trained with.
+    pub(crate) config: TrainConfig,
+    pub(crate) device: Device,
+    /// Steps that it was trained for.
+    pub(crate) step: u64,
+}
+
+impl ModelArgs {
+    /// The configuration of the model, before anything large is read.
+    pub(crate) fn config(&self) -> anyhow::Result<TrainConfig> {
+        load_config(&RunDir::new(&self.run_dir))?.resolve()
+    }
+
+    /// Loads the model that `config` describes.
+    pub(crate) fn load(&self, config: TrainConfig) -> anyhow::Result<LoadedModel> {
+        let device = open_device(self.device)?;
+        let run_dir = RunDir::new(&self.run_dir);
+        let Checkpoint { folder, state } = self.checkpoint(&run_dir)?;
+        let tokenizer = load_tokenizer(&run_dir)?;
+        let mut model = Blip2Qformer::new(&config.model, device, config.seed)?;
+        checkpoint::load_model(&folder, &mut model)?;
+        Ok(LoadedModel {
+            model,
+            tokenizer,
+            config,
+            device,
+            step: state.step,
+        })
+    }
+
+    fn checkpoint(&self, run_dir: &RunDir) -> anyhow::Result<Checkpoint> {
+        let folder = run_dir.checkpoints();
+        let found = match self.step {
+            None => checkpoint::newest(&folder)?,
+            Some(StepChoice::Best) => checkpoint::best(&folder)?,
+            Some(StepChoice::Step(step)) => checkpoint::of_step(&folder, step)?,
+        };
+        if let Some(found) = found {
+            return Ok(found);
+        }
+        let path = self.run_dir.display();
+        let steps: Vec<_> = checkpoint::list(&folder)?
+            .iter()
+            .map(|(step, _)| step.to_string())
+            .collect();
+        match self.step {
+            Some(StepChoice::Best) if !steps.is_empty() => bail!(
+                "{path} knows no best checkpoint, for it was trained without validation; take \
+                 --step {}",
+                steps.join(" or ")
+            ),
+            Some(StepChoice::Step(wanted)) if !steps.is_empty() => bail!(
+                "{path} holds no checkpoint of step {wanted}, but of {}",
+                steps.join(", ")
+            ),
+            _ => bail!("{path} holds no checkpoint yet; train it, or let it reach its first save"),
+        }
+    }
+}
+
+impl LoadedModel {
+    /// The caption processor that training used.
+    pub(crate) fn caption_processor(&self) -> anyhow::Result<CaptionProcessor> {
+        let data = &self.config.data;
+        Ok(CaptionProcessor::new(data.max_words, data.prompt.as_str())?)
+    }
+}
+
+/// Refuses captions longer than the model's positions.
+pub(crate) fn check_text_len(text_len: usize, config: &TrainConfig) -> anyhow::Result<()> {
+    let positions = config.model.qformer.max_positions;
+    if text_len as i64 > positions {
+        bail!("--text-len {text_len}: the model has {positions} positions");
+    }
+    Ok(())
+}

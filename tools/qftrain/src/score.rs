@@ -1,0 +1,125 @@
+//! `qftrain score`: how well texts fit an image.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::Args;
+use qf_model::host::{upload_pixels, upload_text};
+use qf_model::image_file::ImageReader;
+use serde_json::json;
+use tch::Kind;
+
+use crate::model_source::ModelArgs;
+use crate::output::say;
+
+#[derive(Args)]
+pub(crate) struct ScoreArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// Image file
+    image: PathBuf,
+
+    /// Texts to compare with it
+    #[arg(required = true, value_name = "TEXT")]
+    texts: Vec<String>,
+
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// One text against the image.
+struct Score {
+    /// Probability of a match by the matching head.
+    match_probability: f64,
+    /// Cosine similarity of the text and the best of the image's queries.
+    cosine: f64,
+}
+
+pub(crate) fn run(args: &ScoreArgs) -> anyhow::Result<()> {
+    let config = args.model.config()?;
+    let data = config.data.clone();
+    let reader = ImageReader::new(
+        data.image_size,
+        data.max_sample_bytes,
+        data.max_image_pixels,
+    )?;
+    // What the user gave is looked at before the model is loaded.
+    let pixels = reader.read(&args.image)?;
+    let loaded = args.model.load(config)?;
+    let processor = loaded.caption_processor()?;
+    let mut token_ids = vec![0; args.texts.len() * data.text_len];
+    let mut attention_mask = token_ids.clone();
+    let rows = token_ids
+        .chunks_mut(data.text_len)
+        .zip(attention_mask.chunks_mut(data.text_len));
+    for (number, (text, (ids, mask))) in args.texts.iter().zip(rows).enumerate() {
+        if processor.is_empty(text) {
+            bail!(
+                "text {} ({text:?}) is empty after the caption processor; give some words",
+                number + 1
+            );
+        }
+        loaded
+            .tokenizer
+            .encode(&processor.process(text), ids, mask)?;
+    }
+    let (model, device) = (&loaded.model, loaded.device);
+    let token_ids = upload_text(&token_ids, data.text_len, device)?;
+    let attention_mask = upload_text(&attention_mask, data.text_len, device)?;
+    let images = upload_pixels(&pixels, reader.image_size(), device)?;
+    let scores = tch::no_grad(|| {
+        let embeds = model.encode_image(&images)?; // [1, M, E]
+        let queries = model.image_features(&embeds)?.f_squeeze_dim(0)?; // [Q, d]
+        let texts = model.text_features(&token_ids, &attention_mask)?; // [N, d]
+        let cosine = texts.f_matmul(&queries.f_tr()?)?.f_amax(1, false)?; // [N]
+        let index = token_ids.f_select(1, 0)?.f_zeros_like()?; // [N]
+        let logits = model.itm_logits_of_pairs(&embeds, &index, &token_ids, &attention_mask)?; // [N, 2]
+        let matches = logits.f_softmax(1, Kind::Double)?.f_select(1, 1)?; // [N]
+        let numbers = |tensor: tch::Tensor| Vec::<f64>::try_from(tensor.f_to_kind(Kind::Double)?);
+        let pairs = numbers(matches)?.into_iter().zip(numbers(cosine)?);
+        Ok::<Vec<Score>, qf_model::ModelError>(
+            pairs
+                .map(|(match_probability, cosine)| Score {
+                    match_probability,
+                    cosine,
+                })
+                .collect(),
+        )
+    })?;
+    let temperature = model.temperature()?;
+    let image = args.image.display();
+    if args.json {
+        let scores: Vec<_> = args
+            .texts
+            .iter()
+            .zip(&scores)
+            .map(|(text, score)| {
+                json!({
+                    "text": text,
+                    "itm_probability": score.match_probability,
+                    "itc_cosine": score.cosine,
+                    "itc_over_temperature": score.cosine / temperature,
+                })
+            })
+            .collect();
+        let image = image.to_string();
+        let json = json!({"image": image, "step": loaded.step, "scores": scores});
+        return say(format_args!("{json}"));
+    }
+    say(format_args!("{image}, model of step {}", loaded.step))?;
+    say(format_args!(
+        "{:>9} {:>10} {:>11}  text",
+        "ITM match", "ITC cosine", "/ temp"
+    ))?;
+    for (text, score) in args.texts.iter().zip(&scores) {
+        say(format_args!(
+            "{:>8.1} % {:>9.4} {:>11.3}  {text}",
+            100.0 * score.match_probability,
+            score.cosine,
+            score.cosine / temperature
+        ))?;
+    }
+    Ok(())
+}
