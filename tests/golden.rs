@@ -705,6 +705,7 @@ fn golden_trajectories() {
             beta2: hyper["betas"][1].as_f64().unwrap(),
             eps: number("eps"),
             weight_decay: number("weight_decay"),
+            ..AdamWConfig::default()
         };
         let mut optimizer = AdamW::new(model.params(), &config).unwrap();
         let expected_groups = json["groups"].as_array().unwrap();
@@ -1039,6 +1040,8 @@ fn golden_hugging_face_inference() {
             heads: size(vision, "num_attention_heads"),
             mlp: size(vision, "intermediate_size"),
             trainable: false,
+            drop_path: 0.0,
+            checkpoint_activations: false,
         }),
         qformer: QformerConfig {
             cross_attention_freq: size(&json["qformer_config"], "cross_attention_frequency"),

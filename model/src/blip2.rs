@@ -15,14 +15,15 @@ pub(crate) use decode::tests as decode_tests;
 pub use decode::DecodeCache;
 
 use crate::collective::Collective;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Precision};
 use crate::error::{check_floats, check_integers, check_shape, ModelError};
 use crate::layers::{LayerNorm, Linear, LinearInit};
 use crate::loss::itc::{self, Targets};
 use crate::loss::{itg, itm};
+use crate::ops;
 use crate::params::{Init, ParamStore};
 use crate::qformer::{ImageKeyValues, Qformer, Text, TextRows};
-use crate::vision::VisionTower;
+use crate::vision::{Recomputed, VisionTower};
 
 /// Temperature that similarities are divided by at the start.
 const INITIAL_TEMPERATURE: f64 = 0.07;
@@ -41,6 +42,15 @@ pub struct Blip2Qformer {
     text_proj: Linear,   // D → d
     itm_head: Linear,    // D → 2
     compute: ComputeOptions,
+    precision: Precision,
+}
+
+/// Image features of a training step, and what their backward pass needs.
+#[derive(Debug)]
+pub struct TrainingImages {
+    /// `[B, M, E]`, as from [`Blip2Qformer::encode_image`].
+    pub features: Tensor,
+    recomputed: Option<Recomputed>,
 }
 
 /// What a step is computed from.
@@ -204,12 +214,47 @@ impl Blip2Qformer {
             text_proj,
             itm_head,
             compute: ComputeOptions::default(),
+            precision: Precision::F32,
         })
     }
 
     /// Sets what steps leave out.
     pub fn set_compute(&mut self, compute: ComputeOptions) {
         self.compute = compute;
+    }
+
+    /// Sets the element type of matrix products, by torch's automatic mixed precision. On a GPU the
+    /// matrices of a frozen tower are kept in it from here on, as LAVIS does with
+    /// `vit_precision: fp16`.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] when the device has no room.
+    pub fn set_precision(&mut self, precision: Precision) -> Result<(), ModelError> {
+        self.precision = precision;
+        let kind = match precision {
+            Precision::F32 => return Ok(()),
+            Precision::Bf16 => Kind::BFloat16,
+            Precision::F16 => Kind::Half,
+        };
+        if self.params.device().is_cuda() {
+            self.params
+                .convert_frozen_matrices("visual_encoder.", kind)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the temperature back into `qformer.temp_range`, if one is set.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] where libtorch fails.
+    pub fn clamp_temperature(&self) -> Result<(), ModelError> {
+        let Some([low, high]) = self.config.qformer.temp_range else {
+            return Ok(());
+        };
+        tch::no_grad(|| {
+            let _ = self.temp.shallow_clone().f_clamp_(low, high)?;
+            Ok(())
+        })
     }
 
     /// What the model was made from.
@@ -242,6 +287,47 @@ impl Blip2Qformer {
         self.ln_vision.normalize(&features)
     }
 
+    /// [`Blip2Qformer::encode_image`] for a training step: with drop path, and recomputation where
+    /// `vision.checkpoint_activations` asks for it. After the loss's backward pass call
+    /// [`Blip2Qformer::finish_backward`].
+    ///
+    /// # Errors
+    /// As [`Blip2Qformer::encode_image`].
+    pub fn encode_training_image(&self, input: &Tensor) -> Result<TrainingImages, ModelError> {
+        let vision = &self.config.vision;
+        let vit = vision.vit().filter(|vit| vit.trainable);
+        let autocast = |f: &dyn Fn() -> Result<Tensor, ModelError>| {
+            ops::with_autocast(self.precision, self.params.device(), f)
+        };
+        let (features, recomputed) = match vit {
+            None => (self.vision_features(input)?, None),
+            Some(vit) if vit.checkpoint_activations => {
+                let recomputed = ops::with_autocast(self.precision, self.params.device(), || {
+                    self.tower.forward_recomputed(input, vision, true)
+                })?;
+                (recomputed.features.shallow_clone(), Some(recomputed))
+            }
+            Some(_) => (autocast(&|| self.tower.forward(input, vision, true))?, None),
+        };
+        Ok(TrainingImages {
+            features: self.ln_vision.normalize(&features)?,
+            recomputed,
+        })
+    }
+
+    /// The part of the backward pass that [`Blip2Qformer::encode_training_image`] put off, if any.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] where libtorch fails.
+    pub fn finish_backward(&self, images: &TrainingImages) -> Result<(), ModelError> {
+        match &images.recomputed {
+            Some(recomputed) => ops::with_autocast(self.precision, self.params.device(), || {
+                recomputed.backward(&self.tower)
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// The reference's `image_embeds` `[B, M, E]` of features from [`Blip2Qformer::encode_image`].
     ///
     /// # Errors
@@ -257,7 +343,11 @@ impl Blip2Qformer {
     /// # Errors
     /// As [`Blip2Qformer::encode_image`].
     pub fn vision_features(&self, input: &Tensor) -> Result<Tensor, ModelError> {
-        let forward = || self.tower.forward(input, &self.config.vision);
+        let forward = || {
+            ops::with_autocast(self.precision, self.params.device(), || {
+                self.tower.forward(input, &self.config.vision, false)
+            })
+        };
         match self.config.vision.vit() {
             Some(vit) if !vit.trainable => tch::no_grad(forward),
             _ => forward(),
@@ -275,6 +365,18 @@ impl Blip2Qformer {
     /// fit, [`ModelError::Torch`] for ids beyond the vocabulary or negatives beyond the batch
     /// (on the CPU; a GPU cannot tell in time).
     pub fn forward_losses(
+        &self,
+        input: &StepInput<'_>,
+        negatives: NegativeSampling<'_>,
+        collective: &dyn Collective,
+        train: bool,
+    ) -> Result<StepOutput, ModelError> {
+        ops::with_autocast(self.precision, self.params.device(), || {
+            self.losses(input, negatives, collective, train)
+        })
+    }
+
+    fn losses(
         &self,
         input: &StepInput<'_>,
         negatives: NegativeSampling<'_>,
@@ -323,11 +425,15 @@ impl Blip2Qformer {
             }
         };
         let text_feat = self.project_text(&text_cls)?; // [B, d]
+        let gather = |own: &Tensor| match self.config.qformer.itc_gather_gradient {
+            true => collective.all_gather_with_grad(own),
+            false => collective.all_gather(own),
+        };
         let sims = itc::similarities(
             &image_feats,
             &text_feat,
-            &collective.all_gather(&image_feats)?,
-            &collective.all_gather(&text_feat)?,
+            &gather(&image_feats)?,
+            &gather(&text_feat)?,
             &self.temp,
         );
         let targets = self.targets(input, collective)?;
@@ -337,6 +443,16 @@ impl Blip2Qformer {
 
         // Matching.
         let positives = targets.mask(sims.image_to_text.size()[1]); // [B, N]
+        let positives = match self.config.qformer.exclude_equal_texts {
+            true => {
+                let own = token_ids.f_unsqueeze(1)?; // [B, 1, T]
+                let equal = own
+                    .f_eq_tensor(&collective.all_gather(token_ids)?)?
+                    .f_all_dim(2, false)?;
+                positives.f_logical_or(&equal)? // [B, N]
+            }
+            false => positives,
+        };
         let weights_t2i = itm::sampling_weights(&sims.text_to_image, &positives);
         let weights_i2t = itm::sampling_weights(&sims.image_to_text, &positives);
         let (negative_image_idx, negative_text_idx) = match negatives {
@@ -852,6 +968,8 @@ mod tests {
                 heads: 2,
                 mlp: 16,
                 trainable,
+                drop_path: 0.0,
+                checkpoint_activations: false,
             });
             let model = Blip2Qformer::new(&config, Device::Cpu, 1).unwrap();
             let pixels = Tensor::randn([2, 3, 8, 8], OPTIONS);
@@ -988,6 +1106,8 @@ mod tests {
             heads: 2,
             mlp: 16,
             trainable,
+            drop_path: 0.0,
+            checkpoint_activations: false,
         });
         let mut model = Blip2Qformer::new(&config, Device::Cpu, 1).unwrap();
         model.set_compute(compute);

@@ -24,6 +24,20 @@ pub struct ModelConfig {
     pub qformer: QformerConfig,
 }
 
+/// Element type of matrix products in training. Parameters, moments, norms, softmax and losses stay
+/// in 32 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// float16, with a loss scale.
+    F16,
+}
+
 /// What turns pixels into image features `[B, M, E]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -57,6 +71,14 @@ pub struct VitConfig {
     /// Whether the tower is trained. A published tower stays frozen in stage 1; a small tower that
     /// starts from random numbers has to learn.
     pub trainable: bool,
+    /// Stochastic depth of a trained tower: probability with which the last block's branches are
+    /// left out, falling linearly to 0 at the first, 0 to below 1. Default 0.
+    #[serde(default)]
+    pub drop_path: f64,
+    /// Compute the blocks of a trained tower once more in the backward pass instead of keeping
+    /// what is inside them. Default false.
+    #[serde(default)]
+    pub checkpoint_activations: bool,
 }
 
 impl VitConfig {
@@ -86,6 +108,7 @@ impl VitConfig {
                 ),
             });
         }
+        share("vision.drop_path", self.drop_path)?;
         divides("vision.heads", self.heads, "width", self.width)
     }
 }
@@ -162,6 +185,18 @@ pub struct QformerConfig {
     /// Label smoothing of the contrastive and the language-model loss, 0 to below 1. Default 0.1.
     #[serde(default = "default_label_smoothing")]
     pub label_smoothing: f64,
+    /// Bounds that the temperature is clamped to before every step, e.g. `[0.001, 0.5]`. The
+    /// reference clamps nothing, which is the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temp_range: Option<[f64; 2]>,
+    /// Let the contrastive loss reach the gathered side of each similarity too. The reference
+    /// gathers without gradient, which is the default.
+    #[serde(default)]
+    pub itc_gather_gradient: bool,
+    /// Leave texts with the same tokens as the pair's own out of its negatives. The reference draws
+    /// them as any other, which is the default.
+    #[serde(default)]
+    pub exclude_equal_texts: bool,
     /// Id of `[DEC]`, which opens a text that is generated.
     pub dec_token_id: i64,
     /// Id of `[PAD]`, which the language-model loss passes over. Default 0.
@@ -209,6 +244,14 @@ impl QformerConfig {
         divides("qformer.heads", self.heads, "hidden", self.hidden)?;
         share("qformer.dropout", self.dropout)?;
         share("qformer.label_smoothing", self.label_smoothing)?;
+        if let Some([low, high]) = self.temp_range {
+            if !(low > 0.0 && low <= high && high.is_finite()) {
+                return Err(ModelError::Config {
+                    setting: "qformer.temp_range",
+                    message: format!("[{low}, {high}] is no range of numbers above 0"),
+                });
+            }
+        }
         above_zero("qformer.eps", self.eps)?;
         above_zero("qformer.ln_vision_eps", self.ln_vision_eps)?;
         above_zero("qformer.init_std", self.init_std)?;
@@ -311,6 +354,8 @@ impl ModelConfig {
                 heads: 4,
                 mlp: 256,
                 trainable: true,
+                drop_path: 0.0,
+                checkpoint_activations: false,
             }),
             qformer: QformerConfig {
                 hidden: 128,
@@ -341,6 +386,8 @@ impl ModelConfig {
                 heads: 16,
                 mlp: 4096,
                 trainable: false,
+                drop_path: 0.0,
+                checkpoint_activations: false,
             }),
             qformer: base_qformer(1024),
         }
@@ -357,6 +404,8 @@ impl ModelConfig {
                 heads: 16,
                 mlp: 6144,
                 trainable: false,
+                drop_path: 0.0,
+                checkpoint_activations: false,
             }),
             qformer: base_qformer(1408),
         }
@@ -406,6 +455,9 @@ fn base_qformer(encoder_width: i64) -> QformerConfig {
         ln_vision_eps: default_ln_vision_eps(),
         init_std: default_init_std(),
         label_smoothing: default_label_smoothing(),
+        temp_range: None,
+        itc_gather_gradient: false,
+        exclude_equal_texts: false,
         dec_token_id: BERT_VOCAB_SIZE - 1,
         pad_token_id: 0,
     }

@@ -63,9 +63,10 @@ pub mod weights;
 
 pub use blip2::{
     Blip2Qformer, ComputeOptions, HiddenRows, NegativeSampling, StepInput, StepOutput,
+    TrainingImages,
 };
 pub use collective::{Collective, SingleProcess};
-pub use config::{ModelConfig, QformerConfig, VisionConfig, VitConfig};
+pub use config::{ModelConfig, Precision, QformerConfig, VisionConfig, VitConfig};
 pub use error::ModelError;
 pub use optim::{AdamW, AdamWConfig};
 pub use params::{LoadScope, ParamStore};

@@ -1,8 +1,9 @@
 //! Operations beside those that tch wraps: on the CPU in 32 bits fused loops and oneDNN's matrix
 //! products (`shim/`), anywhere else the same of torch's own operations.
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
+use crate::config::Precision;
 use crate::error::ModelError;
 
 /// x Wᵀ + b for x `[…, K]`, weight `[N, K]`, bias `[N]` → `[…, N]`.
@@ -137,20 +138,27 @@ pub(crate) fn lerp(
     ffi::check(ffi::lerp(targets, sources, weight))
 }
 
-/// Element type of matrix products under automatic mixed precision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Autocast {
-    /// Off.
-    Off,
-    /// bfloat16.
-    BFloat16,
-    /// float16.
-    Half,
-}
-
-/// Sets automatic mixed precision of this thread.
-pub(crate) fn set_autocast(cuda: bool, kind: Autocast) -> Result<(), ModelError> {
-    ffi::check(ffi::set_autocast(cuda, kind))
+/// Runs `f` with the matrix products of this thread in the element type of `precision`: torch's
+/// automatic mixed precision for `device`.
+pub(crate) fn with_autocast<T>(
+    precision: Precision,
+    device: Device,
+    f: impl FnOnce() -> Result<T, ModelError>,
+) -> Result<T, ModelError> {
+    if precision == Precision::F32 {
+        return f();
+    }
+    /// Switches it off again, whatever happens.
+    struct Off(bool);
+    impl Drop for Off {
+        fn drop(&mut self) {
+            let _ = ffi::check(ffi::set_autocast(self.0, Precision::F32));
+        }
+    }
+    let cuda = device.is_cuda();
+    ffi::check(ffi::set_autocast(cuda, precision))?;
+    let _off = Off(cuda);
+    f()
 }
 
 /// The C functions of `shim/ops.cpp`.
@@ -161,7 +169,8 @@ mod ffi {
     use tch::Tensor;
     use torch_sys::C_tensor;
 
-    use super::{AdamWStep, AdamWTensors, Autocast};
+    use super::{AdamWStep, AdamWTensors};
+    use crate::config::Precision;
     use crate::error::ModelError;
 
     type Message = *mut c_char;
@@ -401,11 +410,11 @@ mod ffi {
         unsafe { qf_lerp(targets.as_ptr(), sources.as_ptr(), targets.len(), weight) }
     }
 
-    pub(super) fn set_autocast(cuda: bool, kind: Autocast) -> Message {
-        let kind = match kind {
-            Autocast::Off => 0,
-            Autocast::BFloat16 => 1,
-            Autocast::Half => 2,
+    pub(super) fn set_autocast(cuda: bool, precision: Precision) -> Message {
+        let kind = match precision {
+            Precision::F32 => 0,
+            Precision::Bf16 => 1,
+            Precision::F16 => 2,
         };
         // SAFETY: no pointers.
         unsafe { qf_set_autocast(c_int::from(cuda), kind) }
@@ -415,7 +424,7 @@ mod ffi {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
 

@@ -23,6 +23,21 @@ pub struct AdamWConfig {
     pub eps: f64,
     /// Share of a parameter's value that a step of rate 1 takes away. Default 0.05.
     pub weight_decay: f64,
+    /// Whether weight decay acts on the temperature too, as it does in the reference, which exempts
+    /// vectors and biases alone. Default true.
+    pub decay_temperature: bool,
+    /// Gradients whose norm (over all parameters) is larger are scaled down to it. The reference
+    /// does not clip, which is the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_grad_norm: Option<f64>,
+    /// Layer-wise rates of a trained vision tower: block k of K moves at the rate times this to the
+    /// power of K - k (k from 0), patches and positions to the power of K + 1. Default 1. The
+    /// reference's schedules overwrite its own such setting, `lr_layer_decay`.
+    pub layer_decay: f64,
+    /// Keep an exponential moving average of the trained parameters with this decay, e.g. 0.9999.
+    /// None by default, as in the reference.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema_decay: Option<f64>,
 }
 
 impl Default for AdamWConfig {
@@ -32,6 +47,10 @@ impl Default for AdamWConfig {
             beta2: 0.98,
             eps: 1e-8,
             weight_decay: 0.05,
+            decay_temperature: true,
+            max_grad_norm: None,
+            layer_decay: 1.0,
+            ema_decay: None,
         }
     }
 }
@@ -68,6 +87,25 @@ impl AdamWConfig {
                 self.weight_decay >= 0.0 && self.weight_decay.is_finite(),
                 "0 or more",
             ),
+            (
+                "optimizer.max_grad_norm",
+                self.max_grad_norm.unwrap_or(1.0),
+                self.max_grad_norm
+                    .is_none_or(|norm| norm > 0.0 && norm.is_finite()),
+                "a number above 0",
+            ),
+            (
+                "optimizer.layer_decay",
+                self.layer_decay,
+                self.layer_decay > 0.0 && self.layer_decay <= 1.0,
+                "above 0 to 1",
+            ),
+            (
+                "optimizer.ema_decay",
+                self.ema_decay.unwrap_or(0.0),
+                self.ema_decay.is_none_or(share),
+                "0 to below 1",
+            ),
         ];
         for (setting, value, fits, range) in checks {
             if !fits {
@@ -101,16 +139,51 @@ pub struct AdamW {
 struct Entry {
     param: Param,
     decays: bool,
+    /// Factor of the learning rate.
+    rate: f64,
+    /// Moving average of the values.
+    ema: Option<Tensor>,
     /// f32 scalar: steps in which the parameter had a gradient.
     step: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
 }
 
+impl Entry {
+    /// What the optimiser remembers of a parameter, by name.
+    fn moments(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
+        let ema = self.ema.as_ref().map(|ema| ("ema", ema));
+        [("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)]
+            .into_iter()
+            .chain(ema)
+    }
+}
+
 /// Whether weight decay acts on a parameter: not on vectors nor biases. A scalar is neither, so
-/// that the temperature decays, as in the reference.
-fn decays(param: &Param) -> bool {
-    param.tensor.dim() != 1 && !param.name.ends_with(".bias")
+/// that the temperature decays, as in the reference, unless it is not to.
+fn decays(param: &Param, config: &AdamWConfig) -> bool {
+    let spared = !config.decay_temperature && param.tensor.dim() == 0;
+    param.tensor.dim() != 1 && !param.name.ends_with(".bias") && !spared
+}
+
+/// The block of the vision tower that a parameter belongs to; none outside of the tower, `Some(None)`
+/// for what comes before the blocks.
+fn tower_block(name: &str) -> Option<Option<i32>> {
+    let inside = name.strip_prefix("visual_encoder.")?;
+    let block = ["blocks.", "transformer.resblocks."]
+        .iter()
+        .find_map(|prefix| inside.strip_prefix(prefix))
+        .and_then(|rest| rest.split('.').next()?.parse().ok());
+    Some(block)
+}
+
+/// The factor of a parameter's learning rate in a tower of `depth` blocks.
+fn rate(name: &str, depth: i32, layer_decay: f64) -> f64 {
+    match tower_block(name) {
+        Some(Some(block)) => layer_decay.powi(depth - block),
+        Some(None) => layer_decay.powi(depth + 1),
+        None => 1.0,
+    }
 }
 
 impl AdamW {
@@ -120,6 +193,11 @@ impl AdamW {
     /// [`ModelError::Config`] for settings out of range.
     pub fn new(params: &ParamStore, config: &AdamWConfig) -> Result<AdamW, ModelError> {
         config.validate()?;
+        let blocks = params
+            .named_parameters()
+            .iter()
+            .filter_map(|p| tower_block(&p.name)?);
+        let depth = blocks.max().map_or(0, |last| last + 1);
         let entry = |param: &Param| {
             let values = param.tensor.f_detach()?;
             Ok(Entry {
@@ -128,7 +206,12 @@ impl AdamW {
                     tensor: param.tensor.shallow_clone(),
                     trainable: true,
                 },
-                decays: decays(param),
+                decays: decays(param, config),
+                rate: rate(&param.name, depth, config.layer_decay),
+                ema: config
+                    .ema_decay
+                    .map(|_| values.f_detach_copy())
+                    .transpose()?,
                 step: Tensor::f_zeros([], (Kind::Float, values.device()))?,
                 exp_avg: values.f_zeros_like()?,
                 exp_avg_sq: values.f_zeros_like()?,
@@ -208,10 +291,16 @@ impl AdamW {
         }
         let config = &self.config;
         let gradients = self.gradients()?;
-        for decays in [true, false] {
+        let mut groups: Vec<(bool, f64)> = Vec::new();
+        for entry in &self.entries {
+            if !groups.contains(&(entry.decays, entry.rate)) {
+                groups.push((entry.decays, entry.rate));
+            }
+        }
+        for (decays, rate) in groups {
             let mut tensors = AdamWTensors::default();
             for (entry, gradient) in self.entries.iter().zip(&gradients) {
-                if entry.decays == decays && gradient.defined() {
+                if entry.decays == decays && entry.rate == rate && gradient.defined() {
                     tensors.params.push(&entry.param.tensor);
                     tensors.gradients.push(gradient);
                     tensors.exp_avgs.push(&entry.exp_avg);
@@ -220,7 +309,7 @@ impl AdamW {
                 }
             }
             let step = AdamWStep {
-                lr,
+                lr: lr * rate,
                 beta1: config.beta1,
                 beta2: config.beta2,
                 weight_decay: if decays { config.weight_decay } else { 0.0 },
@@ -230,7 +319,29 @@ impl AdamW {
             };
             ops::fused_adamw(&tensors, &step)?;
         }
-        Ok(())
+        let Some(decay) = config.ema_decay else {
+            return Ok(());
+        };
+        let (mut averages, mut params) = (Vec::new(), Vec::new());
+        for entry in &self.entries {
+            if let Some(ema) = &entry.ema {
+                averages.push(ema);
+                params.push(&entry.param.tensor);
+            }
+        }
+        ops::lerp(&averages, &params, 1.0 - decay)
+    }
+
+    /// The divisor that brings gradients of norm `norm` (a scalar on the device) down to
+    /// `max_grad_norm`: at least 1. None without clipping.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] where libtorch fails.
+    pub fn clip_divisor(&self, norm: &Tensor) -> Result<Option<Tensor>, ModelError> {
+        match self.config.max_grad_norm {
+            Some(max) => Ok(Some(norm.f_divide_scalar(max)?.f_clamp_min(1.0)?)),
+            None => Ok(None),
+        }
     }
 
     fn gradients(&self) -> Result<Vec<Tensor>, ModelError> {
@@ -238,7 +349,7 @@ impl AdamW {
         Ok(gradients.collect::<Result<_, _>>()?)
     }
 
-    /// The state by name: `NAME.exp_avg`, `NAME.exp_avg_sq` and `NAME.step` (a scalar i64) of every
+    /// The state by name: `NAME.exp_avg`, `NAME.exp_avg_sq`, `NAME.ema` if averages are kept, and `NAME.step` (a scalar i64) of every
     /// parameter. The moments share storage with the optimiser: a later step changes them.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let mut state = Vec::with_capacity(3 * self.entries.len());
@@ -249,6 +360,9 @@ impl AdamW {
                 format!("{name}.exp_avg_sq"),
                 entry.exp_avg_sq.shallow_clone(),
             ));
+            if let Some(ema) = &entry.ema {
+                state.push((format!("{name}.ema"), ema.shallow_clone()));
+            }
             let step = entry.step.to_device(Device::Cpu).to_kind(Kind::Int64);
             state.push((format!("{name}.step"), step));
         }
@@ -269,10 +383,7 @@ impl AdamW {
         let mut steps = Vec::with_capacity(self.entries.len());
         for entry in &self.entries {
             let name = &entry.param.name;
-            for (part, moment) in [
-                ("exp_avg", &entry.exp_avg),
-                ("exp_avg_sq", &entry.exp_avg_sq),
-            ] {
+            for (part, moment) in entry.moments() {
                 let name = format!("{name}.{part}");
                 match state.get(&name) {
                     Some(tensor) => problems.extend(misfit(&name, moment, tensor)),
@@ -305,12 +416,9 @@ impl AdamW {
         }
         for (entry, step) in self.entries.iter_mut().zip(steps) {
             let name = &entry.param.name;
-            for (part, moment) in [
-                ("exp_avg", &mut entry.exp_avg),
-                ("exp_avg_sq", &mut entry.exp_avg_sq),
-            ] {
+            for (part, moment) in entry.moments() {
                 if let Some(tensor) = state.get(&format!("{name}.{part}")) {
-                    moment.f_copy_(tensor)?;
+                    moment.shallow_clone().f_copy_(tensor)?;
                 }
             }
             let _ = entry.step.f_fill_(step)?;
@@ -329,6 +437,10 @@ mod tests {
         beta2: 0.9,
         eps: 1e-3,
         weight_decay: 0.1,
+        decay_temperature: true,
+        max_grad_norm: None,
+        layer_decay: 1.0,
+        ema_decay: None,
     };
 
     fn store(values: &[(&str, &[i64], f64)]) -> ParamStore {

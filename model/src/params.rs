@@ -76,6 +76,69 @@ impl ParamStore {
         self.params.iter().filter(|param| param.trainable)
     }
 
+    /// Takes the trainable parameters whose names match a pattern (`*` for anything) out of
+    /// training. To be called before the optimiser is made.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] for a pattern that is none, or that no trainable parameter matches.
+    pub fn freeze(&mut self, patterns: &[String]) -> Result<(), ModelError> {
+        let wrong = |pattern: &str, problem: String| ModelError::Config {
+            setting: "freeze",
+            message: format!("`{pattern}` {problem}"),
+        };
+        let before = self.trainable().count();
+        let mut frozen: Vec<usize> = Vec::new();
+        for text in patterns {
+            let pattern = glob::Pattern::new(text)
+                .map_err(|error| wrong(text, format!("is no pattern: {error}")))?;
+            let matching = self.params.iter().enumerate();
+            let matching: Vec<usize> = matching
+                .filter(|(_, param)| param.trainable && pattern.matches(&param.name))
+                .map(|(index, _)| index)
+                .collect();
+            if matching.is_empty() {
+                let example = self.trainable().next().map_or("", |param| &param.name);
+                let problem =
+                    format!("matches none of the {before} trainable parameters, e.g. `{example}`");
+                return Err(wrong(text, problem));
+            }
+            frozen.extend(matching);
+        }
+        for index in frozen {
+            if let Some(param) = self.params.get_mut(index) {
+                param.trainable = false;
+                param.tensor = param.tensor.f_set_requires_grad(false)?;
+            }
+        }
+        if self.trainable().next().is_none() {
+            return Err(wrong(
+                &patterns.join("`, `"),
+                "leave nothing to train".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Converts the frozen parameters of two and more dimensions under `prefix` to `kind`, positions
+    /// and class token left out.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] when the device has no room.
+    pub(crate) fn convert_frozen_matrices(
+        &mut self,
+        prefix: &str,
+        kind: Kind,
+    ) -> Result<(), ModelError> {
+        for param in self.params.iter_mut().filter(|param| !param.trainable) {
+            let is_weight = param.name.ends_with("weight") && param.tensor.dim() >= 2;
+            if is_weight && param.name.starts_with(prefix) {
+                let converted = param.tensor.f_to_kind(kind)?;
+                param.tensor.f_set_data(&converted)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The parameter of this name.
     pub fn get(&self, name: &str) -> Option<&Param> {
         self.index.get(name).map(|&index| &self.params[index])

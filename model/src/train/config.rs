@@ -7,10 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::non_finite::OnNonFinite;
 use super::validation::ValidationConfig;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Precision};
 use crate::error::ModelError;
 use crate::optim::AdamWConfig;
 use crate::schedule::Schedule;
+
+/// All batches of a step are in memory at once.
+const MAX_ACCUMULATED: usize = 1024;
 
 /// A run: data, model, optimiser and how long.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +50,17 @@ pub struct TrainConfig {
     /// Default 10.
     #[serde(default = "default_max_skips")]
     pub max_skips_in_a_row: u64,
+    /// Batches whose gradients make up one step; their mean counts, as in the reference's
+    /// `accum_grad_iters`. The contrastive loss and the negatives see one batch at a time. Default 1.
+    #[serde(default = "default_accumulate")]
+    pub accumulate_steps: usize,
+    /// Element type of matrix products: `f32`, `bf16`, or `f16` with a loss scale. Default `f32`.
+    #[serde(default)]
+    pub precision: Precision,
+    /// Parameters that are not trained, by name with `*` for anything, e.g.
+    /// `["Qformer.bert.embeddings.*"]`.
+    #[serde(default)]
+    pub freeze: Vec<String>,
     /// Steps that the epoch-wise schedule counts as an epoch; needed for `epoch_cosine` alone.
     #[serde(default)]
     pub steps_per_epoch: u64,
@@ -84,6 +98,10 @@ fn default_checkpoint_every() -> u64 {
 
 fn default_keep() -> usize {
     2
+}
+
+fn default_accumulate() -> usize {
+    1
 }
 
 fn default_max_skips() -> u64 {
@@ -125,6 +143,11 @@ impl TrainConfig {
             self.keep_checkpoints > 0,
             "keep_checkpoints",
             "must be at least 1".into(),
+        )?;
+        check(
+            (1..=MAX_ACCUMULATED).contains(&self.accumulate_steps),
+            "accumulate_steps",
+            format!("must be 1 to {MAX_ACCUMULATED}"),
         )?;
         check(
             self.max_skips_in_a_row > 0,

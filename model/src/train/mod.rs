@@ -4,6 +4,7 @@ mod config;
 mod non_finite;
 mod profile;
 mod record;
+mod scaler;
 mod step;
 mod validation;
 
@@ -11,15 +12,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use qf_pipeline::{Batch, Loader};
-use tch::{Kind, Tensor};
+use tch::Kind;
 
 pub use config::TrainConfig;
 pub use non_finite::OnNonFinite;
 pub use profile::{Phase, Phases, RunProfile};
 pub use record::{MetricsFile, MetricsRecord, SkippedRecord, StepRecord};
+pub use scaler::LossScaler;
 pub use validation::{KeepBest, ValidationConfig, ValidationRecord, Validator};
 
-use crate::blip2::{Blip2Qformer, StepOutput};
+use crate::blip2::Blip2Qformer;
 use crate::checkpoint::{
     BestCheckpoint, CheckpointWriter, RandomState, Retention, SchedulePosition, TrainState,
 };
@@ -27,6 +29,7 @@ use crate::error::ModelError;
 use crate::optim::AdamW;
 use crate::run_dir::RunDir;
 use non_finite::{Guard, Verdict};
+use step::StepResult;
 
 /// Everything that one step changes.
 pub struct Trainer {
@@ -34,6 +37,8 @@ pub struct Trainer {
     pub model: Blip2Qformer,
     /// Its optimiser.
     pub optimizer: AdamW,
+    /// The loss scale, with `precision = "f16"`.
+    pub scaler: Option<LossScaler>,
     /// Steps done.
     pub step: u64,
     /// The checkpoint of the best validation figure so far.
@@ -128,7 +133,7 @@ impl Trainer {
             }
             if saves {
                 guard.settle()?;
-                let state = self.state(config, loader);
+                let state = self.state(config, loader)?;
                 phases.time(Phase::Snapshot, || {
                     self.save(&mut writer, config, state, &metrics_file)
                 })?;
@@ -140,22 +145,28 @@ impl Trainer {
             if stop.load(Ordering::Relaxed) {
                 break Outcome::Interrupted;
             }
-            let Some(batch) = phases.time(Phase::Wait, || loader.next_batch())? else {
+            let mut batches = Vec::with_capacity(config.accumulate_steps);
+            while batches.len() < config.accumulate_steps {
+                match phases.time(Phase::Wait, || loader.next_batch())? {
+                    Some(batch) => batches.push(batch),
+                    None => break,
+                }
+            }
+            let Some(last) = batches.last() else {
                 break Outcome::OutOfData;
             };
             let lr = config
                 .schedule
                 .lr(self.step, config.steps, config.steps_per_epoch);
-            let (output, verdict) =
-                self.train_step(&batch, config.seed, lr, &mut guard, &mut phases)?;
-            phases.end_step(batch.batch_size as u64);
+            let done = self.train_step(&batches, config.seed, lr, &mut guard, &mut phases)?;
+            phases.end_step(batches.iter().map(|batch| batch.batch_size as u64).sum());
             let logs =
                 self.step.is_multiple_of(config.log_every_steps) || self.step == config.steps;
-            match verdict {
-                Verdict::Skip(record) => log(MetricsRecord::Skipped(record))?,
+            match &done.verdict {
+                Verdict::Skip(record) => log(MetricsRecord::Skipped(record.clone()))?,
                 Verdict::Update if logs => {
                     guard.settle()?;
-                    let record = record(&output, &batch, self.step, lr, &phases)?;
+                    let record = record(&done, last, self.step, lr, &phases)?;
                     log(MetricsRecord::Train(record))?;
                 }
                 Verdict::Update => {}
@@ -166,7 +177,7 @@ impl Trainer {
         // Nothing to save without a step: the checkpoint that was resumed from is there.
         if saved_at != self.step {
             guard.settle()?;
-            let state = self.state(config, loader);
+            let state = self.state(config, loader)?;
             self.save(&mut writer, config, state, &metrics_file)?;
         }
         writer.finish()?;
@@ -191,19 +202,20 @@ impl Trainer {
         true
     }
 
-    fn state(&self, config: &TrainConfig, loader: &Loader) -> TrainState {
-        TrainState {
+    fn state(&self, config: &TrainConfig, loader: &Loader) -> Result<TrainState, ModelError> {
+        Ok(TrainState {
             schedule: Some(SchedulePosition {
                 steps: config.steps,
                 steps_per_epoch: config.steps_per_epoch,
             }),
+            scaler: self.scaler.as_ref().map(LossScaler::state).transpose()?,
             random: Some(RandomState {
                 seed: config.seed,
                 next_step_seed: step_seed(config.seed, self.step),
             }),
             best: self.best.clone(),
             ..TrainState::new(self.step, loader.state().clone())
-        }
+        })
     }
 
     fn save(
@@ -262,22 +274,13 @@ fn step_seed(seed: u64, step: u64) -> i64 {
 }
 
 fn record(
-    output: &StepOutput,
+    done: &StepResult,
     batch: &Batch,
     step: u64,
     lr: f64,
     phases: &Phases,
 ) -> Result<StepRecord, ModelError> {
-    let losses = [
-        &output.loss,
-        &output.loss_itc,
-        &output.loss_itm,
-        &output.loss_lm,
-    ];
-    let losses = Tensor::f_stack(&losses, 0)?
-        .f_detach()?
-        .f_to_kind(Kind::Double)?;
-    let losses = Vec::<f64>::try_from(losses)?;
+    let losses = Vec::<f64>::try_from(done.losses.f_to_kind(Kind::Double)?)?;
     let [loss, loss_itc, loss_itm, loss_lm] = losses[..] else {
         return Err(ModelError::Input {
             what: "losses",
@@ -292,6 +295,7 @@ fn record(
         loss_itc,
         loss_itm,
         loss_lm,
+        grad_norm: done.gradient_norm.f_double_value(&[])?,
         lr,
         images_per_s: phases.images_per_s(),
         data_wait_share: phases.wait_share(),

@@ -11,7 +11,6 @@ use super::record::SkippedRecord;
 use crate::blip2::{Blip2Qformer, StepOutput};
 use crate::error::ModelError;
 use crate::host::DeviceBatch;
-use crate::params::ParamStore;
 use crate::tensor_file::write_safetensors;
 
 /// What a loss or gradient that is not finite leads to.
@@ -55,11 +54,18 @@ pub(super) enum Verdict {
 pub(super) struct StepView<'a> {
     /// Number of the step, from 1.
     pub(super) step: u64,
-    pub(super) batch: &'a Batch,
-    pub(super) input: &'a DeviceBatch,
-    pub(super) image_embeds: &'a Tensor,
-    pub(super) output: &'a StepOutput,
+    pub(super) batches: &'a [MicroStep<'a>],
     pub(super) model: &'a Blip2Qformer,
+    /// Norm of all gradients together, unless an infinite one is nothing special.
+    pub(super) gradient_norm: Option<&'a Tensor>,
+}
+
+/// One of a step's batches, with what was computed from it.
+pub(super) struct MicroStep<'a> {
+    pub(super) batch: &'a Batch,
+    pub(super) input: DeviceBatch,
+    pub(super) image_embeds: Tensor,
+    pub(super) output: StepOutput,
 }
 
 /// A step whose numbers have not been looked at yet.
@@ -104,17 +110,18 @@ impl Guard {
     /// On the CPU, and wherever updates may be skipped, the numbers are read at once. On a GPU they
     /// are left for [`settle`](Self::settle), which a run calls before it logs, validates or saves.
     pub(super) fn judge(&mut self, view: &StepView<'_>) -> Result<Verdict, ModelError> {
-        let norm = gradient_norm(view.model.params())?;
         if self.defers {
-            self.pending.push(Watched::new(view, &norm)?);
+            self.pending.push(Watched::new(view)?);
             if self.pending.len() >= MAX_PENDING {
                 self.settle()?;
             }
             return Ok(Verdict::Update);
         }
-        let loss = view.output.loss.f_detach()?.f_to_kind(Kind::Float)?;
-        let both = Tensor::f_stack(&[&loss, &norm.f_to_kind(Kind::Float)?], 0)?;
-        if all_finite(&both)? {
+        let losses = view.batches.iter().map(|done| &done.output.loss);
+        let watched = losses.chain(view.gradient_norm);
+        let watched = watched.map(|tensor| Ok(tensor.f_detach()?.f_to_kind(Kind::Float)?));
+        let watched = watched.collect::<Result<Vec<Tensor>, ModelError>>()?;
+        if all_finite(&Tensor::f_stack(&watched, 0)?)? {
             self.skipped_in_a_row = 0;
             return Ok(Verdict::Update);
         }
@@ -178,13 +185,15 @@ impl Guard {
 }
 
 impl Watched {
-    fn new(view: &StepView<'_>, gradient_norm: &Tensor) -> Result<Watched, ModelError> {
-        let outputs = outputs(view);
+    fn new(view: &StepView<'_>) -> Result<Watched, ModelError> {
+        let outputs: Vec<_> = view.batches.iter().flat_map(outputs).collect();
         let mut flags = Vec::with_capacity(outputs.len() + 1);
         for (_, tensor) in &outputs {
             flags.push(tensor.f_detach()?.f_isfinite()?.f_all()?);
         }
-        flags.push(gradient_norm.f_isfinite()?);
+        if let Some(norm) = view.gradient_norm {
+            flags.push(norm.f_isfinite()?);
+        }
         Ok(Watched {
             finite: Tensor::f_stack(&flags, 0)?,
             names: outputs.into_iter().map(|(name, _)| name).collect(),
@@ -195,23 +204,44 @@ impl Watched {
 
 impl Suspect {
     fn new(view: &StepView<'_>) -> Result<Suspect, ModelError> {
-        let output = view.output;
-        let losses = [&output.loss_itc, &output.loss_itm, &output.loss_lm];
-        let tensors = [
-            ("pixels", &view.input.images),
-            ("token_ids", &view.input.token_ids),
-            ("attention_mask", &view.input.attention_mask),
-        ];
+        let mut losses = Vec::with_capacity(view.batches.len());
+        let mut tensors = Vec::with_capacity(3 * view.batches.len());
+        for (index, done) in view.batches.iter().enumerate() {
+            let output = &done.output;
+            let parts = [&output.loss_itc, &output.loss_itm, &output.loss_lm];
+            losses.push(Tensor::f_stack(&parts, 0)?.f_detach()?);
+            // One of several is named by its place in the step.
+            let suffix = match view.batches.len() {
+                1 => String::new(),
+                _ => format!(".{index}"),
+            };
+            for (name, tensor) in [
+                ("pixels", &done.input.images),
+                ("token_ids", &done.input.token_ids),
+                ("attention_mask", &done.input.attention_mask),
+            ] {
+                tensors.push((format!("{name}{suffix}"), tensor.shallow_clone()));
+            }
+        }
+        let batches = || view.batches.iter().map(|done| done.batch);
+        let Some(last) = batches().last() else {
+            return Err(ModelError::Input {
+                what: "step",
+                message: "it has no batch".into(),
+            });
+        };
         Ok(Suspect {
             step: view.step,
-            epoch: view.batch.epoch,
-            losses: Tensor::f_stack(&losses, 0)?.f_detach()?,
-            samples: view.batch.ids.iter().map(|id| id.to_string()).collect(),
-            captions: view.batch.captions.clone(),
-            loader: view.batch.state.clone(),
-            tensors: tensors
-                .map(|(name, tensor)| (name.to_string(), tensor.shallow_clone()))
-                .into(),
+            epoch: last.epoch,
+            losses: Tensor::f_stack(&losses, 0)?.f_mean_dim([0i64].as_slice(), false, None)?,
+            samples: batches()
+                .flat_map(|batch| batch.ids.iter().map(|id| id.to_string()))
+                .collect(),
+            captions: batches()
+                .flat_map(|batch| batch.captions.iter().cloned())
+                .collect(),
+            loader: last.state.clone(),
+            tensors,
         })
     }
 
@@ -266,11 +296,11 @@ impl Suspect {
 }
 
 /// What a step computes, in order.
-fn outputs<'a>(view: &StepView<'a>) -> Vec<(&'static str, &'a Tensor)> {
-    let output = view.output;
+fn outputs<'a>(done: &'a MicroStep<'_>) -> Vec<(&'static str, &'a Tensor)> {
+    let output = &done.output;
     vec![
-        ("pixels", &view.input.images),
-        ("image_embeds", view.image_embeds),
+        ("pixels", &done.input.images),
+        ("image_embeds", &done.image_embeds),
         ("image_feats", &output.image_feats),
         ("text_feat", &output.text_feat),
         ("sim_i2t", &output.sim_i2t),
@@ -294,7 +324,7 @@ fn first_non_finite(view: &StepView<'_>) -> Result<String, ModelError> {
         }
         Ok(None)
     };
-    for (name, tensor) in outputs(view) {
+    for (name, tensor) in view.batches.iter().flat_map(outputs) {
         if !all_finite(tensor)? {
             return Ok(match broken_parameter()? {
                 Some(parameter) => format!("`{name}` (as is parameter `{parameter}`)"),
@@ -318,24 +348,6 @@ fn first_non_finite(view: &StepView<'_>) -> Result<String, ModelError> {
 fn all_finite(tensor: &Tensor) -> Result<bool, ModelError> {
     let all = tensor.f_detach()?.f_isfinite()?.f_all()?;
     Ok(all.f_int64_value(&[])? != 0)
-}
-
-/// Euclidean norm of all gradients together, a scalar on the device.
-fn gradient_norm(params: &ParamStore) -> Result<Tensor, ModelError> {
-    let mut norms = Vec::new();
-    for param in params.trainable() {
-        let gradient = param.tensor.f_grad()?;
-        if gradient.defined() {
-            norms.push(gradient.f_norm()?.f_to_kind(Kind::Float)?);
-        }
-    }
-    if norms.is_empty() {
-        return Ok(Tensor::f_zeros(
-            [] as [i64; 0],
-            (Kind::Float, params.device()),
-        )?);
-    }
-    Ok(Tensor::f_stack(&norms, 0)?.f_norm()?)
 }
 
 #[cfg(test)]

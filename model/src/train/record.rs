@@ -73,6 +73,9 @@ pub struct StepRecord {
     pub loss_itm: f64,
     /// Language-model loss.
     pub loss_lm: f64,
+    /// Norm of all gradients together, before clipping.
+    #[serde(default)]
+    pub grad_norm: f64,
     /// Learning rate of the step.
     pub lr: f64,
     /// Images per second over the last steps.

@@ -3,6 +3,7 @@
 
 use tch::Tensor;
 
+use super::DropPath;
 use crate::config::VitConfig;
 use crate::error::ModelError;
 use crate::layers::{attend, merge_heads, split_heads, xavier, LayerNorm, Linear, LinearInit};
@@ -47,15 +48,22 @@ impl ClipVit {
         })
     }
 
-    /// `[B, 3, S, S]` → `[B, M, E]`.
-    pub(crate) fn forward(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
+    /// `[B, 3, S, S]` → `[B, M, E]`, before the first block.
+    pub(crate) fn embed(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
         let class_token = self.class_embedding.view([1, 1, -1]);
         let rows = super::embed_patches(pixels, &class_token, &self.conv1_weight, None)
             + &self.positional_embedding;
-        let rows = self.ln_pre.forward_in_f32(&rows)?;
-        self.blocks
-            .iter()
-            .try_fold(rows, |rows, block| block.forward(rows))
+        self.ln_pre.forward_in_f32(&rows)
+    }
+
+    /// Rows `[B, M, E]` through block `index`.
+    pub(crate) fn block(
+        &self,
+        index: usize,
+        rows: &Tensor,
+        drop_path: &DropPath,
+    ) -> Result<Tensor, ModelError> {
+        self.blocks[index].forward(rows, drop_path)
     }
 }
 
@@ -96,16 +104,16 @@ impl Block {
         })
     }
 
-    fn forward(&self, rows: Tensor) -> Result<Tensor, ModelError> {
+    fn forward(&self, rows: &Tensor, drop_path: &DropPath) -> Result<Tensor, ModelError> {
         let qkv = self
             .in_proj
-            .forward(&self.ln_1.forward_in_f32(&rows)?)?
+            .forward(&self.ln_1.forward_in_f32(rows)?)?
             .chunk(3, 2); // 3 × [B, M, E]
         let part = |index: usize| split_heads(&qkv[index], self.heads); // [B, heads, M, d]
         let mixed = attend(&part(0)?, &part(1)?, &part(2)?)?;
-        let rows = rows + self.out_proj.forward(&merge_heads(&mixed)?)?;
+        let rows = drop_path.add(0, rows, &self.out_proj.forward(&merge_heads(&mixed)?)?)?;
         let hidden = quick_gelu(&self.c_fc.forward(&self.ln_2.forward_in_f32(&rows)?)?);
-        Ok(rows + self.c_proj.forward(&hidden)?)
+        drop_path.add(1, &rows, &self.c_proj.forward(&hidden)?)
     }
 }
 
@@ -131,6 +139,8 @@ mod tests {
             heads: 2,
             mlp: 8,
             trainable: true,
+            drop_path: 0.0,
+            checkpoint_activations: false,
         };
         let mut store = ParamStore::new(Device::Cpu, 5);
         let vit = ClipVit::new(store.root(), &config).unwrap();
@@ -167,7 +177,8 @@ mod tests {
         let hidden = quick_gelu(&dense(&norm(&rows), &format!("{block}.mlp.c_fc"), "."));
         let expected = &rows + dense(&hidden, &format!("{block}.mlp.c_proj"), ".");
 
-        let got = vit.forward(&pixels).unwrap().get(0);
+        let rows = vit.embed(&pixels).unwrap();
+        let got = vit.block(0, &rows, &DropPath::default()).unwrap().get(0);
         assert!(
             got.allclose(&expected, 1e-5, 1e-5, false),
             "{got} {expected}"

@@ -3,6 +3,7 @@
 
 use tch::Tensor;
 
+use super::DropPath;
 use crate::config::VitConfig;
 use crate::error::ModelError;
 use crate::layers::{attend, merge_heads, split_heads, LayerNorm, Linear, LinearInit};
@@ -43,17 +44,24 @@ impl EvaVit {
         })
     }
 
-    /// `[B, 3, S, S]` → `[B, M, E]`.
-    pub(crate) fn forward(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
-        let rows = super::embed_patches(
+    /// `[B, 3, S, S]` → `[B, M, E]`, before the first block.
+    pub(crate) fn embed(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(super::embed_patches(
             pixels,
             &self.cls_token,
             &self.patch_weight,
             Some(&self.patch_bias),
-        ) + &self.pos_embed;
-        self.blocks
-            .iter()
-            .try_fold(rows, |rows, block| block.forward(rows))
+        ) + &self.pos_embed)
+    }
+
+    /// Rows `[B, M, E]` through block `index`.
+    pub(crate) fn block(
+        &self,
+        index: usize,
+        rows: &Tensor,
+        drop_path: &DropPath,
+    ) -> Result<Tensor, ModelError> {
+        self.blocks[index].forward(rows, drop_path)
     }
 }
 
@@ -99,16 +107,16 @@ impl Block {
         })
     }
 
-    fn forward(&self, rows: Tensor) -> Result<Tensor, ModelError> {
+    fn forward(&self, rows: &Tensor, drop_path: &DropPath) -> Result<Tensor, ModelError> {
         let bias = Tensor::cat(&[&self.q_bias, &self.v_bias.zeros_like(), &self.v_bias], 0);
         let qkv = self
             .qkv
-            .forward_with_bias(&self.norm1.forward(&rows)?, &bias)?
+            .forward_with_bias(&self.norm1.forward(rows)?, &bias)?
             .chunk(3, 2); // 3 × [B, M, E]
         let part = |index: usize| split_heads(&qkv[index], self.heads); // [B, heads, M, d]
         let mixed = attend(&part(0)?, &part(1)?, &part(2)?)?;
-        let rows = rows + self.proj.forward(&merge_heads(&mixed)?)?;
+        let rows = drop_path.add(0, rows, &self.proj.forward(&merge_heads(&mixed)?)?)?;
         let hidden = self.fc1.forward(&self.norm2.forward(&rows)?)?.gelu("none");
-        Ok(rows + self.fc2.forward(&hidden)?)
+        drop_path.add(1, &rows, &self.fc2.forward(&hidden)?)
     }
 }

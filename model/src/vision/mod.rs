@@ -42,33 +42,174 @@ impl VisionTower {
         })
     }
 
-    /// Image features `[B, M, E]` before `ln_vision`; given features pass through.
+    /// Image features `[B, M, E]` before `ln_vision`; given features pass through. Drop path acts
+    /// with `train`.
     pub(crate) fn forward(
         &self,
         input: &Tensor,
         config: &VisionConfig,
+        train: bool,
     ) -> Result<Tensor, ModelError> {
-        match config.vit() {
-            Some(vit) => {
-                let side = vit.image_size;
-                let names = format!("[B, 3, {side}, {side}]");
-                check_shape("pixels", input, &[-1, 3, side, side], &names)?;
-                check_floats("pixels", input)?;
+        check_input(input, config)?;
+        let paths = drop_paths(input, config, train)?;
+        let rows = self.embed(input)?;
+        let blocks = paths.iter().enumerate();
+        blocks.fold(Ok(rows), |rows, (index, path)| {
+            self.block(index, &rows?, path)
+        })
+    }
+
+    /// [`VisionTower::forward`] that keeps the rows before each block alone, instead of all that
+    /// their gradients need: the features are a leaf, and [`Recomputed::backward`] takes their
+    /// gradient to the parameters, with every block computed once more (Chen et al., arXiv
+    /// 1604.06174).
+    pub(crate) fn forward_recomputed(
+        &self,
+        input: &Tensor,
+        config: &VisionConfig,
+        train: bool,
+    ) -> Result<Recomputed, ModelError> {
+        check_input(input, config)?;
+        let paths = drop_paths(input, config, train)?;
+        tch::no_grad(|| {
+            let mut rows = vec![self.embed(input)?];
+            for (index, path) in paths.iter().enumerate() {
+                if let Some(last) = rows.last() {
+                    let next = self.block(index, last, path)?;
+                    rows.push(next);
+                }
             }
-            None => {
-                let width = config.width();
-                let names = format!("[B, M, {width}]");
-                check_shape("image features", input, &[-1, -1, width], &names)?;
-                check_floats("image features", input)?;
-            }
-        }
+            let features = rows.pop().unwrap_or_else(|| input.shallow_clone());
+            Ok(Recomputed {
+                features: features.f_detach()?.f_set_requires_grad(true)?,
+                input: input.shallow_clone(),
+                rows,
+                paths,
+            })
+        })
+    }
+
+    fn embed(&self, input: &Tensor) -> Result<Tensor, ModelError> {
         match self {
-            VisionTower::Eva(vit) => vit.forward(input),
-            VisionTower::Clip(vit) => vit.forward(input),
-            VisionTower::Small(vit) => vit.forward(input),
+            VisionTower::Eva(vit) => vit.embed(input),
+            VisionTower::Clip(vit) => vit.embed(input),
+            VisionTower::Small(vit) => vit.embed(input),
             VisionTower::Features => Ok(input.shallow_clone()),
         }
     }
+
+    fn block(
+        &self,
+        index: usize,
+        rows: &Tensor,
+        drop_path: &DropPath,
+    ) -> Result<Tensor, ModelError> {
+        match self {
+            VisionTower::Eva(vit) => vit.block(index, rows, drop_path),
+            VisionTower::Clip(vit) => vit.block(index, rows, drop_path),
+            VisionTower::Small(vit) => vit.block(index, rows, drop_path),
+            VisionTower::Features => Ok(rows.shallow_clone()),
+        }
+    }
+}
+
+/// A forward pass of the tower whose inside is computed again for its gradients.
+#[derive(Debug)]
+pub(crate) struct Recomputed {
+    /// `[B, M, E]`, a leaf.
+    pub(crate) features: Tensor,
+    input: Tensor,
+    /// Before each block.
+    rows: Vec<Tensor>,
+    paths: Vec<DropPath>,
+}
+
+impl Recomputed {
+    /// Adds to the parameters' gradients what the features' gradient asks for. To be called once,
+    /// after the backward pass of the loss.
+    pub(crate) fn backward(&self, tower: &VisionTower) -> Result<(), ModelError> {
+        let mut gradient = self.features.f_grad()?;
+        for (index, (rows, path)) in self.rows.iter().zip(&self.paths).enumerate().rev() {
+            if !gradient.defined() {
+                return Ok(());
+            }
+            let leaf = rows.f_detach()?.f_set_requires_grad(true)?;
+            back_propagate(&tower.block(index, &leaf, path)?, &gradient)?;
+            gradient = leaf.f_grad()?;
+        }
+        match gradient.defined() {
+            true => back_propagate(&tower.embed(&self.input)?, &gradient),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The backward pass of `output` from its gradient.
+fn back_propagate(output: &Tensor, gradient: &Tensor) -> Result<(), ModelError> {
+    // tch's backward starts from a scalar; this one's gradient is the given one.
+    let product = output.f_mul(gradient)?.f_sum(output.f_kind()?)?;
+    Ok(product.f_backward()?)
+}
+
+/// Stochastic depth (Huang et al., arXiv 1603.09382) of one block: factors `[B, 1, 1]` of its two
+/// branches, 0 or 1 / (1 - p); none without.
+#[derive(Debug, Default)]
+pub(crate) struct DropPath(Option<[Tensor; 2]>);
+
+impl DropPath {
+    /// rows + branch, the branch of some images left out.
+    fn add(&self, which: usize, rows: &Tensor, branch: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(match &self.0 {
+            Some(factors) => rows.f_add(&branch.f_mul(&factors[which])?)?,
+            None => rows.f_add(branch)?,
+        })
+    }
+}
+
+/// One per block, the probability growing from 0 at the first to the configured one at the last, as
+/// in timm. Drawn with torch's generator.
+fn drop_paths(
+    input: &Tensor,
+    config: &VisionConfig,
+    train: bool,
+) -> Result<Vec<DropPath>, ModelError> {
+    let Some(vit) = config.vit() else {
+        return Ok(Vec::new());
+    };
+    let draw = |index: i64| -> Result<DropPath, ModelError> {
+        let probability = vit.drop_path * index as f64 / (vit.depth - 1).max(1) as f64;
+        if !train || !vit.trainable || probability <= 0.0 {
+            return Ok(DropPath::default());
+        }
+        let factors = || -> Result<Tensor, ModelError> {
+            let shape = [input.size()[0], 1, 1];
+            let keep = Tensor::f_empty(shape, (tch::Kind::Float, input.device()))?;
+            let keep = keep.f_uniform(0.0, 1.0)?.f_ge(probability)?;
+            Ok(keep
+                .f_to_kind(tch::Kind::Float)?
+                .f_divide_scalar(1.0 - probability)?)
+        };
+        Ok(DropPath(Some([factors()?, factors()?])))
+    };
+    (0..vit.depth).map(draw).collect()
+}
+
+fn check_input(input: &Tensor, config: &VisionConfig) -> Result<(), ModelError> {
+    match config.vit() {
+        Some(vit) => {
+            let side = vit.image_size;
+            let names = format!("[B, 3, {side}, {side}]");
+            check_shape("pixels", input, &[-1, 3, side, side], &names)?;
+            check_floats("pixels", input)?;
+        }
+        None => {
+            let width = config.width();
+            let names = format!("[B, M, {width}]");
+            check_shape("image features", input, &[-1, -1, width], &names)?;
+            check_floats("image features", input)?;
+        }
+    }
+    Ok(())
 }
 
 /// Patches as rows with the class token before them: `[B, 3, S, S]` → `[B, 1 + patches, E]`.
@@ -174,6 +315,8 @@ mod tests {
             heads: 3,
             mlp: 40,
             trainable: true,
+            drop_path: 0.0,
+            checkpoint_activations: false,
         }
     }
 
@@ -187,7 +330,7 @@ mod tests {
             let mut store = ParamStore::new(Device::Cpu, 0);
             let tower = VisionTower::new(store.root().sub("visual_encoder"), &config).unwrap();
             let pixels = Tensor::ones([2, 3, 28, 28], (Kind::Float, Device::Cpu));
-            let features = tower.forward(&pixels, &config).unwrap();
+            let features = tower.forward(&pixels, &config, false).unwrap();
             assert_eq!(features.size(), [2, 17, 24]);
             assert!(features.isfinite().all().int64_value(&[]) == 1);
             // Every parameter is used.
@@ -196,9 +339,9 @@ mod tests {
                 assert!(param.tensor.grad().defined(), "{config:?} {}", param.name);
             }
             let wide = Tensor::ones([2, 3, 28, 35], (Kind::Float, Device::Cpu));
-            assert!(tower.forward(&wide, &config).is_err());
+            assert!(tower.forward(&wide, &config, false).is_err());
             assert!(tower
-                .forward(&pixels.to_kind(Kind::Uint8), &config)
+                .forward(&pixels.to_kind(Kind::Uint8), &config, false)
                 .is_err());
         }
     }
@@ -210,9 +353,12 @@ mod tests {
         let tower = VisionTower::new(store.root(), &config).unwrap();
         assert!(store.named_parameters().is_empty());
         let features = Tensor::ones([2, 4, 5], (Kind::Float, Device::Cpu));
-        assert_eq!(tower.forward(&features, &config).unwrap(), features);
+        assert_eq!(tower.forward(&features, &config, false).unwrap(), features);
         let narrow = Tensor::ones([2, 4, 3], (Kind::Float, Device::Cpu));
-        let error = tower.forward(&narrow, &config).unwrap_err().to_string();
+        let error = tower
+            .forward(&narrow, &config, false)
+            .unwrap_err()
+            .to_string();
         assert_eq!(
             error,
             "image features: expected shape [B, M, 5], got [2, 4, 3]"

@@ -3,6 +3,7 @@
 
 use tch::Tensor;
 
+use super::DropPath;
 use crate::config::VitConfig;
 use crate::error::ModelError;
 use crate::layers::{attend, merge_heads, split_heads, xavier, LayerNorm, Linear, LinearInit};
@@ -45,17 +46,24 @@ impl SmallVit {
         })
     }
 
-    /// `[B, 3, S, S]` → `[B, M, E]`.
-    pub(crate) fn forward(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
-        let rows = super::embed_patches(
+    /// `[B, 3, S, S]` → `[B, M, E]`, before the first block.
+    pub(crate) fn embed(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(super::embed_patches(
             pixels,
             &self.cls_token,
             &self.patch_weight,
             Some(&self.patch_bias),
-        ) + &self.pos_embed;
-        self.blocks
-            .iter()
-            .try_fold(rows, |rows, block| block.forward(rows))
+        ) + &self.pos_embed)
+    }
+
+    /// Rows `[B, M, E]` through block `index`.
+    pub(crate) fn block(
+        &self,
+        index: usize,
+        rows: &Tensor,
+        drop_path: &DropPath,
+    ) -> Result<Tensor, ModelError> {
+        self.blocks[index].forward(rows, drop_path)
     }
 }
 
@@ -85,12 +93,12 @@ impl Block {
         })
     }
 
-    fn forward(&self, rows: Tensor) -> Result<Tensor, ModelError> {
-        let qkv = self.qkv.forward(&self.norm1.forward(&rows)?)?.chunk(3, 2); // 3 × [B, M, E]
+    fn forward(&self, rows: &Tensor, drop_path: &DropPath) -> Result<Tensor, ModelError> {
+        let qkv = self.qkv.forward(&self.norm1.forward(rows)?)?.chunk(3, 2); // 3 × [B, M, E]
         let part = |index: usize| split_heads(&qkv[index], self.heads); // [B, heads, M, d]
         let mixed = attend(&part(0)?, &part(1)?, &part(2)?)?;
-        let rows = rows + self.proj.forward(&merge_heads(&mixed)?)?;
+        let rows = drop_path.add(0, rows, &self.proj.forward(&merge_heads(&mixed)?)?)?;
         let hidden = self.fc1.forward(&self.norm2.forward(&rows)?)?.gelu("none");
-        Ok(rows + self.fc2.forward(&hidden)?)
+        drop_path.add(1, &rows, &self.fc2.forward(&hidden)?)
     }
 }

@@ -12,9 +12,10 @@ use qf_model::device::{open_device, DeviceChoice};
 use qf_model::host::batch_allocator;
 use qf_model::run_dir::RunDir;
 use qf_model::train::{
-    check_random_state, Outcome, RunContext, RunProfile, TrainConfig, Trainer, Validator,
+    check_random_state, LossScaler, Outcome, RunContext, RunProfile, TrainConfig, Trainer,
+    Validator,
 };
-use qf_model::{AdamW, Blip2Qformer};
+use qf_model::{AdamW, Blip2Qformer, Precision};
 use qf_pipeline::loader::{queue_table, stage_table, Loader};
 use qf_pipeline::source::resolve_shards;
 use tch::Device;
@@ -135,12 +136,14 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     config.validate()?;
 
     let mut model = Blip2Qformer::new(&config.model, device, config.seed)?;
+    model.params_mut().freeze(&config.freeze)?;
     let mut optimizer = AdamW::new(model.params(), &config.optimizer)?;
     if let Some(Checkpoint { folder, state }) = &newest {
         check_random_state(state, &config)?;
         checkpoint::load_model(folder, &mut model)?;
         checkpoint::load_optimizer(folder, &mut optimizer)?;
     }
+    model.set_precision(config.precision)?;
     if config.model.vision.vit().is_some_and(|vit| !vit.trainable) && newest.is_none() {
         log::warn!(
             "the vision tower is frozen and starts from random numbers, so its features are noise; \
@@ -149,6 +152,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     }
     let state = newest.map(|checkpoint| checkpoint.state);
     let step = state.as_ref().map_or(0, |state| state.step);
+    let scaler = state.as_ref().and_then(|state| state.scaler);
     let best = state.as_ref().and_then(|state| state.best.clone());
     let best = match best {
         Some(best) if checkpoint::is_whole(&run_dir.checkpoints(), best.step)? => Some(best),
@@ -172,9 +176,14 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     catch_signals(&stop)?;
 
     let mut progress = Progress::new(step, config.steps);
+    let scaler = match config.precision {
+        Precision::F16 => Some(LossScaler::new(scaler, device)?),
+        _ => None,
+    };
     let mut trainer = Trainer {
         model,
         optimizer,
+        scaler,
         step,
         best,
     };

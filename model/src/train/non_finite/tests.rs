@@ -62,6 +62,8 @@ fn setup(folder: &Path) -> (Trainer, Loader) {
         heads: 2,
         mlp: 32,
         trainable: true,
+        drop_path: 0.0,
+        checkpoint_activations: false,
     });
     let sizes = &mut config.qformer;
     (sizes.hidden, sizes.intermediate, sizes.encoder_width) = (32, 64, 16);
