@@ -64,25 +64,29 @@ started=$SECONDS
 trap 'say "interrupted; qftrain --run-dir $run --resume continues a run that has begun"; exit 130' INT
 
 if [ -n "$pairs" ]; then
-    say "1/4 holding out every ${HOLD_OUT_EVERY}th image of $pairs (by links in $work/images)"
+    say "1/5 holding out every ${HOLD_OUT_EVERY}th image of $pairs (by links in $work/images)"
     python3 scripts/hold_out.py "$pairs" "$work/images" "$HOLD_OUT_EVERY"
 else
-    say "1/4 rendering $TRAIN_IMAGES captioned scenes, and $HELD_IMAGES others for the evaluation"
+    say "1/5 rendering $TRAIN_IMAGES captioned scenes, and $HELD_IMAGES others for the evaluation"
     "$bin/qfdata" synth --out "$work/images" --count "$TRAIN_IMAGES" --held-out "$HELD_IMAGES" --seed "$SEED"
 fi
 
-say "2/4 packing them into shards, $work/shards"
+say "2/5 packing them into shards, $work/shards"
 for split in train held; do
     "$bin/qfdata" shard "$work/images/$split" --out "$work/shards/$split" \
         --format tar --max-count "$SHARD_IMAGES" --shuffle-seed "$SEED"
 done
 
-say "3/4 training the tiny preset for $steps steps, $run"
+say "3/5 training the tiny preset for $steps steps, $run"
 "$bin/qftrain" --preset tiny --shards "$work/shards/train-*.tar" --steps "$steps" --run-dir "$run"
 
-say "4/4 retrieval among held-out images, which training never saw"
+say "4/5 retrieval among held-out images, which training never saw"
 "$bin/qftrain" eval --run-dir "$run" --shards "$work/shards/held-*.tar" --rerank "$RERANK" \
     | tee "$work/retrieval.txt"
+
+say "5/5 captions of some of them"
+"$bin/qftrain" caption --run-dir "$run" --shards "$work/shards/held-*.tar" --limit 5 \
+    | tee "$work/captions.txt"
 
 say "done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s. Where to look:"
 where() { printf '  %-42s %s\n' "$1" "$2"; }
@@ -93,3 +97,4 @@ where "$run/metrics.jsonl" "losses, learning rate, images/s, a line a step"
 where "$run/profile.json" "what each stage cost, and the bottleneck"
 where "$run/checkpoints" "weights and optimiser state (safetensors)"
 where "$work/retrieval.txt" "the table above"
+where "$work/captions.txt" "and the captions"

@@ -16,6 +16,12 @@ use crate::error::ModelError;
 use crate::optim::AdamW;
 use crate::tensor_file::write_safetensors;
 
+/// Ending of a folder that is being written.
+const PARTIAL: &str = ".partial";
+
+/// Ending of a damaged folder that is making room for its successor.
+const OLD: &str = ".old";
+
 /// Which checkpoints stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
@@ -47,11 +53,14 @@ struct Job {
 type Done = (Snapshot, Result<(), ModelError>);
 
 impl CheckpointWriter {
-    /// Starts the thread; `checkpoints` is the folder of the run's checkpoints.
+    /// Starts the thread; `checkpoints` is the folder of the run's checkpoints, which no other
+    /// process may write to. What a killed process left half-written there is removed.
     ///
     /// # Errors
-    /// [`ModelError::CheckpointWriter`] when no thread can be started.
+    /// [`ModelError::CheckpointWriter`] when no thread can be started, [`ModelError::Io`] when what
+    /// was left cannot be removed.
     pub fn start(checkpoints: PathBuf, retention: Retention) -> Result<Self, ModelError> {
+        remove_leftovers(&checkpoints)?;
         let (jobs, job_receiver) = std::sync::mpsc::sync_channel::<Job>(1);
         let (done_sender, done) = std::sync::mpsc::sync_channel::<Done>(1);
         let thread = std::thread::Builder::new()
@@ -180,8 +189,7 @@ fn write(checkpoints: &Path, job: &Job, retention: Retention) -> Result<(), Mode
     }
     fs::create_dir_all(checkpoints).map_err(at(checkpoints))?;
     let name = format!("step-{:08}", state.step);
-    let partial = checkpoints.join(format!(".{name}.partial"));
-    // What an earlier process left when it was killed.
+    let partial = checkpoints.join(format!(".{name}{PARTIAL}"));
     remove_folder(&partial)?;
     if let Err(error) = write_files(&partial, job) {
         // The first error counts: on a full disk this makes room for those who try again.
@@ -193,7 +201,7 @@ fn write(checkpoints: &Path, job: &Job, retention: Retention) -> Result<(), Mode
     }
     let target = checkpoints.join(&name);
     // A folder of this name is one that resumption found damaged and passed over.
-    let old = checkpoints.join(format!(".{name}.old"));
+    let old = checkpoints.join(format!(".{name}{OLD}"));
     remove_folder(&old)?;
     if target.exists() {
         fs::rename(&target, &old).map_err(at(&target))?;
@@ -255,6 +263,22 @@ fn prune(checkpoints: &Path, state: &TrainState, retention: Retention) -> Result
     for (step, folder) in outdated.chain(&later) {
         if Some(*step) != best {
             fs::remove_dir_all(folder).map_err(at(folder))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the hidden folders of saves that were never finished.
+fn remove_leftovers(checkpoints: &Path) -> Result<(), ModelError> {
+    if !checkpoints.is_dir() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(checkpoints).map_err(at(checkpoints))? {
+        let path = entry.map_err(at(checkpoints))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_ours = name.starts_with(".step-");
+        if is_ours && (name.ends_with(PARTIAL) || name.ends_with(OLD)) {
+            remove_folder(&path)?;
         }
     }
     Ok(())
