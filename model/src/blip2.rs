@@ -1089,6 +1089,12 @@ mod tests {
         }
     }
 
+    /// Numbers in [-1, 1] that no other test's draws change: torch's generator is one for all.
+    fn waves(shape: &[i64]) -> Tensor {
+        let count: i64 = shape.iter().product();
+        (Tensor::arange(count, OPTIONS) * 1.7).sin().view(shape)
+    }
+
     /// Losses and gradients by parameter under `compute`, texts of 3, 6, 2 and 5 tokens; the second
     /// tower is trained.
     fn losses_and_gradients(
@@ -1119,9 +1125,11 @@ mod tests {
                 let _ = param.f_add_(&offset).unwrap();
             }
         });
-        tch::manual_seed(4);
-        let pixels = Tensor::randn([4, 3, 8, 8], OPTIONS);
-        let ids = Tensor::randint_low(1, 38, [4, 7], (Kind::Int64, Device::Cpu));
+        let pixels = waves(&[4, 3, 8, 8]);
+        let ids = (Tensor::arange(28, (Kind::Int64, Device::Cpu)) * 11)
+            .remainder(37)
+            .view([4, 7])
+            + 1;
         let columns = Tensor::arange(7, (Kind::Int64, Device::Cpu));
         let tokens = Tensor::from_slice(&[3i64, 6, 2, 5]).view([4, 1]);
         let mask = columns.lt_tensor(&tokens).to_kind(Kind::Int64);
@@ -1194,6 +1202,90 @@ mod tests {
             losses_and_gradients(ComputeOptions::default(), false, Some(&wrong))
         });
         assert!(refused.is_err());
+    }
+
+    #[test]
+    fn recomputing_the_tower_changes_no_gradient() {
+        for vision in [VisionConfig::Small, VisionConfig::Eva, VisionConfig::Clip] {
+            let gradients = |checkpoint_activations: bool| {
+                let mut config = config(2, 1, 1);
+                config.qformer.dropout = 0.0;
+                config.vision = vision(VitConfig {
+                    image_size: 8,
+                    patch_size: 4,
+                    width: 12,
+                    depth: 3,
+                    heads: 2,
+                    mlp: 16,
+                    trainable: true,
+                    drop_path: 0.0,
+                    checkpoint_activations,
+                });
+                let model = Blip2Qformer::new(&config, Device::Cpu, 1).unwrap();
+                // With two pairs the negatives are certain.
+                let pixels = waves(&[2, 3, 8, 8]);
+                let ids = Tensor::from_slice2(&[[3i64, 4, 5, 6, 0], [3, 7, 9, 6, 0]]);
+                let mask = ids.ne(0).to_kind(Kind::Int64);
+                let images = model.encode_training_image(&pixels).unwrap();
+                let output = run(&model, &step(&images.features, &ids, &mask)).unwrap();
+                output.loss.backward();
+                model.finish_backward(&images).unwrap();
+                let params = model.params().trainable();
+                let gradients: Vec<_> = params.map(|p| (p.name.clone(), p.tensor.grad())).collect();
+                (output.loss.double_value(&[]), gradients)
+            };
+            let (plain, recomputed) = (gradients(false), gradients(true));
+            assert_eq!(plain.0, recomputed.0);
+            for ((name, a), (_, b)) in plain.1.iter().zip(&recomputed.1) {
+                assert!(a.allclose(b, 1e-4, 1e-7, false), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn switches_away_from_the_reference() {
+        let losses = |change: &dyn Fn(&mut QformerConfig)| {
+            let mut config = config(2, 1, 1);
+            config.qformer.dropout = 0.0;
+            change(&mut config.qformer);
+            let model = Blip2Qformer::new(&config, Device::Cpu, 1).unwrap();
+            let images = waves(&[4, 5, 12]);
+            // Texts 0 and 2 are the same.
+            let ids = [
+                [3i64, 4, 5, 6, 0],
+                [3, 7, 9, 6, 0],
+                [3, 4, 5, 6, 0],
+                [3, 8, 8, 6, 0],
+            ];
+            let ids = Tensor::from_slice2(&ids);
+            let mask = ids.ne(0).to_kind(Kind::Int64);
+            model.clamp_temperature().unwrap();
+            let images = model.encode_image(&images).unwrap();
+            let output = run(&model, &step(&images, &ids, &mask)).unwrap();
+            output.loss_itc.backward();
+            let query_grad = model
+                .params()
+                .get("vision_proj.weight")
+                .unwrap()
+                .tensor
+                .grad();
+            (output, query_grad, model.temperature().unwrap())
+        };
+        let (plain, plain_grad, temp) = losses(&|_| {});
+        assert!((temp - 0.07).abs() < 1e-6);
+        assert!(plain.weights_i2t.double_value(&[0, 2]) > 0.0);
+        let (excluded, _, _) = losses(&|c| c.exclude_equal_texts = true);
+        for weights in [&excluded.weights_i2t, &excluded.weights_t2i] {
+            assert_eq!(weights.double_value(&[0, 2]), 0.0);
+            assert_eq!(weights.double_value(&[2, 0]), 0.0);
+            assert!(weights.double_value(&[0, 1]) > 0.0);
+        }
+        assert_eq!(excluded.loss_itc, plain.loss_itc);
+        let (both_sides, grad, _) = losses(&|c| c.itc_gather_gradient = true);
+        assert_eq!(both_sides.loss_itc, plain.loss_itc);
+        assert!(!grad.allclose(&plain_grad, 1e-3, 1e-9, false));
+        let (_, _, temp) = losses(&|c| c.temp_range = Some([0.1, 0.5]));
+        assert!((temp - 0.1).abs() < 1e-6);
     }
 
     #[test]

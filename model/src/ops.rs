@@ -444,8 +444,11 @@ mod tests {
                 .map(|leaf| leaf.detach().copy().set_requires_grad(true))
                 .collect();
             let output = f(&copies);
-            tch::manual_seed(5);
-            (&output * output.randn_like()).sum(Kind::Float).backward();
+            let count = output.numel() as i64;
+            let weights = (Tensor::arange(count, OPTIONS) * 0.9)
+                .cos()
+                .view_as(&output);
+            (&output * weights).sum(Kind::Float).backward();
             let gradients: Vec<Tensor> = copies.iter().map(Tensor::grad).collect();
             (output, gradients)
         };
@@ -565,7 +568,6 @@ mod tests {
     fn dropout_keeps_its_share_and_its_mask() {
         const P: f64 = 0.1;
         let ones = Tensor::ones([1000, 768], OPTIONS).set_requires_grad(true);
-        tch::manual_seed(3);
         let dropped = dropout(&ones, P).unwrap();
         let zeros = dropped.eq(0.0).to_kind(Kind::Float);
         // 768,000 draws: five standard deviations are 0.0017.
@@ -588,9 +590,6 @@ mod tests {
         // The backward pass meets the same mask.
         dropped.sum(Kind::Float).backward();
         assert!(ones.grad().allclose(&dropped.detach(), 1e-6, 0.0, false));
-        // The seed decides.
-        tch::manual_seed(3);
-        assert_eq!(dropout(&ones, P).unwrap(), dropped);
         assert_ne!(dropout(&ones, P).unwrap(), dropped);
         assert_eq!(dropout(&ones, 0.0).unwrap(), ones);
     }

@@ -614,4 +614,115 @@ mod tests {
             assert!(error.contains(&format!("`optimizer.{setting}`")), "{error}");
         }
     }
+
+    #[test]
+    fn scaled_and_skipped_steps() {
+        let run = |divisor: Option<f64>, skip: Option<f64>, gradient: f64| {
+            let store = store(&[("a", &[2, 2], 0.5)]);
+            let mut optimizer = AdamW::new(&store, &CONFIG).unwrap();
+            let scalar = |value: f64| Tensor::from(value as f32);
+            for _ in 0..2 {
+                optimizer.zero_grad().unwrap();
+                (store.get("a").unwrap().tensor.sum(Kind::Float) * gradient).backward();
+                let (divisor, skip) = (divisor.map(scalar), skip.map(scalar));
+                optimizer
+                    .step_scaled(0.01, divisor.as_ref(), skip.as_ref())
+                    .unwrap();
+            }
+            let state: HashMap<_, _> = optimizer.state().into_iter().collect();
+            (value(&store, "a"), state["a.step"].int64_value(&[]))
+        };
+        assert_eq!(run(Some(8.0), None, 2.0), run(None, None, 0.25));
+        assert_eq!(run(None, Some(0.0), 2.0), run(None, None, 2.0));
+        assert_eq!(run(None, Some(1.0), 2.0), (0.5, 0));
+    }
+
+    #[test]
+    fn norm_and_clipping() {
+        let store = store(&[("a", &[3], 0.0), ("b", &[1, 1], 0.0), ("c", &[2], 0.0)]);
+        let config = AdamWConfig {
+            max_grad_norm: Some(2.0),
+            ..CONFIG
+        };
+        let optimizer = AdamW::new(&store, &config).unwrap();
+        assert_eq!(optimizer.gradient_norm().unwrap().double_value(&[]), 0.0);
+        let sum = |name: &str| store.get(name).unwrap().tensor.sum(Kind::Float);
+        (sum("a") * 2.0 + sum("b") * 2.0).backward();
+        let norm = optimizer.gradient_norm().unwrap();
+        assert_eq!(norm.double_value(&[]), 4.0);
+        let divisor = |norm: f64| {
+            let divisor = optimizer.clip_divisor(&Tensor::from(norm as f32)).unwrap();
+            divisor.unwrap().double_value(&[])
+        };
+        assert_eq!((divisor(4.0), divisor(1.0)), (2.0, 1.0));
+        let free = AdamW::new(&store, &CONFIG).unwrap();
+        assert!(free.clip_divisor(&norm).unwrap().is_none());
+    }
+
+    #[test]
+    fn averages_follow_and_are_part_of_the_state() {
+        let store = store(&[("a", &[2, 2], 1.0)]);
+        let config = AdamWConfig {
+            ema_decay: Some(0.75),
+            ..CONFIG
+        };
+        let mut optimizer = AdamW::new(&store, &config).unwrap();
+        let mut expected = 1.0;
+        for _ in 0..3 {
+            optimizer.zero_grad().unwrap();
+            store.get("a").unwrap().tensor.sum(Kind::Float).backward();
+            optimizer.step(0.1).unwrap();
+            expected = 0.75 * expected + 0.25 * value(&store, "a");
+        }
+        let state: HashMap<_, _> = optimizer.state().into_iter().collect();
+        let average = state["a.ema"].mean(Kind::Double).double_value(&[]);
+        assert!((average - expected).abs() < 1e-6, "{average} {expected}");
+        // A checkpoint without averages does not fit an optimiser that keeps them.
+        let plain: HashMap<_, _> = AdamW::new(&store, &CONFIG)
+            .unwrap()
+            .state()
+            .into_iter()
+            .collect();
+        let error = optimizer.load_state(&plain, "x").unwrap_err().to_string();
+        assert!(error.contains("`a.ema` is missing"), "{error}");
+    }
+
+    #[test]
+    fn rates_by_layer_and_the_temperature() {
+        for (name, power) in [
+            ("visual_encoder.pos_embed", 5),
+            ("visual_encoder.patch_embed.proj.weight", 5),
+            ("visual_encoder.blocks.0.attn.qkv.weight", 4),
+            ("visual_encoder.blocks.3.mlp.fc1.bias", 1),
+            ("visual_encoder.transformer.resblocks.3.ln_1.weight", 1),
+            ("ln_vision.weight", 0),
+            ("Qformer.bert.encoder.layer.0.output.dense.weight", 0),
+        ] {
+            assert_eq!(rate(name, 4, 0.5), 0.5f64.powi(power), "{name}");
+        }
+        let store = store(&[
+            ("visual_encoder.blocks.0.w", &[2, 2], 0.0),
+            ("visual_encoder.blocks.1.w", &[2, 2], 0.0),
+            ("temp", &[], 0.5),
+        ]);
+        let config = AdamWConfig {
+            layer_decay: 0.5,
+            decay_temperature: false,
+            ..CONFIG
+        };
+        let mut optimizer = AdamW::new(&store, &config).unwrap();
+        assert_eq!(optimizer.groups()[1].names, ["temp"]);
+        let sum = store
+            .trainable()
+            .map(|param| param.tensor.sum(Kind::Float))
+            .reduce(|a, b| a + b);
+        sum.unwrap().backward();
+        optimizer.step(0.01).unwrap();
+        let moved = |name: &str| -value(&store, name);
+        let (first, second) = (
+            moved("visual_encoder.blocks.0.w"),
+            moved("visual_encoder.blocks.1.w"),
+        );
+        assert!((second / first - 2.0).abs() < 1e-4, "{first} {second}");
+    }
 }

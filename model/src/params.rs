@@ -498,4 +498,28 @@ mod tests {
         assert_eq!(values(a), [1.0; 6]);
         assert_eq!(values(&store.get("b.weight").unwrap().tensor), [1.5; 4]);
     }
+
+    #[test]
+    fn patterns_take_parameters_out_of_training() {
+        let pattern = |texts: &[&str]| texts.iter().map(|t| t.to_string()).collect::<Vec<_>>();
+        let mut all = store();
+        let trainable = |store: &ParamStore| store.trainable().count();
+        let before = trainable(&all);
+        all.freeze(&[]).unwrap();
+        assert_eq!(trainable(&all), before);
+        let error = all
+            .freeze(&pattern(&["nothing.*"]))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("`nothing.*` matches none"), "{error}");
+        assert!(all.freeze(&pattern(&["a["])).is_err());
+        let _ = all.declare("c", &[1], Init::Constant(0.0), true).unwrap();
+        let before = before + 1;
+        all.freeze(&pattern(&["a"])).unwrap();
+        assert_eq!(trainable(&all), before - 1);
+        assert!(!all.get("a").unwrap().tensor.requires_grad());
+        let mut all = store();
+        let error = all.freeze(&pattern(&["*"])).unwrap_err().to_string();
+        assert!(error.contains("nothing to train"), "{error}");
+    }
 }

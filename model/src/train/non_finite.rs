@@ -224,7 +224,7 @@ impl Suspect {
             }
         }
         let batches = || view.batches.iter().map(|done| done.batch);
-        let Some(last) = batches().last() else {
+        let Some(last) = batches().next_back() else {
             return Err(ModelError::Input {
                 what: "step",
                 message: "it has no batch".into(),
@@ -351,4 +351,4 @@ fn all_finite(tensor: &Tensor) -> Result<bool, ModelError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

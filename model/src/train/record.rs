@@ -194,6 +194,7 @@ mod tests {
                 loss_itc: 0.5,
                 loss_itm: 0.5,
                 loss_lm: 0.5,
+                grad_norm: 2.0,
                 lr: 1e-4,
                 images_per_s: 10.0,
                 data_wait_share: 0.0,

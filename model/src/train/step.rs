@@ -148,3 +148,132 @@ impl Trainer {
         scaler.update(&overflow)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::non_finite::tests::setup_of;
+    use super::super::{LossScaler, OnNonFinite};
+    use super::*;
+    use crate::checkpoint::ScalerState;
+    use crate::{AdamW, AdamWConfig, Precision};
+    use tch::Device;
+
+    /// With two pairs the negatives are certain, whatever other tests draw from torch's generator.
+    const PAIR: usize = 2;
+
+    fn guard(folder: &std::path::Path) -> Guard {
+        Guard::new(OnNonFinite::Stop, 1, folder.join("bad"), Device::Cpu)
+    }
+
+    fn gradients(trainer: &Trainer) -> Vec<Tensor> {
+        let params = trainer.model.params().trainable();
+        params.map(|param| param.tensor.grad().copy()).collect()
+    }
+
+    fn close(a: &[Tensor], b: &[Tensor], tolerance: f64) -> bool {
+        a.iter().zip(b).all(|(a, b)| {
+            // Some gradients are round-off, or differences of large numbers.
+            let scale = b.abs().max().double_value(&[]).max(0.1);
+            (a - b).abs().max().double_value(&[]) <= tolerance * scale
+        })
+    }
+
+    #[test]
+    fn several_batches_make_one_step_from_the_mean_of_their_gradients() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut trainer, mut loader) = setup_of(folder.path(), PAIR);
+        let batches = [(); 3].map(|()| loader.next_batch().unwrap().unwrap());
+        let mut phases = Phases::start();
+        let mut sums: Vec<Tensor> = Vec::new();
+        let mut losses = 0.0;
+        for batch in &batches {
+            trainer.optimizer.zero_grad().unwrap();
+            let done = trainer.accumulate(batch, 1, &mut phases).unwrap();
+            losses += done.output.loss.double_value(&[]);
+            let gradients = gradients(&trainer);
+            sums = match sums.is_empty() {
+                true => gradients,
+                false => sums.iter().zip(&gradients).map(|(a, b)| a + b).collect(),
+            };
+        }
+        let means: Vec<Tensor> = sums.iter().map(|sum| sum / 3.0).collect();
+        let done = trainer
+            .train_step(&batches, 3, 0.0, &mut guard(folder.path()), &mut phases)
+            .unwrap();
+        assert!(close(&gradients(&trainer), &means, 1e-4));
+        assert!((done.losses.double_value(&[0]) - losses / 3.0).abs() < 1e-5);
+        let squares: f64 = means
+            .iter()
+            .map(|mean| mean.square().sum(Kind::Double).double_value(&[]))
+            .sum();
+        let norm = done.gradient_norm.double_value(&[]);
+        assert!((norm - squares.sqrt()).abs() < 1e-4 * norm);
+        assert_eq!(trainer.step, 1);
+    }
+
+    /// A scale that overflows nowhere here.
+    const FITTING: ScalerState = ScalerState {
+        scale: 64.0,
+        good_steps: 0,
+    };
+
+    /// Parameters after three steps under these settings.
+    fn trained(precision: Precision, config: &AdamWConfig) -> (Vec<Tensor>, f64, Option<f64>) {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut trainer, mut loader) = setup_of(folder.path(), PAIR);
+        trainer.model.set_precision(precision).unwrap();
+        trainer.optimizer = AdamW::new(trainer.model.params(), config).unwrap();
+        if precision == Precision::F16 {
+            trainer.scaler = Some(LossScaler::new(Some(FITTING), Device::Cpu).unwrap());
+        }
+        let mut guard = guard(folder.path());
+        let mut loss = f64::NAN;
+        for _ in 0..3 {
+            let batch = loader.next_batch().unwrap().unwrap();
+            let done = trainer
+                .train_step(&[batch], 3, 1e-3, &mut guard, &mut Phases::start())
+                .unwrap();
+            loss = done.losses.double_value(&[0]);
+        }
+        let params = trainer.model.params().trainable();
+        let scale = trainer.scaler.map(|scaler| scaler.state().unwrap().scale);
+        (
+            params.map(|p| p.tensor.detach().copy()).collect(),
+            loss,
+            scale,
+        )
+    }
+
+    #[test]
+    fn sixteen_bit_products_stay_near_and_parameters_stay_in_32() {
+        let config = AdamWConfig::default();
+        let (exact, loss, _) = trained(Precision::F32, &config);
+        for precision in [Precision::Bf16, Precision::F16] {
+            let (params, low_loss, scale) = trained(precision, &config);
+            assert!(
+                (loss - low_loss).abs() < 0.05 * loss,
+                "{precision:?} {loss} {low_loss}"
+            );
+            assert!(params.iter().all(|param| param.kind() == Kind::Float));
+            assert!(
+                !close(&params, &exact, 1e-9),
+                "{precision:?} changed nothing"
+            );
+            assert_eq!(scale.is_some(), precision == Precision::F16);
+        }
+    }
+
+    #[test]
+    fn clipping_changes_steps_only_where_it_bites() {
+        let with = |max_grad_norm| AdamWConfig {
+            max_grad_norm,
+            eps: 1e-2,
+            ..AdamWConfig::default()
+        };
+        let (free, _, _) = trained(Precision::F32, &with(None));
+        let (loose, _, _) = trained(Precision::F32, &with(Some(1e6)));
+        let (tight, _, _) = trained(Precision::F32, &with(Some(1e-3)));
+        assert!(close(&loose, &free, 1e-7));
+        assert!(!close(&tight, &free, 1e-5));
+    }
+}

@@ -53,10 +53,8 @@ impl VisionTower {
         check_input(input, config)?;
         let paths = drop_paths(input, config, train)?;
         let rows = self.embed(input)?;
-        let blocks = paths.iter().enumerate();
-        blocks.fold(Ok(rows), |rows, (index, path)| {
-            self.block(index, &rows?, path)
-        })
+        let mut blocks = paths.iter().enumerate();
+        blocks.try_fold(rows, |rows, (index, path)| self.block(index, &rows, path))
     }
 
     /// [`VisionTower::forward`] that keeps the rows before each block alone, instead of all that
@@ -344,6 +342,77 @@ mod tests {
                 .forward(&pixels.to_kind(Kind::Uint8), &config, false)
                 .is_err());
         }
+    }
+
+    #[test]
+    fn recomputation_meets_the_same_paths() {
+        let config = VisionConfig::Small(VitConfig {
+            depth: 4,
+            drop_path: 0.7,
+            ..sizes()
+        });
+        let mut store = ParamStore::new(Device::Cpu, 0);
+        let tower = VisionTower::new(store.root().sub("visual_encoder"), &config).unwrap();
+        let options = (Kind::Float, Device::Cpu);
+        let pixels = (Tensor::arange(6 * 3 * 28 * 28, options) * 0.37).sin();
+        let pixels = pixels.view([6, 3, 28, 28]);
+        let recomputed = tower.forward_recomputed(&pixels, &config, true).unwrap();
+        assert!(recomputed.paths[0].0.is_none() && recomputed.paths[3].0.is_some());
+        let gradients = || -> Vec<Tensor> {
+            let params = store.named_parameters().iter();
+            params
+                .map(|param| {
+                    let gradient = param.tensor.grad().copy();
+                    param.tensor.shallow_clone().zero_grad();
+                    gradient
+                })
+                .collect()
+        };
+        recomputed.features.square().sum(Kind::Float).backward();
+        recomputed.backward(&tower).unwrap();
+        let got = gradients();
+        let mut rows = tower.embed(&pixels).unwrap();
+        for (index, path) in recomputed.paths.iter().enumerate() {
+            rows = tower.block(index, &rows, path).unwrap();
+        }
+        assert!(rows.allclose(&recomputed.features, 1e-5, 1e-5, false));
+        rows.square().sum(Kind::Float).backward();
+        for (a, b) in got.iter().zip(&gradients()) {
+            assert!(a.allclose(b, 1e-3, 1e-4, false));
+        }
+    }
+
+    #[test]
+    fn paths_are_dropped_in_training_alone_and_keep_the_mean() {
+        let mut vit = sizes();
+        (vit.depth, vit.drop_path) = (5, 0.4);
+        let input = Tensor::zeros([20_000, 1], (Kind::Float, Device::Cpu));
+        let config = VisionConfig::Small(vit.clone());
+        for path in drop_paths(&input, &config, false).unwrap() {
+            assert!(path.0.is_none());
+        }
+        for (index, path) in drop_paths(&input, &config, true)
+            .unwrap()
+            .iter()
+            .enumerate()
+        {
+            let expected = 0.1 * index as f64;
+            match &path.0 {
+                None => assert_eq!(index, 0),
+                Some(factors) => {
+                    for factor in factors {
+                        let dropped = factor.eq(0.0).to_kind(Kind::Float).mean(Kind::Float);
+                        // Five standard deviations of a share of 20,000: 0.0177.
+                        assert!((dropped.double_value(&[]) - expected).abs() < 0.018);
+                        let mean = factor.mean(Kind::Float).double_value(&[]);
+                        assert!((mean - 1.0).abs() < 0.03, "{mean}");
+                    }
+                }
+            }
+        }
+        vit.trainable = false;
+        let frozen = drop_paths(&input, &VisionConfig::Small(vit), true).unwrap();
+        assert!(frozen.iter().all(|path| path.0.is_none()));
     }
 
     #[test]

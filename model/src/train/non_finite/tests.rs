@@ -35,6 +35,11 @@ fn bitmap(colour: u8) -> Vec<u8> {
 
 /// A loader of batches of 4 without end, and a trainer that fits it.
 fn setup(folder: &Path) -> (Trainer, Loader) {
+    setup_of(folder, 4)
+}
+
+/// The same for batches of another size.
+pub(in crate::train) fn setup_of(folder: &Path, batch_size: usize) -> (Trainer, Loader) {
     let path = folder.join("colours.tar");
     let mut writer = ShardWriter::create(&path, &ShardOptions::new(ShardFormat::Tar)).unwrap();
     for number in 0..8u8 {
@@ -74,11 +79,12 @@ fn setup(folder: &Path) -> (Trainer, Loader) {
     let trainer = Trainer {
         model,
         optimizer,
+        scaler: None,
         step: 0,
         best: None,
     };
     let data = LoaderConfig {
-        batch_size: 4,
+        batch_size,
         image_size: 32,
         threads: 1,
         ..LoaderConfig::default()
@@ -103,11 +109,11 @@ fn step_with(
         let _ = entry.shallow_clone().fill_(value);
         (entry, old)
     });
-    let result = trainer.train_step(&batch, 3, 1e-3, guard, &mut Phases::start());
+    let result = trainer.train_step(&[batch], 3, 1e-3, guard, &mut Phases::start());
     if let Some((mut entry, old)) = entry {
         entry.copy_(&old);
     }
-    result.map(|(_, verdict)| verdict)
+    result.map(|done| done.verdict)
 }
 
 fn values(trainer: &Trainer) -> Vec<Tensor> {
@@ -221,9 +227,11 @@ fn gradients_count_and_waiting_is_bounded() {
 
     // A loss that is finite with a gradient that is not.
     let batch = loader.next_batch().unwrap().unwrap();
+    let batches = [batch];
     trainer
-        .train_step(&batch, 3, 1e-3, &mut guard, &mut Phases::start())
+        .train_step(&batches, 3, 1e-3, &mut guard, &mut Phases::start())
         .unwrap();
+    let [batch] = batches;
     guard.pending.clear();
     let name = "Qformer.bert.encoder.layer.0.attention.self.query.weight";
     let param = &trainer.model.params().get(name).unwrap().tensor;
@@ -243,13 +251,18 @@ fn gradients_count_and_waiting_is_bounded() {
         model.forward_losses(&input, negatives, &crate::SingleProcess, false)
     })
     .unwrap();
+    let norm = trainer.optimizer.gradient_norm().unwrap();
+    let done = [MicroStep {
+        batch: &batch,
+        input,
+        image_embeds: embeds,
+        output,
+    }];
     let view = StepView {
         step: 22,
-        batch: &batch,
-        input: &input,
-        image_embeds: &embeds,
-        output: &output,
+        batches: &done,
         model: &trainer.model,
+        gradient_norm: Some(&norm),
     };
     for (defers, expected) in [
         (
