@@ -291,6 +291,33 @@ pub fn load_model(checkpoint: &Path, model: &mut Blip2Qformer) -> Result<(), Mod
     model.params_mut().load(&tensors, &origin, LoadScope::All)
 }
 
+/// Replaces the trained parameters by their moving averages in a checkpoint folder.
+///
+/// # Errors
+/// [`ModelError::Input`] when the run kept none (`optimizer.ema_decay`), else as [`load_model`].
+pub fn load_averages(checkpoint: &Path, model: &mut Blip2Qformer) -> Result<(), ModelError> {
+    let (origin, tensors) = read_tensors(checkpoint, OPTIMIZER_FILE)?;
+    let mut averages = HashMap::new();
+    for (name, tensor) in tensors {
+        if let Some(name) = name.strip_suffix(".ema") {
+            averages.insert(name.to_owned(), tensor);
+        }
+    }
+    if averages.is_empty() {
+        return Err(ModelError::Input {
+            what: "moving averages",
+            message: format!("{origin} holds none; train with --set optimizer.ema_decay=0.9999"),
+        });
+    }
+    for param in model.params().named_parameters() {
+        // What was frozen in the run has no average and stays.
+        if !averages.contains_key(&param.name) {
+            averages.insert(param.name.clone(), param.tensor.f_detach()?);
+        }
+    }
+    model.params_mut().load(&averages, &origin, LoadScope::All)
+}
+
 /// Loads the optimiser of a checkpoint folder.
 ///
 /// # Errors

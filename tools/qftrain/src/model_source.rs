@@ -27,6 +27,10 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "STEP|best")]
     step: Option<StepChoice>,
 
+    /// Use the moving averages of the weights (of a run with optimizer.ema_decay)
+    #[arg(long)]
+    ema: bool,
+
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
@@ -75,6 +79,9 @@ impl ModelArgs {
         let tokenizer = load_tokenizer(&run_dir)?;
         let mut model = Blip2Qformer::new(&config.model, device, config.seed)?;
         checkpoint::load_model(&folder, &mut model)?;
+        if self.ema {
+            checkpoint::load_averages(&folder, &mut model)?;
+        }
         Ok(LoadedModel {
             model,
             tokenizer,
