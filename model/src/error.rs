@@ -101,14 +101,17 @@ pub enum ModelError {
     Torch(#[from] TchError),
 }
 
-/// The first problems, and how many more there are: a wrong width misfits every tensor.
+/// All problems: a few on the line, more of them a line each.
 fn listing(problems: &[String]) -> String {
-    const MAX_LISTED: usize = 4;
-    let listed = problems[..problems.len().min(MAX_LISTED)].join("; ");
-    match problems.len().saturating_sub(MAX_LISTED) {
-        0 => listed,
-        more => format!("{listed}; and {more} more tensors"),
+    const MAX_ON_A_LINE: usize = 4;
+    if problems.len() <= MAX_ON_A_LINE {
+        return problems.join("; ");
     }
+    let listed: String = problems
+        .iter()
+        .map(|problem| format!("\n  {problem}"))
+        .collect();
+    format!("{} tensors:{listed}\n", problems.len())
 }
 
 /// Checks `tensor` against `expected`, where -1 stands for any size; `names` words the message.
