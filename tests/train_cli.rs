@@ -448,7 +448,7 @@ fn a_run_folder_is_kept_from_other_runs_and_mistaken_resumptions() {
             "query_tokens",
             "[1, 4, 32]",
             "[1, 4, 64]",
-            "more tensors",
+            "itm_head.weight",
         ],
     );
     refuses(

@@ -49,7 +49,7 @@ pub enum ModelError {
     /// Weights or optimiser state that do not fit the model.
     #[error(
         "{origin} does not fit this model: {}; use the configuration it was written with",
-        listing(.problems)
+        .problems.join("; ")
     )]
     Mismatch {
         /// The file, or what else the tensors came from.
@@ -99,19 +99,6 @@ pub enum ModelError {
     /// An operation that libtorch refused.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
-}
-
-/// All problems: a few on the line, more of them a line each.
-fn listing(problems: &[String]) -> String {
-    const MAX_ON_A_LINE: usize = 4;
-    if problems.len() <= MAX_ON_A_LINE {
-        return problems.join("; ");
-    }
-    let listed: String = problems
-        .iter()
-        .map(|problem| format!("\n  {problem}"))
-        .collect();
-    format!("{} tensors:{listed}\n", problems.len())
 }
 
 /// Checks `tensor` against `expected`, where -1 stands for any size; `names` words the message.

@@ -10,7 +10,7 @@ use std::time::Instant;
 use qf_pipeline::{Batch, Loader};
 use tch::{Kind, Tensor};
 
-pub use config::TrainConfig;
+pub use config::{TrainConfig, WeightsConfig};
 pub use profile::{Phase, Phases, RunProfile};
 pub use record::{MetricsFile, StepRecord};
 

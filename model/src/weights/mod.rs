@@ -9,7 +9,9 @@
 //! [`WeightsFile::open`] reads the table of contents of any such file; [`load_into`] tells from the
 //! names which model it is of ([`Layout`]) and copies tensor by tensor.
 
+mod export;
 mod file;
+mod hugging_face;
 mod index;
 mod load;
 mod names;
@@ -21,7 +23,9 @@ use std::path::Path;
 
 use tch::Tensor;
 
+pub use export::{export_hugging_face, export_lavis};
 pub use file::{FileDigest, WeightsFile};
+pub use hugging_face::read_config;
 pub use load::{load_into, Absent, LoadReport, Part};
 pub use names::Layout;
 

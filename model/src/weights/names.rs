@@ -272,7 +272,7 @@ const HUGGING_FACE_CLIP_TEXT: [&str; 3] = [
 ];
 
 /// Where `Blip2ForImageTextRetrieval` keeps a parameter.
-fn hugging_face(param: &str) -> Option<Source> {
+pub(super) fn hugging_face(param: &str) -> Option<Source> {
     if param == "query_tokens" {
         return Some(Source::Whole(param.to_owned()));
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use ::safetensors::{Dtype, SafeTensors};
+use ::safetensors::tensor::Metadata;
+use ::safetensors::Dtype;
 use tch::Kind;
 
 use super::file::{contiguous, Contents, Entry};
@@ -27,10 +28,10 @@ pub(super) fn read(file: &File, length: u64) -> Result<Contents, String> {
             "its first bytes say that the header has {header} of {length} bytes"
         )));
     }
-    let mut bytes = vec![0u8; (PREFIX_BYTES + header) as usize];
-    file.read_exact_at(&mut bytes, 0)
+    let mut bytes = vec![0u8; header as usize];
+    file.read_exact_at(&mut bytes, PREFIX_BYTES)
         .map_err(|error| no_file(&error))?;
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| no_file(&error))?;
+    let metadata: Metadata = serde_json::from_slice(&bytes).map_err(|error| no_file(&error))?;
     let data_start = PREFIX_BYTES + header;
     let data_length = metadata.data_len() as u64;
     if length - data_start != data_length {

@@ -4,12 +4,15 @@
 //! line on stderr says why), 2 wrong usage.
 
 mod eval;
+mod export;
+mod hub;
 mod openmp;
 mod output;
 mod progress;
 mod session;
 mod settings;
 mod train;
+mod weights;
 
 use std::process::ExitCode;
 
@@ -26,7 +29,8 @@ use qf_pipeline::error::full_message;
     after_help = "Examples:\n  \
         qftrain --shards 'shards/photos-*.tar' --steps 1000 --run-dir runs/a\n  \
         qftrain --shards 'shards/photos-*.tar' --run-dir runs/a --resume\n  \
-        qftrain eval --run-dir runs/a --shards 'shards/held-*.tar' --json\n\n\
+        qftrain eval --run-dir runs/a --shards 'shards/held-*.tar' --json\n  \
+        qftrain export --run-dir runs/a --format hf --out exported\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage. RUST_LOG=info or debug shows more."
 )]
 struct Cli {
@@ -40,6 +44,8 @@ struct Cli {
 enum Command {
     /// Measure image-text retrieval of a trained model on held-out shards
     Eval(eval::EvalArgs),
+    /// Write a trained model for transformers or LAVIS
+    Export(export::ExportArgs),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +58,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         Some(Command::Eval(args)) => eval::run(args),
+        Some(Command::Export(args)) => export::run(args),
         None => train::run(&cli.train),
     };
     match result {

@@ -357,7 +357,7 @@ mod tests {
 
     #[test]
     fn nothing_is_called() {
-        let call = b"cos\nsystem\n(X\x09\0\0\0touch /tmptR";
+        let call = b"cos\nsystem\n(X\x0a\0\0\0touch /tmptR";
         fails(&pickle(&[call]), "`os.system`, which is not called");
         let file = open(&pickle(&[b"}", &text("w"), call, b"s"])).unwrap();
         let others: Vec<_> = file.others().collect();
