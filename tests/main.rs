@@ -16,3 +16,5 @@ mod shard_cli;
 mod synth_cli;
 /// `qftrain` as a user runs it.
 mod train_cli;
+/// Weights in and out, against PyTorch and transformers, and from a stand-in of the hub.
+mod weights;

@@ -74,7 +74,7 @@ pub(crate) fn glob(format: &str) -> String {
     format!("{}/scenes-*.{format}", data().display())
 }
 
-fn command(arguments: &[&str]) -> Command {
+pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(bin::qftrain());
     // One thread is fastest for networks this small, and leaves the cores to the other tests.
     command.args(arguments).env("OMP_NUM_THREADS", "1");
@@ -87,14 +87,14 @@ fn qftrain(arguments: &[&str]) -> Output {
 }
 
 /// Arguments of a small run of the tar shards.
-fn small_run<'a>(run_dir: &'a str, shards: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+pub(crate) fn small_run<'a>(run_dir: &'a str, shards: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut arguments = vec!["--shards", shards, "--run-dir", run_dir];
     arguments.extend(SMALL.iter().flat_map(|setting| ["--set", *setting]));
     arguments.extend(more);
     arguments
 }
 
-fn succeeds(arguments: &[&str]) -> String {
+pub(crate) fn succeeds(arguments: &[&str]) -> String {
     let output = qftrain(arguments);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{arguments:?}: {stderr}");
@@ -104,7 +104,7 @@ fn succeeds(arguments: &[&str]) -> String {
 
 /// Runs what must fail with `code`, one `error:` line and no panic; returns that line and what
 /// follows it.
-fn fails(code: i32, arguments: &[&str]) -> String {
+pub(crate) fn fails(code: i32, arguments: &[&str]) -> String {
     let output = qftrain(arguments);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");

@@ -54,16 +54,25 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
         Some(wanted) => checkpoints.iter().find(|(step, _)| *step == wanted),
     };
     let Some((step, folder)) = found else {
-        let steps: Vec<_> = checkpoints.iter().map(|(step, _)| step.to_string()).collect();
+        let steps: Vec<_> = checkpoints
+            .iter()
+            .map(|(step, _)| step.to_string())
+            .collect();
         bail!(
             "{} holds no such checkpoint; there are: {}",
             args.run_dir.display(),
-            if steps.is_empty() { "none".to_owned() } else { steps.join(", ") }
+            if steps.is_empty() {
+                "none".to_owned()
+            } else {
+                steps.join(", ")
+            }
         );
     };
     let out = &args.out;
     let is_taken = match args.format {
-        Format::Hf => out.exists() && std::fs::read_dir(out).map_or(true, |mut d| d.next().is_some()),
+        Format::Hf => {
+            out.exists() && std::fs::read_dir(out).map_or(true, |mut d| d.next().is_some())
+        }
         Format::Lavis => out.exists(),
     };
     if is_taken {

@@ -73,7 +73,12 @@ pub(crate) fn fetch(url: &str) -> anyhow::Result<PathBuf> {
         if let Some(token) = environment.token {
             builder = builder.with_token(Some(token));
         }
-        Some(builder.build().context("the hub's client")?.repo(repo.clone()))
+        Some(
+            builder
+                .build()
+                .context("the hub's client")?
+                .repo(repo.clone()),
+        )
     };
     let source = Source {
         name: url.to_owned(),
@@ -87,7 +92,11 @@ pub(crate) fn fetch(url: &str) -> anyhow::Result<PathBuf> {
 impl Source {
     fn fetch(&self) -> anyhow::Result<PathBuf> {
         let listed = self.listed()?;
-        let has = |file: &str| listed.as_ref().is_none_or(|files| files.iter().any(|f| f == file));
+        let has = |file: &str| {
+            listed
+                .as_ref()
+                .is_none_or(|files| files.iter().any(|f| f == file))
+        };
         let mut main = None;
         for file in WEIGHTS.into_iter().filter(|file| has(file)) {
             if let Some(path) = self.get(file)? {
@@ -103,9 +112,16 @@ impl Source {
                     self.cache.path().display()
                 );
             }
-            bail!("{} holds no weights: none of {}", self.name, WEIGHTS.join(", "));
+            bail!(
+                "{} holds no weights: none of {}",
+                self.name,
+                WEIGHTS.join(", ")
+            );
         };
-        if main.extension().is_some_and(|extension| extension == "json") {
+        if main
+            .extension()
+            .is_some_and(|extension| extension == "json")
+        {
             for shard in shards(&main)? {
                 if self.get(&shard)?.is_none() {
                     bail!("{}: {shard} is missing, which its index names", self.name);
@@ -125,7 +141,12 @@ impl Source {
             return Ok(None);
         };
         let info = api.info().map_err(|error| self.explain(error, ""))?;
-        Ok(Some(info.siblings.into_iter().map(|file| file.rfilename).collect()))
+        Ok(Some(
+            info.siblings
+                .into_iter()
+                .map(|file| file.rfilename)
+                .collect(),
+        ))
     }
 
     /// A file in the cache, from the hub if need be; `None` if there is none.
@@ -137,7 +158,9 @@ impl Source {
             return Ok(None);
         };
         remark(format_args!("fetching {}/{file}", self.name));
-        let path = api.download(file).map_err(|error| self.explain(error, file))?;
+        let path = api
+            .download(file)
+            .map_err(|error| self.explain(error, file))?;
         Ok(Some(path))
     }
 
@@ -202,10 +225,21 @@ mod tests {
             assert_eq!(parse(url).unwrap(), (name.to_owned(), revision.to_owned()));
         };
         check("hf://bert-base-uncased", "bert-base-uncased", "main");
-        check("hf://Salesforce/blip2-itm-vit-g", "Salesforce/blip2-itm-vit-g", "main");
+        check(
+            "hf://Salesforce/blip2-itm-vit-g",
+            "Salesforce/blip2-itm-vit-g",
+            "main",
+        );
         check("hf://a/b@refs/pr/1", "a/b", "refs/pr/1");
         check("hf://a/b@1234abc", "a/b", "1234abc");
-        for bad in ["hf://", "hf://a/", "hf://a/b/c", "hf://../b", "hf://a/b@", "hf://a b/c"] {
+        for bad in [
+            "hf://",
+            "hf://a/",
+            "hf://a/b/c",
+            "hf://../b",
+            "hf://a/b@",
+            "hf://a b/c",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

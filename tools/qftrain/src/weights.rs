@@ -177,7 +177,9 @@ fn run_of(path: &Path) -> Option<RunDir> {
 
 /// The published model that is as wide as the file's.
 fn published_shape(file: &WeightsFile) -> anyhow::Result<ModelConfig> {
-    let width = file.info("ln_vision.weight").and_then(|(shape, _)| shape.first());
+    let width = file
+        .info("ln_vision.weight")
+        .and_then(|(shape, _)| shape.first());
     let mut config = match width {
         Some(1408) => ModelConfig::vit_g(),
         Some(1024) => ModelConfig::vit_l(),
@@ -187,10 +189,13 @@ fn published_shape(file: &WeightsFile) -> anyhow::Result<ModelConfig> {
         ),
     };
     // Checkpoints fine-tuned at 364 pixels have more positions.
-    let tokens = ["visual_encoder.pos_embed", "visual_encoder.positional_embedding"]
-        .into_iter()
-        .find_map(|name| file.info(name))
-        .and_then(|(shape, _)| shape.iter().rev().nth(1));
+    let tokens = [
+        "visual_encoder.pos_embed",
+        "visual_encoder.positional_embedding",
+    ]
+    .into_iter()
+    .find_map(|name| file.info(name))
+    .and_then(|(shape, _)| shape.iter().rev().nth(1));
     if let (Some(&tokens), qf_model::VisionConfig::Eva(vit) | qf_model::VisionConfig::Clip(vit)) =
         (tokens, &mut config.vision)
     {
@@ -203,7 +208,10 @@ fn published_shape(file: &WeightsFile) -> anyhow::Result<ModelConfig> {
 /// Sets the tokenizer that lies beside the weights where the configuration has none.
 pub(crate) fn adopt_tokenizer(config: &mut TrainConfig, start: &StartWeights) {
     if let (None, Some(path)) = (&config.tokenizer, start.tokenizer()) {
-        remark(format_args!("tokenizer: {} (beside the weights)", path.display()));
+        remark(format_args!(
+            "tokenizer: {} (beside the weights)",
+            path.display()
+        ));
         config.tokenizer = Some(path.to_owned());
     }
 }

@@ -40,9 +40,10 @@ pub(super) fn is_zip(start: &[u8]) -> bool {
     start.starts_with(b"PK\x03\x04")
 }
 
-/// Whether it is a pickle: of a protocol that PyTorch has written.
+/// Whether it is a pickle, of a protocol that PyTorch has written. The length at the start of a
+/// safetensors file can look like one; a brace follows that.
 pub(super) fn is_legacy(start: &[u8]) -> bool {
-    matches!(start, [0x80, 2..=5, ..])
+    matches!(start, [0x80, 2..=5, ..]) && start.get(8) != Some(&b'{')
 }
 
 /// The tensors of an archive; what is wrong as text.
