@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Barrier, Mutex};
 
-use qf_model::config::{FeaturesConfig, ModelConfig, QformerConfig, VisionConfig, VitConfig};
+use qf_model::config::{FeaturesConfig, ModelConfig, QformerConfig, VisionConfig};
 use qf_model::loss::itc::Targets;
 use qf_model::vision::{interpolate_positions, PositionInterpolation};
 use qf_model::weights::{load_into, read_config, read_safetensors, Absent, Part, WeightsFile};
