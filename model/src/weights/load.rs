@@ -326,15 +326,15 @@ impl<'a> Plan<'a> {
             return None;
         }
         let (shape, _) = *infos.first()?;
-        let times = match &source {
-            Source::Whole(_) => Some((1, 1)),
-            Source::Third(..) => Some((3, 1)),
-            Source::Stacked(_) => Some((1, 3)),
+        // The parameter's shape as this source should have it: rows of the file per own row.
+        let (file_rows, own_rows) = match &source {
+            Source::Whole(_) => (1, 1),
+            Source::Third(..) => (3, 1),
+            Source::Stacked(_) => (1, 3),
         };
-        // The parameter's shape as this source should have it.
         let mut wanted = expected.clone();
-        if let (Some((file, own)), Some(rows)) = (times, wanted.first_mut()) {
-            *rows = *rows * file / own;
+        if let Some(rows) = wanted.first_mut() {
+            *rows = *rows * file_rows / own_rows;
         }
         let mut resample = None;
         if infos.iter().any(|(shape, _)| *shape != wanted) {
@@ -411,7 +411,7 @@ impl<'a> Plan<'a> {
         let zero = bias
             .f_narrow(0, third, third)
             .and_then(|key| key.f_count_nonzero(None::<i64>));
-        zero.map_or(false, |count| count.int64_value(&[]) == 0)
+        zero.is_ok_and(|count| count.int64_value(&[]) == 0)
     }
 
     /// Sorts what no parameter took into left out, second copies and unexpected.

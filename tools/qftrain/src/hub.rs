@@ -33,6 +33,7 @@ struct Environment {
 }
 
 impl Environment {
+    #[allow(clippy::disallowed_methods)] // The environment is read in tools, and here alone for the hub.
     fn read() -> Environment {
         let text = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let is_on = |value: String| !matches!(value.to_lowercase().as_str(), "0" | "false" | "no");

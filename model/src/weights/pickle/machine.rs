@@ -521,7 +521,7 @@ impl<'a> Machine<'a> {
 }
 
 fn pairs(items: &[Value]) -> Result<Vec<(Value, Value)>, String> {
-    if items.len() % 2 != 0 {
+    if !items.len().is_multiple_of(2) {
         return Err("a key without a value".to_owned());
     }
     Ok(items
