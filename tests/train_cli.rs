@@ -426,7 +426,9 @@ fn a_run_folder_is_kept_from_other_runs_and_mistaken_resumptions() {
         for word in words {
             assert!(message.contains(word), "{message}");
         }
-        assert!(message.len() < 1000, "{message}");
+        // Short, except where it lists every tensor that does not fit.
+        let lists_tensors = message.contains("does not fit this model");
+        assert!(message.len() < 1000 || lists_tensors, "{message}");
         assert_eq!(message.lines().count(), 1, "{message}");
         assert!(snapshot() == before, "{arguments:?} changed the run");
     };
