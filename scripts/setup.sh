@@ -185,7 +185,7 @@ fetched_libtorch() { # prints its folder
             say "fetching libtorch $TORCH_VERSION from PyPI into $home (some 550 MB, of which 700 MB stay unpacked)"
             "${pip[@]}" --no-deps "$CUDA_RUNTIME" "$CUDA_CUPTI"
             # Nothing on a machine without a GPU opens these.
-            rm -f "$part/site/torch/lib"/libtorch_{cuda,cuda_linalg,nvshmem,python}.so
+            rm -f "$part/site/torch/lib"/libtorch_{cuda,cuda_linalg,nvshmem}.so
         fi
         rm -rf "$part/venv"
         touch "$part/complete"
@@ -252,14 +252,16 @@ fetch_crates() {
 }
 
 test_venv() {
-    local requirements="$root/tests/requirements.txt" venv python
-    venv="$cache/test-venv-$( (python3 --version; cat "$requirements") | cksum | cut -d' ' -f1)"
+    local requirements="$root/tests/requirements.txt" link="$root/scripts/link_torch.py" venv python
+    venv="$cache/test-venv-$( (python3 --version; echo "$torch"; cat "$requirements" "$link") | cksum | cut -d' ' -f1)"
     python="$venv/bin/python"
     if [ ! -e "$venv/complete" ] || ! "$python" -c '' 2>/dev/null; then
-        say "installing the Python packages of tests/requirements.txt into $venv (some 120 MB)"
+        say "installing the Python packages of tests/requirements.txt into $venv (some 250 MB)"
+        torch_bindings
         rm -rf "$part" "$venv"
         python3 -m venv "$part"
         pip_install "$part/bin/python" tests/requirements.txt --requirement "$requirements"
+        lend_torch "$link"
         touch "$part/complete"
         publish "$venv"
     fi
@@ -267,6 +269,31 @@ test_venv() {
     if [ "$(cat "$root/target/test-python" 2>/dev/null)" != "$python" ]; then
         printf '%s\n' "$python" > "$root/target/test-python.$$.tmp"
         mv "$root/target/test-python.$$.tmp" "$root/target/test-python"
+    fi
+}
+
+# libtorch of the cache that an earlier set-up fetched lacks torch's Python bindings: they are taken
+# from the same wheel.
+torch_bindings() {
+    if [ "${torch#"$cache"/}" = "$torch" ] || [ -e "$torch/lib/libtorch_python.so" ]; then return; fi
+    say "fetching the Python bindings of torch $TORCH_VERSION, which the tests run (some 550 MB, of which 32 MB stay)"
+    rm -rf "$part" && mkdir -p "$part"
+    python3 -m venv "$part/venv"
+    pip_install "$part/venv/bin/python" "torch $TORCH_VERSION" \
+        --only-binary=:all: --no-deps --target "$part/site" "torch==$TORCH_VERSION"
+    mv "$part/site/torch/lib/libtorch_python.so" "$torch/lib/libtorch_python.so"
+    rm -rf "$part"
+}
+
+# Makes `import torch` work in the Python of the tests, where libtorch is part of a torch package.
+lend_torch() { # SCRIPT
+    local site
+    site=$("$part/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    if [ ! -e "$torch/lib/libtorch_python.so" ]; then
+        say "no Python bindings in $torch: the tests against PyTorch and transformers will be skipped"
+    elif ! { python3 "$1" "$torch" "$site" && "$part/bin/python" -c 'import torch'; } >/dev/null 2>&1; then
+        rm -rf "$site/torch" "$site"/torch-*.dist-info
+        say "the torch package of $torch does not work with $(python3 --version): the tests against PyTorch and transformers will be skipped"
     fi
 }
 

@@ -9,10 +9,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Barrier, Mutex};
 
-use qf_model::config::{FeaturesConfig, ModelConfig, QformerConfig, VisionConfig, VitConfig};
+use qf_model::config::{FeaturesConfig, ModelConfig, QformerConfig, VisionConfig};
 use qf_model::loss::itc::Targets;
 use qf_model::vision::{interpolate_positions, PositionInterpolation};
-use qf_model::weights::{read_safetensors, start_from_bert};
+use qf_model::weights::{load_into, read_config, read_safetensors, Absent, Part, WeightsFile};
 use qf_model::{
     AdamW, AdamWConfig, Blip2Qformer, Collective, ComputeOptions, LoadScope, ModelError,
     NegativeSampling, Rates, Schedule, SingleProcess, StepInput, StepOutput,
@@ -146,6 +146,7 @@ fn model_config(golden: &Golden) -> ModelConfig {
             label_smoothing: number("label_smoothing", 0.1),
             dec_token_id: golden.size("dec_id"),
             pad_token_id: golden.size("pad_id"),
+            ..ModelConfig::vit_g().qformer
         },
     }
 }
@@ -952,8 +953,9 @@ fn golden_start_from_bert() {
                 ..ModelConfig::tiny()
             };
             let mut model = Blip2Qformer::new(&config, Device::Cpu, 0).unwrap();
-            let bert = read_safetensors(&folder.join(file)).unwrap();
-            start_from_bert(model.params_mut(), &bert, file).unwrap();
+            let bert = WeightsFile::open(&folder.join(file)).unwrap();
+            let report = load_into(model.params_mut(), &bert, Part::Bert).unwrap();
+            assert!(report.kept.is_empty());
             let mut line = Line::new(&format!("hf_bert_tiny/{file} + {extra}"));
             for (name, expected) in &expected {
                 let got = &model.params().get(name).unwrap().tensor.detach();
@@ -980,105 +982,25 @@ fn golden_start_from_bert() {
     }
 }
 
-/// LAVIS's name of a tensor of a Hugging Face `Blip2ForImageTextRetrieval` file.
-fn lavis_name(name: &str) -> String {
-    const PREFIXES: [(&str, &str); 11] = [
-        ("vision_model.post_layernorm.", "ln_vision."),
-        (
-            "vision_model.embeddings.class_embedding",
-            "visual_encoder.cls_token",
-        ),
-        (
-            "vision_model.embeddings.position_embedding",
-            "visual_encoder.pos_embed",
-        ),
-        (
-            "vision_model.embeddings.patch_embedding.",
-            "visual_encoder.patch_embed.proj.",
-        ),
-        ("vision_model.encoder.layers.", "visual_encoder.blocks."),
-        (
-            "embeddings.word_embeddings.",
-            "Qformer.bert.embeddings.word_embeddings.",
-        ),
-        (
-            "embeddings.position_embeddings.",
-            "Qformer.bert.embeddings.position_embeddings.",
-        ),
-        ("qformer.layernorm.", "Qformer.bert.embeddings.LayerNorm."),
-        ("qformer.encoder.", "Qformer.bert.encoder."),
-        ("vision_projection.", "vision_proj."),
-        ("text_projection.", "text_proj."),
-    ];
-    let name = PREFIXES
-        .iter()
-        .find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)))
-        .unwrap_or_else(|| name.to_owned());
-    name.replace("attention.attention.", "attention.self.")
-        .replace(".layer_norm1.", ".norm1.")
-        .replace(".layer_norm2.", ".norm2.")
-        .replace(".self_attn.qkv.", ".attn.qkv.")
-        .replace(".self_attn.projection.", ".attn.proj.")
-}
-
 #[test]
 fn golden_hugging_face_inference() {
     let Some(folder) = folder("golden_hugging_face_inference") else {
         return;
     };
     let folder = folder.join("hf_tiny");
-    let json = read_json(&folder.join("config.json"));
-    let vision = &json["vision_config"];
-    let size = |json: &Value, key: &str| json[key].as_i64().unwrap();
-    let width = size(vision, "hidden_size");
-    let config = ModelConfig {
-        vision: VisionConfig::Eva(VitConfig {
-            image_size: size(vision, "image_size"),
-            patch_size: size(vision, "patch_size"),
-            width,
-            depth: size(vision, "num_hidden_layers"),
-            heads: size(vision, "num_attention_heads"),
-            mlp: size(vision, "intermediate_size"),
-            trainable: false,
-            drop_path: 0.0,
-            checkpoint_activations: false,
-        }),
-        qformer: QformerConfig {
-            cross_attention_freq: size(&json["qformer_config"], "cross_attention_frequency"),
-            num_queries: size(&json, "num_query_tokens"),
-            encoder_width: width,
-            embed_dim: size(&json, "image_text_hidden_size"),
-            ln_vision_eps: vision["layer_norm_eps"].as_f64().unwrap(),
-            ..hugging_face_sizes(&json["qformer_config"], "layer_norm_eps")
-        },
-    };
+    let file = WeightsFile::open(&folder).unwrap();
+    let config = read_config(&folder, &file).unwrap();
     let mut model = Blip2Qformer::new(&config, Device::Cpu, 0).unwrap();
-    let mut tensors: Tensors = Tensors::new();
-    for (name, tensor) in read_safetensors(&folder.join("model.safetensors")).unwrap() {
-        let name = lavis_name(&name);
-        match name.strip_suffix("qkv.bias") {
-            Some(stem) => {
-                let parts = tensor.chunk(3, 0);
-                assert_eq!(largest(&parts[1]), 0.0);
-                tensors.insert(format!("{stem}q_bias"), parts[0].shallow_clone());
-                tensors.insert(format!("{stem}v_bias"), parts[2].shallow_clone());
-            }
-            None => {
-                tensors.insert(name, tensor);
-            }
-        }
-    }
-    // The file has no temperature and no language-model head.
-    for param in model.params().named_parameters() {
-        if param.name == "temp" || param.name.starts_with("Qformer.cls.") {
-            let previous = tensors.insert(param.name.clone(), param.tensor.detach().copy());
-            assert!(previous.is_none());
-        }
-    }
-    model
-        .params_mut()
-        .load(&tensors, "hf_tiny", LoadScope::All)
-        .unwrap();
+    // The file has no temperature and no language-model head, and neither is needed here.
+    let strict = Part::Model(Absent::default());
+    let error = load_into(model.params_mut(), &file, strict).unwrap_err();
+    assert!(error.to_string().contains("`temp` has no place"), "{error}");
+    let absent = Absent {
+        head: true,
+        ..Absent::default()
+    };
+    let report = load_into(model.params_mut(), &file, Part::Model(absent)).unwrap();
+    assert_eq!(report.kept.len(), 6);
 
     let io = read_safetensors(&folder.join("golden_io.safetensors")).unwrap();
     let mut line = Line::new("hf_tiny");

@@ -20,3 +20,5 @@ mod synth_cli;
 mod train_cli;
 /// What was trained in use: validation, evaluation, captions, scores.
 mod use_cli;
+/// Weights in and out, against PyTorch and transformers, and from a stand-in of the hub.
+mod weights;

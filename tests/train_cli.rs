@@ -438,7 +438,9 @@ fn a_run_folder_is_kept_from_other_runs_and_mistaken_resumptions() {
         for word in words {
             assert!(message.contains(word), "{message}");
         }
-        assert!(message.len() < 1000, "{message}");
+        // Short, except where it lists every tensor that does not fit.
+        let lists_tensors = message.contains("does not fit this model");
+        assert!(message.len() < 1000 || lists_tensors, "{message}");
         assert_eq!(message.lines().count(), 1, "{message}");
         assert!(snapshot() == before, "{arguments:?} changed the run");
     };
@@ -460,7 +462,7 @@ fn a_run_folder_is_kept_from_other_runs_and_mistaken_resumptions() {
             "query_tokens",
             "[1, 4, 32]",
             "[1, 4, 64]",
-            "more tensors",
+            "itm_head.weight",
         ],
     );
     refuses(
@@ -791,7 +793,7 @@ fn evaluation_reports_recall_against_chance() {
     assert_eq!(without["itc"], report["itc"]);
     let table = succeeds(&eval(&["--rerank", "18446744073709551615"]));
     for word in [
-        "retrieval at step 2: 24 images, 72 captions",
+        "retrieval of step 2: 24 images, 72 captions",
         "ITC",
         "ITM",
         "chance",

@@ -49,7 +49,7 @@ pub enum ModelError {
     /// Weights or optimiser state that do not fit the model.
     #[error(
         "{origin} does not fit this model: {}; use the configuration it was written with",
-        listing(.problems)
+        .problems.join("; ")
     )]
     Mismatch {
         /// The file, or what else the tensors came from.
@@ -159,16 +159,6 @@ fn advice(skipped_before: u64) -> String {
             "the {skipped} updates before it were skipped for the same reason; lower the learning \
              rate, or look at these samples"
         ),
-    }
-}
-
-/// The first problems, and how many more there are: a wrong width misfits every tensor.
-fn listing(problems: &[String]) -> String {
-    const MAX_LISTED: usize = 4;
-    let listed = problems[..problems.len().min(MAX_LISTED)].join("; ");
-    match problems.len().saturating_sub(MAX_LISTED) {
-        0 => listed,
-        more => format!("{listed}; and {more} more tensors"),
     }
 }
 

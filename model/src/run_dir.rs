@@ -36,6 +36,11 @@ impl RunDir {
         self.0.join("tokenizer.json")
     }
 
+    /// Origin and SHA-256 of the weights that the run started from, where it did.
+    pub fn weights(&self) -> PathBuf {
+        self.0.join("weights.json")
+    }
+
     /// One JSON object per line: logged steps, validations, skipped updates.
     pub fn metrics(&self) -> PathBuf {
         self.0.join("metrics.jsonl")

@@ -1,6 +1,7 @@
 //! Writes tensors to safetensors files.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::path::Path;
 
 use safetensors::{Dtype, View};
@@ -14,6 +15,26 @@ use crate::error::ModelError;
 /// [`ModelError::TensorFile`] naming the file, for an element type without a safetensors name or a
 /// disk that says no.
 pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
+    write(path, tensors, None)
+}
+
+/// As [`write_safetensors`], with the note that PyTorch readers look for: `format` is `pt`.
+///
+/// # Errors
+/// As [`write_safetensors`].
+pub fn write_safetensors_for_torch(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+) -> Result<(), ModelError> {
+    let note = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    write(path, tensors, Some(note))
+}
+
+fn write(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    note: Option<HashMap<String, String>>,
+) -> Result<(), ModelError> {
     let unwritable = |message: String| ModelError::TensorFile {
         path: path.to_owned(),
         message,
@@ -25,7 +46,7 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()
             Err(error) => Err(unwritable(format!("cannot write `{name}`: {error}"))),
         })
         .collect::<Result<Vec<_>, _>>()?;
-    safetensors::serialize_to_file(views, None, path)
+    safetensors::serialize_to_file(views, note, path)
         .map_err(|error| unwritable(format!("cannot be written: {error}")))
 }
 

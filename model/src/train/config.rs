@@ -72,12 +72,44 @@ pub struct TrainConfig {
     pub validation: Option<ValidationConfig>,
     /// Shape of the network. `vocab_size` and the token ids are set from the tokenizer.
     pub model: ModelConfig,
+    /// What a fresh run starts from. Default: random numbers.
+    #[serde(default, skip_serializing_if = "WeightsConfig::is_empty")]
+    pub weights: WeightsConfig,
     /// AdamW.
     #[serde(default)]
     pub optimizer: AdamWConfig,
     /// Learning rate by step.
     #[serde(default)]
     pub schedule: Schedule,
+}
+
+/// Weights of a fresh run; each a file, a folder, or `hf://ORG/NAME[@REVISION]`. Loaded in this
+/// order, so that a later one overwrites an earlier one. A resumed run takes its checkpoint's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WeightsConfig {
+    /// A BERT: start of the Q-Former's embeddings, self-attention, text networks and
+    /// language-model head.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bert: Option<String>,
+    /// A vision tower: EVA-CLIP or CLIP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision: Option<String>,
+    /// A whole model: a LAVIS checkpoint, a `Blip2ForImageTextRetrieval`, or a run of ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
+    /// Lets a `checkpoint` lack the temperature and the language-model head, as those of
+    /// transformers do: both keep their start, the head that of `bert` where it is given. Default
+    /// false: such a checkpoint is refused.
+    #[serde(default)]
+    pub fresh_head: bool,
+}
+
+impl WeightsConfig {
+    /// Whether the run starts from random numbers alone.
+    pub fn is_empty(&self) -> bool {
+        *self == WeightsConfig::default()
+    }
 }
 
 fn default_seed() -> u64 {

@@ -14,7 +14,7 @@ use std::time::Instant;
 use qf_pipeline::{Batch, Loader};
 use tch::Kind;
 
-pub use config::TrainConfig;
+pub use config::{TrainConfig, WeightsConfig};
 pub use non_finite::OnNonFinite;
 pub use profile::{Phase, Phases, RunProfile};
 pub use record::{MetricsFile, MetricsRecord, SkippedRecord, StepRecord};

@@ -77,7 +77,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         _ => Input::Shards(resolve_shards(&args.shards)?),
     };
     let loaded = args.model.load(config)?;
-    let LoadedModel { model, step, .. } = &loaded;
+    let LoadedModel { model, .. } = &loaded;
     let mut source = input.start(data, &loaded)?;
 
     let bar = ProgressBar::new_spinner().with_message("encoding images");
@@ -93,10 +93,10 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     if args.json {
         let mut json = serde_json::to_value(&report)?;
         let fields = json.as_object_mut().context("a report is an object")?;
-        fields.insert("step".into(), (*step).into());
+        fields.insert("step".into(), loaded.step.into());
         return say(format_args!("{json}"));
     }
-    print_report(&report, *step)
+    print_report(&report, &loaded.origin)
 }
 
 enum Input {
@@ -123,9 +123,9 @@ impl Input {
     }
 }
 
-fn print_report(report: &RetrievalReport, step: u64) -> anyhow::Result<()> {
+fn print_report(report: &RetrievalReport, origin: &str) -> anyhow::Result<()> {
     say(format_args!(
-        "retrieval at step {step}: {} images, {} captions, {} samples skipped",
+        "retrieval of {origin}: {} images, {} captions, {} samples skipped",
         report.images, report.captions, report.skipped
     ))?;
     say(format_args!(

@@ -7,6 +7,8 @@
 mod bench;
 mod caption;
 mod eval;
+mod export;
+mod hub;
 mod model_source;
 mod openmp;
 mod output;
@@ -15,6 +17,7 @@ mod score;
 mod session;
 mod settings;
 mod train;
+mod weights;
 
 use std::process::ExitCode;
 
@@ -33,7 +36,8 @@ use qf_pipeline::error::full_message;
         qftrain --shards 'shards/photos-*.tar' --run-dir runs/a --resume\n  \
         qftrain eval --run-dir runs/a --shards 'shards/held-*.tar' --json\n  \
         qftrain caption --run-dir runs/a photo.jpg\n  \
-        qftrain score --run-dir runs/a photo.jpg 'two dogs' 'a red bus'\n\n\
+        qftrain score --run-dir runs/a photo.jpg 'two dogs' 'a red bus'\n  \
+        qftrain export --run-dir runs/a --format hf --out exported\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage. RUST_LOG=info or debug shows more."
 )]
 struct Cli {
@@ -53,6 +57,8 @@ enum Command {
     Caption(caption::CaptionArgs),
     /// Score texts against an image: matching probability and contrastive similarity
     Score(score::ScoreArgs),
+    /// Write a trained model for transformers or LAVIS
+    Export(export::ExportArgs),
 }
 
 fn main() -> ExitCode {
@@ -68,6 +74,7 @@ fn main() -> ExitCode {
         Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Caption(args)) => caption::run(args),
         Some(Command::Score(args)) => score::run(args),
+        Some(Command::Export(args)) => export::run(args),
         None => train::run(&cli.train),
     };
     match result {

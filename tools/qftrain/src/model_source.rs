@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use anyhow::bail;
+use anyhow::{bail, Context};
 use clap::Args;
 use qf_model::checkpoint::{self, Checkpoint};
 use qf_model::device::{open_device, DeviceChoice};
@@ -15,13 +15,24 @@ use qf_pipeline::text::{CaptionProcessor, CaptionTokenizer};
 use tch::Device;
 
 use crate::session::{load_config, load_tokenizer};
+use crate::settings::Settings;
+use crate::weights::WeightsModel;
 
 /// Where the model comes from and where it runs.
 #[derive(Args)]
 pub(crate) struct ModelArgs {
     /// Folder of the run whose newest checkpoint is used
-    #[arg(long, value_name = "DIR")]
-    run_dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "weights")]
+    run_dir: Option<PathBuf>,
+
+    /// A model from elsewhere instead: a LAVIS checkpoint, a folder of transformers, or
+    /// hf://ORG/NAME
+    #[arg(long, value_name = "PLACE", conflicts_with_all = ["run_dir", "step", "ema"])]
+    weights: Option<String>,
+
+    /// vocab.txt or tokenizer.json of --weights [default: the one beside it]
+    #[arg(long, value_name = "FILE", requires = "weights")]
+    tokenizer: Option<PathBuf>,
 
     /// Use the checkpoint of this step, or `best` by validation, instead of the newest
     #[arg(long, value_name = "STEP|best")]
@@ -61,20 +72,47 @@ pub(crate) struct LoadedModel {
     /// The configuration it was trained with.
     pub(crate) config: TrainConfig,
     pub(crate) device: Device,
-    /// Steps that it was trained for.
-    pub(crate) step: u64,
+    /// Steps that it was trained for, where it comes from a run.
+    pub(crate) step: Option<u64>,
+    /// Which step of its run, or which weights, in words.
+    pub(crate) origin: String,
 }
 
 impl ModelArgs {
     /// The configuration of the model, before anything large is read.
     pub(crate) fn config(&self) -> anyhow::Result<TrainConfig> {
-        load_config(&RunDir::new(&self.run_dir))?.resolve()
+        if let Some(place) = &self.weights {
+            let model = WeightsModel::open(place, self.tokenizer.as_deref())?.config;
+            let mut config = Settings::preset("blip2-vit-g")?.resolve()?;
+            if let Some(vit) = model.vision.vit() {
+                config.data.image_size = usize::try_from(vit.image_size)?;
+            }
+            config.model = model;
+            return Ok(config);
+        }
+        load_config(&self.run()?)?.resolve()
+    }
+
+    fn run(&self) -> anyhow::Result<RunDir> {
+        let path = self.run_dir.as_ref().context("--run-dir is missing")?;
+        Ok(RunDir::new(path))
     }
 
     /// Loads the model that `config` describes.
     pub(crate) fn load(&self, config: TrainConfig) -> anyhow::Result<LoadedModel> {
         let device = open_device(self.device)?;
-        let run_dir = RunDir::new(&self.run_dir);
+        if let Some(place) = &self.weights {
+            let source = WeightsModel::open(place, self.tokenizer.as_deref())?;
+            return Ok(LoadedModel {
+                model: source.load(device)?,
+                tokenizer: source.tokenizer,
+                config,
+                device,
+                step: None,
+                origin: place.clone(),
+            });
+        }
+        let run_dir = self.run()?;
         let Checkpoint { folder, state } = self.checkpoint(&run_dir)?;
         let tokenizer = load_tokenizer(&run_dir)?;
         let mut model = Blip2Qformer::new(&config.model, device, config.seed)?;
@@ -87,7 +125,8 @@ impl ModelArgs {
             tokenizer,
             config,
             device,
-            step: state.step,
+            step: Some(state.step),
+            origin: format!("step {}", state.step),
         })
     }
 
@@ -101,7 +140,7 @@ impl ModelArgs {
         if let Some(found) = found {
             return Ok(found);
         }
-        let path = self.run_dir.display();
+        let path = run_dir.path().display();
         let steps: Vec<_> = checkpoint::list(&folder)?
             .iter()
             .map(|(step, _)| step.to_string())

@@ -108,7 +108,7 @@ pub(crate) fn run(args: &ScoreArgs) -> anyhow::Result<()> {
         let json = json!({"image": image, "step": loaded.step, "scores": scores});
         return say(format_args!("{json}"));
     }
-    say(format_args!("{image}, model of step {}", loaded.step))?;
+    say(format_args!("{image}, model of {}", loaded.origin))?;
     say(format_args!(
         "{:>9} {:>10} {:>11}  text",
         "ITM match", "ITC cosine", "/ temp"

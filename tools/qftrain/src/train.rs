@@ -13,7 +13,7 @@ use qf_model::host::batch_allocator;
 use qf_model::run_dir::RunDir;
 use qf_model::train::{
     check_random_state, LossScaler, Outcome, RunContext, RunProfile, TrainConfig, Trainer,
-    Validator,
+    Validator, WeightsConfig,
 };
 use qf_model::{AdamW, Blip2Qformer, Precision};
 use qf_pipeline::loader::{queue_table, stage_table, Loader};
@@ -24,6 +24,7 @@ use crate::output::{remark, say};
 use crate::progress::Progress;
 use crate::session::{create_tokenizer, fit_to_tokenizer, load_config, load_tokenizer, write_file};
 use crate::settings::Settings;
+use crate::weights::{adopt_tokenizer, StartWeights};
 
 #[derive(Args)]
 pub(crate) struct TrainArgs {
@@ -66,6 +67,18 @@ pub(crate) struct TrainArgs {
     /// vocab.txt or tokenizer.json [default: a vocabulary trained from the shards]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
+
+    /// Start the Q-Former from a BERT: a file, a folder, or hf://ORG/NAME
+    #[arg(long, value_name = "WEIGHTS", conflicts_with = "resume")]
+    bert: Option<String>,
+
+    /// Start the vision tower from published weights: a file, a folder, or hf://ORG/NAME
+    #[arg(long, value_name = "WEIGHTS", conflicts_with = "resume")]
+    vision_weights: Option<String>,
+
+    /// Start from a whole model: a LAVIS .pth, a Hugging Face folder, a run, or hf://ORG/NAME
+    #[arg(long, value_name = "WEIGHTS", conflicts_with = "resume")]
+    weights: Option<String>,
 
     /// Threads that decode, augment and tokenise [default: one per core]
     #[arg(long)]
@@ -127,15 +140,22 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     }
 
     let has_tokenizer = run_dir.tokenizer_json().exists() || run_dir.vocabulary().exists();
+    // Those of a resumed run are in its checkpoint.
+    let start = match newest {
+        None => StartWeights::find(&config.weights)?,
+        Some(_) => StartWeights::find(&WeightsConfig::default())?,
+    };
     let tokenizer = if args.resume && has_tokenizer {
         load_tokenizer(&run_dir)?
     } else {
+        adopt_tokenizer(&mut config, &start);
         create_tokenizer(&config, &shards, &run_dir)?
     };
     fit_to_tokenizer(&mut config, &tokenizer);
     config.validate()?;
 
     let mut model = Blip2Qformer::new(&config.model, device, config.seed)?;
+    let origins = start.load(model.params_mut())?;
     model.params_mut().freeze(&config.freeze)?;
     let mut optimizer = AdamW::new(model.params(), &config.optimizer)?;
     if let Some(Checkpoint { folder, state }) = &newest {
@@ -144,10 +164,11 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         checkpoint::load_optimizer(folder, &mut optimizer)?;
     }
     model.set_precision(config.precision)?;
-    if config.model.vision.vit().is_some_and(|vit| !vit.trainable) && newest.is_none() {
+    let is_frozen = config.model.vision.vit().is_some_and(|vit| !vit.trainable);
+    if is_frozen && newest.is_none() && !start.give_tower() {
         log::warn!(
             "the vision tower is frozen and starts from random numbers, so its features are noise; \
-             set model.vision.trainable=true or a preset that trains its tower"
+             give --vision-weights, or set model.vision.trainable=true"
         );
     }
     let state = newest.map(|checkpoint| checkpoint.state);
@@ -172,6 +193,10 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     )?;
     // Only now: settings that do not fit the checkpoint must not replace those that do.
     write_file(&run_dir.config(), toml::to_string(&config)?.as_bytes())?;
+    if !origins.is_empty() {
+        let json = serde_json::to_string_pretty(&origins)?;
+        write_file(&run_dir.weights(), json.as_bytes())?;
+    }
     let stop = Arc::new(AtomicBool::new(false));
     catch_signals(&stop)?;
 
@@ -284,6 +309,15 @@ fn configuration(
     }
     if let Some(every) = args.val_every {
         settings.set("validation.every_steps", every)?;
+    }
+    for (key, place) in [
+        ("weights.bert", &args.bert),
+        ("weights.vision", &args.vision_weights),
+        ("weights.checkpoint", &args.weights),
+    ] {
+        if let Some(place) = place {
+            settings.set(key, place.clone())?;
+        }
     }
     if let Some(threads) = args.threads {
         settings.set("data.threads", i64::from(threads))?;

@@ -1,0 +1,94 @@
+//! `qftrain export`: a trained model for other programs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, Context};
+use clap::{Args, ValueEnum};
+use qf_model::weights::{export_hugging_face, export_lavis};
+use qf_model::Blip2Qformer;
+use qf_pipeline::text::CaptionTokenizer;
+
+use crate::model_source::ModelArgs;
+use crate::output::say;
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    /// A folder of transformers' Blip2ForImageTextRetrieval
+    Hf,
+    /// One safetensors file with the names of LAVIS
+    Lavis,
+}
+
+#[derive(Args)]
+pub(crate) struct ExportArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// What to write
+    #[arg(long, value_enum)]
+    format: Format,
+
+    /// Where: a new or empty folder for hf, a new file for lavis
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+
+    /// Bytes of a file of weights in the hf format; more go into several files
+    #[arg(long, default_value_t = 5_000_000_000, value_name = "BYTES")]
+    max_shard_bytes: u64,
+}
+
+pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
+    let out = &args.out;
+    let is_taken = match args.format {
+        Format::Hf => {
+            out.exists() && std::fs::read_dir(out).map_or(true, |mut d| d.next().is_some())
+        }
+        Format::Lavis => out.exists(),
+    };
+    if is_taken {
+        bail!("{} is there already; name a new one", out.display());
+    }
+    let loaded = args.model.load(args.model.config()?)?;
+    let model = &loaded.model;
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent {
+        std::fs::create_dir_all(parent)
+            .with_context(|| format!("cannot create {}", parent.display()))?;
+    }
+    // Under its name only when it is whole.
+    let part = out.with_file_name(format!(
+        ".{}.partial",
+        out.file_name().unwrap_or_default().to_string_lossy()
+    ));
+    let written = match args.format {
+        Format::Hf => write_folder(model, &loaded.tokenizer, &part, args.max_shard_bytes),
+        Format::Lavis => export_lavis(model, &part).map_err(Into::into),
+    };
+    if let Err(error) = written {
+        let _ = std::fs::remove_dir_all(&part);
+        let _ = std::fs::remove_file(&part);
+        return Err(error);
+    }
+    std::fs::rename(&part, out).with_context(|| format!("cannot write {}", out.display()))?;
+    say(format_args!(
+        "exported {} to {}",
+        loaded.origin,
+        out.display()
+    ))
+}
+
+fn write_folder(
+    model: &Blip2Qformer,
+    tokenizer: &CaptionTokenizer,
+    folder: &Path,
+    max_shard_bytes: u64,
+) -> anyhow::Result<()> {
+    let mut vocabulary = tokenizer.vocab().to_vec();
+    if vocabulary.len() < tokenizer.vocab_size() {
+        vocabulary.push("[DEC]".to_owned());
+    }
+    let _ = std::fs::remove_dir_all(folder);
+    std::fs::create_dir(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    export_hugging_face(model, Some(&vocabulary), folder, max_shard_bytes)?;
+    Ok(())
+}
