@@ -1,6 +1,6 @@
 # `make test` and `make demo` do everything, from set-up on. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint demo clean-demo
+.PHONY: help setup build test lint demo clean-demo bench-step
 SHELL := /bin/bash
 
 # Set-up alone sees a libtorch that is given here; cargo is told through .cargo/config.toml.
@@ -8,6 +8,8 @@ unexport LIBTORCH LIBTORCH_USE_PYTORCH
 SETUP = LIBTORCH='$(LIBTORCH)' LIBTORCH_USE_PYTORCH='$(LIBTORCH_USE_PYTORCH)' scripts/setup.sh
 SEED = scripts/deps-cache.sh seed
 SAVE = scripts/deps-cache.sh save
+QF_STEP = $(or $(QF_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qformer)/bench-step
+ROUNDS = 3
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +47,9 @@ lint: ## Set-up, then formatting, clippy and rustdoc, with warnings as errors
 
 demo: build ## Set-up, then the whole job: render, shard, train, evaluate (PAIRS=folder: yours)
 	@scripts/demo.sh
+
+bench-step: build ## Build, then our training step beside the reference's in PyTorch
+	@bench/step/run.py --qftrain target/release/qftrain --cache '$(QF_STEP)' --rounds $(ROUNDS)
 
 clean-demo: ## Remove what the demo wrote
 	@scripts/demo.sh --clean

@@ -170,6 +170,38 @@ impl StepFlops {
     }
 }
 
+/// What each thing that is done only where it is needed saves of the reference's operations, by
+/// name: together the difference between [`StepFlops::reference`] and [`StepFlops::step`] with
+/// everything left out. `shape.text_len` is the reference's.
+pub fn savings(config: &ModelConfig, shape: &StepShape<'_>) -> [(&'static str, f64); 5] {
+    let reference = StepFlops::reference(config, shape);
+    let keys = shape.lengths.len() as f64 * image_keys(&config.qformer, shape.image_tokens);
+    let once = Pass::trained(keys).total();
+    let all = StepFlops::step(config, shape, ComputeOptions::ALL_ROWS);
+    let dense = ComputeOptions {
+        skip_padding: true,
+        skip_unread: false,
+    };
+    let dense = StepFlops::step(config, shape, dense).total();
+    let needed = StepFlops::step(config, shape, ComputeOptions::default()).total();
+    [
+        (
+            "keys and values of an image once instead of four times",
+            reference.image_keys.total() - once,
+        ),
+        (
+            "no gradient towards a frozen tower: ln_vision folded into the projections",
+            once - all.image_keys.total(),
+        ),
+        (
+            "language-model head on labelled positions",
+            reference.head.total() - all.head.total(),
+        ),
+        ("no rows of padding", all.total() - dense),
+        ("no rows that nothing reads", dense - needed),
+    ]
+}
+
 /// One sequence through the layers.
 struct Sequence {
     /// Rows whose keys and values are computed.
@@ -283,6 +315,24 @@ mod tests {
         assert_eq!(flops.tower.backward, 0.0);
         let vit_l = StepFlops::reference(&ModelConfig::vit_l(), &shape(&[32]));
         close(vit_l.tower.forward, 155.3);
+    }
+
+    #[test]
+    fn the_savings_add_up() {
+        let lengths = [13, 20, 8, 32];
+        for trainable in [false, true] {
+            let mut config = ModelConfig::vit_g();
+            if let crate::VisionConfig::Eva(vit) = &mut config.vision {
+                vit.trainable = trainable;
+            }
+            let saved = savings(&config, &shape(&lengths));
+            assert!(saved.iter().all(|(_, flops)| *flops >= 0.0));
+            assert_eq!(saved[1].1 == 0.0, trainable);
+            let total: f64 = saved.iter().map(|(_, flops)| flops).sum();
+            let ours = StepFlops::step(&config, &shape(&lengths), ComputeOptions::default());
+            let expected = StepFlops::reference(&config, &shape(&lengths)).total() - ours.total();
+            assert!((total - expected).abs() < 1e-9 * expected);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use anyhow::{bail, Context};
 use clap::Args;
 use qf_model::config::FeaturesConfig;
 use qf_model::device::{open_device, DeviceChoice};
-use qf_model::flops::{StepFlops, StepShape};
+use qf_model::flops::{savings, StepFlops, StepShape};
 use qf_model::{
     AdamW, Blip2Qformer, ComputeOptions, ModelConfig, NegativeSampling, SingleProcess, StepInput,
     VisionConfig,
@@ -356,5 +356,20 @@ fn report(
         reference.total() / 1e9,
         ours.total() / 1e9,
         100.0 * ours.total() / reference.total()
-    ))
+    ))?;
+    if compute == ComputeOptions::ALL_ROWS {
+        return Ok(());
+    }
+    say(format_args!(
+        "\n{:<74} {:>9} {:>8}",
+        "saved, GFLOP a step", "", "share"
+    ))?;
+    for (name, flops) in savings(config, &reference_shape) {
+        say(format_args!(
+            "{name:<74} {:>9.1} {:>7.1}%",
+            flops / 1e9,
+            100.0 * flops / reference.total()
+        ))?;
+    }
+    Ok(())
 }
