@@ -52,20 +52,25 @@ qf::Dropout draw_dropout(double probability) {
 // every number of rows that it has not seen, some milliseconds each.
 constexpr double SMALL_PRODUCT = 1.0e8;
 
+// oneDNN's linear layer, if this libtorch has it.
+using OneDnnLinear = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&,
+                            std::string_view, c10::List<std::optional<at::Scalar>>,
+                            std::optional<std::string_view>);
+std::optional<c10::TypedOperatorHandle<OneDnnLinear>> find_onednn() {
+  const auto found = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
+  if (!found || !at::hasMKLDNN()) return std::nullopt;
+  return found->typed<OneDnnLinear>();
+}
+
 // a [M, K] times b [N, K] transposed, plus bias [N] → [M, N].
 Tensor product(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
-  static const auto onednn =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
-          .typed<Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&,
-                        std::string_view, c10::List<std::optional<at::Scalar>>,
-                        std::optional<std::string_view>)>();
+  static const auto onednn = find_onednn();
   const double multiplications = static_cast<double>(a.size(0)) * static_cast<double>(a.size(1)) *
                                  static_cast<double>(b.size(0));
-  if (multiplications < SMALL_PRODUCT) {
+  if (!onednn || multiplications < SMALL_PRODUCT) {
     return bias ? at::addmm(*bias, a, b.t()) : at::mm(a, b.t());
   }
-  return onednn.call(a, b, bias, "none", c10::List<std::optional<at::Scalar>>(), std::nullopt);
+  return onednn->call(a, b, bias, "none", c10::List<std::optional<at::Scalar>>(), std::nullopt);
 }
 
 struct Linear : public Function<Linear> {
