@@ -1,0 +1,7 @@
+//! Safe access to two C decoders: [`jpeg`] is libjpeg-turbo, [`webp`] libwebp.
+//!
+//! Both decode a region of a picture into the caller's memory. All `unsafe` of image decoding is
+//! in this crate.
+
+pub mod jpeg;
+pub mod webp;
