@@ -1,10 +1,12 @@
 //! Batches in reusable host memory.
 
 mod buffer;
+mod rows;
 
 use std::sync::Arc;
 
 pub(crate) use buffer::BufferPool;
+pub(crate) use rows::{EpochRows, Pixels};
 pub use buffer::{HostAllocator, HostBuffer, PlainAllocator};
 
 use crate::loader::{Counters, LoaderState};
@@ -68,6 +70,11 @@ impl PooledBuffer {
             buffer: Some(buffer),
             pool,
         }
+    }
+
+    /// No buffer: an empty slice.
+    pub(crate) fn none(pool: Arc<BufferPool>) -> Self {
+        PooledBuffer { buffer: None, pool }
     }
 
     pub(crate) fn as_slice(&self) -> &[u8] {

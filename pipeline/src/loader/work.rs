@@ -6,6 +6,7 @@ use std::time::Instant;
 use crossbeam::queue::SegQueue;
 
 use super::stats::Meters;
+use crate::batch::Pixels;
 use crate::augment::{ImageProcessor, SampleRng};
 use crate::captions::raw_captions;
 use crate::config::{CaptionChoice, LoaderConfig};
@@ -25,8 +26,8 @@ pub(crate) struct Work {
     prototype: ImageProcessor,
     /// Scratch memory not in use at the moment; there are as many as busy workers.
     scratch: SegQueue<Scratch>,
-    /// Pixel buffers that collation has emptied.
-    pixels: SegQueue<Vec<u8>>,
+    /// Pixel buffers for samples whose row is not free.
+    spare: SegQueue<Vec<u8>>,
 }
 
 struct Scratch {
@@ -50,7 +51,7 @@ impl Work {
             meters,
             prototype,
             scratch: SegQueue::new(),
-            pixels: SegQueue::new(),
+            spare: SegQueue::new(),
         })
     }
 
@@ -59,18 +60,19 @@ impl Work {
         self.prototype.out_len()
     }
 
-    /// Takes back the pixel buffer of a sample that was copied into its batch.
+    /// Takes back a spare buffer whose pixels have been put into their row.
     pub(crate) fn recycle(&self, pixels: Vec<u8>) {
-        self.pixels.push(pixels);
+        self.spare.push(pixels);
     }
 
-    /// Runs all CPU stages; the same sample in the same epoch gives the same result on any thread.
+    /// Runs all CPU stages, writing pixels to `row` if it has one; the same sample in the same epoch gives the same result on any thread.
     pub(crate) fn process(
         &self,
         sample: EncodedSample,
         epoch: u64,
+        row: Option<Pixels>,
     ) -> Result<DecodedSample, SampleError> {
-        self.stages(&sample, epoch)
+        self.stages(&sample, epoch, row)
             .map_err(|(reason, message)| SampleError {
                 id: Box::new(sample.id),
                 reason,
@@ -82,6 +84,7 @@ impl Work {
         &self,
         sample: &EncodedSample,
         epoch: u64,
+        row: Option<Pixels>,
     ) -> Result<DecodedSample, (SkipReason, String)> {
         let id = &sample.id;
         let mut rng = SampleRng::new(self.config.seed, epoch, id.shard_index, id.sample_index);
@@ -98,15 +101,15 @@ impl Work {
             )
         })?;
         let (token_ids, attention_mask) = self.meters.tokenise.time(|| self.tokenise(&captions))?;
-        let mut pixels = self
-            .pixels
-            .pop()
-            .unwrap_or_else(|| vec![0; self.image_len()]);
+        let mut pixels = row.unwrap_or_else(|| {
+            let spare = self.spare.pop();
+            Pixels::Spare(spare.unwrap_or_else(|| vec![0; self.image_len()]))
+        });
         let mut scratch = self.scratch.pop().unwrap_or_else(|| Scratch {
             decoder: Decoder::new(self.config.decode_limits(), self.config.on_truncated),
             processor: self.prototype.clone(),
         });
-        let result = self.image(bytes, &mut rng, &mut scratch, &mut pixels);
+        let result = self.image(bytes, &mut rng, &mut scratch, pixels.as_mut_slice());
         self.scratch.push(scratch);
         result.map_err(|error| (error.reason(), format!("cannot decode its image: {error}")))?;
         Ok(DecodedSample {
