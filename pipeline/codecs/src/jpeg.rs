@@ -305,7 +305,12 @@ mod ffi {
             out: &mut [u8],
             stride: usize,
         ) -> Result<(), Error> {
-            let Layout { columns, channels, scaled_height, .. } = self.layout;
+            let Layout {
+                columns,
+                channels,
+                scaled_height,
+                ..
+            } = self.layout;
             let end = skipped.checked_add(rows);
             let len = (rows as usize).checked_mul(stride);
             let fits = stride >= columns as usize * channels as usize

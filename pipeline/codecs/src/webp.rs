@@ -39,7 +39,10 @@ pub fn decode_rgb(
 ) -> Result<(usize, usize), Error> {
     let (x, y) = (region.x & !1, region.y & !1);
     let (beside, above) = ((region.x - x) as usize, (region.y - y) as usize);
-    let (width, height) = (region.width as usize + beside, region.height as usize + above);
+    let (width, height) = (
+        region.width as usize + beside,
+        region.height as usize + above,
+    );
     let inside = region.width > 0
         && region.height > 0
         && u64::from(x) + width as u64 <= u64::from(size.0)

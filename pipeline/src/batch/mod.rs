@@ -6,8 +6,8 @@ mod rows;
 use std::sync::Arc;
 
 pub(crate) use buffer::BufferPool;
-pub(crate) use rows::{EpochRows, Pixels};
 pub use buffer::{HostAllocator, HostBuffer, PlainAllocator};
+pub(crate) use rows::{EpochRows, Pixels};
 
 use crate::loader::{Counters, LoaderState};
 use crate::sample::SampleId;

@@ -144,9 +144,7 @@ impl Header {
     pub(super) fn alloc_bytes(&self, pixels: u64) -> u64 {
         let coefficients = if self.buffered { self.blocks * 128 } else { 0 };
         let channels = if self.components == 4 { 4 } else { 3 };
-        pixels
-            .saturating_mul(channels)
-            .saturating_add(coefficients)
+        pixels.saturating_mul(channels).saturating_add(coefficients)
     }
 }
 

@@ -68,9 +68,8 @@ impl DecodeQuality {
             DecodeQuality::Fast => 1.25,
         };
         let needed = f64::from(size) * factor;
-        let enough = |scale: &Scale| {
-            f64::from(crop.0.min(crop.1)) / f64::from(scale.reduction()) >= needed
-        };
+        let enough =
+            |scale: &Scale| f64::from(crop.0.min(crop.1)) / f64::from(scale.reduction()) >= needed;
         Scale::ALL.into_iter().find(enough).unwrap_or(Scale::Full)
     }
 }
@@ -446,7 +445,10 @@ impl Decoder {
             self.pixels = Vec::new();
         }
         let format = image.format();
-        let ends = (crop.x.checked_add(crop.width), crop.y.checked_add(crop.height));
+        let ends = (
+            crop.x.checked_add(crop.width),
+            crop.y.checked_add(crop.height),
+        );
         let inside = crop.width > 0
             && crop.height > 0
             && ends.0.is_some_and(|end| end <= image.width())
@@ -530,9 +532,8 @@ impl Decoder {
         if placed.channels == 4 {
             cmyk_to_rgb(&mut self.pixels[..pixels * 4]);
         }
-        let at = |stored: u32, origin: u32| {
-            f64::from(stored) / f64::from(reduction) - f64::from(origin)
-        };
+        let at =
+            |stored: u32, origin: u32| f64::from(stored) / f64::from(reduction) - f64::from(origin);
         Ok(Patch {
             pixels: &self.pixels[..pixels * 3],
             columns: columns as u32,

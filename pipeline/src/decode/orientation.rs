@@ -142,9 +142,7 @@ mod tests {
     #[test]
     fn stored_regions() {
         let (width, height) = (7u32, 5u32);
-        let data: Vec<u8> = (0..width * height)
-            .flat_map(|at| [at as u8; 3])
-            .collect();
+        let data: Vec<u8> = (0..width * height).flat_map(|at| [at as u8; 3]).collect();
         let cut = |image: &RgbImage, at: CropBox| {
             let rows = (at.y..at.y + at.height).flat_map(|y| {
                 let start = ((y * image.width + at.x) * 3) as usize;
@@ -165,7 +163,11 @@ mod tests {
                     height: h,
                 };
                 let from_stored = cut(&stored, turn.stored(region, (width, height)));
-                assert_eq!(apply(from_stored, turn), cut(&upright, region), "EXIF {value}");
+                assert_eq!(
+                    apply(from_stored, turn),
+                    cut(&upright, region),
+                    "EXIF {value}"
+                );
             }
         }
     }

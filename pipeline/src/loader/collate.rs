@@ -100,7 +100,9 @@ impl Collator {
                         OnBad::Skip => {}
                     }
                 }
-                Slot::EndOfEpoch => self.end_epoch(batch.take(), rows.take().as_deref(), batches)?,
+                Slot::EndOfEpoch => {
+                    self.end_epoch(batch.take(), rows.take().as_deref(), batches)?
+                }
                 Slot::End(result) => return result.map_err(Stop::from),
             }
         }

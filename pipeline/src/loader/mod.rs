@@ -17,6 +17,7 @@
 mod bottleneck;
 mod collate;
 mod queue;
+mod recycle;
 mod sequence;
 mod state;
 mod stats;
@@ -33,6 +34,7 @@ use crossbeam::channel;
 
 use collate::{Collator, Message, Slot};
 use queue::{bounded, Closed, QueueReceiver, QueueSender};
+use recycle::BytePool;
 use sequence::{Place, Sequencer};
 use stats::{Capacities, Meters};
 use work::Work;
@@ -116,7 +118,9 @@ impl Loader {
         };
         let config = Arc::new(config);
         let meters = Arc::new(Meters::default());
-        let work = Arc::new(Work::new(config.clone(), tokenizer, meters.clone())?);
+        let bytes = Arc::new(BytePool::default());
+        let work = Work::new(config.clone(), tokenizer, meters.clone(), bytes.clone())?;
+        let work = Arc::new(work);
         let (slot_sender, slot_receiver) =
             bounded(work_items, WORK_QUEUE_BYTES, meters.work_queue.clone());
         let (batch_sender, batch_receiver) = bounded(
@@ -124,12 +128,12 @@ impl Loader {
             usize::MAX,
             meters.batch_queue.clone(),
         );
-        let pool_of_buffers = Arc::new(BufferPool::new(
+        let buffers = Arc::new(BufferPool::new(
             allocator,
             config.batch_size * work.image_len(),
         ));
         let collator = Collator {
-            pool: pool_of_buffers.clone(),
+            pool: buffers.clone(),
             config: config.clone(),
             work: work.clone(),
             meters: meters.clone(),
@@ -141,12 +145,13 @@ impl Loader {
             config,
             options: Arc::new(options),
             meters: meters.clone(),
+            bytes,
         };
         let (epoch, position) = (state.epoch, state.position);
         let threads = vec![
             spawn("qf-sequence", move || {
                 let start = (epoch, position);
-                sequence(&sequencer, start, &pool, &work, &pool_of_buffers, &slot_sender);
+                sequence(&sequencer, start, &pool, &work, &buffers, &slot_sender);
             })?,
             spawn("qf-collate", move || {
                 collator.run(slot_receiver, batch_sender)

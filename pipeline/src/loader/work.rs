@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use crossbeam::queue::SegQueue;
 
+use super::recycle::BytePool;
 use super::stats::Meters;
-use crate::batch::Pixels;
 use crate::augment::{ImageProcessor, SampleRng};
+use crate::batch::Pixels;
 use crate::captions::raw_captions;
 use crate::config::{CaptionChoice, LoaderConfig};
 use crate::decode::{is_image_extension, DecodeError, DecodeQuality, Decoder};
@@ -22,6 +23,8 @@ pub(crate) struct Work {
     caption_processor: CaptionProcessor,
     quality: DecodeQuality,
     meters: Arc<Meters>,
+    /// Takes back the memory of images that are decoded.
+    bytes: Arc<BytePool>,
     /// Applies nothing itself: a worker that finds no scratch begins with a copy.
     prototype: ImageProcessor,
     /// Scratch memory not in use at the moment; there are as many as busy workers.
@@ -40,6 +43,7 @@ impl Work {
         config: Arc<LoaderConfig>,
         tokenizer: Arc<CaptionTokenizer>,
         meters: Arc<Meters>,
+        bytes: Arc<BytePool>,
     ) -> Result<Self, PipelineError> {
         let transform = config.image_transform();
         let prototype = ImageProcessor::new(transform)?;
@@ -49,6 +53,7 @@ impl Work {
             config,
             tokenizer,
             meters,
+            bytes,
             prototype,
             scratch: SegQueue::new(),
             spare: SegQueue::new(),
@@ -72,12 +77,17 @@ impl Work {
         epoch: u64,
         row: Option<Pixels>,
     ) -> Result<DecodedSample, SampleError> {
-        self.stages(&sample, epoch, row)
-            .map_err(|(reason, message)| SampleError {
-                id: Box::new(sample.id),
-                reason,
-                message,
-            })
+        let result = self.stages(&sample, epoch, row);
+        for member in sample.members {
+            if let MemberData::Bytes(bytes) = member.data {
+                self.bytes.give_back(bytes);
+            }
+        }
+        result.map_err(|(reason, message)| SampleError {
+            id: Box::new(sample.id),
+            reason,
+            message,
+        })
     }
 
     fn stages(
@@ -132,11 +142,20 @@ impl Work {
         let Scratch { decoder, processor } = scratch;
         let start = Instant::now();
         let opened = decoder.open(bytes)?;
-        let view = processor.transform().draw(opened.width(), opened.height(), rng);
-        let patch = decoder.decode(&opened, view.crop, processor.transform().size(), self.quality)?;
+        let view = processor
+            .transform()
+            .draw(opened.width(), opened.height(), rng);
+        let patch = decoder.decode(
+            &opened,
+            view.crop,
+            processor.transform().size(),
+            self.quality,
+        )?;
         let decoded = Instant::now();
         processor.render_patch(&patch, view.mirrored, out);
-        let Meters { decode, augment, .. } = &*self.meters;
+        let Meters {
+            decode, augment, ..
+        } = &*self.meters;
         decode.add_item(bytes.len() as u64, decoded - start);
         augment.add_item(0, decoded.elapsed());
         Ok(())
