@@ -4,4 +4,6 @@
 //! in this crate.
 
 pub mod jpeg;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod webp;

@@ -12,7 +12,7 @@ use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
 
-use crate::decode::{orientation::Turn, Patch, RgbImage};
+use crate::decode::{orientation::Turn, DecodedCrop, RgbImage};
 use crate::error::PipelineError;
 
 pub use crop::{random_resized_crop, CropBox};
@@ -199,7 +199,7 @@ impl ImageProcessor {
     ///
     /// If `out` is not [`ImageProcessor::out_len`] bytes long, or the crop is not within `image`.
     pub fn render(&mut self, image: &RgbImage, view: &View, out: &mut [u8]) {
-        self.render_patch(&Patch::of(image, view.crop), view.mirrored, out);
+        self.render_decoded(&DecodedCrop::of(image, view.crop), view.mirrored, out);
     }
 
     /// Resizes the crop that a decoder delivered, stands it upright, and writes it to `out`,
@@ -208,7 +208,7 @@ impl ImageProcessor {
     /// # Panics
     ///
     /// If `out` is not [`ImageProcessor::out_len`] bytes long.
-    pub(crate) fn render_patch(&mut self, patch: &Patch<'_>, mirrored: bool, out: &mut [u8]) {
+    pub fn render_decoded(&mut self, decoded: &DecodedCrop<'_>, mirrored: bool, out: &mut [u8]) {
         assert_eq!(out.len(), self.out_len(), "length of the output");
         let size = self.transform.size();
         let CropBox {
@@ -216,12 +216,13 @@ impl ImageProcessor {
             y,
             width,
             height,
-        } = patch.hull;
-        let source = TypedImageRef::<U8x3>::from_buffer(patch.columns, patch.rows, patch.pixels)
-            .expect("a patch holds columns × rows × 3 bytes");
-        let source = TypedCroppedImage::new(source, x, y, width, height)
-            .expect("the hull is within the patch");
-        let (left, top, crop_width, crop_height) = patch.crop;
+        } = decoded.hull;
+        let source =
+            TypedImageRef::<U8x3>::from_buffer(decoded.columns, decoded.rows, decoded.pixels)
+                .expect("a decoded crop holds columns × rows × 3 bytes");
+        let source =
+            TypedCroppedImage::new(source, x, y, width, height).expect("the hull is within it");
+        let (left, top, crop_width, crop_height) = decoded.crop;
         // Two calls, one pass each, for the order of PIL up to 12: horizontal, rounded and clipped
         // to u8, then vertical. In one call the resizer begins with the vertical pass, as fast but
         // up to 11 of 255 apart, since what overshoots is clipped elsewhere. A picture stored on
@@ -229,7 +230,7 @@ impl ImageProcessor {
         let mut halfway = std::mem::take(&mut self.halfway);
         let mut resized = std::mem::take(&mut self.resized);
         resized.resize(out.len(), 0);
-        let (width, height) = match patch.turn.transposed {
+        let (width, height) = match decoded.turn.transposed {
             false => (size, height),
             true => (width, size),
         };
@@ -238,7 +239,7 @@ impl ImageProcessor {
             halfway.resize(halfway_len, 0);
         }
         let half = &mut halfway[..halfway_len];
-        let (first, second) = match patch.turn.transposed {
+        let (first, second) = match decoded.turn.transposed {
             false => (
                 (left, 0.0, crop_width, f64::from(height)),
                 (0.0, top, f64::from(size), crop_height),
@@ -252,7 +253,7 @@ impl ImageProcessor {
         let source = TypedImageRef::<U8x3>::from_buffer(width, height, half)
             .expect("the buffer was made for this size");
         self.resize(&source, second, (size, size), &mut resized);
-        to_planes(&resized, size as usize, patch.turn, mirrored, out);
+        to_planes(&resized, size as usize, decoded.turn, mirrored, out);
         self.halfway = halfway;
         self.resized = resized;
         if self.halfway.len() > KEPT_BYTES {

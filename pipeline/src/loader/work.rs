@@ -145,14 +145,14 @@ impl Work {
         let view = processor
             .transform()
             .draw(opened.width(), opened.height(), rng);
-        let patch = decoder.decode(
+        let crop = decoder.decode(
             &opened,
             view.crop,
             processor.transform().size(),
             self.quality,
         )?;
         let decoded = Instant::now();
-        processor.render_patch(&patch, view.mirrored, out);
+        processor.render_decoded(&crop, view.mirrored, out);
         let Meters {
             decode, augment, ..
         } = &*self.meters;
