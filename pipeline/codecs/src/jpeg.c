@@ -159,29 +159,12 @@ const char *qf_jpeg_message(const struct qf_jpeg *jpeg)
   return jpeg->message;
 }
 
-/* Reads the header and prepares for rows of the columns [first_column, first_column + columns) of
- * the picture scaled by eighths / 8; more columns may come, to whole blocks: see `layout`. */
-int qf_jpeg_begin(struct qf_jpeg *jpeg, const uint8_t *bytes, size_t len, int lenient,
-                  int max_scans, uint32_t eighths, uint32_t first_column, uint32_t columns,
-                  struct qf_jpeg_layout *layout)
+/* What qf_jpeg_begin does under the protection of `escape`. */
+static int begin(struct qf_jpeg *jpeg, const uint8_t *bytes, size_t len, uint32_t eighths,
+                 uint32_t first_column, uint32_t columns, struct qf_jpeg_layout *layout)
 {
   struct jpeg_decompress_struct *info = &jpeg->info;
-  JDIMENSION at, count;
 
-  /* A fresh object for each picture: libjpeg keeps tables from one to the next, and a damaged file
-   * without its own would be decoded with those of whichever came before it. */
-  end(jpeg);
-  jpeg->lenient = lenient;
-  jpeg->max_scans = max_scans;
-  jpeg->status = QF_OK;
-  jpeg->message[0] = 0;
-  info->err = jpeg_std_error(&jpeg->errors);
-  jpeg->errors.error_exit = error_exit;
-  jpeg->errors.emit_message = emit_message;
-  jpeg->errors.output_message = output_message;
-  info->client_data = jpeg;
-  if (setjmp(jpeg->escape))
-    return jpeg->status;
   jpeg_create_decompress(info);
   jpeg->created = 1;
   jpeg->progress.progress_monitor = monitor_progress;
@@ -224,13 +207,38 @@ int qf_jpeg_begin(struct qf_jpeg *jpeg, const uint8_t *bytes, size_t len, int le
     snprintf(jpeg->message, sizeof jpeg->message, "columns beyond the picture");
     return QF_BROKEN;
   }
-  at = first_column;
-  count = columns;
-  if (count < info->output_width)
+  if (columns < info->output_width) {
+    JDIMENSION at = first_column, count = columns;
     jpeg_crop_scanline(info, &at, &count);
-  layout->first_column = at;
-  layout->columns = count;
+    first_column = at;
+    columns = count;
+  }
+  layout->first_column = first_column;
+  layout->columns = columns;
   return QF_OK;
+}
+
+/* Reads the header and prepares for rows of the columns [first_column, first_column + columns) of
+ * the picture scaled by eighths / 8; more columns may come, to whole blocks: see `layout`. */
+int qf_jpeg_begin(struct qf_jpeg *jpeg, const uint8_t *bytes, size_t len, int lenient,
+                  int max_scans, uint32_t eighths, uint32_t first_column, uint32_t columns,
+                  struct qf_jpeg_layout *layout)
+{
+  /* A fresh object for each picture: libjpeg keeps tables from one to the next, and a damaged file
+   * without its own would be decoded with those of whichever came before it. */
+  end(jpeg);
+  jpeg->lenient = lenient;
+  jpeg->max_scans = max_scans;
+  jpeg->status = QF_OK;
+  jpeg->message[0] = 0;
+  jpeg->info.err = jpeg_std_error(&jpeg->errors);
+  jpeg->errors.error_exit = error_exit;
+  jpeg->errors.emit_message = emit_message;
+  jpeg->errors.output_message = output_message;
+  jpeg->info.client_data = jpeg;
+  if (setjmp(jpeg->escape))
+    return jpeg->status;
+  return begin(jpeg, bytes, len, eighths, first_column, columns, layout);
 }
 
 static int read_rows(struct qf_jpeg *jpeg, uint32_t rows, uint8_t *out, size_t stride)

@@ -112,6 +112,17 @@ pub fn encode(
     ffi::encode(pixels, width, height, encoding)
 }
 
+/// Encodes `[height, width, 3]` RGB to a lossy WebP file.
+///
+/// # Errors
+/// [`Error::Broken`] when libwebp fails.
+pub fn encode_webp(pixels: &[u8], width: u32, height: u32, quality: u8) -> Result<Vec<u8>, Error> {
+    if pixels.is_empty() || pixels.len() as u64 != u64::from(width) * u64::from(height) * 3 {
+        return Err(Error::Broken(format!("{} bytes of pixels", pixels.len())));
+    }
+    ffi::encode_webp(pixels, width, height, quality)
+}
+
 #[allow(unsafe_code)]
 mod ffi {
     use std::ffi::{c_int, CStr};
@@ -119,6 +130,31 @@ mod ffi {
     use turbojpeg_sys::*;
 
     use super::{Encoding, Error, Sampling};
+
+    pub(super) fn encode_webp(
+        pixels: &[u8],
+        width: u32,
+        height: u32,
+        quality: u8,
+    ) -> Result<Vec<u8>, Error> {
+        let int = |value: u32| {
+            c_int::try_from(value).map_err(|_| Error::Broken(format!("a side of {value} pixels")))
+        };
+        let (width, height) = (int(width)?, int(height)?);
+        let mut file = std::ptr::null_mut();
+        // SAFETY: `pixels` holds width × height RGB pixels (checked by the caller) in rows without
+        // gaps; `file` receives memory of the length that is returned, which is copied and freed.
+        unsafe {
+            let (rgb, quality) = (pixels.as_ptr(), f32::from(quality));
+            let len = libwebp_sys::WebPEncodeRGB(rgb, width, height, width * 3, quality, &mut file);
+            if len == 0 || file.is_null() {
+                return Err(Error::Broken("libwebp does not encode it".into()));
+            }
+            let bytes = std::slice::from_raw_parts(file, len).to_vec();
+            libwebp_sys::WebPFree(file.cast());
+            Ok(bytes)
+        }
+    }
 
     pub(super) fn encode(
         pixels: &[u8],

@@ -339,6 +339,27 @@ pub fn normalise_to_chw(pixels: &[u8], out: &mut [f32]) {
     }
 }
 
+/// Normalises the pixels of a batch, `[B, 3, S, S]` u8, to f32 of the same layout; the numbers are
+/// those of [`normalise_to_chw`].
+///
+/// # Panics
+///
+/// If `out` is not as long as `pixels`, or `pixels` are no whole images of side `size`.
+pub fn normalise_batch(pixels: &[u8], size: usize, out: &mut [f32]) {
+    assert_eq!(pixels.len(), out.len(), "length of the output");
+    let plane = size * size;
+    assert_eq!(pixels.len() % (3 * plane).max(1), 0, "whole images");
+    static TABLE: [[f32; 256]; 3] = normalisation_table();
+    let planes = pixels
+        .chunks_exact(plane.max(1))
+        .zip(out.chunks_exact_mut(plane.max(1)));
+    for ((pixels, out), table) in planes.zip(TABLE.iter().cycle()) {
+        for (&pixel, out) in pixels.iter().zip(out) {
+            *out = table[usize::from(pixel)];
+        }
+    }
+}
+
 const fn normalisation_table() -> [[f32; 256]; 3] {
     let mut table = [[0.0; 256]; 3];
     let mut channel = 0;
@@ -521,5 +542,10 @@ mod tests {
                 assert_eq!(out[channel * 256 + usize::from(value)], expected);
             }
         }
+        // Two images of planes of 16 × 16 hold the same values.
+        let planar: Vec<u8> = (0..6).flat_map(|_| 0..=255).collect();
+        let mut batch = vec![0.0; planar.len()];
+        normalise_batch(&planar, 16, &mut batch);
+        assert_eq!(batch, [out.clone(), out].concat());
     }
 }

@@ -11,7 +11,7 @@ use qf_pipeline::decode::{
 /// A file or folder of the shared test data, which lies at `$QF_SHARED` or beside the checkout;
 /// `None`, and a printed line, where there is none, unless `QF_REQUIRE_SHARED=1` demands it.
 #[allow(clippy::disallowed_methods)] // Tests are told by the environment where their data lies.
-pub fn shared(test: &str, relative: &str) -> Option<PathBuf> {
+pub(crate) fn shared(test: &str, relative: &str) -> Option<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
     let root = std::env::var_os("QF_SHARED").map_or(beside, PathBuf::from);
     let path = root.join(relative);
@@ -25,7 +25,7 @@ pub fn shared(test: &str, relative: &str) -> Option<PathBuf> {
 }
 
 /// The JPEG files of the shared photographs.
-pub fn photographs(test: &str) -> Vec<PathBuf> {
+pub(crate) fn photographs(test: &str) -> Vec<PathBuf> {
     let folders = ["data/pairs", "data/photos"];
     let mut found: Vec<PathBuf> = folders
         .iter()
@@ -51,14 +51,14 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// The image path of the loader: header, crop, decode, resize, flip, layout.
-pub struct ImagePath {
-    pub decoder: Decoder,
-    pub processor: ImageProcessor,
-    pub quality: DecodeQuality,
+pub(crate) struct ImagePath {
+    pub(crate) decoder: Decoder,
+    pub(crate) processor: ImageProcessor,
+    pub(crate) quality: DecodeQuality,
 }
 
 impl ImagePath {
-    pub fn new(transform: ImageTransform, quality: DecodeQuality) -> ImagePath {
+    pub(crate) fn new(transform: ImageTransform, quality: DecodeQuality) -> ImagePath {
         ImagePath {
             decoder: Decoder::new(DecodeLimits::default(), OnTruncated::Error),
             processor: ImageProcessor::new(transform).expect("valid"),
@@ -67,7 +67,12 @@ impl ImagePath {
     }
 
     /// Draws a view as sample `number` and writes it to `out`.
-    pub fn run(&mut self, bytes: &[u8], number: u32, out: &mut [u8]) -> Result<View, DecodeError> {
+    pub(crate) fn run(
+        &mut self,
+        bytes: &[u8],
+        number: u32,
+        out: &mut [u8],
+    ) -> Result<View, DecodeError> {
         let opened = self.decoder.open(bytes)?;
         let mut rng = SampleRng::new(1, 0, 0, number);
         let transform = *self.processor.transform();
@@ -80,7 +85,7 @@ impl ImagePath {
     }
 
     /// The same view of the whole picture.
-    pub fn reference(&mut self, whole: &RgbImage, view: &View) -> Vec<u8> {
+    pub(crate) fn reference(&mut self, whole: &RgbImage, view: &View) -> Vec<u8> {
         let mut out = vec![0; self.processor.out_len()];
         self.processor.render(whole, view, &mut out);
         out
@@ -88,7 +93,7 @@ impl ImagePath {
 }
 
 /// Peak signal-to-noise ratio of 8-bit samples, in dB.
-pub fn psnr(a: &[u8], b: &[u8]) -> f64 {
+pub(crate) fn psnr(a: &[u8], b: &[u8]) -> f64 {
     assert_eq!(a.len(), b.len());
     let squares = a
         .iter()
@@ -99,14 +104,14 @@ pub fn psnr(a: &[u8], b: &[u8]) -> f64 {
 }
 
 /// Puts an EXIF block with this orientation behind the start-of-image marker.
-pub fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
+pub(crate) fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
     let mut exif =
         b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
     exif.extend([orientation, 0, 0, 0, 0, 0, 0]);
     [&jpeg[..2], &exif, &jpeg[2..]].concat()
 }
 
-pub fn whole(width: u32, height: u32) -> CropBox {
+pub(crate) fn whole(width: u32, height: u32) -> CropBox {
     CropBox {
         x: 0,
         y: 0,
