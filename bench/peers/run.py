@@ -136,9 +136,9 @@ def measure(command, variables, limit):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--qfdata", required=True, help="the program, a release build")
-    parser.add_argument("--cache", required=True, help="folder of environments and sets")
-    parser.add_argument("--pairs", help="folder of NAME.jpg and NAME.txt [default: generated]")
+    parser.add_argument("--qfdata", required=True, type=os.path.abspath, help="a release build")
+    parser.add_argument("--cache", required=True, type=os.path.abspath, help="folder of environments and sets")
+    parser.add_argument("--pairs", type=os.path.abspath, help="folder of NAME.jpg and NAME.txt [default: generated]")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
@@ -147,7 +147,7 @@ def main():
     os.makedirs(args.cache, exist_ok=True)
     python = environment(args.cache, "sets")
     kind = "pairs" if args.pairs else "generated"
-    sets = os.path.join(args.cache, f"sets-{kind}")
+    sets = os.path.join(os.path.abspath(args.cache), f"sets-{kind}")
     make = [python, os.path.join(HERE, "make_sets.py"), sets] + ([args.pairs] if args.pairs else [])
     subprocess.run(make, check=True)
 

@@ -24,16 +24,23 @@ pub(crate) struct Photo {
 impl Photo {
     /// 631×521, 4:2:0, about 140 KB.
     pub(crate) fn web() -> Photo {
-        Photo::new("631x521", 631, 521, 90)
+        Photo::of("631x521", 631, 521, 90, photograph(631, 521, 3, 1))
     }
 
-    /// 2000×1500, 4:2:0, about 1 MB.
+    /// 2000×1500, 4:2:0, about 1 MB: a picture and its mirror images.
     pub(crate) fn camera() -> Photo {
-        Photo::new("2000x1500", 2000, 1500, 85)
+        let (width, height) = (1000usize, 750usize);
+        let quarter = photograph(width as u32, height as u32, 3, 1);
+        let mut pixels = Vec::with_capacity(width * height * 12);
+        for y in 0..2 * height {
+            let row = &quarter[y.min(2 * height - 1 - y) * width * 3..][..width * 3];
+            pixels.extend_from_slice(row);
+            pixels.extend(row.chunks_exact(3).rev().flatten());
+        }
+        Photo::of("2000x1500", 2000, 1500, 85, pixels)
     }
 
-    fn new(name: &'static str, width: u32, height: u32, quality: u8) -> Photo {
-        let pixels = photograph(width, height, 3, 1);
+    fn of(name: &'static str, width: u32, height: u32, quality: u8, pixels: Vec<u8>) -> Photo {
         let encoding = Encoding {
             quality,
             ..Encoding::default()

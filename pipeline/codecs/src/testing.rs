@@ -60,13 +60,13 @@ pub fn photograph(width: u32, height: u32, channels: u32, seed: u32) -> Vec<u8> 
             // An edge: two surfaces of different light meet along a wavy line.
             let wave = noise(x / 4, y, 96, seed ^ 77) * 0.8 + f32::from(x > width / 2) * 0.2;
             let light = if wave > 0.5 { 60.0 } else { -40.0 };
+            // Luminance is shared, colour varies slowly.
+            let texture: f32 = [(64, 90.0), (24, 50.0), (9, 26.0), (3, 12.0), (1, 8.0)]
+                .iter()
+                .map(|&(cell, height)| (noise(x, y, cell, seed) - 0.5) * height)
+                .sum();
             for channel in 0..channels {
-                // Luminance is shared, colour varies slowly.
                 let colour = noise(x, y, 80, seed.wrapping_add(channel + 1)) * 120.0;
-                let texture: f32 = [(64, 90.0), (24, 50.0), (9, 26.0), (3, 12.0), (1, 8.0)]
-                    .iter()
-                    .map(|&(cell, height)| (noise(x, y, cell, seed) - 0.5) * height)
-                    .sum();
                 pixels.push((60.0 + light + colour + texture).clamp(0.0, 255.0) as u8);
             }
         }
