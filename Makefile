@@ -1,6 +1,6 @@
 # `make test` and `make demo` do everything, from set-up on. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint demo clean-demo bench-step
+.PHONY: help setup build test lint demo clean-demo bench bench-instructions bench-peers bench-step
 SHELL := /bin/bash
 
 # Set-up alone sees a libtorch that is given here; cargo is told through .cargo/config.toml.
@@ -8,11 +8,13 @@ unexport LIBTORCH LIBTORCH_USE_PYTORCH
 SETUP = LIBTORCH='$(LIBTORCH)' LIBTORCH_USE_PYTORCH='$(LIBTORCH_USE_PYTORCH)' scripts/setup.sh
 SEED = scripts/deps-cache.sh seed
 SAVE = scripts/deps-cache.sh save
+QF_PEERS = $(or $(QF_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qformer)/peers
 QF_STEP = $(or $(QF_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qformer)/bench-step
 ROUNDS = 3
+SECONDS_EACH = 5
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Settings (make TARGET NAME=value):"
 	@echo "    PAIRS=folder            demo: your own captioned images"
@@ -20,6 +22,7 @@ help: ## List the targets
 	@echo "    LIBTORCH_USE_PYTORCH=1  use the PyTorch 2.11.0 of the python3 on the PATH"
 	@echo "    QF_CACHE=folder         downloads and compiled dependencies (~/.cache/qformer)"
 	@echo "    QF_CUDA=0|1             fetch libtorch without or with CUDA"
+	@echo "    ROUNDS=3 SECONDS_EACH=5 bench-peers: how often and how long each loader runs"
 	@echo "    QF_NO_APT=1             name missing system packages, install none"
 
 setup: ## Check the machine, fetch libtorch, write .cargo/config.toml
@@ -47,6 +50,20 @@ lint: ## Set-up, then formatting, clippy and rustdoc, with warnings as errors
 
 demo: build ## Set-up, then the whole job: render, shard, train, evaluate (PAIRS=folder: yours)
 	@scripts/demo.sh
+
+bench: ## Set-up, then rates of every stage of the loader (criterion)
+	@$(SETUP)
+	@$(SEED) release
+	cargo bench --locked -p qf-pipeline --bench stages
+
+bench-instructions: ## Set-up, then instructions per image of every stage (valgrind), against the last ones
+	@$(SETUP)
+	@$(SEED) release
+	@bench/instructions.sh
+
+bench-peers: build ## Build, then qfdata beside other loaders (PAIRS=folder: your photographs)
+	@bench/peers/run.py --qfdata target/release/qfdata --cache '$(QF_PEERS)' \
+		$(if $(PAIRS),--pairs '$(PAIRS)') --rounds $(ROUNDS) --seconds $(SECONDS_EACH)
 
 bench-step: build ## Build, then our training step beside the reference's in PyTorch
 	@bench/step/run.py --qftrain target/release/qftrain --cache '$(QF_STEP)' --rounds $(ROUNDS)

@@ -20,6 +20,7 @@ readonly TORCH_VERSION=2.11.0
 readonly CUDA_RUNTIME=nvidia-cuda-runtime==13.0.96
 readonly CUDA_CUPTI=nvidia-cuda-cupti==13.0.85
 readonly MIN_PYTHON=3.10 # of the torch wheels
+readonly CMAKE='cmake>=3.20,<5' # builds libjpeg-turbo
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 readonly root config="$root/.cargo/config.toml"
@@ -37,6 +38,11 @@ system_packages() {
     fi
     command -v python3 >/dev/null || missing+=(python3)
     python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
+    # libjpeg-turbo is built with these. Where apt may not install them, decoder_tools fetches them.
+    if [ "${QF_NO_APT:-0}" != 1 ] && command -v apt-get >/dev/null && may_install; then
+        command -v cmake >/dev/null || missing+=(cmake)
+        if needs_nasm; then command -v nasm >/dev/null || missing+=(nasm); fi
+    fi
     if [ ${#missing[@]} -gt 0 ]; then install_packages "${missing[@]}"; fi
     python3 -c "import sys; sys.exit(sys.version_info < (${MIN_PYTHON/./, }))" \
         || die "$(python3 --version) is too old; put Python $MIN_PYTHON or newer first on the PATH as python3"
@@ -59,6 +65,9 @@ may_install() {
     [ "$(id -u)" = 0 ] && return
     command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [ -t 0 ]; }
 }
+
+# The SIMD code of libjpeg-turbo is NASM's on x86, C on Arm.
+needs_nasm() { case "$(uname -m)" in x86_64 | i?86) ;; *) return 1 ;; esac; }
 
 rust() {
     local remedy='install Rust from https://rustup.rs, then run this again'
@@ -112,6 +121,46 @@ reason() { # TEXT
         echo "the package index cannot be reached; check the network (or the proxy) and run this again"
     else
         { grep -m1 '^ERROR' <<<"$1" || grep -v '^ *$' <<<"$1" | tail -n1; } | sed 's/^ *//'
+    fi
+}
+
+# --- cmake and nasm, for libjpeg-turbo ------------------------------------------------------------
+# Sets `decoder_env`, lines for .cargo/config.toml, if they are not on the PATH: from PyPI and from the
+# Debian archive, unpacked into the cache. Without them there is no build: one without SIMD would be
+# several times slower, and nobody would be told.
+decoder_tools() {
+    decoder_env=
+    local home
+    if ! command -v cmake >/dev/null; then
+        home="$cache/cmake"
+        if [ ! -e "$home/complete" ]; then
+            say "fetching cmake from PyPI into $home (some 30 MB)"
+            rm -rf "$part" "$home" && mkdir -p "$part"
+            python3 -m venv "$part/venv"
+            pip_install "$part/venv/bin/python" cmake --only-binary=:all: --no-deps --target "$part/site" "$CMAKE"
+            rm -rf "$part/venv"
+            touch "$part/complete"
+            publish "$home"
+        fi
+        decoder_env+="
+CMAKE = { value = '$home/site/cmake/data/bin/cmake', force = true }"
+    fi
+    if needs_nasm && ! command -v nasm >/dev/null; then
+        home="$cache/nasm"
+        if [ ! -e "$home/complete" ]; then
+            local remedy='install nasm (apt-get install nasm), then run this again'
+            { command -v apt-get && command -v dpkg-deb; } >/dev/null || die "no nasm on the PATH; $remedy"
+            say "fetching nasm from the package archive into $home"
+            rm -rf "$part" "$home" && mkdir -p "$part"
+            # Downloading a package and unpacking it takes no rights.
+            (cd "$part" && apt-get download -qq nasm >/dev/null 2>&1 && dpkg-deb -x nasm_*.deb .) \
+                || die "no nasm on the PATH, and it cannot be downloaded; $remedy"
+            rm -f "$part"/nasm_*.deb
+            touch "$part/complete"
+            publish "$home"
+        fi
+        decoder_env+="
+ASM_NASM = { value = '$home/usr/bin/nasm', force = true }"
     fi
 }
 
@@ -234,7 +283,7 @@ write_cargo_config() { # LIBTORCH_DIR
     new="# Written by \`make setup\`; not committed.
 ${chosen:+# libtorch of $chosen: $(cd "$torch" && pwd)
 }[env]
-LIBTORCH = { value = '$1', force = true }"
+LIBTORCH = { value = '$1', force = true }$decoder_env"
     # Left alone where nothing changes.
     if [ "$(cat "$config" 2>/dev/null)" != "$new" ]; then
         mkdir -p "$root/.cargo"
@@ -304,6 +353,7 @@ esac
 system_packages
 rust
 open_cache
+decoder_tools
 choose_libtorch
 view=$(linked "$torch")
 write_cargo_config "$view"

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::augment::ImageTransform;
+use crate::decode::{DecodeLimits, DecodeQuality, OnTruncated};
 use crate::error::PipelineError;
 use crate::order::ShuffleMode;
 use crate::shard::read::ReadOptions;
@@ -75,6 +76,12 @@ pub struct LoaderConfig {
     pub crop_ratio: (f64, f64),
     /// Probability that an image is mirrored. Default 0.5.
     pub flip_probability: f64,
+    /// How far a JPEG may be reduced while it is decoded: `exact`, `balanced` or `fast`. Default
+    /// `balanced`; without effect on `eval` processing, which is always exact.
+    pub decode_quality: DecodeQuality,
+    /// What becomes of a JPEG that ends early or is damaged: `error` (a bad sample) or `grey` (what
+    /// is missing is grey, as with PIL's `LOAD_TRUNCATED_IMAGES`). Default `error`.
+    pub on_truncated: OnTruncated,
     /// Which captions are used. Default `draw`.
     pub captions: CaptionChoice,
     /// Arrow column that holds the image. Default `image`.
@@ -117,6 +124,8 @@ impl Default for LoaderConfig {
             crop_scale: (0.5, 1.0),
             crop_ratio: (3.0 / 4.0, 4.0 / 3.0),
             flip_probability: 0.5,
+            decode_quality: DecodeQuality::Balanced,
+            on_truncated: OnTruncated::Error,
             captions: CaptionChoice::Draw,
             image_column: "image".into(),
             caption_column: "caption".into(),
@@ -152,6 +161,22 @@ impl LoaderConfig {
             image_column: self.image_column.clone(),
             caption_column: self.caption_column.clone(),
             ..ReadOptions::default()
+        }
+    }
+
+    /// How images are decoded for these settings.
+    pub fn effective_decode_quality(&self) -> DecodeQuality {
+        match self.processing {
+            Processing::Train => self.decode_quality,
+            Processing::Eval => DecodeQuality::Exact,
+        }
+    }
+
+    /// What these settings let one image cost.
+    pub fn decode_limits(&self) -> DecodeLimits {
+        DecodeLimits {
+            max_pixels: self.max_image_pixels,
+            ..DecodeLimits::default()
         }
     }
 

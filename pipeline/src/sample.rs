@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::batch::Pixels;
+
 /// Where a sample comes from: enough to find it again with any tar or Arrow tool.
 ///
 /// Displayed as `cc3m-00017.tar#000170042@1536` (shard, key, byte offset).
@@ -80,13 +82,14 @@ impl MemberData {
     }
 }
 
-/// A sample after decoding, augmentation and tokenisation: what collation copies into a batch.
-#[derive(Clone, Debug, PartialEq)]
+/// A sample after decoding, augmentation and tokenisation: what collation makes batches of.
+#[derive(Debug)]
 pub struct DecodedSample {
     /// Where it comes from.
     pub id: SampleId,
-    /// `[3, S, S]` u8, RGB: the processed image before normalisation.
-    pub pixels: Vec<u8>,
+    /// `[3, S, S]` u8, RGB: the processed image before normalisation; as a rule already in the row
+    /// of its batch.
+    pub(crate) pixels: Pixels,
     /// `[N]` captions in use, after the caption processor; one, or all of the sample's.
     pub captions: Vec<String>,
     /// `[N, T]` token ids, row major, padded.

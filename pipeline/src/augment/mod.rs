@@ -12,7 +12,7 @@ use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
 
-use crate::decode::{orientation::mirror_rows, RgbImage};
+use crate::decode::{orientation::Turn, DecodedCrop, RgbImage};
 use crate::error::PipelineError;
 
 pub use crop::{random_resized_crop, CropBox};
@@ -24,6 +24,9 @@ pub const CLIP_MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
 /// Standard deviation of each channel, likewise.
 #[allow(clippy::excessive_precision)] // The digits of the reference.
 pub const CLIP_STD: [f32; 3] = [0.26862954, 0.26130258, 0.27577711];
+
+/// Most bytes of intermediate pixels that a processor keeps from one picture to the next.
+const KEPT_BYTES: usize = 32 << 20;
 
 /// Longest side of a processed image, a guard against a mistyped setting.
 pub const MAX_IMAGE_SIZE: u32 = 4096;
@@ -146,8 +149,10 @@ pub struct View {
 pub struct ImageProcessor {
     transform: ImageTransform,
     resizer: Resizer,
-    /// `[crop height, S, 3]`: the crop after the horizontal pass.
-    narrowed: Vec<u8>,
+    /// The crop after its first pass, `[crop height, S, 3]` or `[S, crop width, 3]`.
+    halfway: Vec<u8>,
+    /// `[S, S, 3]`, in stored orientation.
+    resized: Vec<u8>,
 }
 
 impl ImageProcessor {
@@ -161,7 +166,8 @@ impl ImageProcessor {
         Ok(ImageProcessor {
             transform,
             resizer: Resizer::new(),
-            narrowed: Vec::new(),
+            halfway: Vec::new(),
+            resized: Vec::new(),
         })
     }
 
@@ -170,13 +176,13 @@ impl ImageProcessor {
         &self.transform
     }
 
-    /// Length of a processed picture in bytes: S · S · 3.
+    /// Length of a processed picture in bytes: 3 · S · S.
     pub fn out_len(&self) -> usize {
         let size = self.transform.size() as usize;
         size * size * 3
     }
 
-    /// Draws a view of `image` and writes it to `out`, `[S, S, 3]` u8, RGB, row major.
+    /// Draws a view of `image` and writes it to `out`, `[3, S, S]` u8, RGB.
     ///
     /// # Panics
     ///
@@ -186,13 +192,23 @@ impl ImageProcessor {
         self.render(image, &view, out);
     }
 
-    /// Writes this view of `image` to `out`, `[S, S, 3]` u8. Nothing outside the crop has an
+    /// Writes this view of `image` to `out`, `[3, S, S]` u8. Nothing outside the crop has an
     /// influence: it is cropped first, then resized, as torchvision does.
     ///
     /// # Panics
     ///
     /// If `out` is not [`ImageProcessor::out_len`] bytes long, or the crop is not within `image`.
     pub fn render(&mut self, image: &RgbImage, view: &View, out: &mut [u8]) {
+        self.render_decoded(&DecodedCrop::of(image, view.crop), view.mirrored, out);
+    }
+
+    /// Resizes the crop that a decoder delivered, stands it upright, and writes it to `out`,
+    /// `[3, S, S]` u8.
+    ///
+    /// # Panics
+    ///
+    /// If `out` is not [`ImageProcessor::out_len`] bytes long.
+    pub fn render_decoded(&mut self, decoded: &DecodedCrop<'_>, mirrored: bool, out: &mut [u8]) {
         assert_eq!(out.len(), self.out_len(), "length of the output");
         let size = self.transform.size();
         let CropBox {
@@ -200,46 +216,106 @@ impl ImageProcessor {
             y,
             width,
             height,
-        } = view.crop;
+        } = decoded.hull;
         let source =
-            TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.data())
-                .expect("an RgbImage holds width × height × 3 bytes");
-        let source = TypedCroppedImage::new(source, x, y, width, height)
-            .expect("the crop is within the image");
+            TypedImageRef::<U8x3>::from_buffer(decoded.columns, decoded.rows, decoded.pixels)
+                .expect("a decoded crop holds columns × rows × 3 bytes");
+        let source =
+            TypedCroppedImage::new(source, x, y, width, height).expect("the hull is within it");
+        let (left, top, crop_width, crop_height) = decoded.crop;
         // Two calls, one pass each, for the order of PIL up to 12: horizontal, rounded and clipped
         // to u8, then vertical. In one call the resizer begins with the vertical pass, as fast but
-        // up to 11 of 255 apart, since what overshoots is clipped elsewhere.
-        if width == size {
-            self.resize(&source, size, size, out);
-        } else {
-            let mut narrowed = std::mem::take(&mut self.narrowed);
-            narrowed.resize(height as usize * size as usize * 3, 0);
-            self.resize(&source, size, height, &mut narrowed);
-            let source = TypedImageRef::<U8x3>::from_buffer(size, height, &narrowed)
-                .expect("the buffer was made for this size");
-            self.resize(&source, size, size, out);
-            self.narrowed = narrowed;
+        // up to 11 of 255 apart, since what overshoots is clipped elsewhere. A picture stored on
+        // its side has its upright rows in its columns.
+        let mut halfway = std::mem::take(&mut self.halfway);
+        let mut resized = std::mem::take(&mut self.resized);
+        resized.resize(out.len(), 0);
+        let (width, height) = match decoded.turn.transposed {
+            false => (size, height),
+            true => (width, size),
+        };
+        let halfway_len = width as usize * height as usize * 3;
+        if halfway.len() < halfway_len {
+            halfway.resize(halfway_len, 0);
         }
-        if view.mirrored {
-            mirror_rows(out, size as usize * 3);
+        let half = &mut halfway[..halfway_len];
+        let (first, second) = match decoded.turn.transposed {
+            false => (
+                (left, 0.0, crop_width, f64::from(height)),
+                (0.0, top, f64::from(size), crop_height),
+            ),
+            true => (
+                (0.0, top, f64::from(width), crop_height),
+                (left, 0.0, crop_width, f64::from(size)),
+            ),
+        };
+        self.resize(&source, first, (width, height), half);
+        let source = TypedImageRef::<U8x3>::from_buffer(width, height, half)
+            .expect("the buffer was made for this size");
+        self.resize(&source, second, (size, size), &mut resized);
+        to_planes(&resized, size as usize, decoded.turn, mirrored, out);
+        self.halfway = halfway;
+        self.resized = resized;
+        if self.halfway.len() > KEPT_BYTES {
+            self.halfway = Vec::new();
         }
     }
 
-    /// Resizes a view to `[height, width, 3]`; a side that stays as it is takes no pass.
+    /// Resizes the box (left, top, width, height) of a view to `[height, width, 3]`; a side that
+    /// stays as it is takes no pass.
     fn resize(
         &mut self,
         source: &impl ImageView<Pixel = U8x3>,
-        width: u32,
-        height: u32,
+        (left, top, width, height): (f64, f64, f64, f64),
+        size: (u32, u32),
         out: &mut [u8],
     ) {
-        let mut target = TypedImage::<U8x3>::from_buffer(width, height, out)
+        let mut target = TypedImage::<U8x3>::from_buffer(size.0, size.1, out)
             .expect("the output was made for this size");
-        let options =
-            ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
+        let options = ResizeOptions::new()
+            .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
+            .crop(left, top, width, height);
         self.resizer
             .resize_typed(source, &mut target, &options)
-            .expect("a crop box of the whole view is valid");
+            .expect("the box is within the view");
+    }
+}
+
+/// `[S, S, 3]` as stored to `[3, S, S]` upright, mirrored if asked for.
+fn to_planes(stored: &[u8], size: usize, turn: Turn, mirrored: bool, planes: &mut [u8]) {
+    let (red, rest) = planes.split_at_mut(size * size);
+    let (green, blue) = rest.split_at_mut(size * size);
+    // Mirroring the upright picture flips what its columns come from.
+    let flip_columns = turn.flip_columns ^ (mirrored && !turn.transposed);
+    let flip_rows = turn.flip_rows ^ (mirrored && turn.transposed);
+    let lines = red
+        .chunks_exact_mut(size)
+        .zip(green.chunks_exact_mut(size))
+        .zip(blue.chunks_exact_mut(size));
+    if turn.transposed {
+        for (y, ((red, green), blue)) in lines.enumerate() {
+            let column = if flip_columns { size - 1 - y } else { y };
+            let samples = red.iter_mut().zip(green).zip(blue);
+            for (x, ((red, green), blue)) in samples.enumerate() {
+                let row = if flip_rows { size - 1 - x } else { x };
+                let at = (row * size + column) * 3;
+                (*red, *green, *blue) = (stored[at], stored[at + 1], stored[at + 2]);
+            }
+        }
+        return;
+    }
+    for (y, ((red, green), blue)) in lines.enumerate() {
+        let row = if flip_rows { size - 1 - y } else { y };
+        let pixels = stored[row * size * 3..(row + 1) * size * 3].chunks_exact(3);
+        let samples = red.iter_mut().zip(green).zip(blue);
+        let copy = |(pixel, ((red, green), blue)): (&[u8], ((&mut u8, &mut u8), &mut u8))| {
+            (*red, *green, *blue) = (pixel[0], pixel[1], pixel[2]);
+        };
+        if flip_columns {
+            pixels.rev().zip(samples).for_each(copy);
+        } else {
+            pixels.zip(samples).for_each(copy);
+        }
     }
 }
 
@@ -260,6 +336,27 @@ pub fn normalise_to_chw(pixels: &[u8], out: &mut [f32]) {
         *r = TABLE[0][usize::from(pixel[0])];
         *g = TABLE[1][usize::from(pixel[1])];
         *b = TABLE[2][usize::from(pixel[2])];
+    }
+}
+
+/// Normalises the pixels of a batch, `[B, 3, S, S]` u8, to f32 of the same layout; the numbers are
+/// those of [`normalise_to_chw`].
+///
+/// # Panics
+///
+/// If `out` is not as long as `pixels`, or `pixels` are no whole images of side `size`.
+pub fn normalise_batch(pixels: &[u8], size: usize, out: &mut [f32]) {
+    assert_eq!(pixels.len(), out.len(), "length of the output");
+    let plane = size * size;
+    assert_eq!(pixels.len() % (3 * plane).max(1), 0, "whole images");
+    static TABLE: [[f32; 256]; 3] = normalisation_table();
+    let planes = pixels
+        .chunks_exact(plane.max(1))
+        .zip(out.chunks_exact_mut(plane.max(1)));
+    for ((pixels, out), table) in planes.zip(TABLE.iter().cycle()) {
+        for (&pixel, out) in pixels.iter().zip(out) {
+            *out = table[usize::from(pixel)];
+        }
     }
 }
 
@@ -300,6 +397,12 @@ mod tests {
             .collect()
     }
 
+    /// `[S, S, 3]` to `[3, S, S]`.
+    fn planes(pixels: &[u8]) -> Vec<u8> {
+        let plane = |channel| pixels.iter().skip(channel).step_by(3).copied();
+        (0..3).flat_map(plane).collect()
+    }
+
     fn compare(name: &str, got: &[u8], expected: &[u8]) {
         assert_eq!(got.len(), expected.len(), "{name}");
         let differences = got.iter().zip(expected).map(|(a, b)| a.abs_diff(*b));
@@ -331,7 +434,7 @@ mod tests {
             let mut processor = ImageProcessor::new(transform).expect("valid");
             let mut out = vec![0; processor.out_len()];
             processor.process(&image, &mut SampleRng::new(0, 0, 0, 0), &mut out);
-            compare(name, &out, &tensors[&format!("{name}.resized_u8")]);
+            compare(name, &out, &planes(&tensors[&format!("{name}.resized_u8")]));
 
             let reference = &tensors[&format!("{name}.resized_u8")];
             let mut normalised = vec![0.0; reference.len()];
@@ -358,15 +461,15 @@ mod tests {
             compare(
                 &format!("{name} cropped"),
                 &out,
-                &tensors[&format!("{name}.crop_resized_u8")],
+                &planes(&tensors[&format!("{name}.crop_resized_u8")]),
             );
 
             let unflipped = out.clone();
             view.mirrored = true;
             processor.render(&image, &view, &mut out);
             let size = transform.size() as usize;
-            for (row, mirrored) in unflipped.chunks(size * 3).zip(out.chunks(size * 3)) {
-                assert!(row.chunks(3).eq(mirrored.chunks(3).rev()));
+            for (row, mirrored) in unflipped.chunks(size).zip(out.chunks(size)) {
+                assert!(row.iter().eq(mirrored.iter().rev()));
             }
         }
     }
@@ -382,7 +485,8 @@ mod tests {
                 for sample in 0..20 {
                     out.fill(0);
                     processor.process(&image, &mut SampleRng::new(1, 0, 0, sample), &mut out);
-                    assert_eq!(out, [10, 20, 30].repeat(49), "{width}×{height}");
+                    let planes = [10, 20, 30].map(|value| [value; 49]).concat();
+                    assert_eq!(out, planes, "{width}×{height}");
                 }
             }
         }
@@ -438,5 +542,10 @@ mod tests {
                 assert_eq!(out[channel * 256 + usize::from(value)], expected);
             }
         }
+        // Two images of planes of 16 × 16 hold the same values.
+        let planar: Vec<u8> = (0..6).flat_map(|_| 0..=255).collect();
+        let mut batch = vec![0.0; planar.len()];
+        normalise_batch(&planar, 16, &mut batch);
+        assert_eq!(batch, [out.clone(), out].concat());
     }
 }

@@ -1,11 +1,13 @@
 //! Batches in reusable host memory.
 
 mod buffer;
+mod rows;
 
 use std::sync::Arc;
 
 pub(crate) use buffer::BufferPool;
 pub use buffer::{HostAllocator, HostBuffer, PlainAllocator};
+pub(crate) use rows::{EpochRows, Pixels};
 
 use crate::loader::{Counters, LoaderState};
 use crate::sample::SampleId;
@@ -68,6 +70,11 @@ impl PooledBuffer {
             buffer: Some(buffer),
             pool,
         }
+    }
+
+    /// No buffer: an empty slice.
+    pub(crate) fn none(pool: Arc<BufferPool>) -> Self {
+        PooledBuffer { buffer: None, pool }
     }
 
     pub(crate) fn as_slice(&self) -> &[u8] {

@@ -1,8 +1,9 @@
-//! EXIF orientation: where it stands, and turning the pixels upright.
+//! EXIF orientation: where it stands, and the map between stored and upright pixels.
 
 use image::metadata::Orientation;
 
 use super::RgbImage;
+use crate::augment::CropBox;
 
 /// Orientation of a TIFF-structured EXIF block (with or without the `Exif\0\0` prefix of JPEG);
 /// upright if there is none or if it is malformed, as every viewer takes it.
@@ -11,74 +12,95 @@ pub(super) fn from_exif(exif: &[u8]) -> Orientation {
     Orientation::from_exif_chunk(tiff).unwrap_or(Orientation::NoTransforms)
 }
 
-/// Turns a stored picture upright; free of cost when it is already.
-pub(super) fn apply(image: RgbImage, orientation: Orientation) -> RgbImage {
-    let RgbImage {
-        width,
-        height,
-        mut data,
-    } = image;
-    let row_bytes = width as usize * 3;
-    match orientation {
-        Orientation::NoTransforms => {}
-        Orientation::FlipHorizontal => mirror_rows(&mut data, row_bytes),
-        Orientation::FlipVertical => reverse_rows(&mut data, row_bytes),
-        Orientation::Rotate180 => {
-            reverse_rows(&mut data, row_bytes);
-            mirror_rows(&mut data, row_bytes);
+/// How a stored picture is turned to stand upright: the upright pixel (x, y) is the stored one at
+/// column x and row y, or, transposed, at column y and row x; each counted from the far end if
+/// flipped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Turn {
+    pub(crate) transposed: bool,
+    pub(crate) flip_columns: bool,
+    pub(crate) flip_rows: bool,
+}
+
+impl From<Orientation> for Turn {
+    fn from(orientation: Orientation) -> Turn {
+        let (transposed, flip_columns, flip_rows) = match orientation {
+            Orientation::NoTransforms => (false, false, false),
+            Orientation::FlipHorizontal => (false, true, false),
+            Orientation::Rotate180 => (false, true, true),
+            Orientation::FlipVertical => (false, false, true),
+            Orientation::Rotate90FlipH => (true, false, false),
+            Orientation::Rotate90 => (true, false, true),
+            Orientation::Rotate270FlipH => (true, true, true),
+            Orientation::Rotate270 => (true, true, false),
+        };
+        Turn {
+            transposed,
+            flip_columns,
+            flip_rows,
         }
-        Orientation::Rotate90
-        | Orientation::Rotate270
-        | Orientation::Rotate90FlipH
-        | Orientation::Rotate270FlipH => {
-            // Upright pixel (x, y) is stored at column y or W-1-y, row x or H-1-x.
-            let (flip_row, flip_column) = match orientation {
-                Orientation::Rotate90 => (true, false),
-                Orientation::Rotate270 => (false, true),
-                Orientation::Rotate270FlipH => (true, true),
-                _ => (false, false),
+    }
+}
+
+impl Turn {
+    /// Upright (width, height) of a picture of this stored (width, height), and the reverse.
+    pub(crate) fn size(self, (width, height): (u32, u32)) -> (u32, u32) {
+        if self.transposed {
+            (height, width)
+        } else {
+            (width, height)
+        }
+    }
+
+    /// The stored region of an upright one, in a picture of this stored size that it lies within.
+    pub(crate) fn stored(self, upright: CropBox, (width, height): (u32, u32)) -> CropBox {
+        let CropBox {
+            x,
+            y,
+            width: w,
+            height: h,
+        } = upright;
+        let (x, y, w, h) = if self.transposed {
+            (y, x, h, w)
+        } else {
+            (x, y, w, h)
+        };
+        CropBox {
+            x: if self.flip_columns { width - x - w } else { x },
+            y: if self.flip_rows { height - y - h } else { y },
+            width: w,
+            height: h,
+        }
+    }
+}
+
+/// Turns a stored picture upright; free of cost when it is already.
+pub(super) fn apply(image: RgbImage, turn: Turn) -> RgbImage {
+    if turn == Turn::default() {
+        return image;
+    }
+    let (width, height) = turn.size((image.width, image.height));
+    let row_bytes = image.width as usize * 3;
+    let mut data = vec![0; image.data.len()];
+    for (y, row) in data.chunks_exact_mut(width as usize * 3).enumerate() {
+        for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
+            let (column, line) = if turn.transposed { (y, x) } else { (x, y) };
+            let column = match turn.flip_columns {
+                true => image.width as usize - 1 - column,
+                false => column,
             };
-            let mut upright = vec![0; data.len()];
-            for (y, row) in upright.chunks_exact_mut(height as usize * 3).enumerate() {
-                let column = if flip_column {
-                    width as usize - 1 - y
-                } else {
-                    y
-                };
-                for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
-                    let stored_row = if flip_row { height as usize - 1 - x } else { x };
-                    let at = stored_row * row_bytes + column * 3;
-                    pixel.copy_from_slice(&data[at..at + 3]);
-                }
-            }
-            return RgbImage {
-                width: height,
-                height: width,
-                data: upright,
+            let line = match turn.flip_rows {
+                true => image.height as usize - 1 - line,
+                false => line,
             };
+            let at = line * row_bytes + column * 3;
+            pixel.copy_from_slice(&image.data[at..at + 3]);
         }
     }
     RgbImage {
         width,
         height,
         data,
-    }
-}
-
-/// Mirrors each row of `[H, W, 3]` pixels left to right.
-pub(crate) fn mirror_rows(data: &mut [u8], row_bytes: usize) {
-    for row in data.chunks_exact_mut(row_bytes) {
-        let mut pixels = row.chunks_exact_mut(3);
-        while let (Some(left), Some(right)) = (pixels.next(), pixels.next_back()) {
-            left.swap_with_slice(right);
-        }
-    }
-}
-
-fn reverse_rows(data: &mut [u8], row_bytes: usize) {
-    let mut rows = data.chunks_exact_mut(row_bytes);
-    while let (Some(top), Some(bottom)) = (rows.next(), rows.next_back()) {
-        top.swap_with_slice(bottom);
     }
 }
 
@@ -91,7 +113,7 @@ mod tests {
         let data = b"abcdef".iter().flat_map(|&c| [c, c, c]).collect();
         let image = RgbImage::new(3, 2, data).expect("3×2");
         let orientation = Orientation::from_exif(exif_value).expect("1 to 8");
-        let image = apply(image, orientation);
+        let image = apply(image, orientation.into());
         let text = image.data().chunks_exact(3).map(|p| char::from(p[0]));
         (image.width(), image.height(), text.collect())
     }
@@ -113,6 +135,40 @@ mod tests {
         for (value, width, height, pixels) in expected {
             let got = turned(value);
             assert_eq!(got, (width, height, pixels.to_owned()), "EXIF {value}");
+        }
+    }
+
+    /// Cropping the turned picture, and turning the crop of the stored one, are the same.
+    #[test]
+    fn stored_regions() {
+        let (width, height) = (7u32, 5u32);
+        let data: Vec<u8> = (0..width * height).flat_map(|at| [at as u8; 3]).collect();
+        let cut = |image: &RgbImage, at: CropBox| {
+            let rows = (at.y..at.y + at.height).flat_map(|y| {
+                let start = ((y * image.width + at.x) * 3) as usize;
+                image.data[start..start + at.width as usize * 3].to_vec()
+            });
+            RgbImage::new(at.width, at.height, rows.collect()).expect("a region")
+        };
+        for value in 1..=8 {
+            let turn = Turn::from(Orientation::from_exif(value).expect("1 to 8"));
+            let stored = RgbImage::new(width, height, data.clone()).expect("7×5");
+            let upright = apply(stored.clone(), turn);
+            assert_eq!((upright.width, upright.height), turn.size((width, height)));
+            for (x, y, w, h) in [(0, 0, 1, 1), (1, 2, 3, 2), (2, 0, 3, 5), (4, 4, 1, 1)] {
+                let region = CropBox {
+                    x,
+                    y,
+                    width: w,
+                    height: h,
+                };
+                let from_stored = cut(&stored, turn.stored(region, (width, height)));
+                assert_eq!(
+                    apply(from_stored, turn),
+                    cut(&upright, region),
+                    "EXIF {value}"
+                );
+            }
         }
     }
 

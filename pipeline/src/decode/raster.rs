@@ -1,4 +1,4 @@
-//! PNG, WebP, GIF, BMP and TIFF through the `image` crate.
+//! PNG, animated WebP, GIF, BMP and TIFF through the `image` crate.
 
 use std::io::Cursor;
 
@@ -82,7 +82,7 @@ fn decode(
     })?;
     let image = RgbImage::new(width, height, data)
         .ok_or_else(|| DecodeError::broken(format, format!("its size is {width}×{height}")))?;
-    Ok(orientation::apply(image, orientation))
+    Ok(orientation::apply(image, orientation.into()))
 }
 
 /// Memory limit for the decoders; sides and pixels are checked by [`DecodeLimits`] itself.

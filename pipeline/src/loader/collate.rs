@@ -1,4 +1,4 @@
-//! Takes finished samples in order and copies them into batches.
+//! Takes finished samples in order and makes batches of them.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::queue::{Closed, QueueReceiver, QueueSender};
 use super::state::LoaderState;
 use super::stats::Meters;
 use super::work::Work;
-use crate::batch::{Batch, BufferPool};
+use crate::batch::{Batch, BufferPool, EpochRows, PooledBuffer};
 use crate::config::{LoaderConfig, OnBad};
 use crate::error::{PipelineError, SampleError, ShardError};
 use crate::sample::DecodedSample;
@@ -17,6 +17,8 @@ use crate::sample::DecodedSample;
 pub(crate) enum Slot {
     /// A sample that a worker is busy with, or has finished.
     Pending(channel::Receiver<Result<DecodedSample, SampleError>>),
+    /// The rows of the samples of an epoch, ahead of the first.
+    Rows(Arc<EpochRows>),
     BadSample(SampleError),
     BadShard(ShardError),
     EndOfEpoch,
@@ -59,22 +61,31 @@ impl Collator {
     ) -> Result<(), Stop> {
         let died = |what: &str| PipelineError::Thread(format!("{what} died; this is a bug"));
         let mut batch: Option<Batch> = None;
+        // The rows of the epoch, and how many of them are filled.
+        let mut rows: Option<Arc<EpochRows>> = None;
+        let mut filled = 0;
         loop {
             let slot = slots.recv().ok_or_else(|| died("the sequencer thread"))?;
             match slot {
                 Slot::Pending(result) => {
                     let result = result.recv().map_err(|_| died("a decoding worker"))?;
+                    let rows = rows.as_ref().ok_or_else(|| died("the order of an epoch"))?;
                     self.count_place();
                     match result {
                         Ok(sample) => {
-                            let current = match batch.take() {
-                                Some(batch) => batch,
-                                None => self.empty_batch()?,
-                            };
-                            batch = self.add(current, sample, batches)?;
+                            let current = batch.take().unwrap_or_else(|| self.empty_batch());
+                            batch = self.add(current, sample, rows, filled, batches)?;
+                            filled += 1;
                         }
-                        Err(error) => self.bad_sample(error)?,
+                        Err(error) => {
+                            rows.count_bad();
+                            self.bad_sample(error)?;
+                        }
                     }
+                }
+                Slot::Rows(of_epoch) => {
+                    rows = Some(of_epoch);
+                    filled = 0;
                 }
                 Slot::BadSample(error) => {
                     self.count_place();
@@ -89,7 +100,9 @@ impl Collator {
                         OnBad::Skip => {}
                     }
                 }
-                Slot::EndOfEpoch => self.end_epoch(batch.take(), batches)?,
+                Slot::EndOfEpoch => {
+                    self.end_epoch(batch.take(), rows.take().as_deref(), batches)?
+                }
                 Slot::End(result) => return result.map_err(Stop::from),
             }
         }
@@ -110,9 +123,9 @@ impl Collator {
         Ok(())
     }
 
-    fn empty_batch(&self) -> Result<Batch, PipelineError> {
-        Ok(Batch {
-            pixels: self.pool.take()?,
+    fn empty_batch(&self) -> Batch {
+        Batch {
+            pixels: PooledBuffer::none(self.pool.clone()),
             batch_size: 0,
             image_size: self.config.image_size,
             token_ids: Vec::new(),
@@ -124,20 +137,22 @@ impl Collator {
             epoch: self.state.epoch,
             index_in_epoch: self.state.batches,
             state: self.state.clone(),
-        })
+        }
     }
 
-    /// Copies a sample in; hands the batch on when that fills it.
+    /// Adds a sample, whose pixels belong into row `at`; hands the batch on when that fills it.
     fn add(
         &mut self,
         mut batch: Batch,
         sample: DecodedSample,
+        rows: &EpochRows,
+        at: u64,
         batches: &QueueSender<Message>,
     ) -> Result<Option<Batch>, Stop> {
         self.meters.collate.time(|| {
-            let image_len = self.work.image_len();
-            let at = batch.batch_size * image_len;
-            batch.pixels.as_mut_slice()[at..at + image_len].copy_from_slice(&sample.pixels);
+            if let Some(spare) = rows.put(at, sample.pixels)? {
+                self.work.recycle(spare);
+            }
             batch.token_ids.extend_from_slice(&sample.token_ids);
             batch
                 .attention_mask
@@ -149,16 +164,22 @@ impl Collator {
             batch.captions.extend(sample.captions);
             batch.ids.push(sample.id);
             batch.batch_size += 1;
-            self.work.recycle(sample.pixels);
-        });
+            Ok::<_, PipelineError>(())
+        })?;
         if batch.batch_size < self.config.batch_size {
             return Ok(Some(batch));
         }
-        self.hand_on(batch, batches)?;
+        self.hand_on(batch, rows, batches)?;
         Ok(None)
     }
 
-    fn hand_on(&mut self, mut batch: Batch, batches: &QueueSender<Message>) -> Result<(), Stop> {
+    fn hand_on(
+        &mut self,
+        mut batch: Batch,
+        rows: &EpochRows,
+        batches: &QueueSender<Message>,
+    ) -> Result<(), Stop> {
+        batch.pixels = rows.finish_batch()?;
         self.state.batches += 1;
         self.state.counters.delivered += batch.batch_size as u64;
         batch.state = self.state.clone();
@@ -170,15 +191,16 @@ impl Collator {
     fn end_epoch(
         &mut self,
         rest: Option<Batch>,
+        rows: Option<&EpochRows>,
         batches: &QueueSender<Message>,
     ) -> Result<(), Stop> {
         let mut left_over = 0;
-        if let Some(batch) = rest {
+        if let (Some(batch), Some(rows)) = (rest, rows) {
             if self.config.drop_last {
                 left_over = batch.batch_size as u64;
                 self.state.counters.dropped_last += left_over;
             } else {
-                self.hand_on(batch, batches)?;
+                self.hand_on(batch, rows, batches)?;
             }
         }
         if self.state.batches == 0 {

@@ -17,6 +17,7 @@
 mod bottleneck;
 mod collate;
 mod queue;
+mod recycle;
 mod sequence;
 mod state;
 mod stats;
@@ -33,6 +34,7 @@ use crossbeam::channel;
 
 use collate::{Collator, Message, Slot};
 use queue::{bounded, Closed, QueueReceiver, QueueSender};
+use recycle::BytePool;
 use sequence::{Place, Sequencer};
 use stats::{Capacities, Meters};
 use work::Work;
@@ -41,7 +43,7 @@ pub use state::{LoaderState, OrderKey};
 pub use stats::{Counters, LoaderReport, QueueReport, StageReport};
 pub use table::{queue_table, stage_table};
 
-use crate::batch::{Batch, BufferPool, HostAllocator, PlainAllocator};
+use crate::batch::{Batch, BufferPool, EpochRows, HostAllocator, PlainAllocator};
 use crate::config::LoaderConfig;
 use crate::error::PipelineError;
 use crate::source::ShardLocation;
@@ -116,7 +118,9 @@ impl Loader {
         };
         let config = Arc::new(config);
         let meters = Arc::new(Meters::default());
-        let work = Arc::new(Work::new(config.clone(), tokenizer, meters.clone())?);
+        let bytes = Arc::new(BytePool::default());
+        let work = Work::new(config.clone(), tokenizer, meters.clone(), bytes.clone())?;
+        let work = Arc::new(work);
         let (slot_sender, slot_receiver) =
             bounded(work_items, WORK_QUEUE_BYTES, meters.work_queue.clone());
         let (batch_sender, batch_receiver) = bounded(
@@ -124,11 +128,12 @@ impl Loader {
             usize::MAX,
             meters.batch_queue.clone(),
         );
+        let buffers = Arc::new(BufferPool::new(
+            allocator,
+            config.batch_size * work.image_len(),
+        ));
         let collator = Collator {
-            pool: Arc::new(BufferPool::new(
-                allocator,
-                config.batch_size * work.image_len(),
-            )),
+            pool: buffers.clone(),
             config: config.clone(),
             work: work.clone(),
             meters: meters.clone(),
@@ -140,11 +145,13 @@ impl Loader {
             config,
             options: Arc::new(options),
             meters: meters.clone(),
+            bytes,
         };
         let (epoch, position) = (state.epoch, state.position);
         let threads = vec![
             spawn("qf-sequence", move || {
-                sequence(&sequencer, epoch, position, &pool, &work, &slot_sender);
+                let start = (epoch, position);
+                sequence(&sequencer, start, &pool, &work, &buffers, &slot_sender);
             })?,
             spawn("qf-collate", move || {
                 collator.run(slot_receiver, batch_sender)
@@ -239,28 +246,45 @@ fn spawn(
         .map_err(|error| PipelineError::Thread(format!("cannot start thread {name}: {error}")))
 }
 
-/// Gives every place of the order a slot, and its sample to a worker.
+/// Gives every place of the order a slot, and its sample to a worker with the row it belongs to.
 fn sequence(
     sequencer: &Sequencer,
-    epoch: u64,
-    position: u64,
+    (epoch, position): (u64, u64),
     pool: &rayon::ThreadPool,
     work: &Arc<Work>,
+    buffers: &Arc<BufferPool>,
     slots: &QueueSender<Slot>,
 ) {
+    let mut rows: Option<Arc<EpochRows>> = None;
+    let mut given = 0;
+    let mut no_memory = None;
     let mut emit = |place: Place| -> Result<(), Closed> {
         match place {
             Place::Sample {
                 epoch,
                 sample: Ok(sample),
             } => {
+                let rows = match &rows {
+                    Some(rows) => rows,
+                    None => {
+                        let new = EpochRows::new(buffers.clone(), sequencer.config.batch_size);
+                        let new = rows.insert(Arc::new(new));
+                        slots.send(Slot::Rows(new.clone()), 0)?;
+                        new
+                    }
+                };
+                let row = rows.give(given).map_err(|error| {
+                    no_memory = Some(error);
+                    Closed
+                })?;
+                given += 1;
                 let (sender, receiver) = channel::bounded(1);
                 let bytes = sample.payload_bytes() + work.image_len();
                 slots.send(Slot::Pending(receiver), bytes)?;
                 let work = work.clone();
                 pool.spawn_fifo(move || {
                     // The receiver is gone when the loader was dropped.
-                    let _ = sender.send(work.process(sample, epoch));
+                    let _ = sender.send(work.process(sample, epoch, row));
                 });
                 Ok(())
             }
@@ -268,12 +292,20 @@ fn sequence(
                 sample: Err(error), ..
             } => slots.send(Slot::BadSample(error), 0),
             Place::BadShard(error) => slots.send(Slot::BadShard(error), 0),
-            Place::EndOfEpoch => slots.send(Slot::EndOfEpoch, 0),
+            Place::EndOfEpoch => {
+                rows = None;
+                given = 0;
+                slots.send(Slot::EndOfEpoch, 0)
+            }
         }
     };
     let result = sequencer
         .run(epoch, position, &mut emit)
         .map_err(PipelineError::Thread);
+    let result = match no_memory {
+        Some(error) => Err(error),
+        None => result,
+    };
     // Nobody listening is the ordinary end of a loader that was dropped.
     let _ = slots.send(Slot::End(result), 0);
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel;
 
 use super::queue::{bounded, Closed, QueueReceiver, QueueSender};
+use super::recycle::BytePool;
 use super::stats::Meters;
 use crate::config::LoaderConfig;
 use crate::decode::is_image_extension;
@@ -50,6 +51,8 @@ pub(crate) struct Sequencer {
     pub(crate) config: Arc<LoaderConfig>,
     pub(crate) options: Arc<ReadOptions>,
     pub(crate) meters: Arc<Meters>,
+    /// Where readers find memory for images.
+    pub(crate) bytes: Arc<BytePool>,
 }
 
 impl Sequencer {
@@ -184,6 +187,7 @@ impl Sequencer {
         };
         let observer = TimedReads {
             meters: self.meters.clone(),
+            bytes: self.bytes.clone(),
             file_time: Rc::default(),
         };
         let mut open = true;
@@ -270,10 +274,15 @@ impl ReadAhead<'_> {
 /// Books the time and bytes of file reads under `read`, what decompression adds under `decompress`.
 struct TimedReads {
     meters: Arc<Meters>,
+    bytes: Arc<BytePool>,
     file_time: Rc<Cell<Duration>>,
 }
 
 impl ReadObserver for TimedReads {
+    fn new_bytes(&self, len: usize) -> Vec<u8> {
+        self.bytes.take(len)
+    }
+
     fn watch_file(&self, file: Box<dyn Read>) -> Box<dyn Read> {
         Box::new(TimedFile {
             inner: file,

@@ -56,6 +56,13 @@ impl StageMeter {
         result
     }
 
+    /// Books one item that took this long.
+    pub(crate) fn add_item(&self, bytes: u64, busy: Duration) {
+        self.add_items(1);
+        self.add_bytes(bytes);
+        self.add_busy(busy);
+    }
+
     pub(crate) fn add_items(&self, items: u64) {
         self.items.fetch_add(items, Ordering::Relaxed);
     }

@@ -1,14 +1,17 @@
 //! The CPU stages of one sample: draw a caption, decode, augment, tokenise.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam::queue::SegQueue;
 
+use super::recycle::BytePool;
 use super::stats::Meters;
 use crate::augment::{ImageProcessor, SampleRng};
+use crate::batch::Pixels;
 use crate::captions::raw_captions;
 use crate::config::{CaptionChoice, LoaderConfig};
-use crate::decode::{decode_rgb, is_image_extension, DecodeLimits};
+use crate::decode::{is_image_extension, DecodeError, DecodeQuality, Decoder};
 use crate::error::{PipelineError, SampleError, SkipReason};
 use crate::sample::{DecodedSample, EncodedSample, MemberData};
 use crate::text::{CaptionProcessor, CaptionTokenizer};
@@ -18,21 +21,21 @@ pub(crate) struct Work {
     config: Arc<LoaderConfig>,
     tokenizer: Arc<CaptionTokenizer>,
     caption_processor: CaptionProcessor,
-    limits: DecodeLimits,
+    quality: DecodeQuality,
     meters: Arc<Meters>,
-    /// What a worker that finds no scratch begins with.
-    prototype: Scratch,
+    /// Takes back the memory of images that are decoded.
+    bytes: Arc<BytePool>,
+    /// Applies nothing itself: a worker that finds no scratch begins with a copy.
+    prototype: ImageProcessor,
     /// Scratch memory not in use at the moment; there are as many as busy workers.
     scratch: SegQueue<Scratch>,
-    /// Pixel buffers that collation has emptied.
-    pixels: SegQueue<Vec<u8>>,
+    /// Pixel buffers for samples whose row is not free.
+    spare: SegQueue<Vec<u8>>,
 }
 
-#[derive(Clone)]
 struct Scratch {
+    decoder: Decoder,
     processor: ImageProcessor,
-    /// `[S, S, 3]` u8.
-    interleaved: Vec<u8>,
 }
 
 impl Work {
@@ -40,56 +43,58 @@ impl Work {
         config: Arc<LoaderConfig>,
         tokenizer: Arc<CaptionTokenizer>,
         meters: Arc<Meters>,
+        bytes: Arc<BytePool>,
     ) -> Result<Self, PipelineError> {
         let transform = config.image_transform();
-        let processor = ImageProcessor::new(transform)?;
-        let prototype = Scratch {
-            interleaved: vec![0; processor.out_len()],
-            processor,
-        };
+        let prototype = ImageProcessor::new(transform)?;
         Ok(Work {
             caption_processor: CaptionProcessor::new(config.max_words, config.prompt.as_str())?,
-            limits: DecodeLimits {
-                max_pixels: config.max_image_pixels,
-                ..DecodeLimits::default()
-            },
+            quality: config.effective_decode_quality(),
             config,
             tokenizer,
             meters,
+            bytes,
             prototype,
             scratch: SegQueue::new(),
-            pixels: SegQueue::new(),
+            spare: SegQueue::new(),
         })
     }
 
     /// Bytes of one processed image.
     pub(crate) fn image_len(&self) -> usize {
-        self.prototype.interleaved.len()
+        self.prototype.out_len()
     }
 
-    /// Takes back the pixel buffer of a sample that was copied into its batch.
+    /// Takes back a spare buffer whose pixels have been put into their row.
     pub(crate) fn recycle(&self, pixels: Vec<u8>) {
-        self.pixels.push(pixels);
+        self.spare.push(pixels);
     }
 
-    /// Runs all CPU stages; the same sample in the same epoch gives the same result on any thread.
+    /// Runs all CPU stages, writing pixels to `row` if it has one; the same sample in the same epoch gives the same result on any thread.
     pub(crate) fn process(
         &self,
         sample: EncodedSample,
         epoch: u64,
+        row: Option<Pixels>,
     ) -> Result<DecodedSample, SampleError> {
-        self.stages(&sample, epoch)
-            .map_err(|(reason, message)| SampleError {
-                id: Box::new(sample.id),
-                reason,
-                message,
-            })
+        let result = self.stages(&sample, epoch, row);
+        for member in sample.members {
+            if let MemberData::Bytes(bytes) = member.data {
+                self.bytes.give_back(bytes);
+            }
+        }
+        result.map_err(|(reason, message)| SampleError {
+            id: Box::new(sample.id),
+            reason,
+            message,
+        })
     }
 
     fn stages(
         &self,
         sample: &EncodedSample,
         epoch: u64,
+        row: Option<Pixels>,
     ) -> Result<DecodedSample, (SkipReason, String)> {
         let id = &sample.id;
         let mut rng = SampleRng::new(self.config.seed, epoch, id.shard_index, id.sample_index);
@@ -105,26 +110,18 @@ impl Work {
                 format!("no image among its members ({})", names.join(", ")),
             )
         })?;
-        let image = self
-            .meters
-            .decode
-            .time(|| decode_rgb(bytes, &self.limits))
-            .map_err(|error| (error.reason(), format!("cannot decode its image: {error}")))?;
-        self.meters.decode.add_bytes(bytes.len() as u64);
         let (token_ids, attention_mask) = self.meters.tokenise.time(|| self.tokenise(&captions))?;
-        let pixels = self.meters.augment.time(|| {
-            let mut scratch = self.scratch.pop().unwrap_or_else(|| self.prototype.clone());
-            let mut pixels = self
-                .pixels
-                .pop()
-                .unwrap_or_else(|| vec![0; self.image_len()]);
-            scratch
-                .processor
-                .process(&image, &mut rng, &mut scratch.interleaved);
-            deinterleave(&scratch.interleaved, &mut pixels);
-            self.scratch.push(scratch);
-            pixels
+        let mut pixels = row.unwrap_or_else(|| {
+            let spare = self.spare.pop();
+            Pixels::Spare(spare.unwrap_or_else(|| vec![0; self.image_len()]))
         });
+        let mut scratch = self.scratch.pop().unwrap_or_else(|| Scratch {
+            decoder: Decoder::new(self.config.decode_limits(), self.config.on_truncated),
+            processor: self.prototype.clone(),
+        });
+        let result = self.image(bytes, &mut rng, &mut scratch, pixels.as_mut_slice());
+        self.scratch.push(scratch);
+        result.map_err(|error| (error.reason(), format!("cannot decode its image: {error}")))?;
         Ok(DecodedSample {
             id: id.clone(),
             pixels,
@@ -132,6 +129,36 @@ impl Work {
             token_ids,
             attention_mask,
         })
+    }
+
+    /// Draws a crop on the image's header, decodes it and writes it to `out`, `[3, S, S]`.
+    fn image(
+        &self,
+        bytes: &[u8],
+        rng: &mut SampleRng,
+        scratch: &mut Scratch,
+        out: &mut [u8],
+    ) -> Result<(), DecodeError> {
+        let Scratch { decoder, processor } = scratch;
+        let start = Instant::now();
+        let opened = decoder.open(bytes)?;
+        let view = processor
+            .transform()
+            .draw(opened.width(), opened.height(), rng);
+        let crop = decoder.decode(
+            &opened,
+            view.crop,
+            processor.transform().size(),
+            self.quality,
+        )?;
+        let decoded = Instant::now();
+        processor.render_decoded(&crop, view.mirrored, out);
+        let Meters {
+            decode, augment, ..
+        } = &*self.meters;
+        decode.add_item(bytes.len() as u64, decoded - start);
+        augment.add_item(0, decoded.elapsed());
+        Ok(())
     }
 
     /// `[N, T]` ids and mask of `N` captions.
@@ -190,17 +217,5 @@ fn image_member(sample: &EncodedSample) -> Option<&[u8]> {
     match &plain.or_else(|| images().next())?.data {
         MemberData::Bytes(bytes) => Some(bytes),
         MemberData::Text(_) => None,
-    }
-}
-
-/// `[S, S, 3]` to `[3, S, S]`.
-fn deinterleave(interleaved: &[u8], planar: &mut [u8]) {
-    let (red, rest) = planar.split_at_mut(planar.len() / 3);
-    let (green, blue) = rest.split_at_mut(rest.len() / 2);
-    let planes = red.iter_mut().zip(green).zip(blue);
-    for (pixel, ((red, green), blue)) in interleaved.chunks_exact(3).zip(planes) {
-        *red = pixel[0];
-        *green = pixel[1];
-        *blue = pixel[2];
     }
 }

@@ -54,12 +54,18 @@ impl ReadOptions {
 /// Receives the samples of a shard in order; returns `false` to stop reading.
 pub type Visit<'a> = &'a mut dyn FnMut(Result<EncodedSample, SampleError>) -> bool;
 
-/// Wraps a raw or a decompressing reader, so that a caller can time it; see [`read_shard`].
+/// Wraps a raw or a decompressing reader, so that a caller can time it, and may provide memory; see
+/// [`read_shard`].
 pub trait ReadObserver {
     /// Called once with the file.
     fn watch_file(&self, file: Box<dyn Read>) -> Box<dyn Read>;
     /// Called with the decompressor, if the shard is compressed.
     fn watch_decompressor(&self, decompressor: Box<dyn Read>) -> Box<dyn Read>;
+    /// Makes the vector that a member's data is read into, empty, with room for `len` bytes. A
+    /// caller that takes members apart can put their memory to use again here.
+    fn new_bytes(&self, len: usize) -> Vec<u8> {
+        Vec::with_capacity(len)
+    }
 }
 
 /// Observes nothing.
@@ -105,7 +111,7 @@ pub fn read_shard(
         ));
     }
     match content_of(&magic) {
-        Content::Tar => read_tar(shard, shard_index, reader, options, visit),
+        Content::Tar => read_tar(shard, shard_index, reader, options, observer, visit),
         Content::Arrow => read_arrow(shard, shard_index, reader, options, visit),
         Content::Unknown => Err(at_start(
             "not a shard: neither a tar archive nor Arrow IPC (plain, gzip or zstd)".into(),
@@ -186,6 +192,7 @@ fn read_tar(
     shard_index: u32,
     reader: Box<dyn Read>,
     options: &ReadOptions,
+    observer: &dyn ReadObserver,
     visit: Visit<'_>,
 ) -> Result<(), ShardError> {
     let mut grouper = Grouper::new(shard.clone(), shard_index, options.max_sample_bytes);
@@ -200,6 +207,7 @@ fn read_tar(
         reader,
         options.max_sample_bytes,
         &wanted,
+        &|len| observer.new_bytes(len),
         &mut on_member,
     );
     // A sample that a damaged tail interrupts may lack members: it is not handed out as whole.

@@ -32,6 +32,9 @@ pub(crate) enum MemberContent {
 /// Which members to load.
 pub(crate) type Wanted<'a> = &'a dyn Fn(&str) -> bool;
 
+/// Makes the vector that a member's data is read into, empty, with room for this many bytes.
+pub(crate) type NewBytes<'a> = &'a dyn Fn(usize) -> Vec<u8>;
+
 /// Calls `visit` for each regular file of the stream, in order, until it returns `false`.
 ///
 /// Directories, links and special files are passed over. `wanted` decides by path whether a member's
@@ -45,6 +48,7 @@ pub(crate) fn for_each_member<R: Read>(
     reader: R,
     max_bytes: u64,
     wanted: Wanted<'_>,
+    new_bytes: NewBytes<'_>,
     visit: &mut dyn FnMut(TarMember) -> bool,
 ) -> Result<TarEnd, ShardError> {
     let tail = TailWatch::new(reader);
@@ -83,7 +87,7 @@ pub(crate) fn for_each_member<R: Read>(
                     format!("an extension header of {size} bytes (at most {MAX_EXTENSION_BYTES})"),
                 ));
             }
-            let data = read_exactly(shard, &mut entry, size, header_offset)?;
+            let data = read_exactly(shard, &mut entry, size, header_offset, &Vec::with_capacity)?;
             extension.offset.get_or_insert(header_offset);
             if kind.is_gnu_longname() {
                 let end = data
@@ -132,7 +136,8 @@ pub(crate) fn for_each_member<R: Read>(
         } else if size > max_bytes {
             MemberContent::TooLarge(size)
         } else {
-            MemberContent::Bytes(read_exactly(shard, &mut entry, size, header_offset)?)
+            let data = read_exactly(shard, &mut entry, size, header_offset, new_bytes)?;
+            MemberContent::Bytes(data)
         };
         let offset_bytes = offset.unwrap_or(header_offset);
         if !visit(TarMember {
@@ -191,9 +196,10 @@ fn read_exactly(
     reader: &mut impl Read,
     size: u64,
     header_offset: u64,
+    new_bytes: NewBytes<'_>,
 ) -> Result<Vec<u8>, ShardError> {
     const FIRST_RESERVE: u64 = 1 << 20;
-    let mut data = Vec::with_capacity(size.min(FIRST_RESERVE) as usize);
+    let mut data = new_bytes(size.min(FIRST_RESERVE) as usize);
     reader
         .take(size)
         .read_to_end(&mut data)

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Args;
+use qf_pipeline::augment::normalise_batch;
+use qf_pipeline::decode::DecodeQuality;
 use qf_pipeline::loader::{queue_table, stage_table, Counters, Loader, LoaderReport};
 use qf_pipeline::process::{cpu_time, peak_rss_bytes};
 use qf_pipeline::source::{resolve_shards, ShardLocation};
@@ -50,6 +52,14 @@ pub(crate) struct ProfileArgs {
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
 
+    /// JPEG decoding: exact, balanced or fast [default: balanced]
+    #[arg(long, value_name = "MODE", value_parser = parse_quality)]
+    decode_quality: Option<DecodeQuality>,
+
+    /// Also normalise each batch to f32, as training does it on the device
+    #[arg(long)]
+    f32: bool,
+
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -87,6 +97,7 @@ pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         batch_size: args.batch_size,
         image_size: args.image_size,
         epochs: 0,
+        decode_quality: args.decode_quality.unwrap_or_default(),
         ..LoaderConfig::default()
     };
     config.validate()?;
@@ -94,6 +105,7 @@ pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     let num_shards = shards.len();
     let interrupt = Interrupt::install()?;
     let mut loader = Loader::start(config, shards, tokenizer, None)?;
+    let mut floats = Vec::new();
     let mut take = |limit: Duration| -> anyhow::Result<(u64, Duration)> {
         let start = Instant::now();
         let mut images = 0;
@@ -101,6 +113,11 @@ pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         while let Some(batch) = loader.next_batch()? {
             interrupt.check()?;
             images += batch.batch_size as u64;
+            if args.f32 {
+                floats.resize(batch.pixels().len(), 0.0);
+                normalise_batch(batch.pixels(), batch.image_size, &mut floats);
+                std::hint::black_box(&floats);
+            }
             if start.elapsed() >= limit {
                 break;
             }
@@ -133,6 +150,15 @@ pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         say(format_args!("{}", serde_json::to_string(&profile)?))
     } else {
         print(&profile)
+    }
+}
+
+fn parse_quality(text: &str) -> Result<DecodeQuality, String> {
+    match text {
+        "exact" => Ok(DecodeQuality::Exact),
+        "balanced" => Ok(DecodeQuality::Balanced),
+        "fast" => Ok(DecodeQuality::Fast),
+        _ => Err("expected exact, balanced or fast".into()),
     }
 }
 

@@ -1,0 +1,280 @@
+/* A region of a JPEG through libjpeg-turbo's row interface.
+ *
+ * libjpeg reports a fatal error by a function that must not return; the way out is longjmp, which
+ * has to stay within C. Every entry point below arms `escape` first, returns a status, and leaves
+ * the handle in a state from which qf_jpeg_begin or qf_jpeg_free can go on. No entry point holds
+ * resources of its own in locals, so nothing leaks when it is left by longjmp.
+ */
+
+#include <setjmp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "jpeglib.h"
+#include "jerror.h"
+
+enum qf_jpeg_status { QF_OK = 0, QF_BROKEN = 1, QF_TRUNCATED = 2, QF_DAMAGED = 3 };
+
+/* Mirrored by `Layout` in jpeg.rs. */
+struct qf_jpeg_layout {
+  uint32_t width, height;         /* of the whole picture as stored, unscaled */
+  uint32_t scaled_width, scaled_height;
+  uint32_t first_column, columns; /* of the scaled picture: what rows hold */
+  uint32_t channels;              /* 3: RGB, 4: CMYK as Adobe stores it */
+};
+
+struct qf_jpeg {
+  struct jpeg_decompress_struct info;
+  struct jpeg_error_mgr errors;
+  struct jpeg_source_mgr source;
+  struct jpeg_progress_mgr progress;
+  jmp_buf escape;
+  int created;
+  int lenient;
+  int max_scans;
+  int status;
+  char message[JMSG_LENGTH_MAX];
+};
+
+static void escape(struct qf_jpeg *jpeg, int status)
+{
+  jpeg->status = status;
+  longjmp(jpeg->escape, 1);
+}
+
+static void error_exit(j_common_ptr common)
+{
+  struct qf_jpeg *jpeg = common->client_data;
+  (*common->err->format_message)(common, jpeg->message);
+  escape(jpeg, QF_BROKEN);
+}
+
+/* Warnings are about data that libjpeg goes on without. Those that mean lost coefficients end a
+ * strict decode; the others are sloppy headers, which every reader accepts. */
+static void emit_message(j_common_ptr common, int level)
+{
+  struct qf_jpeg *jpeg = common->client_data;
+  int status;
+  if (level >= 0)
+    return;
+  common->err->num_warnings++;
+  switch (common->err->msg_code) {
+  case JWRN_HIT_MARKER:
+  case JWRN_JPEG_EOF:
+    status = QF_TRUNCATED;
+    break;
+  case JWRN_HUFF_BAD_CODE:
+  case JWRN_ARITH_BAD_CODE:
+  case JWRN_MUST_RESYNC:
+  case JWRN_BOGUS_PROGRESSION:
+    status = QF_DAMAGED;
+    break;
+  default:
+    return;
+  }
+  if (!jpeg->lenient) {
+    (*common->err->format_message)(common, jpeg->message);
+    escape(jpeg, status);
+  }
+}
+
+static void output_message(j_common_ptr common)
+{
+  (void)common; /* a library prints nothing */
+}
+
+static void monitor_progress(j_common_ptr common)
+{
+  struct qf_jpeg *jpeg = common->client_data;
+  if (jpeg->info.input_scan_number > jpeg->max_scans) {
+    snprintf(jpeg->message, sizeof jpeg->message, "it has more than %d scans", jpeg->max_scans);
+    escape(jpeg, QF_BROKEN);
+  }
+}
+
+static void init_source(j_decompress_ptr info)
+{
+  (void)info;
+}
+
+static void term_source(j_decompress_ptr info)
+{
+  (void)info;
+}
+
+/* Called when all bytes of the file are used up. A lenient decode pretends that the file ends
+ * here in form; what was not coded becomes mid-grey. */
+static boolean fill_input_buffer(j_decompress_ptr info)
+{
+  static const JOCTET end_of_image[2] = { 0xff, JPEG_EOI };
+  struct qf_jpeg *jpeg = info->client_data;
+  if (!jpeg->lenient) {
+    snprintf(jpeg->message, sizeof jpeg->message, "the file ends within its data");
+    escape(jpeg, QF_TRUNCATED);
+  }
+  info->src->next_input_byte = end_of_image;
+  info->src->bytes_in_buffer = sizeof end_of_image;
+  return TRUE;
+}
+
+static void skip_input_data(j_decompress_ptr info, long count)
+{
+  struct jpeg_source_mgr *source = info->src;
+  if (count <= 0)
+    return;
+  if ((unsigned long)count > source->bytes_in_buffer) {
+    source->bytes_in_buffer = 0;
+    fill_input_buffer(info);
+    return;
+  }
+  source->next_input_byte += count;
+  source->bytes_in_buffer -= (size_t)count;
+}
+
+struct qf_jpeg *qf_jpeg_new(void)
+{
+  return calloc(1, sizeof(struct qf_jpeg));
+}
+
+static void end(struct qf_jpeg *jpeg)
+{
+  if (jpeg->created) {
+    jpeg->created = 0;
+    jpeg_destroy_decompress(&jpeg->info);
+  }
+}
+
+void qf_jpeg_free(struct qf_jpeg *jpeg)
+{
+  end(jpeg);
+  free(jpeg);
+}
+
+/* The message of the last status that was not QF_OK; valid until the next call. */
+const char *qf_jpeg_message(const struct qf_jpeg *jpeg)
+{
+  return jpeg->message;
+}
+
+/* What qf_jpeg_begin does under the protection of `escape`. */
+static int begin(struct qf_jpeg *jpeg, const uint8_t *bytes, size_t len, uint32_t eighths,
+                 uint32_t first_column, uint32_t columns, struct qf_jpeg_layout *layout)
+{
+  struct jpeg_decompress_struct *info = &jpeg->info;
+
+  jpeg_create_decompress(info);
+  jpeg->created = 1;
+  jpeg->progress.progress_monitor = monitor_progress;
+  info->progress = &jpeg->progress;
+  jpeg->source.next_input_byte = bytes;
+  jpeg->source.bytes_in_buffer = len;
+  jpeg->source.init_source = init_source;
+  jpeg->source.fill_input_buffer = fill_input_buffer;
+  jpeg->source.skip_input_data = skip_input_data;
+  jpeg->source.resync_to_restart = jpeg_resync_to_restart;
+  jpeg->source.term_source = term_source;
+  info->src = &jpeg->source;
+
+  jpeg_read_header(info, TRUE);
+  switch (info->jpeg_color_space) {
+  case JCS_GRAYSCALE:
+  case JCS_YCbCr:
+  case JCS_RGB:
+    info->out_color_space = JCS_RGB;
+    break;
+  case JCS_CMYK:
+  case JCS_YCCK:
+    info->out_color_space = JCS_CMYK;
+    break;
+  default:
+    snprintf(jpeg->message, sizeof jpeg->message, "its %d components are of no known colour space",
+             info->num_components);
+    return QF_BROKEN;
+  }
+  info->scale_num = eighths;
+  info->scale_denom = 8;
+  jpeg_start_decompress(info);
+  layout->width = info->image_width;
+  layout->height = info->image_height;
+  layout->scaled_width = info->output_width;
+  layout->scaled_height = info->output_height;
+  layout->channels = (uint32_t)info->output_components;
+  if (first_column >= info->output_width || columns == 0 ||
+      columns > info->output_width - first_column) {
+    snprintf(jpeg->message, sizeof jpeg->message, "columns beyond the picture");
+    return QF_BROKEN;
+  }
+  if (columns < info->output_width) {
+    JDIMENSION at = first_column, count = columns;
+    jpeg_crop_scanline(info, &at, &count);
+    first_column = at;
+    columns = count;
+  }
+  layout->first_column = first_column;
+  layout->columns = columns;
+  return QF_OK;
+}
+
+/* Reads the header and prepares for rows of the columns [first_column, first_column + columns) of
+ * the picture scaled by eighths / 8; more columns may come, to whole blocks: see `layout`. */
+int qf_jpeg_begin(struct qf_jpeg *jpeg, const uint8_t *bytes, size_t len, int lenient,
+                  int max_scans, uint32_t eighths, uint32_t first_column, uint32_t columns,
+                  struct qf_jpeg_layout *layout)
+{
+  /* A fresh object for each picture: libjpeg keeps tables from one to the next, and a damaged file
+   * without its own would be decoded with those of whichever came before it. */
+  end(jpeg);
+  jpeg->lenient = lenient;
+  jpeg->max_scans = max_scans;
+  jpeg->status = QF_OK;
+  jpeg->message[0] = 0;
+  jpeg->info.err = jpeg_std_error(&jpeg->errors);
+  jpeg->errors.error_exit = error_exit;
+  jpeg->errors.emit_message = emit_message;
+  jpeg->errors.output_message = output_message;
+  jpeg->info.client_data = jpeg;
+  if (setjmp(jpeg->escape))
+    return jpeg->status;
+  return begin(jpeg, bytes, len, eighths, first_column, columns, layout);
+}
+
+static int read_rows(struct qf_jpeg *jpeg, uint32_t rows, uint8_t *out, size_t stride)
+{
+  enum { AT_ONCE = 16 };
+  JSAMPROW lines[AT_ONCE];
+  uint32_t done = 0;
+
+  while (done < rows) {
+    uint32_t wanted = rows - done < AT_ONCE ? rows - done : AT_ONCE, i, got;
+    for (i = 0; i < wanted; i++)
+      lines[i] = out + (size_t)(done + i) * stride;
+    got = jpeg_read_scanlines(&jpeg->info, lines, wanted);
+    if (got == 0)
+      return QF_BROKEN;
+    done += got;
+  }
+  return QF_OK;
+}
+
+/* Passes over `skipped` rows and writes the next `rows` to `out`, `stride` bytes apart. The caller
+ * answers for: begun, skipped + rows within scaled_height, stride at least columns x channels. */
+int qf_jpeg_rows(struct qf_jpeg *jpeg, uint32_t skipped, uint32_t rows, uint8_t *out,
+                 size_t stride)
+{
+  if (!jpeg->created)
+    return QF_BROKEN;
+  if (setjmp(jpeg->escape))
+    return jpeg->status;
+  if (skipped > 0 && jpeg_skip_scanlines(&jpeg->info, skipped) != skipped)
+    return QF_BROKEN;
+  return read_rows(jpeg, rows, out, stride);
+}
+
+/* Drops what libjpeg holds for the picture. */
+void qf_jpeg_end(struct qf_jpeg *jpeg)
+{
+  end(jpeg);
+}

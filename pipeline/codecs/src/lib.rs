@@ -1,0 +1,9 @@
+//! Safe access to two C decoders: [`jpeg`] is libjpeg-turbo, [`webp`] libwebp.
+//!
+//! Both decode a region of a picture into the caller's memory. All `unsafe` of image decoding is
+//! in this crate.
+
+pub mod jpeg;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod webp;

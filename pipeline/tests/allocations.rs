@@ -1,0 +1,87 @@
+//! What the image path asks of the allocator once it is warm.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::ImagePath;
+use qf_codecs::testing::{encode, photograph, Encoding};
+use qf_pipeline::augment::ImageTransform;
+use qf_pipeline::decode::DecodeQuality;
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+#[allow(unsafe_code)]
+mod counting {
+    use super::*;
+
+    // SAFETY: every call goes to the system's allocator as it came.
+    unsafe impl GlobalAlloc for Counting {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            COUNT.fetch_add(1, Ordering::Relaxed);
+            BYTES.fetch_add(layout.size(), Ordering::Relaxed);
+            LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
+            // SAFETY: the caller's promise.
+            unsafe { System.alloc(layout) }
+        }
+
+        unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+            // SAFETY: the caller's promise.
+            unsafe { System.dealloc(pointer, layout) }
+        }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Per sample the resizer makes its tables of weights, one for each row and column of the result;
+/// nothing has the size of the file or of the picture. (libjpeg-turbo's own state, some 50 KB, comes
+/// from malloc and goes back there after each picture.)
+#[test]
+fn nothing_grows_with_the_picture() {
+    const SIZE: usize = 224;
+    const SAMPLES: usize = 30;
+    let files: Vec<Vec<u8>> = [(640, 480), (1300, 1100)]
+        .into_iter()
+        .map(|(width, height)| {
+            let pixels = photograph(width, height, 3, 3);
+            encode(&pixels, width, height, Encoding::default()).expect("encodes")
+        })
+        .collect();
+    let mut path = ImagePath::new(ImageTransform::train(224), DecodeQuality::Balanced);
+    let mut out = vec![0; path.processor.out_len()];
+    let mut run = |numbers: std::ops::Range<usize>| {
+        for number in numbers {
+            for file in &files {
+                path.run(file, number as u32, &mut out).expect("decodes");
+            }
+        }
+    };
+    run(0..SAMPLES);
+    for counter in [&COUNT, &BYTES, &LARGEST] {
+        counter.store(0, Ordering::Relaxed);
+    }
+    // The same samples again: every buffer has been as large as it needs to be.
+    run(0..SAMPLES);
+    let visits = SAMPLES * files.len();
+    let count = COUNT.load(Ordering::Relaxed) / visits;
+    let bytes = BYTES.load(Ordering::Relaxed) / visits;
+    let largest = LARGEST.load(Ordering::Relaxed);
+    println!("{count} allocations of {bytes} bytes together a sample, the largest {largest}");
+    assert!(count <= ALLOWED_COUNT, "{count} allocations a sample");
+    assert!(largest <= ALLOWED_BYTES, "an allocation of {largest} bytes");
+    assert!(bytes <= 8 * ALLOWED_BYTES, "{bytes} bytes a sample");
+    const { assert!(SIZE * SIZE * 3 > ALLOWED_BYTES) };
+}
+
+/// Two passes, a table per output position each, and what holds them.
+const ALLOWED_COUNT: usize = 2 * 224 + 32;
+
+/// The weights of one pass, f64, of a filter of 30 taps.
+const ALLOWED_BYTES: usize = 224 * 30 * 8;

@@ -1,0 +1,121 @@
+//! What the tests of the image path share.
+#![allow(dead_code)] // Each test binary uses a part.
+
+use std::path::{Path, PathBuf};
+
+use qf_pipeline::augment::{CropBox, ImageProcessor, ImageTransform, SampleRng, View};
+use qf_pipeline::decode::{
+    DecodeError, DecodeLimits, DecodeQuality, Decoder, OnTruncated, RgbImage,
+};
+
+/// A file or folder of the shared test data, which lies at `$QF_SHARED` or beside the checkout;
+/// `None`, and a printed line, where there is none, unless `QF_REQUIRE_SHARED=1` demands it.
+#[allow(clippy::disallowed_methods)] // Tests are told by the environment where their data lies.
+pub(crate) fn shared(test: &str, relative: &str) -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
+    let root = std::env::var_os("QF_SHARED").map_or(beside, PathBuf::from);
+    let path = root.join(relative);
+    if path.exists() {
+        return Some(path);
+    }
+    let required = std::env::var("QF_REQUIRE_SHARED").is_ok_and(|value| value == "1");
+    assert!(!required, "{test}: {} is missing", path.display());
+    println!("skipped: {test}: no shared folder");
+    None
+}
+
+/// The JPEG files of the shared photographs.
+pub(crate) fn photographs(test: &str) -> Vec<PathBuf> {
+    let folders = ["data/pairs", "data/photos"];
+    let mut found: Vec<PathBuf> = folders
+        .iter()
+        .filter_map(|folder| shared(test, folder))
+        .flat_map(|folder| files(&folder))
+        .filter(|path| path.extension().is_some_and(|e| e == "jpg" || e == "jpeg"))
+        .collect();
+    found.sort();
+    found
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// The image path of the loader: header, crop, decode, resize, flip, layout.
+pub(crate) struct ImagePath {
+    pub(crate) decoder: Decoder,
+    pub(crate) processor: ImageProcessor,
+    pub(crate) quality: DecodeQuality,
+}
+
+impl ImagePath {
+    pub(crate) fn new(transform: ImageTransform, quality: DecodeQuality) -> ImagePath {
+        ImagePath {
+            decoder: Decoder::new(DecodeLimits::default(), OnTruncated::Error),
+            processor: ImageProcessor::new(transform).expect("valid"),
+            quality,
+        }
+    }
+
+    /// Draws a view as sample `number` and writes it to `out`.
+    pub(crate) fn run(
+        &mut self,
+        bytes: &[u8],
+        number: u32,
+        out: &mut [u8],
+    ) -> Result<View, DecodeError> {
+        let opened = self.decoder.open(bytes)?;
+        let mut rng = SampleRng::new(1, 0, 0, number);
+        let transform = *self.processor.transform();
+        let view = transform.draw(opened.width(), opened.height(), &mut rng);
+        let crop = self
+            .decoder
+            .decode(&opened, view.crop, transform.size(), self.quality)?;
+        self.processor.render_decoded(&crop, view.mirrored, out);
+        Ok(view)
+    }
+
+    /// The same view of the whole picture.
+    pub(crate) fn reference(&mut self, whole: &RgbImage, view: &View) -> Vec<u8> {
+        let mut out = vec![0; self.processor.out_len()];
+        self.processor.render(whole, view, &mut out);
+        out
+    }
+}
+
+/// Peak signal-to-noise ratio of 8-bit samples, in dB.
+pub(crate) fn psnr(a: &[u8], b: &[u8]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let squares = a
+        .iter()
+        .zip(b)
+        .map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
+    let mean = squares.sum::<f64>() / a.len() as f64;
+    10.0 * (255.0 * 255.0 / mean.max(1e-9)).log10()
+}
+
+/// Puts an EXIF block with this orientation behind the start-of-image marker.
+pub(crate) fn with_orientation(jpeg: &[u8], orientation: u8) -> Vec<u8> {
+    let mut exif =
+        b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
+    exif.extend([orientation, 0, 0, 0, 0, 0, 0]);
+    [&jpeg[..2], &exif, &jpeg[2..]].concat()
+}
+
+pub(crate) fn whole(width: u32, height: u32) -> CropBox {
+    CropBox {
+        x: 0,
+        y: 0,
+        width,
+        height,
+    }
+}

@@ -1,0 +1,87 @@
+//! The evaluation processor on real files, against PIL up to 12: since 13 it may resize the rows
+//! first, up to 12 of 255 apart where what overshoots is clipped.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{photographs, ImagePath};
+use qf_pipeline::augment::ImageTransform;
+use qf_pipeline::decode::DecodeQuality;
+
+const SIZE: usize = 224;
+
+const SCRIPT: &str = r#"
+import sys
+import PIL
+from PIL import Image, ImageOps
+if int(PIL.__version__.split(".")[0]) > 12:
+    sys.exit("Pillow " + PIL.__version__ + " is not the reference; run make test")
+for path in sys.argv[1:]:
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    sys.stdout.buffer.write(image.resize((224, 224), Image.Resampling.BICUBIC).tobytes())
+"#;
+
+/// The Python that `make setup` made for tests; `None`, and a printed line, without one.
+#[allow(clippy::disallowed_methods)] // Tests are told by the environment what must be there.
+fn python() -> Option<String> {
+    let note = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-python");
+    if let Ok(path) = std::fs::read_to_string(note) {
+        return Some(path.trim().to_string());
+    }
+    let required = std::env::var("QF_REQUIRE_SHARED").is_ok_and(|value| value == "1");
+    assert!(!required, "no target/test-python; run make test");
+    println!("skipped: no target/test-python");
+    None
+}
+
+#[test]
+fn evaluation_is_pil_to_the_rounding() {
+    let files = photographs("evaluation_is_pil_to_the_rounding");
+    let Some(python) = python() else { return };
+    let mut path = ImagePath::new(ImageTransform::eval(SIZE as u32), DecodeQuality::Exact);
+    let mut ours = vec![0; path.processor.out_len()];
+    let decodable: Vec<(PathBuf, Vec<u8>)> = files
+        .into_iter()
+        .filter_map(|file| {
+            let bytes = std::fs::read(&file).expect("reads");
+            path.run(&bytes, 0, &mut ours).ok().map(|_| (file, bytes))
+        })
+        .collect();
+    let mut worst_share: f64 = 0.0;
+    for some in decodable.chunks(40) {
+        let output = Command::new(&python)
+            .args(["-c", SCRIPT])
+            .args(some.iter().map(|(file, _)| file))
+            .output()
+            .expect("runs");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert_eq!(output.stdout.len(), some.len() * ours.len());
+        for ((file, bytes), theirs) in some.iter().zip(output.stdout.chunks(ours.len())) {
+            path.run(bytes, 0, &mut ours).expect("decodes");
+            let beyond = (0..ours.len()).filter(|&at| {
+                // Planes against pixels.
+                let theirs = theirs[at % (SIZE * SIZE) * 3 + at / (SIZE * SIZE)];
+                ours[at].abs_diff(theirs) > 1
+            });
+            let share = beyond.count() as f64 / ours.len() as f64;
+            worst_share = worst_share.max(share);
+            assert!(
+                share <= 0.001,
+                "{}: {:.3} % beyond 1",
+                file.display(),
+                share * 100.0
+            );
+        }
+    }
+    println!(
+        "{} files: at most {:.4} % of values beyond 1",
+        decodable.len(),
+        worst_share * 100.0
+    );
+}
