@@ -289,11 +289,22 @@ fn captions_of_files_and_shards() {
         "--json",
     ];
     let json = run(&[&options[..], &[&one, &two]].concat());
-    assert_eq!(
-        json,
-        run(&[&options[..], &["--batch-size", "1", &one, &two]].concat())
-    );
     let images = lines(&json);
+    // Matrix products of another size round otherwise: the words are the same, the scores nearly.
+    let same = |one: &serde_json::Value, other: &serde_json::Value| {
+        let captions = |image: &serde_json::Value| image["captions"].as_array().unwrap().clone();
+        let pairs = captions(one).into_iter().zip(captions(other));
+        for (one, other) in pairs {
+            assert_eq!(one["tokens"], other["tokens"]);
+            let score = |caption: &serde_json::Value| caption["score"].as_f64().unwrap();
+            assert!((score(&one) - score(&other)).abs() < 1e-4);
+        }
+        assert_eq!(captions(one).len(), captions(other).len());
+    };
+    let singly = run(&[&options[..], &["--batch-size", "1", &one, &two]].concat());
+    for (one, other) in images.iter().zip(&lines(&singly)) {
+        same(one, other);
+    }
     assert_eq!(images.len(), 2);
     assert_eq!(images[1]["image"], two.as_str());
     for image in &images {
@@ -316,7 +327,7 @@ fn captions_of_files_and_shards() {
     let of_shards = lines(&run(&of_shards));
     assert_eq!(of_shards.len(), 2);
     for (shard, file) in of_shards.iter().zip(&images) {
-        assert_eq!(shard["captions"], file["captions"]);
+        same(shard, file);
     }
 
     let draw = |seed: &str| {

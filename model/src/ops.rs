@@ -533,7 +533,7 @@ mod tests {
             let masks = [
                 None,
                 Some(Tensor::randn([batch, 1, 1, keys], OPTIONS)),
-                Some(Tensor::randn([batch, 1, length, keys], OPTIONS) * 100.0),
+                Some(Tensor::randn([batch, 1, length, keys], OPTIONS) * 10.0),
             ];
             for mask in &masks {
                 let mask = mask.as_ref();
