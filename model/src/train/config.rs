@@ -54,9 +54,10 @@ pub struct TrainConfig {
     /// `accum_grad_iters`. The contrastive loss and the negatives see one batch at a time. Default 1.
     #[serde(default = "default_accumulate")]
     pub accumulate_steps: usize,
-    /// Element type of matrix products: `f32`, `bf16`, or `f16` with a loss scale. Default `f32`.
-    #[serde(default)]
-    pub precision: Precision,
+    /// Element type of matrix products: `f32`, `bf16`, or `f16` with a loss scale. Default `bf16` on
+    /// a GPU, `f32` on the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
     /// Parameters that are not trained, by name with `*` for anything, e.g.
     /// `["Qformer.bert.embeddings.*"]`.
     #[serde(default)]

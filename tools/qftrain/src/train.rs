@@ -163,7 +163,13 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         checkpoint::load_model(folder, &mut model)?;
         checkpoint::load_optimizer(folder, &mut optimizer)?;
     }
-    model.set_precision(config.precision)?;
+    let precision = config.precision.unwrap_or(match device {
+        Device::Cuda(_) => Precision::Bf16,
+        _ => Precision::F32,
+    });
+    // The run keeps it, wherever it is resumed.
+    config.precision = Some(precision);
+    model.set_precision(precision)?;
     let is_frozen = config.model.vision.vit().is_some_and(|vit| !vit.trainable);
     if is_frozen && newest.is_none() && !start.give_tower() {
         log::warn!(
@@ -201,7 +207,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     catch_signals(&stop)?;
 
     let mut progress = Progress::new(step, config.steps);
-    let scaler = match config.precision {
+    let scaler = match precision {
         Precision::F16 => Some(LossScaler::new(scaler, device)?),
         _ => None,
     };
