@@ -34,7 +34,7 @@ impl Qformer {
     ) -> Result<Tensor, ModelError> {
         let (size, device) = (token_ids.size(), token_ids.device());
         let rows = TextRows::all(size[0], 1, 0, device)?;
-        let plan = Plan::text(&rows, None, Past::Given, device)?;
+        let plan = Plan::text(&rows, None, Past::Given)?;
         let positions = rows.positions().f_full_like(position)?;
         let words = self
             .embeddings

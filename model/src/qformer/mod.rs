@@ -15,7 +15,7 @@ mod layer;
 mod plan;
 mod rows;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::config::QformerConfig;
 use crate::error::ModelError;
@@ -168,10 +168,9 @@ impl Qformer {
         train: bool,
     ) -> Result<Tensor, ModelError> {
         let size = token_ids.size();
-        let device = token_ids.device();
-        let all = TextRows::all(size[0], size[1], 0, device)?;
-        let mask = key_mask(attention_mask, 0, Kind::Float)?;
-        let plan = Plan::text(&all, Some(mask), Past::Nothing, device)?;
+        let all = TextRows::all(size[0], size[1], 0, token_ids.device())?;
+        let mask = key_mask(attention_mask, 0)?;
+        let plan = Plan::text(&all, Some(mask), Past::Nothing)?;
         let rows = self.embed(None, &[(token_ids, &all)], train)?;
         let (rows, _) = self.run(rows, &plan, &[], None, train)?;
         Ok(rows.f_view([size[0], size[1], -1])?)
@@ -190,17 +189,15 @@ impl Qformer {
         cut: bool,
         train: bool,
     ) -> Result<Unimodal, ModelError> {
-        let device = text.token_ids.device();
         let batch = text.token_ids.size()[0];
         let plan = Plan::unimodal(
             self.num_queries,
-            (text.rows, key_mask(text.attention_mask, 0, Kind::Float)?),
+            (text.rows, key_mask(text.attention_mask, 0)?),
             (
                 decoder.rows,
-                causal_mask(decoder.attention_mask, self.num_queries, Kind::Float)?,
+                causal_mask(decoder.attention_mask, self.num_queries)?,
             ),
             cut,
-            device,
         )?;
         let texts = [
             (text.token_ids, text.rows),
@@ -260,9 +257,8 @@ impl Qformer {
         train: bool,
     ) -> Result<(Tensor, Tensor), ModelError> {
         let batch = text.token_ids.size()[0];
-        let mask = key_mask(text.attention_mask, self.num_queries, Kind::Float)?;
-        let device = text.token_ids.device();
-        let plan = Plan::pairs(self.num_queries, text.rows, mask, maps, cut, device)?;
+        let mask = key_mask(text.attention_mask, self.num_queries)?;
+        let plan = Plan::pairs(self.num_queries, text.rows, mask, maps, cut)?;
         let texts = [(text.token_ids, text.rows)];
         let rows = self.embed(Some((query_tokens, batch)), &texts, train)?;
         let (rows, _) = self.run(rows, &plan, images, None, train)?;
@@ -286,10 +282,9 @@ impl Qformer {
         train: bool,
     ) -> Result<Tensor, ModelError> {
         let size = token_ids.size();
-        let device = token_ids.device();
-        let all = TextRows::all(size[0], size[1], 0, device)?;
-        let mask = causal_mask(attention_mask, self.num_queries, Kind::Float)?;
-        let plan = Plan::text(&all, Some(mask), Past::Given, device)?;
+        let all = TextRows::all(size[0], size[1], 0, token_ids.device())?;
+        let mask = causal_mask(attention_mask, self.num_queries)?;
+        let plan = Plan::text(&all, Some(mask), Past::Given)?;
         let rows = self.embed(None, &[(token_ids, &all)], train)?;
         let (rows, _) = self.run(rows, &plan, &[], Some(cache), train)?;
         Ok(rows.f_view([size[0], size[1], -1])?)
@@ -372,7 +367,7 @@ mod tests {
     use super::*;
     use crate::params::ParamStore;
     use crate::ModelConfig;
-    use tch::Device;
+    use tch::{Device, Kind};
 
     /// A Q-Former of `layers` layers with cross attention every `freq`, 5 queries, width 24.
     fn small(layers: i64, freq: i64) -> (Qformer, LayerNorm, Tensor, ParamStore) {

@@ -73,8 +73,13 @@ impl TextRows {
             .collect()
     }
 
-    fn map(&self, device: Device) -> Result<RowMap, ModelError> {
-        RowMap::sparse(&self.places, self.batch, self.length, device)
+    /// Where the rows live.
+    fn device(&self) -> Device {
+        self.index.device()
+    }
+
+    fn map(&self) -> Result<RowMap, ModelError> {
+        RowMap::sparse(&self.places, self.batch, self.length, self.device())
     }
 }
 
@@ -149,11 +154,10 @@ impl Plan {
         text: &TextRows,
         mask: Option<Tensor>,
         past: Past,
-        device: Device,
     ) -> Result<Plan, ModelError> {
         Ok(Plan {
             segments: vec![Segment {
-                keys: text.map(device)?,
+                keys: text.map()?,
                 mask,
                 past,
             }],
@@ -171,17 +175,17 @@ impl Plan {
         text: (&TextRows, Tensor),
         decoder: (&TextRows, Tensor),
         cut: bool,
-        device: Device,
     ) -> Result<Plan, ModelError> {
         let batch = text.0.batch;
         let mut plan = Plan::queries(batch, queries);
+        let decoder_map = decoder.0.map()?;
         plan.segments.push(Segment {
-            keys: text.0.map(device)?,
+            keys: text.0.map()?,
             mask: Some(text.1),
             past: Past::Nothing,
         });
         plan.segments.push(Segment {
-            keys: decoder.0.map(device)?,
+            keys: decoder_map.shallow_clone(),
             mask: Some(decoder.1),
             past: Past::Segment(0),
         });
@@ -192,11 +196,11 @@ impl Plan {
             index.extend(end..end + decoder.0.rows());
             plan.last = Some(Read {
                 rows: index.len() as i64,
-                index: Some(Tensor::f_from_slice(&index)?.f_to_device(device)?),
+                index: Some(Tensor::f_from_slice(&index)?.f_to_device(text.0.device())?),
                 queries: vec![
                     RowMap::dense(batch, queries),
                     RowMap::dense(batch, 1),
-                    decoder.0.map(device)?,
+                    decoder_map,
                 ],
             });
         }
@@ -211,7 +215,6 @@ impl Plan {
         mask: Tensor,
         images: Vec<RowMap>,
         cut: bool,
-        device: Device,
     ) -> Result<Plan, ModelError> {
         let (batch, length) = (text.batch, queries + text.length);
         let places: Vec<i64> = (0..batch * queries)
@@ -225,7 +228,7 @@ impl Plan {
         let query_rows = batch * queries;
         Ok(Plan {
             segments: vec![Segment {
-                keys: RowMap::sparse(&places, batch, length, device)?,
+                keys: RowMap::sparse(&places, batch, length, text.device())?,
                 mask: Some(mask),
                 past: Past::Nothing,
             }],
@@ -262,37 +265,32 @@ pub(crate) fn matching_images(
 /// Added to attention scores of masked keys. Not -∞: the reference's number.
 pub(crate) const MASKED: f64 = -10_000.0;
 
-/// `[B, T]` of ones and zeros → additive mask `[B, 1, 1, visible + T]`, the first `visible` keys
+/// `[B, T]` of ones and zeros → additive mask `[B, 1, 1, visible + T]` f32, the first `visible` keys
 /// never masked.
-pub(crate) fn key_mask(
-    attention_mask: &Tensor,
-    visible: i64,
-    kind: Kind,
-) -> Result<Tensor, ModelError> {
-    let text = attention_mask
-        .f_to_kind(kind)?
-        .f_unsqueeze(1)?
-        .f_unsqueeze(1)?; // [B, 1, 1, T]
-    let ones = Tensor::f_ones([text.size()[0], 1, 1, visible], (kind, text.device()))?;
-    additive(&Tensor::f_cat(&[ones, text], 3)?)
+pub(crate) fn key_mask(attention_mask: &Tensor, visible: i64) -> Result<Tensor, ModelError> {
+    after_visible(&over_keys(attention_mask)?, visible)
 }
 
-/// `[B, T]` of ones and zeros → additive mask `[B, 1, T, visible + T]`: text row i sees the first
+/// `[B, T]` of ones and zeros → additive mask `[B, 1, T, visible + T]` f32: text row i sees the first
 /// `visible` keys and those text keys j ≤ i that are no padding.
-pub(crate) fn causal_mask(
-    attention_mask: &Tensor,
-    visible: i64,
-    kind: Kind,
-) -> Result<Tensor, ModelError> {
-    let text = attention_mask
-        .f_to_kind(kind)?
-        .f_unsqueeze(1)?
-        .f_unsqueeze(1)?; // [B, 1, 1, T]
-    let (batch, length) = (attention_mask.size()[0], attention_mask.size()[1]);
-    let lower = Tensor::f_ones([length, length], (kind, text.device()))?.f_tril(0)?; // [T, T]
-    let text = text.f_mul(&lower)?; // [B, 1, T, T]
-    let ones = Tensor::f_ones([batch, 1, length, visible], (kind, text.device()))?;
-    additive(&Tensor::f_cat(&[ones, text], 3)?)
+pub(crate) fn causal_mask(attention_mask: &Tensor, visible: i64) -> Result<Tensor, ModelError> {
+    let text = over_keys(attention_mask)?;
+    let length = attention_mask.size()[1];
+    let lower = Tensor::f_ones([length, length], (Kind::Float, text.device()))?.f_tril(0)?; // [T, T]
+    after_visible(&text.f_mul(&lower)?, visible)
+}
+
+/// `[B, T]` → `[B, 1, 1, T]` f32.
+fn over_keys(attention_mask: &Tensor) -> Result<Tensor, ModelError> {
+    let mask = attention_mask.f_to_kind(Kind::Float)?;
+    Ok(mask.f_unsqueeze(1)?.f_unsqueeze(1)?)
+}
+
+/// `[B, 1, L, T]` of ones and zeros → additive mask `[B, 1, L, visible + T]`.
+fn after_visible(text: &Tensor, visible: i64) -> Result<Tensor, ModelError> {
+    let size = text.size();
+    let ones = Tensor::f_ones([size[0], 1, size[2], visible], (Kind::Float, text.device()))?;
+    additive(&Tensor::f_cat(&[&ones, text], 3)?)
 }
 
 /// 1 → 0, 0 → [`MASKED`].
@@ -314,15 +312,15 @@ mod tests {
     fn masks_by_hand() {
         const X: f32 = -10_000.0;
         let attention = Tensor::from_slice2(&[[1i64, 1, 1], [1, 1, 0]]);
-        let keys = key_mask(&attention, 2, Kind::Float).unwrap();
+        let keys = key_mask(&attention, 2).unwrap();
         assert_eq!(keys.size(), [2, 1, 1, 5]);
         assert_eq!(
             rows(&keys),
             [[0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, X]]
         );
-        let alone = key_mask(&attention, 0, Kind::Float).unwrap();
+        let alone = key_mask(&attention, 0).unwrap();
         assert_eq!(alone.size(), [2, 1, 1, 3]);
-        let causal = causal_mask(&attention, 1, Kind::Float).unwrap();
+        let causal = causal_mask(&attention, 1).unwrap();
         assert_eq!(causal.size(), [2, 1, 3, 4]);
         assert_eq!(
             rows(&causal),

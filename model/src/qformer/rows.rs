@@ -72,6 +72,15 @@ impl RowMap {
         })
     }
 
+    /// Another handle of the same map.
+    pub(crate) fn shallow_clone(&self) -> RowMap {
+        let index = self.index.as_ref().map(|index| Index {
+            slots: index.slots.shallow_clone(),
+            places: index.places.shallow_clone(),
+        });
+        RowMap { index, ..*self }
+    }
+
     /// M.
     pub(crate) fn rows(&self) -> i64 {
         self.rows
