@@ -22,7 +22,7 @@ use crate::loss::itc::{self, Targets};
 use crate::loss::{itg, itm};
 use crate::ops;
 use crate::params::{Init, ParamStore};
-use crate::qformer::{ImageKeyValues, Qformer, Text, TextRows};
+use crate::qformer::{EncodedImage, ImageKeyValues, Qformer, Text, TextRows};
 use crate::vision::{Recomputed, VisionTower};
 
 /// Temperature that similarities are divided by at the start.
@@ -295,19 +295,17 @@ impl Blip2Qformer {
     /// As [`Blip2Qformer::encode_image`].
     pub fn encode_training_image(&self, input: &Tensor) -> Result<TrainingImages, ModelError> {
         let vision = &self.config.vision;
-        let vit = vision.vit().filter(|vit| vit.trainable);
-        let autocast = |f: &dyn Fn() -> Result<Tensor, ModelError>| {
-            ops::with_autocast(self.precision, self.params.device(), f)
-        };
-        let (features, recomputed) = match vit {
+        let (features, recomputed) = match vision.vit().filter(|vit| vit.trainable) {
             None => (self.vision_features(input)?, None),
             Some(vit) if vit.checkpoint_activations => {
-                let recomputed = ops::with_autocast(self.precision, self.params.device(), || {
-                    self.tower.forward_recomputed(input, vision, true)
-                })?;
+                let recomputed =
+                    self.autocast(|| self.tower.forward_recomputed(input, vision, true))?;
                 (recomputed.features.shallow_clone(), Some(recomputed))
             }
-            Some(_) => (autocast(&|| self.tower.forward(input, vision, true))?, None),
+            Some(_) => {
+                let features = self.autocast(|| self.tower.forward(input, vision, true))?;
+                (features, None)
+            }
         };
         Ok(TrainingImages {
             features: self.ln_vision.normalize(&features)?,
@@ -321,9 +319,7 @@ impl Blip2Qformer {
     /// [`ModelError::Torch`] where libtorch fails.
     pub fn finish_backward(&self, images: &TrainingImages) -> Result<(), ModelError> {
         match &images.recomputed {
-            Some(recomputed) => ops::with_autocast(self.precision, self.params.device(), || {
-                recomputed.backward(&self.tower)
-            }),
+            Some(recomputed) => self.autocast(|| recomputed.backward(&self.tower)),
             None => Ok(()),
         }
     }
@@ -343,11 +339,7 @@ impl Blip2Qformer {
     /// # Errors
     /// As [`Blip2Qformer::encode_image`].
     pub fn vision_features(&self, input: &Tensor) -> Result<Tensor, ModelError> {
-        let forward = || {
-            ops::with_autocast(self.precision, self.params.device(), || {
-                self.tower.forward(input, &self.config.vision, false)
-            })
-        };
+        let forward = || self.autocast(|| self.tower.forward(input, &self.config.vision, false));
         match self.config.vision.vit() {
             Some(vit) if !vit.trainable => tch::no_grad(forward),
             _ => forward(),
@@ -371,9 +363,12 @@ impl Blip2Qformer {
         collective: &dyn Collective,
         train: bool,
     ) -> Result<StepOutput, ModelError> {
-        ops::with_autocast(self.precision, self.params.device(), || {
-            self.losses(input, negatives, collective, train)
-        })
+        self.autocast(|| self.losses(input, negatives, collective, train))
+    }
+
+    /// Runs `f` with matrix products in the model's precision.
+    fn autocast<T>(&self, f: impl FnOnce() -> Result<T, ModelError>) -> Result<T, ModelError> {
+        ops::with_autocast(self.precision, self.params.device(), f)
     }
 
     fn losses(
@@ -634,12 +629,20 @@ impl Blip2Qformer {
     pub fn image_features(&self, image_embeds: &Tensor) -> Result<Tensor, ModelError> {
         let batch = self.check_image(image_embeds)?;
         tch::no_grad(|| {
-            let image = self.qformer.project_image(image_embeds, &self.ln_vision)?;
-            let queries = self
-                .qformer
-                .encode_image(&self.query_tokens, batch, &image, false)?;
+            let queries = self.encode_queries(image_embeds, batch)?;
             self.project_queries(&queries.hidden)
         })
+    }
+
+    /// Queries alone that look at `batch` images, without dropout.
+    fn encode_queries(
+        &self,
+        image_embeds: &Tensor,
+        batch: i64,
+    ) -> Result<EncodedImage, ModelError> {
+        let image = self.qformer.project_image(image_embeds, &self.ln_vision)?;
+        self.qformer
+            .encode_image(&self.query_tokens, batch, &image, false)
     }
 
     /// Normalised projections of texts: ids and mask `[B, T]` i64 → `[B, d]`. No gradient.

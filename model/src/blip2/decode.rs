@@ -53,10 +53,7 @@ impl Blip2Qformer {
     ) -> Result<DecodeCache, ModelError> {
         let batch = self.check_image(image_embeds)?;
         tch::no_grad(|| {
-            let image = self.qformer.project_image(image_embeds, &self.ln_vision)?;
-            let queries = self
-                .qformer
-                .encode_image(&self.query_tokens, batch, &image, false)?;
+            let queries = self.encode_queries(image_embeds, batch)?;
             let repeat = |tensor: &Tensor| tensor.f_repeat_interleave_self_int(copies, 0, None);
             let layers = queries.cache.iter().map(|layer| {
                 Ok(KeyValue {
@@ -132,15 +129,7 @@ pub(crate) mod tests {
     /// Scores of the token after each text, `[B, V]`, with everything computed anew: texts `[B, T]`.
     pub(crate) fn recomputed(model: &Blip2Qformer, embeds: &Tensor, texts: &Tensor) -> Tensor {
         tch::no_grad(|| {
-            let image = model
-                .qformer
-                .project_image(embeds, &model.ln_vision)
-                .unwrap();
-            let batch = embeds.size()[0];
-            let queries = model
-                .qformer
-                .encode_image(&model.query_tokens, batch, &image, false)
-                .unwrap();
+            let queries = model.encode_queries(embeds, embeds.size()[0]).unwrap();
             let mask = texts.ones_like();
             let hidden = model
                 .qformer
