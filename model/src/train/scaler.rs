@@ -9,14 +9,14 @@ use crate::error::ModelError;
 const INITIAL_SCALE: f64 = 65_536.0;
 const GROWTH: f64 = 2.0;
 const BACKOFF: f64 = 0.5;
-const GROWTH_INTERVAL: f64 = 2000.0;
+const GROWTH_INTERVAL: i64 = 2000;
 
 /// A loss scale that grows while gradients are finite and shrinks where they are not. Its numbers
 /// live on the device: nobody waits for them.
 #[derive(Debug)]
 pub struct LossScaler {
     scale: Tensor,      // [] f32
-    good_steps: Tensor, // [] f32
+    good_steps: Tensor, // [] i32
 }
 
 impl LossScaler {
@@ -29,10 +29,10 @@ impl LossScaler {
             scale: INITIAL_SCALE,
             good_steps: 0,
         });
-        let scalar = |value: f64| Tensor::f_full([], value, (Kind::Float, device));
+        let scalar = |value: f64, kind| Tensor::f_full([], value, (kind, device));
         Ok(LossScaler {
-            scale: scalar(state.scale)?,
-            good_steps: scalar(state.good_steps as f64)?,
+            scale: scalar(state.scale, Kind::Float)?,
+            good_steps: scalar(state.good_steps as f64, Kind::Int)?,
         })
     }
 
@@ -43,7 +43,7 @@ impl LossScaler {
     pub fn state(&self) -> Result<ScalerState, ModelError> {
         Ok(ScalerState {
             scale: self.scale.f_double_value(&[])?,
-            good_steps: self.good_steps.f_double_value(&[])? as u64,
+            good_steps: self.good_steps.f_int64_value(&[])?.unsigned_abs(),
         })
     }
 
@@ -57,14 +57,13 @@ impl LossScaler {
     /// # Errors
     /// [`ModelError::Torch`] where libtorch fails.
     pub fn update(&mut self, overflow: &Tensor) -> Result<(), ModelError> {
-        let good = (self.good_steps.f_add_scalar(1.0)?).f_mul(&(overflow.f_neg()? + 1.0))?;
-        let grows = good.f_ge(GROWTH_INTERVAL)?.f_to_kind(Kind::Float)?;
-        let factor = overflow
-            .f_mul_scalar(BACKOFF - 1.0)?
-            .f_add(&grows.f_mul_scalar(GROWTH - 1.0)?)?
-            .f_add_scalar(1.0)?;
-        self.scale = self.scale.f_mul(&factor)?;
-        self.good_steps = good.f_mul(&(grows.f_neg()? + 1.0))?;
+        let _ = self.scale.f_internal_amp_update_scale_(
+            &self.good_steps,
+            overflow,
+            GROWTH,
+            BACKOFF,
+            GROWTH_INTERVAL,
+        )?;
         Ok(())
     }
 }
