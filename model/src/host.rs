@@ -20,16 +20,16 @@ pub struct DeviceBatch {
 }
 
 impl DeviceBatch {
-    /// Leaves out the columns of ids and mask that are padding in every row of `batch`: `[N, L]`,
-    /// where `L <= T` is the length of the longest caption.
+    /// Leaves out the columns of ids and mask that are padding in every row: `[N, L]`, where `L <= T`
+    /// is the longest of `lengths` (of [`text_lengths`]).
     ///
     /// Masked keys and unread rows change no loss and no gradient, and most captions are much
     /// shorter than `T`.
     ///
     /// # Errors
     /// [`ModelError::Torch`] when the device has no room.
-    pub fn without_padding_columns(self, batch: &Batch) -> Result<DeviceBatch, ModelError> {
-        let longest = text_lengths(batch).into_iter().max().unwrap_or(0);
+    pub fn without_padding_columns(self, lengths: &[i64]) -> Result<DeviceBatch, ModelError> {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
         let cut = |tensor: &Tensor| tensor.f_narrow(1, 0, longest)?.f_contiguous();
         Ok(DeviceBatch {
             token_ids: cut(&self.token_ids)?,

@@ -88,7 +88,7 @@ impl Trainer {
         let device = self.model.params().device();
         let lengths = text_lengths(batch);
         let input = phases.time(Phase::Upload, || {
-            upload(batch, device)?.without_padding_columns(batch)
+            upload(batch, device)?.without_padding_columns(&lengths)
         })?;
         let (images, output) = phases.time(Phase::Forward, || {
             let images = self.model.encode_training_image(&input.images)?;
