@@ -111,9 +111,10 @@ impl CaptionArgs {
 }
 
 pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
-    let config = args.model.config()?;
-    args.config().validate(config.model.qformer.max_positions)?;
-    let data = &config.data;
+    let model = args.model.open()?;
+    args.config()
+        .validate(model.config.model.qformer.max_positions)?;
+    let data = &model.config.data;
     if args.shards.is_empty() {
         let reader = ImageReader::new(
             data.image_size,
@@ -123,7 +124,7 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
         let first = args.images.chunks(args.batch_size.into()).next();
         // A mistyped name shows before the model is loaded.
         let mut first_batch = first.map(|paths| read(&reader, paths)).transpose()?;
-        let captioner = Captioner::new(args, args.model.load(config)?);
+        let captioner = Captioner::new(args, model.load()?);
         let mut done = 0;
         for paths in args.images.chunks(args.batch_size.into()) {
             let pixels = match first_batch.take() {
@@ -145,7 +146,7 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
         batch_size: args.batch_size.into(),
         ..data.clone()
     };
-    let captioner = Captioner::new(args, args.model.load(config)?);
+    let captioner = Captioner::new(args, model.load()?);
     let LoadedModel {
         tokenizer, device, ..
     } = &captioner.loaded;

@@ -62,13 +62,13 @@ pub(crate) struct EvalArgs {
 }
 
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
-    let config = args.model.config()?;
-    check_text_len(args.text_len, &config)?;
+    let model = args.model.open()?;
+    check_text_len(args.text_len, &model.config)?;
     let data = LoaderConfig {
         batch_size: args.batch_size,
         text_len: args.text_len,
         threads: args.threads,
-        ..config.data.clone()
+        ..model.config.data.clone()
     };
     let data = data.for_evaluation();
     data.validate()?;
@@ -76,7 +76,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         (Some(file), Some(images)) => Input::Files(read_annotations(file)?, images.clone()),
         _ => Input::Shards(resolve_shards(&args.shards)?),
     };
-    let loaded = args.model.load(config)?;
+    let loaded = model.load()?;
     let LoadedModel { model, .. } = &loaded;
     let mut source = input.start(data, &loaded)?;
 

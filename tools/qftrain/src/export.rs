@@ -48,7 +48,7 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     if is_taken {
         bail!("{} is there already; name a new one", out.display());
     }
-    let loaded = args.model.load(args.model.config()?)?;
+    let loaded = args.model.open()?.load()?;
     let model = &loaded.model;
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
     if let Some(parent) = parent {

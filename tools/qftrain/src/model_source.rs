@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use anyhow::{bail, Context};
+use anyhow::bail;
 use clap::Args;
 use qf_model::checkpoint::{self, Checkpoint};
 use qf_model::device::{open_device, DeviceChoice};
@@ -78,55 +78,42 @@ pub(crate) struct LoadedModel {
     pub(crate) origin: String,
 }
 
+/// A model whose configuration is known and whose values are not read yet.
+pub(crate) struct ModelSource<'a> {
+    pub(crate) config: TrainConfig,
+    args: &'a ModelArgs,
+    values: Values,
+}
+
+/// Where a model's values are.
+enum Values {
+    Run(RunDir),
+    Weights(Box<WeightsModel>, String),
+}
+
 impl ModelArgs {
-    /// The configuration of the model, before anything large is read.
-    pub(crate) fn config(&self) -> anyhow::Result<TrainConfig> {
-        if let Some(place) = &self.weights {
-            let model = WeightsModel::open(place, self.tokenizer.as_deref())?.config;
-            let mut config = Settings::preset("blip2-vit-g")?.resolve()?;
-            if let Some(vit) = model.vision.vit() {
-                config.data.image_size = usize::try_from(vit.image_size)?;
+    /// Finds the model and its configuration, before anything large is read.
+    pub(crate) fn open(&self) -> anyhow::Result<ModelSource<'_>> {
+        let (config, values) = match (&self.weights, &self.run_dir) {
+            (Some(place), _) => {
+                let weights = WeightsModel::open(place, self.tokenizer.as_deref())?;
+                let mut config = Settings::preset("blip2-vit-g")?.resolve()?;
+                config.model = weights.config.clone();
+                if let Some(vit) = config.model.vision.vit() {
+                    config.data.image_size = usize::try_from(vit.image_size)?;
+                }
+                (config, Values::Weights(Box::new(weights), place.clone()))
             }
-            config.model = model;
-            return Ok(config);
-        }
-        load_config(&self.run()?)?.resolve()
-    }
-
-    fn run(&self) -> anyhow::Result<RunDir> {
-        let path = self.run_dir.as_ref().context("--run-dir is missing")?;
-        Ok(RunDir::new(path))
-    }
-
-    /// Loads the model that `config` describes.
-    pub(crate) fn load(&self, config: TrainConfig) -> anyhow::Result<LoadedModel> {
-        let device = open_device(self.device)?;
-        if let Some(place) = &self.weights {
-            let source = WeightsModel::open(place, self.tokenizer.as_deref())?;
-            return Ok(LoadedModel {
-                model: source.load(device)?,
-                tokenizer: source.tokenizer,
-                config,
-                device,
-                step: None,
-                origin: place.clone(),
-            });
-        }
-        let run_dir = self.run()?;
-        let Checkpoint { folder, state } = self.checkpoint(&run_dir)?;
-        let tokenizer = load_tokenizer(&run_dir)?;
-        let mut model = Blip2Qformer::new(&config.model, device, config.seed)?;
-        checkpoint::load_model(&folder, &mut model)?;
-        if self.ema {
-            checkpoint::load_averages(&folder, &mut model)?;
-        }
-        Ok(LoadedModel {
-            model,
-            tokenizer,
+            (None, Some(path)) => {
+                let run_dir = RunDir::new(path);
+                (load_config(&run_dir)?.resolve()?, Values::Run(run_dir))
+            }
+            (None, None) => bail!("--run-dir is missing"),
+        };
+        Ok(ModelSource {
             config,
-            device,
-            step: Some(state.step),
-            origin: format!("step {}", state.step),
+            args: self,
+            values,
         })
     }
 
@@ -157,6 +144,46 @@ impl ModelArgs {
             ),
             _ => bail!("{path} holds no checkpoint yet; train it, or let it reach its first save"),
         }
+    }
+}
+
+impl ModelSource<'_> {
+    /// Reads the values.
+    pub(crate) fn load(self) -> anyhow::Result<LoadedModel> {
+        let ModelSource {
+            config,
+            args,
+            values,
+        } = self;
+        let device = open_device(args.device)?;
+        let run_dir = match values {
+            Values::Run(run_dir) => run_dir,
+            Values::Weights(weights, place) => {
+                return Ok(LoadedModel {
+                    model: weights.load(device)?,
+                    tokenizer: weights.tokenizer,
+                    config,
+                    device,
+                    step: None,
+                    origin: place,
+                })
+            }
+        };
+        let Checkpoint { folder, state } = args.checkpoint(&run_dir)?;
+        let tokenizer = load_tokenizer(&run_dir)?;
+        let mut model = Blip2Qformer::new(&config.model, device, config.seed)?;
+        checkpoint::load_model(&folder, &mut model)?;
+        if args.ema {
+            checkpoint::load_averages(&folder, &mut model)?;
+        }
+        Ok(LoadedModel {
+            model,
+            tokenizer,
+            config,
+            device,
+            step: Some(state.step),
+            origin: format!("step {}", state.step),
+        })
     }
 }
 

@@ -38,8 +38,8 @@ struct Score {
 }
 
 pub(crate) fn run(args: &ScoreArgs) -> anyhow::Result<()> {
-    let config = args.model.config()?;
-    let data = config.data.clone();
+    let model = args.model.open()?;
+    let data = model.config.data.clone();
     let reader = ImageReader::new(
         data.image_size,
         data.max_sample_bytes,
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &ScoreArgs) -> anyhow::Result<()> {
     )?;
     // What the user gave is looked at before the model is loaded.
     let pixels = reader.read(&args.image)?;
-    let loaded = args.model.load(config)?;
+    let loaded = model.load()?;
     let processor = loaded.caption_processor()?;
     let mut token_ids = vec![0; args.texts.len() * data.text_len];
     let mut attention_mask = token_ids.clone();
