@@ -12,6 +12,7 @@ use qf_pipeline::config::OnBad;
 use qf_pipeline::process::peak_rss_bytes;
 use qf_pipeline::shard::read::{read_shard, NoObserver, ReadOptions};
 use qf_pipeline::source::resolve_shards;
+use qf_pipeline::stop::Stop;
 use qf_pipeline::text::CaptionTokenizer;
 use qf_pipeline::{Loader, LoaderConfig, PipelineError};
 use serde_json::Value;
@@ -201,13 +202,20 @@ fn foreign_archives_hold_what_python_finds() {
         };
         let location = &resolve_shards(&[archive.to_str().unwrap()]).unwrap()[0];
         let mut found = Vec::new();
-        read_shard(location, 0, &options, &NoObserver, &mut |sample| {
-            let sample = sample.unwrap();
-            let members = sample.members.iter();
-            let members = members.map(|member| (member.name.clone(), member.data.len_bytes()));
-            found.push((sample.id.key.clone(), members.collect()));
-            true
-        })
+        read_shard(
+            location,
+            0,
+            &options,
+            &NoObserver,
+            &Stop::default(),
+            &mut |sample| {
+                let sample = sample.unwrap();
+                let members = sample.members.iter();
+                let members = members.map(|member| (member.name.clone(), member.data.len_bytes()));
+                found.push((sample.id.key.clone(), members.collect()));
+                true
+            },
+        )
         .unwrap();
         assert_eq!(found, expected, "{}", archive.display());
         samples += found.len();

@@ -10,6 +10,7 @@ use image::{ImageFormat, Rgb, RgbImage};
 use qf_pipeline::captions::raw_captions;
 use qf_pipeline::shard::read::{read_shard, NoObserver, ReadOptions};
 use qf_pipeline::source::resolve_shards;
+use qf_pipeline::stop::Stop;
 use qf_pipeline::MemberData;
 use serde_json::{json, Value};
 
@@ -84,6 +85,7 @@ pub(crate) fn read_files(shards: &[PathBuf]) -> Samples {
             0,
             &ReadOptions::default(),
             &NoObserver,
+            &Stop::default(),
             &mut |sample| {
                 let sample = sample.unwrap();
                 let captions = raw_captions(&sample, "caption").unwrap();

@@ -15,6 +15,7 @@ use qf_pipeline::decode::DecodeQuality;
 use qf_pipeline::shard::read::{read_shard, NoObserver, ReadOptions};
 use qf_pipeline::shard::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 use qf_pipeline::source::resolve_shards;
+use qf_pipeline::stop::Stop;
 use qf_pipeline::text::CaptionProcessor;
 use qf_pipeline::{Loader, LoaderConfig};
 
@@ -152,10 +153,17 @@ fn shards(criterion: &mut Criterion) {
         group.bench_function(format!("read {format}"), |b| {
             b.iter(|| {
                 let mut count = 0;
-                read_shard(&shards[0], 0, &options, &NoObserver, &mut |sample| {
-                    count += u32::from(sample.is_ok());
-                    true
-                })
+                read_shard(
+                    &shards[0],
+                    0,
+                    &options,
+                    &NoObserver,
+                    &Stop::default(),
+                    &mut |sample| {
+                        count += u32::from(sample.is_ok());
+                        true
+                    },
+                )
                 .expect("reads");
                 assert_eq!(count, 64);
             })

@@ -68,6 +68,7 @@ pub mod process;
 pub mod sample;
 pub mod shard;
 pub mod source;
+pub mod stop;
 pub mod text;
 pub mod vocabulary;
 

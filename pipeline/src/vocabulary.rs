@@ -7,6 +7,7 @@ use crate::config::LoaderConfig;
 use crate::error::{PipelineError, ShardError};
 use crate::shard::read::{read_shard, NoObserver};
 use crate::source::ShardLocation;
+use crate::stop::Stop;
 use crate::text::{train_vocabulary, CaptionProcessor, VocabularyOptions};
 
 /// What a vocabulary was trained from.
@@ -51,7 +52,15 @@ pub fn vocabulary_from_shards(
             }
             (captions.len() as u64) < max_captions
         };
-        let result = read_shard(shard, index as u32, &read_options, &NoObserver, &mut visit);
+        let stop = Stop::default();
+        let result = read_shard(
+            shard,
+            index as u32,
+            &read_options,
+            &NoObserver,
+            &stop,
+            &mut visit,
+        );
         bad_shards.extend(result.err());
         if captions.len() as u64 >= max_captions {
             break;

@@ -47,6 +47,7 @@ use crate::batch::{Batch, BufferPool, EpochRows, HostAllocator, PlainAllocator};
 use crate::config::LoaderConfig;
 use crate::error::PipelineError;
 use crate::source::ShardLocation;
+use crate::stop::Stop;
 use crate::text::CaptionTokenizer;
 
 /// Bytes of compressed and processed images between sequencer and collator.
@@ -58,6 +59,7 @@ pub struct Loader {
     threads: Vec<JoinHandle<()>>,
     meters: Arc<Meters>,
     capacities: Capacities,
+    stop: Stop,
     state: LoaderState,
     wait: Duration,
 }
@@ -139,12 +141,14 @@ impl Loader {
             meters: meters.clone(),
             state: state.clone(),
         };
+        let stop = Stop::default();
         let options = config.read_options();
         let sequencer = Sequencer {
             shards: Arc::new(shards),
             config,
             options: Arc::new(options),
             meters: meters.clone(),
+            stop: stop.clone(),
             bytes,
         };
         let (epoch, position) = (state.epoch, state.position);
@@ -161,6 +165,7 @@ impl Loader {
             batches: Some(batch_receiver),
             threads,
             meters,
+            stop,
             capacities,
             state,
             wait: Duration::ZERO,
@@ -227,7 +232,8 @@ impl Iterator for Loader {
 
 impl Drop for Loader {
     fn drop(&mut self) {
-        // Closing the last queue makes every stage before it end in turn.
+        // Closing the last queue makes every stage before it end in turn; reads look at the flag.
+        self.stop.set();
         self.batches = None;
         for thread in self.threads.drain(..) {
             // A panic was reported by the queue that it closed.

@@ -18,7 +18,8 @@ use crate::error::{SampleError, ShardError};
 use crate::order::{epoch_shards, BufferBounds, ShuffleBuffer, ShuffleMode};
 use crate::sample::EncodedSample;
 use crate::shard::read::{read_shard, ReadObserver, ReadOptions};
-use crate::source::ShardLocation;
+use crate::source::{ShardBytes, ShardLocation};
+use crate::stop::Stop;
 
 /// Samples of one shard that may wait in front of the sequencer.
 const SHARD_QUEUE_SAMPLES: usize = 1024;
@@ -51,6 +52,8 @@ pub(crate) struct Sequencer {
     pub(crate) config: Arc<LoaderConfig>,
     pub(crate) options: Arc<ReadOptions>,
     pub(crate) meters: Arc<Meters>,
+    /// Set when nobody listens any more.
+    pub(crate) stop: Stop,
     /// Where readers find memory for images.
     pub(crate) bytes: Arc<BytePool>,
 }
@@ -197,7 +200,14 @@ impl Sequencer {
             open = samples.send(FromShard::Sample(sample), bytes).is_ok();
             open
         };
-        let end = read_shard(location, shard_index, &self.options, &observer, &mut visit);
+        let end = read_shard(
+            location,
+            shard_index,
+            &self.options,
+            &observer,
+            &self.stop,
+            &mut visit,
+        );
         if open {
             // Nobody listening is the ordinary end of a loader that was dropped.
             let _ = samples.send(FromShard::End(end), 0);
@@ -283,7 +293,7 @@ impl ReadObserver for TimedReads {
         self.bytes.take(len)
     }
 
-    fn watch_file(&self, file: Box<dyn Read>) -> Box<dyn Read> {
+    fn watch_file(&self, file: ShardBytes) -> Box<dyn Read> {
         Box::new(TimedFile {
             inner: file,
             meters: self.meters.clone(),

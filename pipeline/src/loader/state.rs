@@ -60,14 +60,14 @@ impl OrderKey {
     pub fn new(config: &LoaderConfig, shards: &[ShardLocation]) -> Result<Self, PipelineError> {
         let mut hasher = Sha256::new();
         for shard in shards {
-            let metadata = std::fs::metadata(&shard.path).map_err(|source| PipelineError::Io {
-                path: shard.path.clone(),
+            let size = shard.size().map_err(|source| PipelineError::Io {
+                path: shard.name.as_ref().into(),
                 source,
             })?;
-            let name = shard.path.file_name().unwrap_or_default().to_string_lossy();
+            let name = shard.base_name();
             hasher.update((name.len() as u64).to_le_bytes());
             hasher.update(name.as_bytes());
-            hasher.update(metadata.len().to_le_bytes());
+            hasher.update(size.to_le_bytes());
         }
         let digest = hasher.finalize();
         Ok(OrderKey {

@@ -331,9 +331,9 @@ fn the_books_balance_and_bad_samples_are_named() {
 fn bad_shards_give_one_clear_error() {
     let dir = tempfile::tempdir().unwrap();
     let shards = write_shards(dir.path(), ShardFormat::Tar, &[20]);
-    let whole = std::fs::read(&shards[0].path).unwrap();
+    let whole = std::fs::read(shards[0].path().unwrap()).unwrap();
     let zst = write_shards(dir.path(), ShardFormat::TarZst, &[20]);
-    let zst = std::fs::read(&zst[0].path).unwrap();
+    let zst = std::fs::read(zst[0].path().unwrap()).unwrap();
     let cases: [(&str, &[u8], &str); 6] = [
         (
             "truncated.tar",

@@ -1,6 +1,5 @@
 //! Reads a shard of any format: finds out by content which it is, decompresses, groups.
 
-use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::sync::Arc;
 
@@ -11,7 +10,8 @@ use crate::sample::EncodedSample;
 use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader};
 use crate::shard::group::{split_key, Grouper};
 use crate::shard::tar::{for_each_member, shard_error, TarEnd, TarMember};
-use crate::source::ShardLocation;
+use crate::source::{ShardBytes, ShardLocation};
+use crate::stop::Stop;
 
 /// Largest zstd window accepted, as a power of two: 128 MiB, what `zstd -d` accepts by default.
 const ZSTD_MAX_WINDOW_LOG: u32 = 27;
@@ -58,7 +58,7 @@ pub type Visit<'a> = &'a mut dyn FnMut(Result<EncodedSample, SampleError>) -> bo
 /// [`read_shard`].
 pub trait ReadObserver {
     /// Called once with the file.
-    fn watch_file(&self, file: Box<dyn Read>) -> Box<dyn Read>;
+    fn watch_file(&self, file: ShardBytes) -> Box<dyn Read>;
     /// Called with the decompressor, if the shard is compressed.
     fn watch_decompressor(&self, decompressor: Box<dyn Read>) -> Box<dyn Read>;
     /// Makes the vector that a member's data is read into, empty, with room for `len` bytes. A
@@ -72,7 +72,7 @@ pub trait ReadObserver {
 pub struct NoObserver;
 
 impl ReadObserver for NoObserver {
-    fn watch_file(&self, file: Box<dyn Read>) -> Box<dyn Read> {
+    fn watch_file(&self, file: ShardBytes) -> Box<dyn Read> {
         file
     }
     fn watch_decompressor(&self, decompressor: Box<dyn Read>) -> Box<dyn Read> {
@@ -85,6 +85,8 @@ impl ReadObserver for NoObserver {
 /// The format is told by content, not by name: tar, Arrow IPC stream or Arrow IPC file, each plain,
 /// gzip- or zstd-compressed.
 ///
+/// Ends with an error soon after `stop` is set.
+///
 /// # Errors
 /// A [`ShardError`] where reading cannot go on; every sample before it has been visited.
 pub fn read_shard(
@@ -92,6 +94,7 @@ pub fn read_shard(
     shard_index: u32,
     options: &ReadOptions,
     observer: &dyn ReadObserver,
+    stop: &Stop,
     visit: Visit<'_>,
 ) -> Result<(), ShardError> {
     let shard = &location.name;
@@ -101,8 +104,8 @@ pub fn read_shard(
         message,
     };
     let io_error = |error: io::Error| at_start(format!("cannot be read ({error})"));
-    let file = File::open(&location.path).map_err(io_error)?;
-    let file = observer.watch_file(Box::new(file));
+    let file = location.open(stop).map_err(io_error)?;
+    let file = observer.watch_file(file);
     let reader = decompress(file, observer).map_err(io_error)?;
     let (magic, reader) = peek(reader, 512).map_err(|error| shard_error(shard, 0, &error))?;
     if magic.is_empty() {

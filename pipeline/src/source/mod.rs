@@ -1,21 +1,14 @@
 //! Where shards live: turns the specifications a user gives into an ordered list of shards.
 
 mod braces;
+mod location;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+
+pub use location::{ShardBytes, ShardLocation};
 
 use crate::error::PipelineError;
-
-/// One shard of a data set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ShardLocation {
-    /// The file.
-    pub path: PathBuf,
-    /// The name used in messages and sample ids: the path as given or matched.
-    pub name: Arc<str>,
-}
 
 /// Resolves specifications to shards, in the order given.
 ///
@@ -49,8 +42,7 @@ pub fn resolve_shards<S: AsRef<str>>(specs: &[S]) -> Result<Vec<ShardLocation>, 
                         ),
                     });
                 }
-                let name = Arc::from(path.to_string_lossy().as_ref());
-                shards.push(ShardLocation { path, name });
+                shards.push(ShardLocation::local(path));
             }
         }
     }
@@ -114,17 +106,8 @@ mod tests {
     use super::*;
 
     fn names(shards: &[ShardLocation]) -> Vec<String> {
-        shards
-            .iter()
-            .map(|shard| {
-                shard
-                    .path
-                    .file_name()
-                    .unwrap()
-                    .to_string_lossy()
-                    .into_owned()
-            })
-            .collect()
+        let names = shards.iter().map(|shard| shard.base_name().to_string());
+        names.collect()
     }
 
     #[test]

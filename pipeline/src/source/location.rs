@@ -1,0 +1,143 @@
+//! One shard: where it is and how its bytes are read.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::stop::Stop;
+
+/// One shard of a data set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardLocation {
+    /// The name used in messages and sample ids: the path as given or matched.
+    pub name: Arc<str>,
+    place: Place,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    Local(PathBuf),
+}
+
+/// A shard's bytes, in order.
+pub type ShardBytes = Box<dyn Read + Send>;
+
+impl ShardLocation {
+    /// A file.
+    pub fn local(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        ShardLocation {
+            name: Arc::from(path.to_string_lossy().as_ref()),
+            place: Place::Local(path),
+        }
+    }
+
+    /// The file, if the shard is one on this machine.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Local(path) => Some(path),
+        }
+    }
+
+    /// The last part of its name.
+    pub fn base_name(&self) -> &str {
+        let name: &str = &self.name;
+        name.rsplit('/').next().unwrap_or(name)
+    }
+
+    /// The file beside it whose name has this ending more.
+    pub fn sidecar(&self, ending: &str) -> ShardLocation {
+        match &self.place {
+            Place::Local(path) => {
+                let mut name = path.clone().into_os_string();
+                name.push(ending);
+                ShardLocation::local(name)
+            }
+        }
+    }
+
+    /// Its length in bytes.
+    ///
+    /// # Errors
+    /// Of kind `NotFound` where it is gone, else what the system says.
+    pub fn size(&self) -> io::Result<u64> {
+        match &self.place {
+            Place::Local(path) => Ok(std::fs::metadata(path)?.len()),
+        }
+    }
+
+    /// All its bytes. Reads end with an error soon after `stop` is set.
+    ///
+    /// # Errors
+    /// Of kind `NotFound` where it is gone, else what the system says.
+    pub fn open(&self, stop: &Stop) -> io::Result<ShardBytes> {
+        match &self.place {
+            Place::Local(path) => Ok(Box::new(LocalFile {
+                file: File::open(path)?,
+                stop: stop.clone(),
+            })),
+        }
+    }
+
+    /// The bytes of `range`, or as many of them as there are.
+    ///
+    /// # Errors
+    /// As [`ShardLocation::open`].
+    pub fn open_range(&self, range: Range<u64>, stop: &Stop) -> io::Result<ShardBytes> {
+        match &self.place {
+            Place::Local(path) => {
+                let mut file = File::open(path)?;
+                file.seek(SeekFrom::Start(range.start))?;
+                let stop = stop.clone();
+                let length = range.end.saturating_sub(range.start);
+                Ok(Box::new(LocalFile { file, stop }.take(length)))
+            }
+        }
+    }
+}
+
+struct LocalFile {
+    file: File,
+    stop: Stop,
+}
+
+impl Read for LocalFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stop.check()?;
+        self.file.read(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_sidecars_and_stops() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.tar");
+        std::fs::write(&path, b"0123456789").unwrap();
+        let (shard, stop) = (ShardLocation::local(&path), Stop::default());
+        assert_eq!(shard.size().unwrap(), 10);
+        assert_eq!((shard.base_name(), shard.path()), ("a.tar", Some(&*path)));
+        let read = |range: Range<u64>| {
+            let mut bytes = String::new();
+            let mut reader = shard.open_range(range, &stop).unwrap();
+            reader.read_to_string(&mut bytes).unwrap();
+            bytes
+        };
+        assert_eq!(
+            [read(0..3), read(8..20), read(20..30)],
+            ["012", "89", ""].map(String::from)
+        );
+        assert_eq!(shard.sidecar(".x").base_name(), "a.tar.x");
+        let missing = shard.sidecar(".x").open(&stop).err().unwrap();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        let mut reader = shard.open(&stop).unwrap();
+        reader.read_exact(&mut [0; 4]).unwrap();
+        stop.set();
+        assert!(reader.read(&mut [0; 4]).is_err());
+    }
+}
