@@ -62,6 +62,7 @@ pub mod captions;
 pub mod config;
 pub mod decode;
 pub mod error;
+pub mod index;
 pub mod loader;
 pub mod order;
 pub mod process;

@@ -12,14 +12,14 @@ use crate::sample::{EncodedSample, Member, MemberData, SampleId};
 use crate::shard::tar::{MemberContent, TarMember};
 
 /// Splits a member's path into key (up to the first dot of the base name) and lower-cased
-/// extension; `None` for names without either, dot-files, and WebDataset's `__meta__` members.
+/// extension; `None` for names without either, dot-files, and members below a `__meta__` folder,
+/// which WebDataset passes over (`skip_meta` in `tariterators.py` looks at the first folder alone).
 pub fn split_key(path: &str) -> Option<(&str, String)> {
     let base_at = path.rfind('/').map_or(0, |slash| slash + 1);
     let base = &path[base_at..];
     let dot = base.find('.')?;
-    let is_meta = path
-        .split('/')
-        .any(|part| part.len() > 4 && part.starts_with("__") && part.ends_with("__"));
+    let first = path.split('/').next().unwrap_or_default();
+    let is_meta = first.len() >= 4 && first.starts_with("__") && first.ends_with("__");
     if dot == 0 || is_meta {
         return None;
     }
@@ -35,6 +35,8 @@ pub(crate) struct Grouper {
     current: Option<Group>,
     /// Hashes of all keys seen; 16 bytes a sample, so a shard of a million samples costs 16 MB.
     seen: HashSet<[u64; 2]>,
+    /// Whether the index knows that the only key was seen earlier in the shard.
+    is_repeated_key: bool,
 }
 
 struct Group {
@@ -52,6 +54,22 @@ impl Grouper {
             next_index: 0,
             current: None,
             seen: HashSet::new(),
+            is_repeated_key: false,
+        }
+    }
+
+    /// For the members of this one sample alone, which cannot tell whether its key is a repeated one.
+    pub(crate) fn of_sample(
+        shard: Arc<str>,
+        shard_index: u32,
+        max_sample_bytes: u64,
+        sample_index: u32,
+        is_repeated_key: bool,
+    ) -> Self {
+        Grouper {
+            next_index: sample_index,
+            is_repeated_key,
+            ..Grouper::new(shard, shard_index, max_sample_bytes)
         }
     }
 
@@ -87,7 +105,8 @@ impl Grouper {
             offset_bytes: offset,
         };
         self.next_index = self.next_index.saturating_add(1);
-        let problem = (!self.seen.insert(key_hash(key))).then(|| {
+        let is_new = self.seen.insert(key_hash(key)) && !self.is_repeated_key;
+        let problem = (!is_new).then(|| {
             let message = "its key was seen earlier in the shard, so its members are not \
                            adjacent; rewrite the shard with sorted names";
             (SkipReason::RepeatedKey, message.to_string())
@@ -186,6 +205,7 @@ mod tests {
         check("dir/.hidden", None);
         check("._000.jpg", None);
         check("__index__/000.jpg", None);
+        check("a/__b__/000.jpg", Some(("a/__b__/000", "jpg")));
         check("000.", Some(("000", "")));
         check("", None);
     }
@@ -198,6 +218,8 @@ mod tests {
             let member = TarMember {
                 path: path.to_string(),
                 offset_bytes: 0,
+                data_offset_bytes: 512,
+                size_bytes: data.len() as u64,
                 content,
             };
             results.extend(grouper.push(member));

@@ -4,5 +4,6 @@ pub mod arrow;
 pub mod captions;
 pub mod group;
 pub mod read;
-mod tar;
+pub(crate) mod tar;
 pub mod write;
+pub(crate) mod zstd_frames;

@@ -10,14 +10,12 @@ use crate::sample::EncodedSample;
 use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader};
 use crate::shard::group::{split_key, Grouper};
 use crate::shard::tar::{for_each_member, shard_error, TarEnd, TarMember};
+use crate::shard::zstd_frames::FrameReader;
 use crate::source::{ShardBytes, ShardLocation};
 use crate::stop::Stop;
 
-/// Largest zstd window accepted, as a power of two: 128 MiB, what `zstd -d` accepts by default.
-const ZSTD_MAX_WINDOW_LOG: u32 = 27;
-
 /// Size of the read buffer in front of a shard file, in bytes.
-const READ_BUFFER_BYTES: usize = 256 << 10;
+pub(crate) const READ_BUFFER_BYTES: usize = 256 << 10;
 
 /// What to load and how much of it.
 #[derive(Clone, Debug)]
@@ -44,6 +42,21 @@ impl Default for ReadOptions {
 }
 
 impl ReadOptions {
+    /// How Arrow shards are read under these options.
+    pub(crate) fn arrow(&self) -> ArrowReadOptions {
+        ArrowReadOptions {
+            image_column: self.image_column.clone(),
+            caption_column: self.caption_column.clone(),
+            max_member_bytes: self.max_sample_bytes,
+            ..ArrowReadOptions::default()
+        }
+    }
+
+    /// Whether the data of a tar member with this path is loaded.
+    pub(crate) fn wants_path(&self, path: &str) -> bool {
+        split_key(path).is_some_and(|(_, extension)| self.wants(&extension))
+    }
+
     fn wants(&self, extension: &str) -> bool {
         is_image_extension(extension)
             || is_caption_member(extension)
@@ -108,34 +121,58 @@ pub fn read_shard(
     let file = observer.watch_file(file);
     let reader = decompress(file, observer).map_err(io_error)?;
     let (magic, reader) = peek(reader, 512).map_err(|error| shard_error(shard, 0, &error))?;
-    if magic.is_empty() {
-        return Err(at_start(
-            "is empty (0 bytes); remove it or fetch it again".into(),
-        ));
-    }
     match content_of(&magic) {
         Content::Tar => read_tar(shard, shard_index, reader, options, observer, visit),
         Content::Arrow => read_arrow(shard, shard_index, reader, options, visit),
-        Content::Unknown => Err(at_start(
-            "not a shard: neither a tar archive nor Arrow IPC (plain, gzip or zstd)".into(),
-        )),
+        Content::Unknown => Err(not_a_shard(shard, &magic)),
+    }
+}
+
+/// What to say of content that begins with `magic`.
+pub(crate) fn not_a_shard(shard: &str, magic: &[u8]) -> ShardError {
+    let message = if magic.is_empty() {
+        "is empty (0 bytes); remove it or fetch it again"
+    } else {
+        "not a shard: neither a tar archive nor Arrow IPC (plain, gzip or zstd)"
+    };
+    ShardError {
+        shard: shard.to_string(),
+        offset_bytes: 0,
+        message: message.into(),
+    }
+}
+
+/// How a shard is compressed as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+/// Told by the first four bytes.
+pub(crate) fn compression_of(magic: &[u8]) -> Compression {
+    // Zstandard also begins with one of 16 skippable-frame magics (as the seekable format may).
+    let is_zstd = magic == [0x28, 0xb5, 0x2f, 0xfd]
+        || (magic.len() == 4 && magic[0] & 0xf0 == 0x50 && magic[1..] == [0x2a, 0x4d, 0x18]);
+    if magic.starts_with(&[0x1f, 0x8b]) {
+        Compression::Gzip
+    } else if is_zstd {
+        Compression::Zstd
+    } else {
+        Compression::None
     }
 }
 
 fn decompress(reader: Box<dyn Read>, observer: &dyn ReadObserver) -> io::Result<Box<dyn Read>> {
     let (magic, reader) = peek(reader, 4)?;
     let reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
-    // Zstandard also begins with one of 16 skippable-frame magics (as the seekable format may).
-    let is_zstd = magic == [0x28, 0xb5, 0x2f, 0xfd]
-        || (magic.len() == 4 && magic[0] & 0xf0 == 0x50 && magic[1..] == [0x2a, 0x4d, 0x18]);
-    Ok(if magic.starts_with(&[0x1f, 0x8b]) {
-        observer.watch_decompressor(Box::new(flate2::bufread::MultiGzDecoder::new(reader)))
-    } else if is_zstd {
-        let mut decoder = zstd::stream::read::Decoder::with_buffer(reader)?;
-        decoder.window_log_max(ZSTD_MAX_WINDOW_LOG)?;
-        observer.watch_decompressor(Box::new(decoder))
-    } else {
-        return Ok(Box::new(reader));
+    Ok(match compression_of(&magic) {
+        Compression::Gzip => {
+            observer.watch_decompressor(Box::new(flate2::bufread::MultiGzDecoder::new(reader)))
+        }
+        Compression::Zstd => observer.watch_decompressor(Box::new(FrameReader::new(reader)?)),
+        Compression::None => return Ok(Box::new(reader)),
     })
     .map(|reader: Box<dyn Read>| -> Box<dyn Read> {
         Box::new(BufReader::with_capacity(READ_BUFFER_BYTES, reader))
@@ -143,20 +180,26 @@ fn decompress(reader: Box<dyn Read>, observer: &dyn ReadObserver) -> io::Result<
 }
 
 /// Up to `count` first bytes, and a reader that still yields them.
-fn peek(mut reader: Box<dyn Read>, count: u64) -> io::Result<(Vec<u8>, Box<dyn Read>)> {
+pub(crate) fn peek<R: Read>(mut reader: R, count: u64) -> io::Result<(Vec<u8>, Peeked<R>)> {
     let mut head = Vec::new();
     reader.by_ref().take(count).read_to_end(&mut head)?;
     let rest = io::Cursor::new(head.clone()).chain(reader);
-    Ok((head, Box::new(rest)))
+    Ok((head, rest))
 }
 
-enum Content {
+/// A reader whose first bytes were looked at.
+pub(crate) type Peeked<R> = io::Chain<io::Cursor<Vec<u8>>, R>;
+
+/// What a shard is, once decompressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
     Tar,
     Arrow,
     Unknown,
 }
 
-fn content_of(head: &[u8]) -> Content {
+/// Told by the first 512 bytes.
+pub(crate) fn content_of(head: &[u8]) -> Content {
     if head.starts_with(b"ARROW1") || head.starts_with(&[0xff; 4]) {
         return Content::Arrow;
     }
@@ -193,14 +236,12 @@ fn content_of(head: &[u8]) -> Content {
 fn read_tar(
     shard: &Arc<str>,
     shard_index: u32,
-    reader: Box<dyn Read>,
+    reader: impl Read,
     options: &ReadOptions,
     observer: &dyn ReadObserver,
     visit: Visit<'_>,
 ) -> Result<(), ShardError> {
     let mut grouper = Grouper::new(shard.clone(), shard_index, options.max_sample_bytes);
-    let wanted =
-        |path: &str| split_key(path).is_some_and(|(_, extension)| options.wants(&extension));
     let mut on_member = |member: TarMember| match grouper.push(member) {
         Some(sample) => visit(sample),
         None => true,
@@ -209,7 +250,7 @@ fn read_tar(
         shard,
         reader,
         options.max_sample_bytes,
-        &wanted,
+        &|path| options.wants_path(path),
         &|len| observer.new_bytes(len),
         &mut on_member,
     );
@@ -232,17 +273,12 @@ fn read_tar(
 fn read_arrow(
     shard: &Arc<str>,
     shard_index: u32,
-    reader: Box<dyn Read>,
+    reader: impl Read,
     options: &ReadOptions,
     visit: Visit<'_>,
 ) -> Result<(), ShardError> {
-    let arrow_options = ArrowReadOptions {
-        image_column: options.image_column.clone(),
-        caption_column: options.caption_column.clone(),
-        max_member_bytes: options.max_sample_bytes,
-        ..ArrowReadOptions::default()
-    };
-    let mut samples = ArrowShardReader::new(shard.clone(), shard_index, reader, &arrow_options)?;
+    let mut samples =
+        ArrowShardReader::new(shard.clone(), shard_index, reader, &options.arrow())?;
     while let Some(sample) = samples.next_sample() {
         if !visit(sample?) {
             break;

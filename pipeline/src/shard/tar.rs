@@ -14,8 +14,23 @@ pub(crate) struct TarMember {
     pub(crate) path: String,
     /// Offset of its first header (extension headers included) in the uncompressed stream.
     pub(crate) offset_bytes: u64,
+    /// Offset of its data in the uncompressed stream.
+    pub(crate) data_offset_bytes: u64,
+    /// Length of its data.
+    pub(crate) size_bytes: u64,
     /// What it holds.
     pub(crate) content: MemberContent,
+}
+
+impl TarMember {
+    /// Where its data ends in the uncompressed stream, padding included.
+    pub(crate) fn end_bytes(&self) -> u64 {
+        padded_end(self.data_offset_bytes, self.size_bytes)
+    }
+}
+
+fn padded_end(data_offset: u64, size: u64) -> u64 {
+    data_offset.saturating_add(size.checked_next_multiple_of(512).unwrap_or(u64::MAX))
 }
 
 /// What was kept of a member's data.
@@ -75,9 +90,8 @@ pub(crate) fn for_each_member<R: Read>(
         let header_offset = entry.raw_header_position();
         let size = entry.size();
         member_offset = header_offset;
-        next_offset = entry
-            .raw_file_position()
-            .saturating_add(size.checked_next_multiple_of(512).unwrap_or(u64::MAX));
+        let data_offset_bytes = entry.raw_file_position();
+        next_offset = padded_end(data_offset_bytes, size);
         let kind = entry.header().entry_type();
         if kind.is_gnu_longname() || kind.is_pax_local_extensions() {
             if size > MAX_EXTENSION_BYTES {
@@ -143,6 +157,8 @@ pub(crate) fn for_each_member<R: Read>(
         if !visit(TarMember {
             path,
             offset_bytes,
+            data_offset_bytes,
+            size_bytes: size,
             content,
         }) {
             return Ok(TarEnd::Stopped);

@@ -49,6 +49,9 @@ pub(super) struct BatchReader<R> {
     dictionaries: Dictionaries,
     dictionary_bytes: u64,
     max_message_bytes: u64,
+    /// A record batch was read.
+    has_batch: bool,
+    has_late_dictionaries: bool,
 }
 
 impl<R: Read> BatchReader<R> {
@@ -74,6 +77,8 @@ impl<R: Read> BatchReader<R> {
             dictionaries: Dictionaries::new(),
             dictionary_bytes: 0,
             max_message_bytes,
+            has_batch: false,
+            has_late_dictionaries: false,
         })
     }
 
@@ -82,9 +87,46 @@ impl<R: Read> BatchReader<R> {
         self.messages.position()
     }
 
+    /// Whether dictionaries came after the first record batch: then a batch cannot be read without
+    /// those before it.
+    pub(super) fn has_late_dictionaries(&self) -> bool {
+        self.has_late_dictionaries
+    }
+
+    /// Reads the dictionaries before the first record batch, which begins at `end`.
+    pub(super) fn read_dictionaries(&mut self, end: u64) -> Result<(), ReadError> {
+        while self.position() < end {
+            if self.next_message()?.is_none_or(|batch| batch.is_some()) {
+                let problem = format!("no record batch begins at byte {end}");
+                return Err(malformed(problem).at(self.position()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on with the message at `position`, which `reader` begins with.
+    pub(super) fn continue_with(&mut self, reader: R, position: u64) {
+        self.messages.continue_with(reader, position);
+    }
+
+    /// Passes over everything before `position`, where a message begins.
+    pub(super) fn skip_to(&mut self, position: u64) -> Result<(), ReadError> {
+        self.messages.skip_to(position)
+    }
+
     /// The next record batch, `None` after the last. After an error the reader is not to be used.
     pub(super) fn next_batch(&mut self) -> Result<Option<Batch>, ReadError> {
-        while let Some(header) = self.messages.next_header()? {
+        while let Some(batch) = self.next_message()? {
+            if batch.is_some() {
+                return Ok(batch);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes in the next message: `None` after the last, `Some(None)` for one without rows to give.
+    fn next_message(&mut self) -> Result<Option<Option<Batch>>, ReadError> {
+        if let Some(header) = self.messages.next_header()? {
             let in_message = |error: ArrowError| error.at(header.offset);
             let message = header.message().map_err(in_message)?;
             let content = message
@@ -101,7 +143,8 @@ impl<R: Read> BatchReader<R> {
                     let batch = self
                         .record_batch(&header, batch, version, body)
                         .map_err(in_message)?;
-                    return Ok(Some(batch));
+                    self.has_batch = true;
+                    return Ok(Some(Some(batch)));
                 }
                 MessageHeaderRef::DictionaryBatch(batch) => {
                     refuse_experimental_compression(message).map_err(in_message)?;
@@ -110,9 +153,11 @@ impl<R: Read> BatchReader<R> {
                         let body = self.messages.read_body(&header)?;
                         self.dictionary_batch(id, batch, version, body)
                             .map_err(in_message)?;
+                        self.has_late_dictionaries |= self.has_batch;
                     } else {
                         self.messages.skip_body(&header)?;
                     }
+                    return Ok(Some(None));
                 }
                 MessageHeaderRef::Schema(_) => {
                     return Err(in_message(malformed("a second schema message")));

@@ -122,6 +122,20 @@ impl<R: Read> MessageReader<R> {
         self.position
     }
 
+    /// Goes on with another reader, which begins at a message at `position` of the shard.
+    pub(super) fn continue_with(&mut self, reader: R, position: u64) {
+        self.reader = reader;
+        self.position = position;
+        self.prefix = None;
+        self.at_end = false;
+    }
+
+    /// Passes over everything before `position`, where a message begins.
+    pub(super) fn skip_to(&mut self, position: u64) -> Result<(), ReadError> {
+        let length = position.saturating_sub(self.position);
+        self.skip("the bytes before a record batch", length)
+    }
+
     /// Metadata of the next message, `None` after the last. Its body must be read or skipped
     /// before the next call.
     pub(super) fn next_header(&mut self) -> Result<Option<Header>, ReadError> {
@@ -183,13 +197,17 @@ impl<R: Read> MessageReader<R> {
 
     /// Passes over the body of the message whose header came last.
     pub(super) fn skip_body(&mut self, header: &Header) -> Result<(), ReadError> {
-        let mut body = (&mut self.reader).take(header.body_bytes);
-        let skipped = std::io::copy(&mut body, &mut std::io::sink())
+        self.skip("a message body", header.body_bytes)
+    }
+
+    fn skip(&mut self, what: &'static str, length: u64) -> Result<(), ReadError> {
+        let mut passed_over = (&mut self.reader).take(length);
+        let skipped = std::io::copy(&mut passed_over, &mut std::io::sink())
             .map_err(|error| ArrowError::Io(error).at(self.position))?;
         self.position = self.position.saturating_add(skipped);
-        if skipped < header.body_bytes {
+        if skipped < length {
             let got = usize::try_from(skipped).unwrap_or(usize::MAX);
-            return Err(self.truncated("a message body", header.body_bytes, got));
+            return Err(self.truncated(what, length, got));
         }
         Ok(())
     }

@@ -92,6 +92,55 @@ impl<R: Read> ArrowShardReader<R> {
         self.batches.position()
     }
 
+    /// Whether rows of a later record batch need dictionaries that came after the first.
+    pub(crate) fn has_late_dictionaries(&self) -> bool {
+        self.batches.has_late_dictionaries()
+    }
+
+    /// Reads the dictionaries before the first record batch, which begins at `end`: what
+    /// [`ArrowShardReader::load_batch`] needs.
+    pub(crate) fn read_dictionaries(&mut self, end: u64) -> Result<(), ShardError> {
+        let read = self.batches.read_dictionaries(end);
+        read.map_err(|error| shard_error(&self.shard, error))
+    }
+
+    /// Goes on with the message at `position`, which `reader` begins with.
+    pub(crate) fn continue_with(&mut self, reader: R, position: u64) {
+        self.batches.continue_with(reader, position);
+    }
+
+    /// Makes the record batch at `offset`, at or after the current position, the current one.
+    ///
+    /// # Errors
+    /// [`ShardError`] if no sound record batch begins there.
+    pub(crate) fn load_batch(&mut self, offset: u64) -> Result<(), ShardError> {
+        self.batch = None;
+        let mut load = || {
+            self.batches.skip_to(offset)?;
+            match self.batches.next_batch()? {
+                Some(batch) if batch.offset == offset => Ok(batch),
+                _ => {
+                    let problem = format!("no record batch begins at byte {offset}");
+                    Err(ArrowError::Malformed(problem).at(offset))
+                }
+            }
+        };
+        self.batch = Some(load().map_err(|error| shard_error(&self.shard, error))?);
+        Ok(())
+    }
+
+    /// A row of the current batch as the sample of this number; `None` if there is no such row.
+    pub(crate) fn row(
+        &mut self,
+        row: u64,
+        sample_index: u32,
+    ) -> Option<Result<EncodedSample, SampleError>> {
+        self.next_sample = sample_index;
+        let batch = self.batch.as_ref()?;
+        let row = usize::try_from(row).ok().filter(|&row| row < batch.rows)?;
+        Some(self.sample(batch, row))
+    }
+
     /// The next row: see the type's documentation.
     pub fn next_sample(
         &mut self,

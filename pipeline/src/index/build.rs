@@ -1,0 +1,441 @@
+//! Makes the index of a shard, from one pass over it or while it is written.
+
+use std::cell::RefCell;
+use std::io::{self, BufReader, Read, Write};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use sha2::{Digest, Sha256};
+
+use super::format::{key_hash, Checksum, Header, IndexEntry, MemberPlace, Record};
+use super::{Access, INDEX_ENDING};
+use crate::atomic_file::AtomicFile;
+use crate::error::{PipelineError, ShardError};
+use crate::sample::SampleId;
+use crate::shard::arrow::ArrowShardReader;
+use crate::shard::group::{split_key, Grouper};
+use crate::shard::read::{
+    compression_of, content_of, not_a_shard, peek, Compression, Content, ReadOptions,
+    READ_BUFFER_BYTES,
+};
+use crate::shard::tar::{for_each_member, shard_error, TarMember};
+use crate::shard::zstd_frames::FrameReader;
+use crate::source::ShardLocation;
+use crate::stop::Stop;
+
+/// Uncompressed bytes of a zstd frame that may have to be thrown away before a sample; a shard where
+/// it is more is streamed. 16 MiB take about 20 ms.
+const MAX_SKIP_BYTES: u64 = 16 << 20;
+
+/// The bytes of a sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedIndex {
+    bytes: Vec<u8>,
+    samples: u32,
+    access: Option<Access>,
+}
+
+impl EncodedIndex {
+    /// The sidecar's content.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Number of samples in the shard.
+    pub fn samples(&self) -> u32 {
+        self.samples
+    }
+
+    /// How single samples are reached.
+    pub fn access(&self) -> Option<Access> {
+        self.access
+    }
+
+    /// Writes the sidecar of a local shard, replacing what is there, and returns its path.
+    ///
+    /// # Errors
+    /// [`PipelineError::Io`] naming the sidecar; for a remote shard, too.
+    pub fn write_beside(&self, shard: &ShardLocation) -> Result<PathBuf, PipelineError> {
+        let sidecar = shard.sidecar(INDEX_ENDING);
+        let io_error = |path: PathBuf| move |source| PipelineError::Io { path, source };
+        let Some(path) = sidecar.path() else {
+            let error = io::Error::new(
+                io::ErrorKind::Unsupported,
+                "an index can be written beside local shards only",
+            );
+            return Err(io_error(PathBuf::from(&*sidecar.name))(error));
+        };
+        let mut file = AtomicFile::create(path)?;
+        file.write_all(&self.bytes)
+            .map_err(io_error(path.to_owned()))?;
+        file.commit()?;
+        Ok(path.to_owned())
+    }
+}
+
+/// A piece of a shard that is read as a whole: a zstd frame (or several) or an Arrow record batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StoredPiece {
+    /// Its bytes in the shard file.
+    pub(crate) stored: Range<u64>,
+    /// A frame's uncompressed bytes, a batch's rows.
+    pub(crate) content: u64,
+}
+
+/// How the samples of a shard are stored.
+pub(crate) enum Layout {
+    /// In a way that can only be streamed.
+    Sequential,
+    /// As they are.
+    Tar,
+    /// In these frames, in order.
+    ZstdFrames(Vec<StoredPiece>),
+    /// As the rows of these batches, in order.
+    ArrowBatches(Vec<StoredPiece>),
+}
+
+/// Collects the samples of a shard, in order.
+#[derive(Debug, Default)]
+pub(crate) struct IndexBuilder {
+    records: Vec<Record>,
+    names: Vec<u8>,
+}
+
+impl IndexBuilder {
+    /// Appends a sample. `content` is where it lies in the uncompressed stream; of an Arrow row, the
+    /// offset of its batch as an empty range.
+    ///
+    /// # Errors
+    /// If the shard has more samples than an index can number.
+    pub(crate) fn add(
+        &mut self,
+        key: String,
+        is_repeated_key: bool,
+        content: Range<u64>,
+        members: Vec<MemberPlace>,
+    ) -> Result<(), String> {
+        if self.records.len() >= u32::MAX as usize {
+            return Err(format!("has more than {} samples", u32::MAX));
+        }
+        let name_offset = self.names.len();
+        let key_hash = key_hash(&key);
+        let entry = IndexEntry { key, members };
+        entry.write(content.start, &mut self.names);
+        let name_bytes = u32::try_from(self.names.len() - name_offset)
+            .map_err(|_| "has a sample whose names exceed 4 GiB".to_owned())?;
+        self.records.push(Record {
+            stored: 0..0,
+            content_offset: content.start,
+            content_bytes: content.end.saturating_sub(content.start),
+            skip: 0,
+            name_offset: name_offset as u64,
+            name_bytes,
+            is_repeated_key,
+            key_hash,
+        });
+        Ok(())
+    }
+
+    /// The sidecar, for a shard of this length and checksum.
+    pub(crate) fn finish(
+        mut self,
+        layout: &Layout,
+        shard_bytes: u64,
+        shard_sha256: Checksum,
+    ) -> EncodedIndex {
+        let mut prologue_bytes = 0;
+        let access = match layout {
+            Layout::Sequential => None,
+            Layout::Tar => {
+                for record in &mut self.records {
+                    let end = record.content_offset.saturating_add(record.content_bytes);
+                    record.stored = record.content_offset..end;
+                }
+                Some(Access::Tar)
+            }
+            Layout::ZstdFrames(frames) => place_in_frames(&mut self.records, frames),
+            Layout::ArrowBatches(batches) => {
+                place_in_batches(&mut self.records, batches);
+                prologue_bytes = batches.first().map_or(0, |batch| batch.stored.start);
+                Some(Access::ArrowBatches)
+            }
+        };
+        let samples = u32::try_from(self.records.len()).unwrap_or(u32::MAX); // `add` sees to it
+        let mut tables = Vec::new();
+        for record in &self.records {
+            record.write(&mut tables);
+        }
+        let names_bytes = self.names.len() as u64;
+        tables.append(&mut self.names);
+        let header = Header {
+            access,
+            samples,
+            shard_bytes,
+            shard_sha256,
+            prologue_bytes,
+            names_bytes,
+            tables_sha256: Sha256::digest(&tables).into(),
+        };
+        let mut bytes = header.to_bytes();
+        bytes.append(&mut tables);
+        EncodedIndex {
+            bytes,
+            samples,
+            access,
+        }
+    }
+}
+
+/// Finds the frames of each sample; all stay without a place if one lies too deep in its frame.
+fn place_in_frames(records: &mut [Record], frames: &[StoredPiece]) -> Option<Access> {
+    let mut starts = Vec::with_capacity(frames.len());
+    let mut content_end: u64 = 0;
+    for frame in frames {
+        starts.push(content_end);
+        content_end = content_end.saturating_add(frame.content);
+    }
+    let frame_of = |offset: u64| starts.partition_point(|&start| start <= offset).checked_sub(1);
+    let mut places = Vec::with_capacity(records.len());
+    for record in &*records {
+        let last_byte = record
+            .content_offset
+            .saturating_add(record.content_bytes.saturating_sub(1));
+        let (first, last) = (frame_of(record.content_offset)?, frame_of(last_byte)?);
+        let skip = record.content_offset - starts.get(first)?;
+        if skip > MAX_SKIP_BYTES {
+            return None;
+        }
+        let stored = frames.get(first)?.stored.start..frames.get(last)?.stored.end;
+        places.push((stored, skip));
+    }
+    for (record, (stored, skip)) in records.iter_mut().zip(places) {
+        record.stored = stored;
+        record.skip = skip;
+    }
+    Some(Access::ZstdFrames)
+}
+
+fn place_in_batches(records: &mut [Record], batches: &[StoredPiece]) {
+    let rows = batches
+        .iter()
+        .flat_map(|batch| (0..batch.content).map(move |row| (&batch.stored, row)));
+    for (record, (stored, row)) in records.iter_mut().zip(rows) {
+        record.stored = stored.clone();
+        record.content_offset = stored.start;
+        record.skip = row;
+    }
+}
+
+/// Indexes a shard of any format by one pass over it; its checksum is taken in the same pass.
+///
+/// `options` name the columns of an Arrow shard; nothing else of them matters. `progress` is told
+/// now and then how many bytes of the file were read.
+///
+/// Memory: the index itself, about 100 bytes a sample, and a record batch of an Arrow shard.
+///
+/// # Errors
+/// [`ShardError`] where reading cannot go on: only a shard that is sound to its end has an index.
+pub fn build_index(
+    shard: &ShardLocation,
+    options: &ReadOptions,
+    stop: &Stop,
+    progress: &dyn Fn(u64),
+) -> Result<EncodedIndex, ShardError> {
+    let at_start = |message: String| ShardError {
+        shard: shard.name.to_string(),
+        offset_bytes: 0,
+        message,
+    };
+    let io_error = |error: io::Error| at_start(format!("cannot be read ({error})"));
+    let raw = Rc::new(RefCell::new(Checksummed {
+        file: shard.open(stop).map_err(io_error)?,
+        sha256: Sha256::new(),
+        bytes: 0,
+        progress,
+    }));
+    let (magic, reader) = peek(Shared(raw.clone()), 4).map_err(io_error)?;
+    let damaged = |error: io::Error| shard_error(&shard.name, 0, &error);
+    let mut builder = IndexBuilder::default();
+    let layout = match compression_of(&magic) {
+        Compression::None => {
+            let content = index_content(shard, reader, options, &mut builder)?;
+            match content {
+                Indexed::Tar => Layout::Tar,
+                Indexed::Arrow(Some(batches)) => Layout::ArrowBatches(batches),
+                Indexed::Arrow(None) => Layout::Sequential,
+            }
+        }
+        Compression::Gzip => {
+            let reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
+            let gzip = flate2::bufread::MultiGzDecoder::new(reader);
+            index_content(shard, gzip, options, &mut builder)?;
+            Layout::Sequential
+        }
+        Compression::Zstd => {
+            let reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
+            let mut frames = FrameReader::noting_frames(reader).map_err(io_error)?;
+            match index_content(shard, &mut frames, options, &mut builder)? {
+                Indexed::Tar => {
+                    // The tar may end before its last frame does.
+                    io::copy(&mut frames, &mut io::sink()).map_err(damaged)?;
+                    Layout::ZstdFrames(frames.into_frames())
+                }
+                Indexed::Arrow(_) => Layout::Sequential,
+            }
+        }
+    };
+    // What follows the end-of-archive marker belongs to the file as well.
+    io::copy(&mut Shared(raw.clone()), &mut io::sink()).map_err(damaged)?;
+    let raw = raw.borrow();
+    let sha256 = raw.sha256.clone().finalize().into();
+    Ok(builder.finish(&layout, raw.bytes, sha256))
+}
+
+enum Indexed {
+    Tar,
+    /// Its batches, if they can be read one by one.
+    Arrow(Option<Vec<StoredPiece>>),
+}
+
+fn index_content(
+    shard: &ShardLocation,
+    reader: impl Read,
+    options: &ReadOptions,
+    builder: &mut IndexBuilder,
+) -> Result<Indexed, ShardError> {
+    let reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
+    let (magic, reader) =
+        peek(reader, 512).map_err(|error| shard_error(&shard.name, 0, &error))?;
+    match content_of(&magic) {
+        Content::Tar => index_tar(shard, reader, builder).map(|()| Indexed::Tar),
+        Content::Arrow => index_arrow(shard, reader, options, builder).map(Indexed::Arrow),
+        Content::Unknown => Err(not_a_shard(&shard.name, &magic)),
+    }
+}
+
+/// The reader's own grouping, with nothing loaded.
+fn index_tar(
+    shard: &ShardLocation,
+    reader: impl Read,
+    builder: &mut IndexBuilder,
+) -> Result<(), ShardError> {
+    let mut grouper = Grouper::new(shard.name.clone(), 0, u64::MAX);
+    let mut members = Vec::new();
+    let mut end = 0;
+    let mut too_many = None;
+    let mut on_member = |member: TarMember| {
+        let Some((_, name)) = split_key(&member.path) else {
+            return true;
+        };
+        let place = MemberPlace {
+            name,
+            offset_bytes: member.data_offset_bytes,
+            size_bytes: member.size_bytes,
+        };
+        let member_end = member.end_bytes();
+        if let Some(finished) = grouper.push(member) {
+            let members = std::mem::take(&mut members);
+            too_many = add_group(builder, finished, end, members).err();
+        }
+        members.push(place);
+        end = member_end;
+        too_many.is_none()
+    };
+    let new_bytes = Vec::with_capacity;
+    for_each_member(
+        &shard.name,
+        reader,
+        u64::MAX,
+        &|_| false,
+        &new_bytes,
+        &mut on_member,
+    )?;
+    if let (None, Some(finished)) = (&too_many, grouper.finish()) {
+        too_many = add_group(builder, finished, end, members).err();
+    }
+    match too_many {
+        None => Ok(()),
+        Some(message) => Err(ShardError {
+            shard: shard.name.to_string(),
+            offset_bytes: end,
+            message,
+        }),
+    }
+}
+
+fn add_group(
+    builder: &mut IndexBuilder,
+    group: Result<crate::EncodedSample, crate::SampleError>,
+    end: u64,
+    members: Vec<MemberPlace>,
+) -> Result<(), String> {
+    // With nothing loaded, a key that came back is the only complaint there can be.
+    let is_repeated_key = group.is_err();
+    let SampleId {
+        key, offset_bytes, ..
+    } = match group {
+        Ok(sample) => sample.id,
+        Err(error) => *error.id,
+    };
+    builder.add(key, is_repeated_key, offset_bytes..end, members)
+}
+
+fn index_arrow(
+    shard: &ShardLocation,
+    reader: impl Read,
+    options: &ReadOptions,
+    builder: &mut IndexBuilder,
+) -> Result<Option<Vec<StoredPiece>>, ShardError> {
+    let mut rows = ArrowShardReader::new(shard.name.clone(), 0, reader, &options.arrow())?;
+    let mut batches: Vec<StoredPiece> = Vec::new();
+    while let Some(row) = rows.next_sample() {
+        let id = match row? {
+            Ok(sample) => sample.id,
+            Err(error) => *error.id,
+        };
+        let start = id.offset_bytes;
+        match batches.last_mut().filter(|batch| batch.stored.start == start) {
+            Some(batch) => batch.content += 1,
+            None => batches.push(StoredPiece {
+                stored: start..rows.position(),
+                content: 1,
+            }),
+        }
+        builder
+            .add(id.key, false, start..start, Vec::new())
+            .map_err(|message| ShardError {
+                shard: shard.name.to_string(),
+                offset_bytes: start,
+                message,
+            })?;
+    }
+    Ok((!rows.has_late_dictionaries()).then_some(batches))
+}
+
+/// A file whose checksum and length are taken on the way.
+struct Checksummed<'a, R> {
+    file: R,
+    sha256: Sha256,
+    bytes: u64,
+    progress: &'a dyn Fn(u64),
+}
+
+impl<R: Read> Read for Checksummed<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.sha256.update(&buffer[..count]);
+        self.bytes = self.bytes.saturating_add(count as u64);
+        (self.progress)(self.bytes);
+        Ok(count)
+    }
+}
+
+/// A reader that can be taken back from whoever reads through it.
+struct Shared<R>(Rc<RefCell<R>>);
+
+impl<R: Read> Read for Shared<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.borrow_mut().read(buffer)
+    }
+}

@@ -1,0 +1,407 @@
+//! Sidecars that make shards countable and their samples reachable one by one.
+//!
+//! `NAME.tar.qfidx` lies beside `NAME.tar` (and likewise for every other format). It is written with
+//! the shard ([`crate::shard::write`]) or by one streaming pass over it ([`build_index`]); its bytes
+//! are the same either way. [`ShardIndex::open`] reads its header alone, [`read_samples`] reads any
+//! samples of the shard, and gives for each exactly what [`read_shard`] gives for it.
+//!
+//! Which shards can be read at random is [`Access`]: tar files, tar.zst of several frames (the
+//! [seekable format], pzstd, concatenated files), Arrow streams and files. Others (tar.gz, a large
+//! single zstd frame, compressed Arrow) have an index with their keys and exact count, and are read
+//! by streaming.
+//!
+//! # Format, version 1
+//!
+//! All numbers are little-endian and unsigned.
+//!
+//! | bytes | content |
+//! |---|---|
+//! | 0..8 | `QFINDEX` and a zero |
+//! | 8..12 | version: 1 |
+//! | 12..16 | access: 0 none, 1 tar, 2 zstd frames, 3 Arrow batches |
+//! | 16..20 | number of samples |
+//! | 20..24 | zero |
+//! | 24..32 | length of the shard in bytes |
+//! | 32..64 | SHA-256 of the shard |
+//! | 64..72 | where the records begin: 160 |
+//! | 72..80 | where the names begin: 160 + 64 × number of samples |
+//! | 80..88 | length of the names in bytes |
+//! | 88..96 | Arrow with access: where the first record batch begins; else 0 |
+//! | 96..128 | SHA-256 of records and names |
+//! | 128..160 | SHA-256 of bytes 0..128 |
+//!
+//! A record of 64 bytes for each sample, so that one read finds any of them:
+//!
+//! | bytes | content |
+//! |---|---|
+//! | 0..16 | first and one past the last byte of the shard that holds the sample: itself (tar), its frames (zstd), its record batch (Arrow); zeros without access |
+//! | 16..24 | its offset in the uncompressed stream, as in [`SampleId::offset_bytes`](crate::SampleId) |
+//! | 24..32 | its length in the uncompressed stream, from its first header to the padding of its last member; Arrow: 0 |
+//! | 32..40 | zstd: uncompressed bytes of its frames before it; Arrow: its row in the batch; else 0 |
+//! | 40..52 | offset in the names (8 bytes) and length there (4 bytes) of its entry |
+//! | 52..56 | 1 if its key was seen earlier in the shard, else 0 |
+//! | 56..64 | first eight bytes of the SHA-256 of its key |
+//!
+//! An entry of the names is: length of the key, key, number of members, and for each its name's
+//! length, name, offset of its data after the sample's offset, and size; numbers in LEB128. An Arrow
+//! sample has no members there: its columns are known to the schema.
+//!
+//! Nothing in a sidecar is believed: offsets are checked against the header and the shard's length,
+//! memory follows the bytes that are there, and the key of a sample that was read is compared with
+//! the one that was asked for.
+//!
+//! [`read_shard`]: crate::shard::read::read_shard
+//! [seekable format]: https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md
+
+mod build;
+mod format;
+mod random;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Read};
+use std::ops::Range;
+
+use sha2::{Digest, Sha256};
+
+pub use build::{build_index, EncodedIndex};
+pub(crate) use build::{IndexBuilder, Layout, StoredPiece};
+pub use format::{IndexEntry, MemberPlace};
+pub use random::read_samples;
+
+use crate::error::ShardError;
+use crate::source::ShardLocation;
+use crate::stop::Stop;
+use format::{Header, Record, HEADER_BYTES, RECORD_BYTES};
+
+/// Ending of a sidecar's name, after the name of its shard.
+pub const INDEX_ENDING: &str = ".qfidx";
+
+/// Bytes of the sidecar that are read and thrown away to save a second read.
+const MAX_TABLE_GAP_BYTES: u64 = 4 << 10;
+
+/// What is allocated ahead of bytes really read.
+const INITIAL_CAPACITY_BYTES: u64 = 1 << 20;
+
+/// Size of the buffer for checksums, in bytes.
+const CHECKSUM_BUFFER_BYTES: usize = 256 << 10;
+
+/// How single samples of a shard are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// A plain tar: its own bytes.
+    Tar,
+    /// A tar.zst whose frames decompress independently: the frames that hold it.
+    ZstdFrames,
+    /// Arrow IPC: its record batch.
+    ArrowBatches,
+}
+
+/// The index of a shard: what its header says. The tables stay where they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardIndex {
+    header: Header,
+}
+
+impl ShardIndex {
+    /// Reads the header of the shard's sidecar; `None` if it has none.
+    ///
+    /// Compares lengths, not checksums; for those see [`ShardIndex::verify`].
+    ///
+    /// # Errors
+    /// [`ShardError`] if the sidecar is none, is of another version, is cut short, or was written
+    /// for a shard of another length; or if it or the shard cannot be read.
+    pub fn open(shard: &ShardLocation, stop: &Stop) -> Result<Option<ShardIndex>, ShardError> {
+        let sidecar = shard.sidecar(INDEX_ENDING);
+        let mut bytes = Vec::with_capacity(HEADER_BYTES as usize);
+        let read = sidecar
+            .open_range(0..HEADER_BYTES, stop)
+            .and_then(|file| file.take(HEADER_BYTES).read_to_end(&mut bytes));
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(unreadable(shard, &error)),
+            Ok(_) => {}
+        }
+        let header = Header::parse(&bytes).map_err(|what| index_error(shard, &what))?;
+        let size = |location: &ShardLocation| {
+            let message = |error| shard_error(shard, format!("cannot be read ({error})"));
+            location.size().map_err(message)
+        };
+        let shard_bytes = size(shard)?;
+        if shard_bytes != header.shard_bytes {
+            let indexed = header.shard_bytes;
+            let what = format!("is for a shard of {indexed} bytes, the shard has {shard_bytes}");
+            return Err(index_error(shard, &what));
+        }
+        // A remote sidecar's length would cost one more request for each shard of a run; there a
+        // table that was cut short is found when it is read.
+        if sidecar.path().is_some() {
+            let (got, expected) = (size(&sidecar)?, header.sidecar_bytes());
+            if got != expected {
+                let what = format!("has {got} bytes, by its header {expected}");
+                return Err(index_error(shard, &what));
+            }
+        }
+        Ok(Some(ShardIndex { header }))
+    }
+
+    /// Number of samples in the shard, those included that reading reports as bad.
+    pub fn len(&self) -> u32 {
+        self.header.samples
+    }
+
+    /// Whether the shard holds no sample.
+    pub fn is_empty(&self) -> bool {
+        self.header.samples == 0
+    }
+
+    /// How single samples are reached; `None` if the shard can only be streamed.
+    pub fn access(&self) -> Option<Access> {
+        self.header.access
+    }
+
+    /// Length of the shard in bytes.
+    pub fn shard_bytes(&self) -> u64 {
+        self.header.shard_bytes
+    }
+
+    /// SHA-256 of the shard, as of when it was indexed.
+    pub fn shard_sha256(&self) -> [u8; 32] {
+        self.header.shard_sha256
+    }
+
+    /// The key of one sample.
+    ///
+    /// # Errors
+    /// As [`ShardIndex::entries`].
+    pub fn key(&self, shard: &ShardLocation, sample: u32, stop: &Stop) -> Result<String, ShardError> {
+        let keys = self.keys(shard, sample..sample.saturating_add(1), stop)?;
+        let key = keys.into_iter().next();
+        key.ok_or_else(|| self.out_of_range(shard, sample))
+    }
+
+    /// The keys of some neighbouring samples.
+    ///
+    /// # Errors
+    /// As [`ShardIndex::entries`].
+    pub fn keys(
+        &self,
+        shard: &ShardLocation,
+        samples: Range<u32>,
+        stop: &Stop,
+    ) -> Result<Vec<String>, ShardError> {
+        let entries = self.entries(shard, samples, stop)?;
+        Ok(entries.into_iter().map(|entry| entry.key).collect())
+    }
+
+    /// Keys and members of some neighbouring samples, from two reads of the sidecar.
+    ///
+    /// # Errors
+    /// [`ShardError`] if the sidecar cannot be read or is damaged, or if there are fewer samples.
+    pub fn entries(
+        &self,
+        shard: &ShardLocation,
+        samples: Range<u32>,
+        stop: &Stop,
+    ) -> Result<Vec<IndexEntry>, ShardError> {
+        if samples.is_empty() {
+            return Ok(Vec::new());
+        }
+        if samples.end > self.len() {
+            return Err(self.out_of_range(shard, samples.end - 1));
+        }
+        let records = self.record_span(shard, samples.clone(), stop)?;
+        let damaged = |sample: u32| damaged_entry(shard, sample);
+        let (Some(first), Some(last)) = (records.first(), records.last()) else {
+            return Ok(Vec::new());
+        };
+        let start = first.name_offset;
+        let end = last.name_offset.saturating_add(last.name_bytes.into());
+        let names = self.read_table(shard, self.header.names_offset(), start..end, stop)?;
+        let slice = |record: &Record| {
+            let from = usize::try_from(record.name_offset.checked_sub(start)?).ok()?;
+            names.get(from..)?.get(..record.name_bytes as usize)
+        };
+        let mut entries = Vec::with_capacity(records.len());
+        for (sample, record) in samples.zip(&records) {
+            let entry = slice(record).and_then(|name| IndexEntry::parse(name, record.content_offset));
+            entries.push(entry.ok_or_else(|| damaged(sample))?);
+        }
+        Ok(entries)
+    }
+
+    /// Reads the whole shard and the whole sidecar and compares their checksums.
+    ///
+    /// # Errors
+    /// [`ShardError`] naming both sides of what does not match.
+    pub fn verify(&self, shard: &ShardLocation, stop: &Stop) -> Result<(), ShardError> {
+        let mut tables = shard
+            .sidecar(INDEX_ENDING)
+            .open(stop)
+            .map_err(|error| unreadable(shard, &error))?;
+        let mut header = Vec::with_capacity(HEADER_BYTES as usize);
+        tables
+            .by_ref()
+            .take(HEADER_BYTES)
+            .read_to_end(&mut header)
+            .map_err(|error| unreadable(shard, &error))?;
+        let header = Header::parse(&header).map_err(|what| index_error(shard, &what))?;
+        if header != self.header {
+            return Err(index_error(shard, "has changed since it was opened"));
+        }
+        let (bytes, sha256) = checksum(tables).map_err(|error| unreadable(shard, &error))?;
+        let expected = header.sidecar_bytes() - HEADER_BYTES;
+        if (bytes, sha256) != (expected, header.tables_sha256) {
+            let what = format!(
+                "is damaged: its tables of {bytes} bytes have SHA-256 {}, by its header they are \
+                 {expected} bytes with {}",
+                hex(&sha256),
+                hex(&header.tables_sha256)
+            );
+            return Err(index_error(shard, &what));
+        }
+        let (bytes, sha256) = shard
+            .open(stop)
+            .and_then(checksum)
+            .map_err(|error| shard_error(shard, format!("cannot be read ({error})")))?;
+        if (bytes, sha256) != (header.shard_bytes, header.shard_sha256) {
+            let what = format!(
+                "is for a shard of {} bytes with SHA-256 {}, the shard has {bytes} with {}",
+                header.shard_bytes,
+                hex(&header.shard_sha256),
+                hex(&sha256)
+            );
+            return Err(index_error(shard, &what));
+        }
+        Ok(())
+    }
+
+    /// The records of `wanted`, in rising order; those that lie close are read at once.
+    fn records(
+        &self,
+        shard: &ShardLocation,
+        wanted: &[u32],
+        stop: &Stop,
+    ) -> Result<Vec<Record>, ShardError> {
+        if let Some(pair) = wanted.windows(2).find(|pair| pair[0] >= pair[1]) {
+            let message = format!("samples {} and {} are not in rising order", pair[0], pair[1]);
+            return Err(shard_error(shard, message));
+        }
+        let max_gap = (MAX_TABLE_GAP_BYTES / RECORD_BYTES) as u32;
+        let mut records = Vec::new();
+        for group in wanted.chunk_by(|a, b| b.saturating_sub(*a) <= max_gap) {
+            let (Some(&first), Some(&last)) = (group.first(), group.last()) else {
+                continue;
+            };
+            if last >= self.len() {
+                return Err(self.out_of_range(shard, last));
+            }
+            let span = self.record_span(shard, first..last + 1, stop)?;
+            let at = |sample: &u32| span.get((sample - first) as usize).cloned();
+            records.extend(group.iter().filter_map(at));
+        }
+        Ok(records)
+    }
+
+    /// The records of neighbouring samples that the header promises.
+    fn record_span(
+        &self,
+        shard: &ShardLocation,
+        samples: Range<u32>,
+        stop: &Stop,
+    ) -> Result<Vec<Record>, ShardError> {
+        let at = |sample: u32| u64::from(sample) * RECORD_BYTES;
+        let range = at(samples.start)..at(samples.end);
+        let bytes = self.read_table(shard, HEADER_BYTES, range, stop)?;
+        let records = bytes.chunks(RECORD_BYTES as usize).zip(samples);
+        records
+            .map(|(bytes, sample)| {
+                Record::parse(bytes, &self.header).ok_or_else(|| damaged_entry(shard, sample))
+            })
+            .collect()
+    }
+
+    /// A range of the table that begins at `base`, complete.
+    fn read_table(
+        &self,
+        shard: &ShardLocation,
+        base: u64,
+        range: Range<u64>,
+        stop: &Stop,
+    ) -> Result<Vec<u8>, ShardError> {
+        let length = range.end.saturating_sub(range.start);
+        let start = base.saturating_add(range.start);
+        let capacity = length.min(INITIAL_CAPACITY_BYTES) as usize;
+        let mut bytes = Vec::with_capacity(capacity);
+        shard
+            .sidecar(INDEX_ENDING)
+            .open_range(start..start.saturating_add(length), stop)
+            .and_then(|file| file.take(length).read_to_end(&mut bytes))
+            .map_err(|error| unreadable(shard, &error))?;
+        if (bytes.len() as u64) < length {
+            let end = start.saturating_add(bytes.len() as u64);
+            let expected = self.header.sidecar_bytes();
+            let what = format!("ends after {end} bytes, by its header it has {expected}");
+            return Err(index_error(shard, &what));
+        }
+        Ok(bytes)
+    }
+
+    fn out_of_range(&self, shard: &ShardLocation, sample: u32) -> ShardError {
+        let message = format!(
+            "sample {sample} was asked for, its index has samples 0 to {} of {}",
+            self.len().saturating_sub(1),
+            self.len()
+        );
+        shard_error(shard, message)
+    }
+}
+
+/// Length and SHA-256 of what a reader yields.
+fn checksum(mut reader: impl Read) -> io::Result<(u64, [u8; 32])> {
+    let mut sha256 = Sha256::new();
+    let mut buffer = vec![0; CHECKSUM_BUFFER_BYTES];
+    let mut bytes: u64 = 0;
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok((bytes, sha256.finalize().into())),
+            Ok(count) => {
+                sha256.update(&buffer[..count]);
+                bytes = bytes.saturating_add(count as u64);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn shard_error(shard: &ShardLocation, message: String) -> ShardError {
+    ShardError {
+        shard: shard.name.to_string(),
+        offset_bytes: 0,
+        message,
+    }
+}
+
+/// Something about the sidecar that writing it again mends.
+fn index_error(shard: &ShardLocation, what: &str) -> ShardError {
+    let sidecar = shard.sidecar(INDEX_ENDING).name;
+    shard_error(shard, format!("its index {sidecar} {what}; {}", advice(shard)))
+}
+
+fn unreadable(shard: &ShardLocation, error: &io::Error) -> ShardError {
+    let sidecar = shard.sidecar(INDEX_ENDING).name;
+    shard_error(shard, format!("its index {sidecar} cannot be read ({error})"))
+}
+
+fn damaged_entry(shard: &ShardLocation, sample: u32) -> ShardError {
+    index_error(shard, &format!("is damaged at sample {sample}"))
+}
+
+fn advice(shard: &ShardLocation) -> String {
+    format!("if the shard is sound, run `qfdata index {}`", shard.name)
+}

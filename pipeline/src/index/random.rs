@@ -1,0 +1,310 @@
+//! Reads single samples of a shard by its index.
+
+use std::io::{self, BufReader, Read};
+use std::ops::Range;
+
+use super::format::{key_hash, Record};
+use super::{advice, damaged_entry, shard_error, Access, ShardIndex};
+use crate::error::{SampleError, ShardError};
+use crate::sample::EncodedSample;
+use crate::shard::arrow::ArrowShardReader;
+use crate::shard::group::Grouper;
+use crate::shard::read::{ReadObserver, ReadOptions, READ_BUFFER_BYTES};
+use crate::shard::tar::{for_each_member, TarMember};
+use crate::shard::zstd_frames::FrameReader;
+use crate::source::ShardLocation;
+use crate::stop::Stop;
+
+/// Bytes of a shard that are read and thrown away to save opening it again: what a fast remote store
+/// delivers in the time of one request.
+const MAX_GAP_BYTES: u64 = 256 << 10;
+
+/// Receives samples with their position in the shard; returns `false` to stop reading.
+pub type VisitAt<'a> = &'a mut dyn FnMut(u32, Result<EncodedSample, SampleError>) -> bool;
+
+/// Reads the samples `wanted`, given in rising order of their position in the shard.
+///
+/// Each is what [`read_shard`](crate::shard::read::read_shard) gives for it, errors included.
+/// Samples that lie close are read in one piece, so all of them in order cost one opening of the
+/// shard; a zstd frame is decompressed, and a record batch read, at most once in a call. Members that
+/// `options` do not ask for are passed over.
+///
+/// Memory: 64 bytes a wanted sample, one sample or record batch at a time, and buffers of 1 MiB.
+///
+/// # Errors
+/// [`ShardError`] if the shard can only be streamed ([`ShardIndex::access`] is `None`), if shard or
+/// index cannot be read or are damaged, or if another sample lies where the index says; every sample
+/// before it has been visited.
+#[allow(clippy::too_many_arguments)] // those of `read_shard`, and which samples
+pub fn read_samples(
+    shard: &ShardLocation,
+    shard_index: u32,
+    index: &ShardIndex,
+    wanted: &[u32],
+    options: &ReadOptions,
+    observer: &dyn ReadObserver,
+    stop: &Stop,
+    visit: VisitAt<'_>,
+) -> Result<(), ShardError> {
+    let Some(access) = index.access() else {
+        let message = "has no random access; read it from its beginning, or write it as tar, \
+                       tar.zst of several frames or plain Arrow";
+        return Err(shard_error(shard, message.into()));
+    };
+    let records = index.records(shard, wanted, stop)?;
+    let samples: Vec<_> = wanted.iter().copied().zip(records).collect();
+    let runs = runs(shard, &samples, access)?;
+    let mut reading = Reading {
+        shard,
+        shard_index,
+        index,
+        options,
+        observer,
+        stop,
+        visit,
+    };
+    match access {
+        Access::ArrowBatches => reading.arrow_runs(&runs),
+        Access::Tar | Access::ZstdFrames => {
+            for run in runs {
+                if !reading.tar_run(run, access)? {
+                    break;
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+type Located = (u32, Record);
+
+/// Samples that are read in one piece.
+type Run<'a> = &'a [Located];
+
+fn run_bytes(run: Run<'_>) -> Range<u64> {
+    let start = run.first().map_or(0, |(_, record)| record.stored.start);
+    let end = run.last().map_or(0, |(_, record)| record.stored.end);
+    start..end
+}
+
+/// Cuts the samples where the gap is wide, and checks that they lie one after the other.
+fn runs<'a>(
+    shard: &ShardLocation,
+    samples: &'a [Located],
+    access: Access,
+) -> Result<Vec<Run<'a>>, ShardError> {
+    let follows = |before: &Record, after: &Record| match access {
+        Access::Tar | Access::ZstdFrames => {
+            after.content_offset >= before.content_offset.saturating_add(before.content_bytes)
+                && after.stored.start >= before.stored.start
+                && after.stored.end >= before.stored.end
+        }
+        Access::ArrowBatches => {
+            after.stored.start >= before.stored.end
+                || (after.stored == before.stored && after.skip > before.skip)
+        }
+    };
+    for pair in samples.windows(2) {
+        if !follows(&pair[0].1, &pair[1].1) {
+            return Err(damaged_entry(shard, pair[1].0));
+        }
+    }
+    let is_near = |before: &Located, after: &Located| {
+        after.1.stored.start <= before.1.stored.end.saturating_add(MAX_GAP_BYTES)
+    };
+    Ok(samples.chunk_by(is_near).collect())
+}
+
+struct Reading<'a> {
+    shard: &'a ShardLocation,
+    shard_index: u32,
+    index: &'a ShardIndex,
+    options: &'a ReadOptions,
+    observer: &'a dyn ReadObserver,
+    stop: &'a Stop,
+    visit: VisitAt<'a>,
+}
+
+impl Reading<'_> {
+    /// Reads one run; `false` if no more is wanted.
+    fn tar_run(&mut self, run: Run<'_>, access: Access) -> Result<bool, ShardError> {
+        let Some((_, first)) = run.first() else {
+            return Ok(true);
+        };
+        let file = self.open(run_bytes(run))?;
+        let (mut reader, mut position): (Box<dyn Read>, u64) = match access {
+            Access::ZstdFrames => {
+                let frames = FrameReader::new(file).map_err(|error| self.io_error(&error))?;
+                let frames = self.observer.watch_decompressor(Box::new(frames));
+                let buffered = BufReader::with_capacity(READ_BUFFER_BYTES, frames);
+                // `Record::parse` has checked that this is no less than zero.
+                (
+                    Box::new(buffered),
+                    first.content_offset.saturating_sub(first.skip),
+                )
+            }
+            _ => (Box::new(file), first.stored.start),
+        };
+        for (sample, record) in run {
+            let gap = record.content_offset.saturating_sub(position);
+            let passed = io::copy(&mut (&mut reader).take(gap), &mut io::sink());
+            let passed = passed.map_err(|error| self.unreadable(*sample, &error.to_string()))?;
+            if passed < gap {
+                let message = "the shard ends before it";
+                return Err(self.unreadable(*sample, message));
+            }
+            let mut content = (&mut reader).take(record.content_bytes);
+            let result = self.tar_sample(*sample, record, &mut content)?;
+            let rest = io::copy(&mut content, &mut io::sink());
+            rest.map_err(|error| self.unreadable(*sample, &error.to_string()))?;
+            position = record.content_offset.saturating_add(record.content_bytes);
+            if !(self.visit)(*sample, result) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Groups the members of one sample, as for a shard that holds no other.
+    fn tar_sample(
+        &self,
+        sample: u32,
+        record: &Record,
+        content: impl Read,
+    ) -> Result<Result<EncodedSample, SampleError>, ShardError> {
+        let limit = self.options.max_sample_bytes;
+        let mut grouper = Grouper::of_sample(
+            self.shard.name.clone(),
+            self.shard_index,
+            limit,
+            sample,
+            record.is_repeated_key,
+        );
+        let mut other = None;
+        let mut on_member = |mut member: TarMember| {
+            member.offset_bytes = member.offset_bytes.saturating_add(record.content_offset);
+            other = grouper.push(member);
+            other.is_none()
+        };
+        for_each_member(
+            &self.shard.name,
+            content,
+            limit,
+            &|path| self.options.wants_path(path),
+            &|len| self.observer.new_bytes(len),
+            &mut on_member,
+        )
+        .map_err(|error| self.unreadable(sample, &error.message))?;
+        match (other, grouper.finish()) {
+            (None, Some(result)) => {
+                self.check(sample, record, &result)?;
+                Ok(result)
+            }
+            (None, None) => Err(self.unreadable(sample, "no sample begins there")),
+            (Some(_), _) => Err(self.unreadable(sample, "two samples lie there")),
+        }
+    }
+
+    fn arrow_runs(&mut self, runs: &[Run<'_>]) -> Result<(), ShardError> {
+        let Some(first_run) = runs.first() else {
+            return Ok(());
+        };
+        // The schema and the dictionaries, and the first run with them if it lies near.
+        let prologue = self.index.header.prologue_bytes;
+        let first = run_bytes(first_run);
+        let is_near = first.start <= prologue.saturating_add(MAX_GAP_BYTES);
+        let file = self.open(0..if is_near { first.end } else { prologue })?;
+        let name = self.shard.name.clone();
+        let mut rows = ArrowShardReader::new(name, self.shard_index, file, &self.options.arrow())?;
+        rows.read_dictionaries(prologue)?;
+        for (number, run) in runs.iter().enumerate() {
+            let bytes = run_bytes(run);
+            if number > 0 || !is_near {
+                rows.continue_with(self.open(bytes.clone())?, bytes.start);
+            }
+            for batch in run.chunk_by(|a, b| a.1.stored == b.1.stored) {
+                let Some((sample, record)) = batch.first() else {
+                    continue;
+                };
+                rows.load_batch(record.stored.start)
+                    .map_err(|error| self.unreadable(*sample, &error.message))?;
+                for (sample, record) in batch {
+                    let result = rows
+                        .row(record.skip, *sample)
+                        .ok_or_else(|| self.unreadable(*sample, "its record batch has fewer rows"))?;
+                    self.check(*sample, record, &result)?;
+                    if !(self.visit)(*sample, result) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&self, range: Range<u64>) -> Result<BufReader<Box<dyn Read>>, ShardError> {
+        let length = range.end.saturating_sub(range.start);
+        let capacity = length.min(READ_BUFFER_BYTES as u64) as usize;
+        let file = self
+            .shard
+            .open_range(range, self.stop)
+            .map_err(|error| self.io_error(&error))?;
+        let file = self.observer.watch_file(file);
+        Ok(BufReader::with_capacity(capacity, file))
+    }
+
+    /// Whether it is the sample that the index means.
+    fn check(
+        &self,
+        sample: u32,
+        record: &Record,
+        result: &Result<EncodedSample, SampleError>,
+    ) -> Result<(), ShardError> {
+        let id = match result {
+            Ok(sample) => &sample.id,
+            Err(error) => &error.id,
+        };
+        if key_hash(&id.key) == record.key_hash && id.offset_bytes == record.content_offset {
+            return Ok(());
+        }
+        let indexed = self.index.key(self.shard, sample, self.stop)?;
+        Err(self.at(
+            record,
+            format!(
+                "by its index sample {sample} has the key `{indexed}`, in the shard it has `{}`: \
+                 the index no longer fits the shard; {}",
+                id.key,
+                advice(self.shard)
+            ),
+        ))
+    }
+
+    /// A sample that is not where the index says.
+    fn unreadable(&self, sample: u32, why: &str) -> ShardError {
+        if self.stop.is_set() {
+            return shard_error(self.shard, why.to_owned());
+        }
+        let named = match self.index.key(self.shard, sample, self.stop) {
+            Ok(key) => format!(" (`{key}`)"),
+            Err(_) => String::new(),
+        };
+        shard_error(
+            self.shard,
+            format!(
+                "cannot read sample {sample}{named} where its index says: {why}; {}",
+                advice(self.shard)
+            ),
+        )
+    }
+
+    fn at(&self, record: &Record, message: String) -> ShardError {
+        ShardError {
+            offset_bytes: record.content_offset,
+            ..shard_error(self.shard, message)
+        }
+    }
+
+    fn io_error(&self, error: &io::Error) -> ShardError {
+        shard_error(self.shard, format!("cannot be read ({error})"))
+    }
+}

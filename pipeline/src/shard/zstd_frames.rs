@@ -1,0 +1,390 @@
+//! Zstandard frames: where each begins, read and written one by one.
+//!
+//! The writer makes the [seekable format]: frames that decompress independently, then a table of
+//! their lengths in a skippable frame, which every other decoder passes over.
+//!
+//! [seekable format]: https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md
+
+use std::fmt;
+use std::io::{self, BufRead, Read, Write};
+
+use zstd::stream::raw::{CParameter, DParameter, Decoder, Encoder, InBuffer, Operation, OutBuffer};
+
+use crate::index::StoredPiece;
+
+/// Largest zstd window accepted, as a power of two: 128 MiB, what `zstd -d` accepts by default.
+pub(crate) const ZSTD_MAX_WINDOW_LOG: u32 = 27;
+
+/// A frame ends with the sample that brings its content to this many bytes: small enough that a
+/// sample costs little more than itself, large enough that frames cost little in size.
+pub(crate) const FRAME_CONTENT_BYTES: u64 = 256 << 10;
+
+/// No frame holds more, so that a larger sample takes several; the format's own limit.
+const MAX_FRAME_CONTENT_BYTES: u64 = 1 << 30;
+
+/// Magic of the skippable frame that holds the seek table.
+const SEEK_TABLE_FRAME_MAGIC: u32 = 0x184D_2A5E;
+/// Last bytes of a file in the seekable format.
+const SEEKABLE_MAGIC: u32 = 0x8F92_EAB1;
+/// Bytes after the entries: number of frames, descriptor, magic.
+const SEEK_TABLE_FOOTER_BYTES: usize = 9;
+/// Compressed and uncompressed length; without checksums, which the frames have themselves.
+const SEEK_TABLE_ENTRY_BYTES: usize = 8;
+/// Most frames of the format.
+const MAX_FRAMES: usize = 0x0800_0000;
+
+/// Size of the buffer for compressed bytes.
+const OUTPUT_BUFFER_BYTES: usize = 128 << 10;
+
+/// Neighbouring frames of a [`FrameReader`] that together hold no more than this count as one, so
+/// that its list stays small whatever the frames.
+const MIN_PIECE_CONTENT_BYTES: u64 = 64 << 10;
+
+/// Decompresses all frames of a stream.
+pub(crate) struct FrameReader<R> {
+    input: R,
+    decoder: Decoder<'static>,
+    /// Compressed bytes consumed.
+    position: u64,
+    frame_start: u64,
+    frame_content: u64,
+    in_frame: bool,
+    /// The frames with content so far, if they are asked for.
+    frames: Option<Vec<StoredPiece>>,
+}
+
+impl<R: BufRead> FrameReader<R> {
+    /// # Errors
+    /// If zstd has no memory.
+    pub(crate) fn new(input: R) -> io::Result<Self> {
+        let mut decoder = Decoder::new()?;
+        decoder.set_parameter(DParameter::WindowLogMax(ZSTD_MAX_WINDOW_LOG))?;
+        Ok(FrameReader {
+            input,
+            decoder,
+            position: 0,
+            frame_start: 0,
+            frame_content: 0,
+            in_frame: false,
+            frames: None,
+        })
+    }
+
+    /// A reader that also notes where the frames are.
+    ///
+    /// # Errors
+    /// If zstd has no memory.
+    pub(crate) fn noting_frames(input: R) -> io::Result<Self> {
+        let mut reader = Self::new(input)?;
+        reader.frames = Some(Vec::new());
+        Ok(reader)
+    }
+
+    /// The frames with content that were read to their end, in order; small ones joined.
+    pub(crate) fn into_frames(self) -> Vec<StoredPiece> {
+        self.frames.unwrap_or_default()
+    }
+
+    fn end_frame(&mut self) {
+        self.in_frame = false;
+        let content = self.frame_content;
+        let Some(frames) = self.frames.as_mut().filter(|_| content > 0) else {
+            return;
+        };
+        let is_small = |last: &&mut StoredPiece| {
+            last.content.saturating_add(content) <= MIN_PIECE_CONTENT_BYTES
+        };
+        match frames.last_mut().filter(is_small) {
+            Some(last) => {
+                last.stored.end = self.position;
+                last.content += content;
+            }
+            None => frames.push(StoredPiece {
+                stored: self.frame_start..self.position,
+                content,
+            }),
+        }
+    }
+}
+
+impl<R: BufRead> Read for FrameReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let input = self.input.fill_buf()?;
+            let at_end = input.is_empty();
+            if !self.in_frame {
+                if at_end {
+                    return Ok(0);
+                }
+                self.decoder.reinit()?;
+                self.frame_start = self.position;
+                self.frame_content = 0;
+                self.in_frame = true;
+            }
+            let mut source = InBuffer::around(input);
+            let mut target = OutBuffer::around(&mut *buffer);
+            let left = self.decoder.run(&mut source, &mut target)?;
+            let (consumed, produced) = (source.pos(), target.pos());
+            self.input.consume(consumed);
+            self.position = self.position.saturating_add(consumed as u64);
+            self.frame_content = self.frame_content.saturating_add(produced as u64);
+            if left == 0 {
+                self.end_frame();
+            }
+            if produced > 0 || buffer.is_empty() {
+                return Ok(produced);
+            }
+            if at_end && consumed == 0 && self.in_frame {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "incomplete frame",
+                ));
+            }
+        }
+    }
+}
+
+/// Compresses a stream into frames; [`SeekableWriter::end_sample`] says where one may end.
+pub(crate) struct SeekableWriter<W> {
+    output: W,
+    encoder: Encoder<'static>,
+    buffer: Vec<u8>,
+    /// Uncompressed bytes so far.
+    content_bytes: u64,
+    frame_content: u64,
+    frame_stored: u64,
+    /// Compressed and uncompressed length of each frame.
+    frames: Vec<[u32; 2]>,
+}
+
+impl<W> fmt::Debug for SeekableWriter<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SeekableWriter({} frames)", self.frames.len())
+    }
+}
+
+impl<W: Write> SeekableWriter<W> {
+    /// # Errors
+    /// If zstd has no memory or does not know the level.
+    pub(crate) fn new(output: W, level: i32) -> io::Result<Self> {
+        let mut encoder = Encoder::new(level)?;
+        encoder.set_parameter(CParameter::ChecksumFlag(true))?;
+        Ok(SeekableWriter {
+            output,
+            encoder,
+            buffer: vec![0; OUTPUT_BUFFER_BYTES],
+            content_bytes: 0,
+            frame_content: 0,
+            frame_stored: 0,
+            frames: Vec::new(),
+        })
+    }
+
+    /// Uncompressed bytes so far.
+    pub(crate) fn content_bytes(&self) -> u64 {
+        self.content_bytes
+    }
+
+    /// Ends the frame if it is long enough.
+    ///
+    /// # Errors
+    /// Those of the writer below.
+    pub(crate) fn end_sample(&mut self) -> io::Result<()> {
+        if self.frame_content >= FRAME_CONTENT_BYTES {
+            self.end_frame()?;
+        }
+        Ok(())
+    }
+
+    /// Writes the last frame and the seek table; returns the writer below and the frames.
+    ///
+    /// # Errors
+    /// Those of the writer below, and `InvalidInput` where the table cannot hold so many frames.
+    pub(crate) fn finish(mut self) -> io::Result<(W, Vec<StoredPiece>)> {
+        if self.frame_content > 0 {
+            self.end_frame()?;
+        }
+        let table_bytes = self.frames.len() * SEEK_TABLE_ENTRY_BYTES + SEEK_TABLE_FOOTER_BYTES;
+        let number = |count: usize| {
+            u32::try_from(count).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+        };
+        let mut table = Vec::with_capacity(table_bytes + 8);
+        table.extend(SEEK_TABLE_FRAME_MAGIC.to_le_bytes());
+        table.extend(number(table_bytes)?.to_le_bytes());
+        for [stored, content] in &self.frames {
+            table.extend(stored.to_le_bytes());
+            table.extend(content.to_le_bytes());
+        }
+        table.extend(number(self.frames.len())?.to_le_bytes());
+        table.push(0); // no checksums in the table
+        table.extend(SEEKABLE_MAGIC.to_le_bytes());
+        self.output.write_all(&table)?;
+        let mut at = 0;
+        let pieces = self.frames.iter().map(|[stored, content]| {
+            let start = at;
+            at += u64::from(*stored);
+            StoredPiece {
+                stored: start..at,
+                content: u64::from(*content),
+            }
+        });
+        let pieces = pieces.collect();
+        Ok((self.output, pieces))
+    }
+
+    fn end_frame(&mut self) -> io::Result<()> {
+        loop {
+            let mut target = OutBuffer::around(&mut self.buffer[..]);
+            let left = self.encoder.finish(&mut target, true)?;
+            let produced = target.pos();
+            self.write_output(produced)?;
+            if left == 0 {
+                break;
+            }
+        }
+        self.encoder.reinit()?;
+        let length =
+            |bytes: u64| u32::try_from(bytes).map_err(|_| io::Error::other("a frame of 4 GiB"));
+        if self.frames.len() >= MAX_FRAMES {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("more than {MAX_FRAMES} zstd frames; write smaller shards"),
+            ));
+        }
+        self.frames
+            .push([length(self.frame_stored)?, length(self.frame_content)?]);
+        (self.frame_content, self.frame_stored) = (0, 0);
+        Ok(())
+    }
+
+    fn write_output(&mut self, bytes: usize) -> io::Result<()> {
+        self.frame_stored = self.frame_stored.saturating_add(bytes as u64);
+        self.output.write_all(&self.buffer[..bytes])
+    }
+}
+
+impl<W: Write> Write for SeekableWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.frame_content >= MAX_FRAME_CONTENT_BYTES {
+            self.end_frame()?;
+        }
+        let room = MAX_FRAME_CONTENT_BYTES - self.frame_content;
+        let bytes = &bytes[..usize::try_from(room).map_or(bytes.len(), |room| room.min(bytes.len()))];
+        let mut source = InBuffer::around(bytes);
+        while source.pos() < bytes.len() {
+            let mut target = OutBuffer::around(&mut self.buffer[..]);
+            self.encoder.run(&mut source, &mut target)?;
+            let produced = target.pos();
+            self.write_output(produced)?;
+        }
+        self.content_bytes = self.content_bytes.saturating_add(bytes.len() as u64);
+        self.frame_content = self.frame_content.saturating_add(bytes.len() as u64);
+        Ok(bytes.len())
+    }
+
+    /// Flushes the writer below; what the frame has not put out yet stays in it, so that flushing
+    /// does not change the bytes.
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(bytes: usize) -> Vec<u8> {
+        let mut state = 1u32;
+        let next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        std::iter::repeat_with(next).take(bytes).collect()
+    }
+
+    fn number(bytes: &[u8], at: usize) -> u32 {
+        u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+    }
+
+    #[test]
+    fn seek_table_says_where_frames_are_and_any_decoder_reads_them() {
+        let samples = [100_000, 200_000, 400_000, 10, 300_000, 7].map(noise);
+        let write = || {
+            let mut writer = SeekableWriter::new(Vec::new(), 3).unwrap();
+            for sample in &samples {
+                writer.write_all(sample).unwrap();
+                writer.end_sample().unwrap();
+            }
+            assert_eq!(writer.content_bytes(), 1_000_017);
+            writer.finish().unwrap()
+        };
+        let (bytes, frames) = write();
+        assert_eq!(write().0, bytes, "equal input, equal bytes");
+        let content = samples.concat();
+        assert_eq!(zstd::decode_all(&bytes[..]).unwrap(), content);
+
+        // The table, by the format's own description, from the end of the file.
+        let end = bytes.len();
+        assert_eq!(number(&bytes, end - 4), 0x8F92_EAB1);
+        assert_eq!(bytes[end - 5], 0);
+        let count = number(&bytes, end - 9) as usize;
+        assert_eq!(count, 4);
+        let table = end - 9 - 8 * count;
+        assert_eq!(number(&bytes, table - 8), 0x184D_2A5E);
+        assert_eq!(number(&bytes, table - 4) as usize, 8 * count + 9);
+        let (mut stored_at, mut content_at) = (0, 0);
+        for (frame, cut) in frames.iter().zip([300_000, 400_000, 300_010, 7]) {
+            let entry = table + 8 * frames.iter().position(|other| other == frame).unwrap();
+            let stored = number(&bytes, entry) as usize;
+            assert_eq!(number(&bytes, entry + 4), cut);
+            assert_eq!(frame.stored, stored_at as u64..(stored_at + stored) as u64);
+            let frame = &bytes[stored_at..stored_at + stored];
+            assert_eq!(frame[4] & 4, 4, "content checksum");
+            let expected = &content[content_at..content_at + cut as usize];
+            assert_eq!(zstd::decode_all(frame).unwrap(), expected);
+            stored_at += stored;
+            content_at += cut as usize;
+        }
+        assert_eq!(stored_at, table - 8);
+
+        let mut reader = FrameReader::noting_frames(&bytes[..]).unwrap();
+        let mut read = Vec::new();
+        reader.read_to_end(&mut read).unwrap();
+        assert!(read == content);
+        assert_eq!(reader.into_frames(), frames);
+    }
+
+    #[test]
+    fn frames_are_found_whoever_wrote_them() {
+        let mut bytes = vec![0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3]; // skippable
+        let mut expected = Vec::new();
+        for content in [&b""[..], b"abc", &noise(300_000)] {
+            let start = bytes.len() as u64;
+            bytes.extend(zstd::encode_all(content, 1).unwrap());
+            if !content.is_empty() {
+                expected.push(StoredPiece {
+                    stored: start..bytes.len() as u64,
+                    content: content.len() as u64,
+                });
+            }
+        }
+        // However small the pieces in which it comes.
+        for capacity in [1, 7, 1 << 20] {
+            let input = io::BufReader::with_capacity(capacity, &bytes[..]);
+            let mut reader = FrameReader::noting_frames(input).unwrap();
+            io::copy(&mut reader, &mut io::sink()).unwrap();
+            assert_eq!(reader.into_frames(), expected);
+        }
+        let tiny = zstd::encode_all(&[0; 1000][..], 1).unwrap().repeat(1000);
+        let mut reader = FrameReader::noting_frames(&tiny[..]).unwrap();
+        io::copy(&mut reader, &mut io::sink()).unwrap();
+        let pieces = reader.into_frames();
+        assert_eq!(pieces.iter().map(|piece| piece.content).sum::<u64>(), 1_000_000);
+        assert_eq!(pieces.len(), 1000usize.div_ceil(65));
+        let mut cut = FrameReader::new(&bytes[..bytes.len() - 1]).unwrap();
+        let error = io::copy(&mut cut, &mut io::sink()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        let (bytes, frames) = SeekableWriter::new(Vec::new(), 3).unwrap().finish().unwrap();
+        assert!(frames.is_empty() && zstd::decode_all(&bytes[..]).unwrap().is_empty());
+    }
+}
