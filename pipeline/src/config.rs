@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::augment::ImageTransform;
 use crate::decode::{DecodeLimits, DecodeQuality, OnTruncated};
 use crate::error::PipelineError;
+use crate::filter::Filters;
 use crate::order::ShuffleMode;
 use crate::shard::read::ReadOptions;
 
@@ -58,16 +59,22 @@ pub struct LoaderConfig {
     pub seed: u64,
     /// How the samples of an epoch are shuffled. Default `buffer`.
     pub shuffle: ShuffleMode,
-    /// Samples that the shuffle buffer holds at most. Default 2048.
+    /// Consecutive samples that are mixed with each other, with `shuffle = "buffer"`. Default 1024.
     pub shuffle_buffer_samples: usize,
-    /// Bytes of compressed images that the shuffle buffer holds at most. Default 64 MiB; more mixes
-    /// better, for as much memory.
+    /// Bytes of samples that wait in memory for their turn in a shuffled order: beyond that they wait
+    /// on disk, or are read later. No effect on the order. Default 64 MiB.
     pub shuffle_buffer_bytes: usize,
     /// Passes over the data; 0 means without end. Default 0.
     pub epochs: u64,
-    /// Whether the last, partial batch of an epoch is dropped (and its samples counted as
-    /// `dropped_last`). Default true; evaluation needs false.
+    /// Whether the places at the end of an epoch that do not fill a batch of all ranks are dropped
+    /// (and counted as `dropped_last`). Default true; evaluation needs false, which makes a smaller
+    /// batch of them.
     pub drop_last: bool,
+    /// Which good samples are left out. Default none.
+    pub filters: Filters,
+    /// Members that come with each sample beside image and captions: extensions in a tar shard
+    /// (`json`, `cls`), column names in an Arrow shard. Default none.
+    pub extra_members: Vec<String>,
     /// Image processing. Default `train`.
     pub processing: Processing,
     /// Area of a random crop as a share of the image, low and high. Default `[0.5, 1.0]`.
@@ -90,7 +97,7 @@ pub struct LoaderConfig {
     pub caption_column: String,
     /// Threads that decode, augment and tokenise; 0 means one per core. Default 0.
     pub threads: usize,
-    /// Threads that read and decompress, each its own shard. Default 2.
+    /// Threads that read and decompress; 0 means 2, or 16 where shards are remote. Default 0.
     pub io_threads: usize,
     /// Finished batches held ready. Default 4.
     pub prefetch_batches: usize,
@@ -116,10 +123,12 @@ impl Default for LoaderConfig {
             prompt: String::new(),
             seed: 42,
             shuffle: ShuffleMode::Buffer,
-            shuffle_buffer_samples: 2048,
+            shuffle_buffer_samples: 1024,
             shuffle_buffer_bytes: 64 << 20,
             epochs: 0,
             drop_last: true,
+            filters: Filters::default(),
+            extra_members: Vec::new(),
             processing: Processing::Train,
             crop_scale: (0.5, 1.0),
             crop_ratio: (3.0 / 4.0, 4.0 / 3.0),
@@ -130,7 +139,7 @@ impl Default for LoaderConfig {
             image_column: "image".into(),
             caption_column: "caption".into(),
             threads: 0,
-            io_threads: 2,
+            io_threads: 0,
             prefetch_batches: 4,
             read_ahead_bytes: 32 << 20,
             on_bad_sample: OnBad::Warn,
@@ -156,7 +165,12 @@ impl LoaderConfig {
 
     /// What these settings say of reading shards.
     pub fn read_options(&self) -> ReadOptions {
+        let mut extra_members = self.extra_members.clone();
+        if !self.filters.metadata.is_empty() {
+            extra_members.push("json".into());
+        }
         ReadOptions {
+            extra_members,
             max_sample_bytes: self.max_sample_bytes,
             image_column: self.image_column.clone(),
             caption_column: self.caption_column.clone(),
@@ -247,10 +261,16 @@ impl LoaderConfig {
         )?;
         check(self.threads <= 1024, "threads", "must be at most 1024")?;
         check(
-            (1..=256).contains(&self.io_threads),
+            self.io_threads <= 256,
             "io_threads",
-            "must be 1 to 256",
+            "must be at most 256",
         )?;
+        check(
+            self.shuffle_buffer_samples <= 1 << 24,
+            "shuffle_buffer_samples",
+            "must be at most 16777216",
+        )?;
+        self.filters.validate()?;
         check(
             (1..=1024).contains(&self.prefetch_batches),
             "prefetch_batches",

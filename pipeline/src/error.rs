@@ -33,11 +33,21 @@ pub enum SkipReason {
     RepeatedKey,
     /// Members that together are beyond the configured size limit.
     SampleTooLarge,
+    /// A sample of an indexed shard that cannot be read there.
+    UnreadableShard,
+    /// No caption of a length that the filters let through.
+    FilteredCaption,
+    /// An image of a size that the filters do not let through.
+    FilteredSize,
+    /// An image of an aspect ratio that the filters do not let through.
+    FilteredAspect,
+    /// Metadata that the filters do not let through.
+    FilteredMetadata,
 }
 
 impl SkipReason {
     /// All reasons, in the order in which reports list them.
-    pub const ALL: [SkipReason; 10] = [
+    pub const ALL: [SkipReason; 15] = [
         SkipReason::NoImage,
         SkipReason::NoCaption,
         SkipReason::EmptyCaption,
@@ -48,7 +58,23 @@ impl SkipReason {
         SkipReason::RepeatedMember,
         SkipReason::RepeatedKey,
         SkipReason::SampleTooLarge,
+        SkipReason::UnreadableShard,
+        SkipReason::FilteredCaption,
+        SkipReason::FilteredSize,
+        SkipReason::FilteredAspect,
+        SkipReason::FilteredMetadata,
     ];
+
+    /// Whether the sample is good, and left out by a filter.
+    pub fn is_filter(self) -> bool {
+        matches!(
+            self,
+            SkipReason::FilteredCaption
+                | SkipReason::FilteredSize
+                | SkipReason::FilteredAspect
+                | SkipReason::FilteredMetadata
+        )
+    }
 
     /// The name used in counters and JSON, e.g. `broken_image`.
     pub fn name(self) -> &'static str {
@@ -63,6 +89,11 @@ impl SkipReason {
             SkipReason::RepeatedMember => "repeated_member",
             SkipReason::RepeatedKey => "repeated_key",
             SkipReason::SampleTooLarge => "sample_too_large",
+            SkipReason::UnreadableShard => "unreadable_shard",
+            SkipReason::FilteredCaption => "filtered_caption",
+            SkipReason::FilteredSize => "filtered_size",
+            SkipReason::FilteredAspect => "filtered_aspect",
+            SkipReason::FilteredMetadata => "filtered_metadata",
         }
     }
 }
@@ -122,6 +153,9 @@ pub enum PipelineError {
     /// A bad shard under `on_bad_shard = "error"`.
     #[error("{0}; set on_bad_shard = \"warn\" or \"skip\" to go on without the rest of it")]
     BadShard(#[from] ShardError),
+    /// An index that does not fit its shard, or is damaged.
+    #[error("{0}")]
+    Index(ShardError),
     /// The shards hold too few usable samples.
     #[error("{0}")]
     TooFewSamples(String),

@@ -37,7 +37,7 @@
 //! let tokenizer = Arc::new(CaptionTokenizer::from_vocab(vocabulary)?);
 //! let config = LoaderConfig { batch_size: 4, epochs: 1, ..LoaderConfig::default() };
 //! let shards = resolve_shards(&[path.to_string_lossy()])?;
-//! let mut loader = Loader::start(config, shards, tokenizer, None)?;
+//! let mut loader = Loader::builder(config).shards(shards).batches(tokenizer)?;
 //! let mut images = 0;
 //! while let Some(batch) = loader.next_batch()? {
 //!     assert_eq!(batch.pixels().len(), 4 * 3 * 224 * 224); // [B, 3, S, S] u8
@@ -62,6 +62,7 @@ pub mod captions;
 pub mod config;
 pub mod decode;
 pub mod error;
+pub mod filter;
 pub mod index;
 pub mod loader;
 pub mod order;

@@ -63,6 +63,36 @@ pub struct Member {
     pub data: MemberData,
 }
 
+impl Member {
+    /// The member as JSON.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn json(&self) -> Result<serde_json::Value, String> {
+        let parsed = match &self.data {
+            MemberData::Bytes(bytes) => serde_json::from_slice(bytes),
+            MemberData::Text(texts) => match texts.as_slice() {
+                [text] => serde_json::from_str(text),
+                texts => return Err(format!("{} texts where one is JSON", texts.len())),
+            },
+        };
+        parsed.map_err(|error| format!("member `{}` is not JSON ({error})", self.name))
+    }
+
+    /// The member as a class label: a whole number as text, as in `.cls`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn class_label(&self) -> Result<i64, String> {
+        let text = match &self.data {
+            MemberData::Bytes(bytes) => std::str::from_utf8(bytes).ok(),
+            MemberData::Text(texts) => texts.first().map(String::as_str),
+        };
+        let label = text.and_then(|text| text.trim().parse().ok());
+        label.ok_or_else(|| format!("member `{}` is not a whole number", self.name))
+    }
+}
+
 /// Content of a [`Member`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum MemberData {
@@ -90,6 +120,8 @@ pub struct DecodedSample {
     /// `[3, S, S]` u8, RGB: the processed image before normalisation; as a rule already in the row
     /// of its batch.
     pub(crate) pixels: Pixels,
+    /// The members that were asked for beside image and captions.
+    pub members: Vec<Member>,
     /// `[N]` captions in use, after the caption processor; one, or all of the sample's.
     pub captions: Vec<String>,
     /// `[N, T]` token ids, row major, padded.

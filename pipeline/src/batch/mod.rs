@@ -10,7 +10,7 @@ pub use buffer::{HostAllocator, HostBuffer, PlainAllocator};
 pub(crate) use rows::{EpochRows, Pixels};
 
 use crate::loader::{Counters, LoaderState};
-use crate::sample::SampleId;
+use crate::sample::{Member, SampleId};
 
 /// A batch of `B` images with `N` captions, in host memory.
 ///
@@ -35,10 +35,11 @@ pub struct Batch {
     pub captions: Vec<String>,
     /// `[B]`: where each image comes from.
     pub ids: Vec<SampleId>,
-    /// Epoch it belongs to, from 0.
+    /// `[B]`: the members of each image's sample that
+    /// [`extra_members`](crate::LoaderConfig::extra_members) asks for, as far as it has them.
+    pub members: Vec<Vec<Member>>,
+    /// Epoch of its first image, from 0.
     pub epoch: u64,
-    /// Its position in that epoch, from 0.
-    pub index_in_epoch: u64,
     /// Saved with a checkpoint, this continues with the batch after this one.
     pub state: LoaderState,
 }

@@ -4,26 +4,35 @@ use std::sync::Arc;
 
 use crossbeam::channel;
 
+use super::place::PlaceId;
 use super::queue::{Closed, QueueReceiver, QueueSender};
 use super::state::LoaderState;
 use super::stats::Meters;
+use super::tracker::Tracker;
 use super::work::Work;
 use crate::batch::{Batch, BufferPool, EpochRows, PooledBuffer};
-use crate::config::{LoaderConfig, OnBad};
+use crate::config::LoaderConfig;
 use crate::error::{PipelineError, SampleError, ShardError};
 use crate::sample::DecodedSample;
 
 /// One place of the order, on its way from the sequencer to collation.
 pub(crate) enum Slot {
     /// A sample that a worker is busy with, or has finished.
-    Pending(channel::Receiver<Result<DecodedSample, SampleError>>),
-    /// The rows of the samples of an epoch, ahead of the first.
+    Pending(
+        PlaceId,
+        channel::Receiver<Result<DecodedSample, SampleError>>,
+    ),
+    /// The rows of the samples that follow, ahead of the first.
     Rows(Arc<EpochRows>),
-    BadSample(SampleError),
-    BadShard(ShardError),
-    EndOfEpoch,
-    /// The last epoch is over, or the sequencer cannot go on.
-    End(Result<(), PipelineError>),
+    BadSample(PlaceId, SampleError),
+    BadShard(u32, ShardError),
+    /// Places at the end of an epoch that are not used.
+    Dropped(u32, u64),
+    EndOfEpoch(u32),
+    /// All epochs are over, after this many rows of the run.
+    LastRow(u64),
+    /// The sequencer cannot go on.
+    Failed(PipelineError),
 }
 
 /// What the consumer receives.
@@ -36,17 +45,29 @@ pub(crate) enum Message {
 
 pub(crate) struct Collator {
     pub(crate) config: Arc<LoaderConfig>,
+    /// Whether the run ends with the last epoch, or after as many batches as it has rows.
+    pub(crate) ends_with_epochs: bool,
     pub(crate) work: Arc<Work>,
     pub(crate) meters: Arc<Meters>,
     pub(crate) pool: Arc<BufferPool>,
-    pub(crate) state: LoaderState,
+    pub(crate) tracker: Tracker,
+    /// The state that the run begins with.
+    pub(crate) start: LoaderState,
+    /// Good samples of each data set since its epoch began; a run that goes on in the middle of one
+    /// had some before.
+    pub(crate) good: Vec<u64>,
+    /// Data sets of the samples of the batch that fills.
+    pub(crate) sets: Vec<u32>,
+    pub(crate) batches_of_epoch: u64,
+    /// Rows of the whole run, once known.
+    pub(crate) rows: Option<u64>,
 }
 
 impl Collator {
     /// Fills batches until the order ends, something fatal happens or nobody listens.
     pub(crate) fn run(mut self, slots: QueueReceiver<Slot>, batches: QueueSender<Message>) {
         let last = match self.fill_batches(&slots, &batches) {
-            Ok(()) => Message::End(Box::new(self.state)),
+            Ok(()) => Message::End(Box::new(self.tracker.state())),
             Err(Stop::Failed(error)) => Message::Failed(error),
             Err(Stop::Closed) => return,
         };
@@ -61,69 +82,60 @@ impl Collator {
     ) -> Result<(), Stop> {
         let died = |what: &str| PipelineError::Thread(format!("{what} died; this is a bug"));
         let mut batch: Option<Batch> = None;
-        // The rows of the epoch, and how many of them are filled.
+        // The rows of batches, and how many of them are filled.
         let mut rows: Option<Arc<EpochRows>> = None;
         let mut filled = 0;
         loop {
+            if self.rows.is_some_and(|rows| self.tracker.batches() >= rows) {
+                return Ok(());
+            }
             let slot = slots.recv().ok_or_else(|| died("the sequencer thread"))?;
             match slot {
-                Slot::Pending(result) => {
+                Slot::Pending(place, result) => {
                     let result = result.recv().map_err(|_| died("a decoding worker"))?;
                     let rows = rows.as_ref().ok_or_else(|| died("the order of an epoch"))?;
-                    self.count_place();
                     match result {
                         Ok(sample) => {
-                            let current = batch.take().unwrap_or_else(|| self.empty_batch());
-                            batch = self.add(current, sample, rows, filled, batches)?;
+                            let current = batch.take().unwrap_or_else(|| self.empty_batch(&place));
+                            batch = self.add(current, place, sample, rows, filled, batches)?;
                             filled += 1;
                         }
                         Err(error) => {
                             rows.count_bad();
-                            self.bad_sample(error)?;
+                            self.tracker.bad_sample(place, error)?;
                         }
                     }
                 }
-                Slot::Rows(of_epoch) => {
-                    rows = Some(of_epoch);
+                Slot::Rows(new) => {
+                    rows = Some(new);
                     filled = 0;
                 }
-                Slot::BadSample(error) => {
-                    self.count_place();
-                    self.bad_sample(error)?;
-                }
-                Slot::BadShard(error) => {
-                    self.state.position += 1;
-                    self.state.counters.bad_shards += 1;
-                    match self.config.on_bad_shard {
-                        OnBad::Error => return Err(PipelineError::BadShard(error).into()),
-                        OnBad::Warn => log::warn!("{error}; going on without the rest of it"),
-                        OnBad::Skip => {}
+                Slot::BadSample(place, error) => self.tracker.bad_sample(place, error)?,
+                Slot::BadShard(set, error) => self.tracker.bad_shard(set, error)?,
+                Slot::Dropped(set, places) => self.tracker.dropped(set, places),
+                Slot::EndOfEpoch(set) => {
+                    if !self.config.drop_last {
+                        if let (Some(batch), Some(rows)) = (batch.take(), rows.take()) {
+                            self.hand_on(batch, &rows, batches)?;
+                        }
                     }
+                    self.end_epoch(set, batch.as_ref())?;
                 }
-                Slot::EndOfEpoch => {
-                    self.end_epoch(batch.take(), rows.take().as_deref(), batches)?
+                Slot::LastRow(of_run) => {
+                    if self.ends_with_epochs {
+                        for set in self.sets.drain(..) {
+                            self.tracker.left_over(set);
+                        }
+                        return Ok(());
+                    }
+                    self.rows = Some(of_run);
                 }
-                Slot::End(result) => return result.map_err(Stop::from),
+                Slot::Failed(error) => return Err(error.into()),
             }
         }
     }
 
-    fn count_place(&mut self) {
-        self.state.position += 1;
-        self.state.counters.read += 1;
-    }
-
-    fn bad_sample(&mut self, error: SampleError) -> Result<(), Stop> {
-        *self.state.counters.skipped.entry(error.reason).or_insert(0) += 1;
-        match self.config.on_bad_sample {
-            OnBad::Error => return Err(PipelineError::BadSample(error).into()),
-            OnBad::Warn => log::warn!("skipped {error}"),
-            OnBad::Skip => {}
-        }
-        Ok(())
-    }
-
-    fn empty_batch(&self) -> Batch {
+    fn empty_batch(&self, first: &PlaceId) -> Batch {
         Batch {
             pixels: PooledBuffer::none(self.pool.clone()),
             batch_size: 0,
@@ -134,9 +146,9 @@ impl Collator {
             caption_image: Vec::new(),
             captions: Vec::new(),
             ids: Vec::new(),
-            epoch: self.state.epoch,
-            index_in_epoch: self.state.batches,
-            state: self.state.clone(),
+            members: Vec::new(),
+            epoch: first.epoch,
+            state: self.start.clone(),
         }
     }
 
@@ -144,11 +156,18 @@ impl Collator {
     fn add(
         &mut self,
         mut batch: Batch,
+        place: PlaceId,
         sample: DecodedSample,
         rows: &EpochRows,
         at: u64,
         batches: &QueueSender<Message>,
     ) -> Result<Option<Batch>, Stop> {
+        let set = place.set;
+        self.tracker.good(place);
+        self.sets.push(set);
+        if let Some(good) = self.good.get_mut(set as usize) {
+            *good += 1;
+        }
         self.meters.collate.time(|| {
             if let Some(spare) = rows.put(at, sample.pixels)? {
                 self.work.recycle(spare);
@@ -163,6 +182,7 @@ impl Collator {
                 .extend(sample.captions.iter().map(|_| image));
             batch.captions.extend(sample.captions);
             batch.ids.push(sample.id);
+            batch.members.push(sample.members);
             batch.batch_size += 1;
             Ok::<_, PipelineError>(())
         })?;
@@ -180,46 +200,33 @@ impl Collator {
         batches: &QueueSender<Message>,
     ) -> Result<(), Stop> {
         batch.pixels = rows.finish_batch()?;
-        self.state.batches += 1;
-        self.state.counters.delivered += batch.batch_size as u64;
-        batch.state = self.state.clone();
+        batch.state = self.tracker.batch(self.sets.drain(..));
+        self.batches_of_epoch += 1;
         batches
             .send(Message::Batch(Box::new(batch)), 0)
             .map_err(|Closed| Stop::Closed)
     }
 
-    fn end_epoch(
-        &mut self,
-        rest: Option<Batch>,
-        rows: Option<&EpochRows>,
-        batches: &QueueSender<Message>,
-    ) -> Result<(), Stop> {
-        let mut left_over = 0;
-        if let (Some(batch), Some(rows)) = (rest, rows) {
-            if self.config.drop_last {
-                left_over = batch.batch_size as u64;
-                self.state.counters.dropped_last += left_over;
-            } else {
-                self.hand_on(batch, rows, batches)?;
-            }
+    /// Notices an epoch that gives nothing: the next would not either.
+    fn end_epoch(&mut self, set: u32, waiting: Option<&Batch>) -> Result<(), Stop> {
+        let good = self.good.get_mut(set as usize).map_or(0, std::mem::take);
+        let is_only_set = self.good.len() == 1;
+        let batches = std::mem::take(&mut self.batches_of_epoch);
+        if good > 0 && (batches > 0 || !is_only_set) {
+            return Ok(());
         }
-        if self.state.batches == 0 {
-            let counters = &self.state.counters;
-            let mut reasons = String::new();
-            for (reason, count) in &counters.skipped {
-                reasons.push_str(&format!(", {count} skipped as {reason}"));
-            }
-            return Err(PipelineError::TooFewSamples(format!(
-                "the shards hold {left_over} usable samples (of {}{reasons}), too few for one batch \
-                 of {}; use more shards or a smaller batch_size",
-                counters.read, self.config.batch_size
-            ))
-            .into());
+        let counters = self.tracker.counters();
+        let mut reasons = String::new();
+        for (reason, count) in &counters.skipped {
+            reasons.push_str(&format!(", {count} skipped as {reason}"));
         }
-        self.state.epoch += 1;
-        self.state.position = 0;
-        self.state.batches = 0;
-        Ok(())
+        let usable = waiting.map_or(good, |batch| batch.batch_size as u64);
+        Err(PipelineError::TooFewSamples(format!(
+            "the shards hold {usable} usable samples (of {}{reasons}), too few for one batch of {}; \
+             use more shards or a smaller batch_size",
+            counters.read, self.config.batch_size
+        ))
+        .into())
     }
 }
 

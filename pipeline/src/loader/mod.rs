@@ -1,9 +1,9 @@
 //! Stages, queues and budgets: the only place that starts threads.
 //!
 //! ```text
-//! reader threads (io_threads, one shard each)
-//!   │ one bounded queue per shard, taken in the epoch's order
-//! sequencer ── shuffle buffer, position in the order
+//! data sets: order of places ([`crate::order`]), from indices or from what the shards say
+//!   │ mix: one data set after another, rows and lanes; which places are this rank's
+//! sequencer ── reader threads (io_threads): samples of planned places, or whole shards
 //!   │ bounded queue of places, each with its pending result      ┌─ rayon pool (threads):
 //!   ├────────────────────────────────────────────────────────────┤  decode, augment, tokenise
 //! collator ── takes results in order, fills batches              └─
@@ -15,16 +15,31 @@
 //! same for any number of threads.
 
 mod bottleneck;
+mod builder;
 mod collate;
+mod dataset;
+mod fetch;
+mod indexed;
+mod lanes;
+mod listing;
+mod meter;
+mod mix;
+mod open;
+mod place;
 mod queue;
 mod recycle;
+mod samples;
 mod sequence;
+mod spill;
 mod state;
 mod stats;
+mod stream;
 mod table;
 #[cfg(test)]
 mod tests;
+mod tracker;
 mod work;
+mod world;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -33,20 +48,26 @@ use std::time::{Duration, Instant};
 use crossbeam::channel;
 
 use collate::{Collator, Message, Slot};
+use open::OpenRun;
+use place::Event;
 use queue::{bounded, Closed, QueueReceiver, QueueSender};
-use recycle::BytePool;
-use sequence::{Place, Sequencer};
+use sequence::Sequencer;
 use stats::{Capacities, Meters};
 use work::Work;
 
-pub use state::{LoaderState, OrderKey};
+pub use builder::LoaderBuilder;
+pub use dataset::DataSet;
+pub use lanes::LaneRun;
+pub use listing::{Listing, OrderBatch};
+pub use samples::Samples;
+pub use state::{LoaderState, OrderKey, SetKey, SetPosition};
 pub use stats::{Counters, LoaderReport, QueueReport, StageReport};
 pub use table::{queue_table, stage_table};
+pub use world::World;
 
-use crate::batch::{Batch, BufferPool, EpochRows, HostAllocator, PlainAllocator};
+use crate::batch::{Batch, BufferPool, EpochRows, HostAllocator};
 use crate::config::LoaderConfig;
 use crate::error::PipelineError;
-use crate::source::ShardLocation;
 use crate::stop::Stop;
 use crate::text::CaptionTokenizer;
 
@@ -65,40 +86,17 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Starts loading, with pixels in ordinary memory, from the beginning or from a saved state.
-    ///
-    /// # Errors
-    /// [`PipelineError::Config`] for settings that cannot work, [`PipelineError::State`] for a state
-    /// of other data or settings, [`PipelineError::Thread`] when threads cannot be started.
-    pub fn start(
-        config: LoaderConfig,
-        shards: Vec<ShardLocation>,
-        tokenizer: Arc<CaptionTokenizer>,
-        resume: Option<LoaderState>,
-    ) -> Result<Loader, PipelineError> {
-        Loader::start_in(config, shards, tokenizer, resume, Arc::new(PlainAllocator))
+    /// A loader to be, with these settings.
+    pub fn builder(config: LoaderConfig) -> LoaderBuilder {
+        LoaderBuilder::new(config)
     }
 
-    /// The same, with pixels in memory of the caller's making.
-    ///
-    /// # Errors
-    /// As [`Loader::start`].
-    pub fn start_in(
-        config: LoaderConfig,
-        shards: Vec<ShardLocation>,
+    fn start(
+        run: OpenRun,
         tokenizer: Arc<CaptionTokenizer>,
-        resume: Option<LoaderState>,
         allocator: Arc<dyn HostAllocator>,
     ) -> Result<Loader, PipelineError> {
-        config.validate()?;
-        let order = OrderKey::new(&config, &shards)?;
-        let state = match resume {
-            Some(state) => {
-                state.check(&order)?;
-                state
-            }
-            None => LoaderState::start(order),
-        };
+        let config = run.config.clone();
         let threads = match config.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
@@ -114,14 +112,12 @@ impl Loader {
         let work_items = (threads * 4).max(config.batch_size);
         let capacities = Capacities {
             threads,
-            io_threads: config.io_threads,
+            io_threads: run.io_threads,
             work_items,
             batches: config.prefetch_batches,
         };
-        let config = Arc::new(config);
-        let meters = Arc::new(Meters::default());
-        let bytes = Arc::new(BytePool::default());
-        let work = Work::new(config.clone(), tokenizer, meters.clone(), bytes.clone())?;
+        let meters = run.meters.clone();
+        let work = Work::new(config.clone(), tokenizer, meters.clone(), run.bytes.clone())?;
         let work = Arc::new(work);
         let (slot_sender, slot_receiver) =
             bounded(work_items, WORK_QUEUE_BYTES, meters.work_queue.clone());
@@ -134,28 +130,25 @@ impl Loader {
             allocator,
             config.batch_size * work.image_len(),
         ));
+        // An epoch that was begun before counts as one that gives something.
+        let resumed = u64::from(run.state.batches > 0);
         let collator = Collator {
             pool: buffers.clone(),
+            ends_with_epochs: run.ends_with_epochs(),
             config: config.clone(),
             work: work.clone(),
             meters: meters.clone(),
-            state: state.clone(),
+            tracker: run.tracker(),
+            start: run.state.clone(),
+            good: vec![resumed; run.sets.len()],
+            sets: Vec::new(),
+            batches_of_epoch: resumed,
+            rows: None,
         };
-        let stop = Stop::default();
-        let options = config.read_options();
-        let sequencer = Sequencer {
-            shards: Arc::new(shards),
-            config,
-            options: Arc::new(options),
-            meters: meters.clone(),
-            stop: stop.clone(),
-            bytes,
-        };
-        let (epoch, position) = (state.epoch, state.position);
+        let sequencer = run.sequencer()?;
         let threads = vec![
             spawn("qf-sequence", move || {
-                let start = (epoch, position);
-                sequence(&sequencer, start, &pool, &work, &buffers, &slot_sender);
+                sequence(sequencer, &config, &pool, &work, &buffers, &slot_sender);
             })?,
             spawn("qf-collate", move || {
                 collator.run(slot_receiver, batch_sender)
@@ -165,9 +158,9 @@ impl Loader {
             batches: Some(batch_receiver),
             threads,
             meters,
-            stop,
             capacities,
-            state,
+            stop: run.stop,
+            state: run.state,
             wait: Duration::ZERO,
         })
     }
@@ -254,8 +247,8 @@ fn spawn(
 
 /// Gives every place of the order a slot, and its sample to a worker with the row it belongs to.
 fn sequence(
-    sequencer: &Sequencer,
-    (epoch, position): (u64, u64),
+    mut sequencer: Sequencer,
+    config: &LoaderConfig,
     pool: &rayon::ThreadPool,
     work: &Arc<Work>,
     buffers: &Arc<BufferPool>,
@@ -263,55 +256,63 @@ fn sequence(
 ) {
     let mut rows: Option<Arc<EpochRows>> = None;
     let mut given = 0;
-    let mut no_memory = None;
-    let mut emit = |place: Place| -> Result<(), Closed> {
-        match place {
-            Place::Sample {
-                epoch,
-                sample: Ok(sample),
-            } => {
+    let mut step = || -> Result<Result<bool, Closed>, PipelineError> {
+        let mut goes_on = true;
+        let (slot, bytes) = match sequencer.next()? {
+            Event::Place(id, Ok(sample)) => {
                 let rows = match &rows {
                     Some(rows) => rows,
                     None => {
-                        let new = EpochRows::new(buffers.clone(), sequencer.config.batch_size);
+                        let new = EpochRows::new(buffers.clone(), config.batch_size);
                         let new = rows.insert(Arc::new(new));
-                        slots.send(Slot::Rows(new.clone()), 0)?;
+                        if slots.send(Slot::Rows(new.clone()), 0).is_err() {
+                            return Ok(Err(Closed));
+                        }
                         new
                     }
                 };
-                let row = rows.give(given).map_err(|error| {
-                    no_memory = Some(error);
-                    Closed
-                })?;
+                let row = rows.give(given)?;
                 given += 1;
                 let (sender, receiver) = channel::bounded(1);
                 let bytes = sample.payload_bytes() + work.image_len();
-                slots.send(Slot::Pending(receiver), bytes)?;
+                let epoch = id.epoch;
+                if slots.send(Slot::Pending(id, receiver), bytes).is_err() {
+                    return Ok(Err(Closed));
+                }
                 let work = work.clone();
                 pool.spawn_fifo(move || {
                     // The receiver is gone when the loader was dropped.
                     let _ = sender.send(work.process(sample, epoch, row));
                 });
-                Ok(())
+                return Ok(Ok(true));
             }
-            Place::Sample {
-                sample: Err(error), ..
-            } => slots.send(Slot::BadSample(error), 0),
-            Place::BadShard(error) => slots.send(Slot::BadShard(error), 0),
-            Place::EndOfEpoch => {
-                rows = None;
-                given = 0;
-                slots.send(Slot::EndOfEpoch, 0)
+            Event::Place(id, Err(error)) => (Slot::BadSample(id, error), 0),
+            Event::BadShard(set, error) => (Slot::BadShard(set, error), 0),
+            Event::Dropped(set, places) => (Slot::Dropped(set, places), 0),
+            Event::EndOfEpoch(set) => {
+                if !config.drop_last {
+                    // What is left of the epoch becomes a batch of its own.
+                    rows = None;
+                    given = 0;
+                }
+                (Slot::EndOfEpoch(set), 0)
+            }
+            Event::LastRow(of_run) => {
+                goes_on = !sequencer.is_over();
+                (Slot::LastRow(of_run), 0)
+            }
+        };
+        Ok(slots.send(slot, bytes).map(|()| goes_on))
+    };
+    loop {
+        match step() {
+            Ok(Ok(true)) => {}
+            // The end, or nobody listening: the ordinary end of a loader that was dropped.
+            Ok(Ok(false) | Err(Closed)) => return,
+            Err(error) => {
+                let _ = slots.send(Slot::Failed(error), 0);
+                return;
             }
         }
-    };
-    let result = sequencer
-        .run(epoch, position, &mut emit)
-        .map_err(PipelineError::Thread);
-    let result = match no_memory {
-        Some(error) => Err(error),
-        None => result,
-    };
-    // Nobody listening is the ordinary end of a loader that was dropped.
-    let _ = slots.send(Slot::End(result), 0);
+    }
 }

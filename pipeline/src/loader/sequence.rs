@@ -1,355 +1,134 @@
-//! Reads shards ahead and puts their samples into the epoch's order.
+//! The order of a run, with its samples: plans places, has those of indexed shards fetched ahead, and
+//! emits each with its sample.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
-use std::io::{self, Read};
-use std::rc::Rc;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use crossbeam::channel;
-
-use super::queue::{bounded, Closed, QueueReceiver, QueueSender};
-use super::recycle::BytePool;
-use super::stats::Meters;
-use crate::config::LoaderConfig;
-use crate::decode::is_image_extension;
-use crate::error::{SampleError, ShardError};
-use crate::order::{epoch_shards, BufferBounds, ShuffleBuffer, ShuffleMode};
+use super::fetch::Fetcher;
+use super::mix::Mixer;
+use super::place::{Event, Item};
+use crate::error::{PipelineError, SampleError};
 use crate::sample::EncodedSample;
-use crate::shard::read::{read_shard, ReadObserver, ReadOptions};
-use crate::source::{ShardBytes, ShardLocation};
-use crate::stop::Stop;
 
-/// Samples of one shard that may wait in front of the sequencer.
-const SHARD_QUEUE_SAMPLES: usize = 1024;
+/// A sample, or why there is none.
+pub(crate) type Sample = Result<EncodedSample, SampleError>;
 
-/// What a shard's reader hands on.
-enum FromShard {
-    Sample(Result<EncodedSample, SampleError>),
-    /// The shard's last word.
-    End(Result<(), ShardError>),
-}
-
-/// One place in the order of an epoch.
-pub(crate) enum Place {
-    Sample {
-        epoch: u64,
-        sample: Result<EncodedSample, SampleError>,
-    },
-    BadShard(ShardError),
-    EndOfEpoch,
-}
-
-struct Job {
-    shard_index: u32,
-    samples: QueueSender<FromShard>,
-}
-
-/// What the order is made of.
+/// Emits every place of this rank.
 pub(crate) struct Sequencer {
-    pub(crate) shards: Arc<Vec<ShardLocation>>,
-    pub(crate) config: Arc<LoaderConfig>,
-    pub(crate) options: Arc<ReadOptions>,
-    pub(crate) meters: Arc<Meters>,
-    /// Set when nobody listens any more.
-    pub(crate) stop: Stop,
-    /// Where readers find memory for images.
-    pub(crate) bytes: Arc<BytePool>,
+    mixer: Mixer,
+    /// Where any data set is indexed.
+    fetcher: Option<Fetcher>,
+    /// Events whose turn comes, with `Item::Unread` for what the fetcher has.
+    planned: VecDeque<Event<Item>>,
+    /// Bytes of samples among them that are read already.
+    read_bytes: usize,
+    max_read_bytes: usize,
+    ready: VecDeque<Event<Sample>>,
+    is_over: bool,
 }
 
 impl Sequencer {
-    /// Emits every place of every epoch from (`epoch`, `position`) on, until the epochs are over or
-    /// `emit` reports that nobody listens. Reads with `config.io_threads` threads, each its own
-    /// shard, in the order in which they are needed.
-    pub(crate) fn run(
-        &self,
-        epoch: u64,
-        position: u64,
-        emit: &mut dyn FnMut(Place) -> Result<(), Closed>,
-    ) -> Result<(), String> {
-        let (jobs, job_queue) = channel::unbounded::<Job>();
-        std::thread::scope(|scope| {
-            for number in 0..self.config.io_threads {
-                let job_queue = job_queue.clone();
-                std::thread::Builder::new()
-                    .name(format!("qf-read-{number}"))
-                    .spawn_scoped(scope, move || {
-                        for job in job_queue {
-                            self.read_job(job);
-                        }
-                    })
-                    .map_err(|error| format!("cannot start a reader thread: {error}"))?;
-            }
-            drop(job_queue);
-            let mut ahead = ReadAhead {
-                sequencer: self,
-                jobs,
-                epoch,
-                order: Vec::new(),
-                next: 0,
-                open: VecDeque::new(),
-            };
-            let result = self.run_epochs(epoch, position, &mut ahead, emit);
-            // Readers end when their queues and the job list are gone.
-            drop(ahead);
-            result
-        })
+    /// `max_read_bytes` bounds the samples of sets without an index that wait among those that are
+    /// fetched.
+    pub(crate) fn new(
+        mixer: Mixer,
+        fetcher: Option<Fetcher>,
+        max_read_bytes: usize,
+    ) -> Sequencer {
+        Sequencer {
+            mixer,
+            fetcher,
+            planned: VecDeque::new(),
+            read_bytes: 0,
+            max_read_bytes,
+            ready: VecDeque::new(),
+            is_over: false,
+        }
     }
 
-    fn run_epochs(
-        &self,
-        first_epoch: u64,
-        position: u64,
-        ahead: &mut ReadAhead<'_>,
-        emit: &mut dyn FnMut(Place) -> Result<(), Closed>,
-    ) -> Result<(), String> {
-        let mut to_pass = position;
-        let mut emit = |place: Place| -> Result<(), Closed> {
-            if to_pass > 0 && !matches!(place, Place::EndOfEpoch) {
-                to_pass -= 1;
+    /// Whether nothing comes after what was emitted.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over && self.planned.is_empty() && self.ready.is_empty()
+    }
+
+    /// What this rank does next; the last of a run with a fixed number of epochs is
+    /// [`Event::LastRow`] on one rank, and on several they go on after it.
+    ///
+    /// # Errors
+    /// [`PipelineError`] where the order cannot go on.
+    pub(crate) fn next(&mut self) -> Result<Event<Sample>, PipelineError> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(event);
+            }
+            self.plan()?;
+            let Some(event) = self.planned.pop_front() else {
+                return Err(PipelineError::Thread(
+                    "the order went on after its end; this is a bug".into(),
+                ));
+            };
+            let event = match event {
+                Event::Place(id, Item::Read(sample)) => {
+                    self.read_bytes -= read_bytes(&sample);
+                    Event::Place(id, sample)
+                }
+                Event::Place(id, Item::Unread { .. }) => {
+                    let Some(fetcher) = &mut self.fetcher else {
+                        return Err(no_fetcher());
+                    };
+                    let fetched = fetcher.take()?;
+                    let set = id.set;
+                    let place = Event::Place(id, fetched.sample);
+                    match fetched.bad_shard {
+                        Some(error) => {
+                            self.ready.push_back(place);
+                            Event::BadShard(set, error)
+                        }
+                        None => place,
+                    }
+                }
+                Event::Place(_, Item::Passed) => continue, // Never due, so never emitted.
+                Event::BadShard(set, error) => Event::BadShard(set, error),
+                Event::Dropped(set, places) => Event::Dropped(set, places),
+                Event::EndOfEpoch(set) => Event::EndOfEpoch(set),
+                Event::LastRow(row) => Event::LastRow(row),
+            };
+            return Ok(event);
+        }
+    }
+
+    /// Plans far enough ahead; at least one event, until the end.
+    fn plan(&mut self) -> Result<(), PipelineError> {
+        loop {
+            let wants_more = match &self.fetcher {
+                Some(fetcher) => {
+                    self.read_bytes <= self.max_read_bytes && fetcher.wants_more()
+                }
+                None => false,
+            };
+            if self.is_over || !(self.planned.is_empty() || wants_more) {
                 return Ok(());
             }
-            to_pass = 0;
-            emit(place)
-        };
-        let mut epoch = first_epoch;
-        while self.config.epochs == 0 || epoch < self.config.epochs {
-            match self.run_epoch(epoch, ahead, &mut emit) {
-                Ok(Ok(())) => epoch += 1,
-                Ok(Err(Closed)) => return Ok(()),
-                Err(message) => return Err(message),
-            }
-        }
-        Ok(())
-    }
-
-    fn run_epoch(
-        &self,
-        epoch: u64,
-        ahead: &mut ReadAhead<'_>,
-        emit: &mut dyn FnMut(Place) -> Result<(), Closed>,
-    ) -> Result<Result<(), Closed>, String> {
-        let bounds = match self.config.shuffle {
-            ShuffleMode::Buffer => BufferBounds {
-                max_samples: self.config.shuffle_buffer_samples,
-                max_bytes: self.config.shuffle_buffer_bytes,
-            },
-            ShuffleMode::None | ShuffleMode::Shards => BufferBounds {
-                max_samples: 0,
-                max_bytes: 0,
-            },
-        };
-        let shuffled = self.config.shuffle == ShuffleMode::Buffer;
-        let mut buffer = ShuffleBuffer::new(self.config.seed, epoch, bounds);
-        for _ in 0..self.shards.len() {
-            let (shard, samples) = ahead.next_shard()?;
-            loop {
-                let place = match samples.recv() {
-                    Some(FromShard::Sample(sample)) => {
-                        if shuffled {
-                            let weight = sample.as_ref().map_or(0, image_bytes);
-                            buffer.push(sample, weight);
-                            while let Some(sample) = buffer.pop_excess() {
-                                if emit(Place::Sample { epoch, sample }).is_err() {
-                                    return Ok(Err(Closed));
-                                }
-                            }
-                            continue;
-                        }
-                        Place::Sample { epoch, sample }
-                    }
-                    Some(FromShard::End(Ok(()))) => break,
-                    Some(FromShard::End(Err(error))) => Place::BadShard(error),
-                    None => return Err(format!("the reader of shard {shard} died; this is a bug")),
-                };
-                let is_last = matches!(place, Place::BadShard(_));
-                if emit(place).is_err() {
-                    return Ok(Err(Closed));
+            let event = self.mixer.next()?;
+            match &event {
+                Event::Place(id, Item::Unread { shard, sample }) => {
+                    let Some(fetcher) = &mut self.fetcher else {
+                        return Err(no_fetcher());
+                    };
+                    fetcher.plan(id.set, *shard, *sample);
                 }
-                if is_last {
-                    break;
-                }
+                Event::Place(_, Item::Read(sample)) => self.read_bytes += read_bytes(sample),
+                Event::LastRow(_) => self.is_over = self.mixer.ends_with_epochs(),
+                _ => {}
             }
-        }
-        while let Some(sample) = buffer.pop() {
-            if emit(Place::Sample { epoch, sample }).is_err() {
-                return Ok(Err(Closed));
-            }
-        }
-        Ok(emit(Place::EndOfEpoch))
-    }
-
-    fn read_job(&self, job: Job) {
-        let Job {
-            shard_index,
-            samples,
-        } = job;
-        let Some(location) = self.shards.get(shard_index as usize) else {
-            return; // The job list holds indices of this very list.
-        };
-        let observer = TimedReads {
-            meters: self.meters.clone(),
-            bytes: self.bytes.clone(),
-            file_time: Rc::default(),
-        };
-        let mut open = true;
-        let mut visit = |sample: Result<EncodedSample, SampleError>| {
-            let bytes = sample.as_ref().map_or(0, EncodedSample::payload_bytes);
-            self.meters.read.add_items(1);
-            open = samples.send(FromShard::Sample(sample), bytes).is_ok();
-            open
-        };
-        let end = read_shard(
-            location,
-            shard_index,
-            &self.options,
-            &observer,
-            &self.stop,
-            &mut visit,
-        );
-        if open {
-            // Nobody listening is the ordinary end of a loader that was dropped.
-            let _ = samples.send(FromShard::End(end), 0);
+            self.planned.push_back(event);
         }
     }
 }
 
-/// Bytes that the shuffle buffer counts: the image alone, so that the order does not depend on how
-/// a format stores captions.
-fn image_bytes(sample: &EncodedSample) -> usize {
-    let images = sample
-        .members
-        .iter()
-        .filter(|member| is_image_extension(&member.name));
-    images.map(|member| member.data.len_bytes()).sum()
+fn read_bytes(sample: &Sample) -> usize {
+    sample.as_ref().map_or(0, EncodedSample::payload_bytes)
 }
 
-/// Keeps `io_threads` shards in reading, across epoch boundaries.
-struct ReadAhead<'a> {
-    sequencer: &'a Sequencer,
-    jobs: channel::Sender<Job>,
-    epoch: u64,
-    order: Vec<u32>,
-    next: usize,
-    open: VecDeque<(u32, QueueReceiver<FromShard>)>,
-}
-
-impl ReadAhead<'_> {
-    fn next_shard(&mut self) -> Result<(String, QueueReceiver<FromShard>), String> {
-        let Sequencer {
-            config,
-            shards,
-            meters,
-            ..
-        } = self.sequencer;
-        while self.open.len() < config.io_threads {
-            if self.next == self.order.len() {
-                if !self.order.is_empty() {
-                    self.epoch += 1;
-                }
-                if config.epochs != 0 && self.epoch >= config.epochs {
-                    break;
-                }
-                self.order = epoch_shards(shards.len(), config.seed, self.epoch, config.shuffle);
-                self.next = 0;
-            }
-            let shard_index = self.order[self.next];
-            self.next += 1;
-            // Each open shard has its own share of the byte budget: the one in turn can always go on.
-            let (samples, receiver) = bounded(
-                SHARD_QUEUE_SAMPLES,
-                config.read_ahead_bytes / config.io_threads,
-                meters.shard_queue.clone(),
-            );
-            self.jobs
-                .send(Job {
-                    shard_index,
-                    samples,
-                })
-                .map_err(|_| "all reader threads died; this is a bug".to_string())?;
-            self.open.push_back((shard_index, receiver));
-        }
-        let (shard_index, receiver) = self
-            .open
-            .pop_front()
-            .ok_or("the order ended early; this is a bug")?;
-        let name = shards
-            .get(shard_index as usize)
-            .map(|shard| shard.name.to_string());
-        Ok((name.unwrap_or_default(), receiver))
-    }
-}
-
-/// Books the time and bytes of file reads under `read`, what decompression adds under `decompress`.
-struct TimedReads {
-    meters: Arc<Meters>,
-    bytes: Arc<BytePool>,
-    file_time: Rc<Cell<Duration>>,
-}
-
-impl ReadObserver for TimedReads {
-    fn new_bytes(&self, len: usize) -> Vec<u8> {
-        self.bytes.take(len)
-    }
-
-    fn watch_file(&self, file: ShardBytes) -> Box<dyn Read> {
-        Box::new(TimedFile {
-            inner: file,
-            meters: self.meters.clone(),
-            time: self.file_time.clone(),
-        })
-    }
-
-    fn watch_decompressor(&self, decompressor: Box<dyn Read>) -> Box<dyn Read> {
-        let meters = self.meters.clone();
-        Box::new(TimedDecompressor {
-            inner: decompressor,
-            meters,
-            file_time: self.file_time.clone(),
-        })
-    }
-}
-
-struct TimedFile {
-    inner: Box<dyn Read>,
-    meters: Arc<Meters>,
-    time: Rc<Cell<Duration>>,
-}
-
-impl Read for TimedFile {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let start = Instant::now();
-        let result = self.inner.read(buffer);
-        let elapsed = start.elapsed();
-        self.time.set(self.time.get() + elapsed);
-        self.meters.read.add_busy(elapsed);
-        if let Ok(count) = result {
-            self.meters.read.add_bytes(count as u64);
-        }
-        result
-    }
-}
-
-struct TimedDecompressor {
-    inner: Box<dyn Read>,
-    meters: Arc<Meters>,
-    file_time: Rc<Cell<Duration>>,
-}
-
-impl Read for TimedDecompressor {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let file_before = self.file_time.get();
-        let start = Instant::now();
-        let result = self.inner.read(buffer);
-        let in_file = self.file_time.get() - file_before;
-        self.meters
-            .decompress
-            .add_busy(start.elapsed().saturating_sub(in_file));
-        self.meters.decompress.add_items(1);
-        if let Ok(count) = result {
-            self.meters.decompress.add_bytes(count as u64);
-        }
-        result
-    }
+fn no_fetcher() -> PipelineError {
+    PipelineError::Thread("an indexed place without a fetcher; this is a bug".into())
 }

@@ -1,127 +1,179 @@
-//! Where a run stands in its data: saved with a checkpoint, it continues with the next batch.
+//! Where a run stands in its data: saved with a checkpoint, it continues with the next batch, on
+//! as many ranks as divide the global batch.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::dataset::DataSet;
+use super::lanes::{LaneRun, Lanes};
 use super::stats::Counters;
+use super::world::World;
 use crate::config::LoaderConfig;
 use crate::error::PipelineError;
 use crate::order::ShuffleMode;
-use crate::source::ShardLocation;
 
 /// Version of the state's meaning; raised whenever the same state would give another order.
-const STATE_VERSION: u32 = 1;
+const STATE_VERSION: u32 = 2;
+
+/// Larger counts than this no run reaches.
+const MAX_COUNT: u64 = 1 << 48;
 
 /// The loader's position after some batch, and everything the order depends on.
+///
+/// As JSON below 1 KiB on one rank; with `W` ranks that skipped different numbers of bad samples up
+/// to 40 bytes a rank more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoaderState {
     /// Version of this layout.
     pub version: u32,
-    /// Epoch the next sample belongs to, from 0.
-    pub epoch: u64,
-    /// Places of the epoch's order that are used up, bad ones included.
-    pub position: u64,
-    /// Batches of the epoch that are used up.
+    /// Batches handed out since the run began, on each rank.
     pub batches: u64,
-    /// The run's books so far.
+    /// The first row of the run, counted from 0, that is not used up in every lane.
+    pub row: u64,
+    /// Where each data set stands at the beginning of that row.
+    pub sets: Vec<SetPosition>,
+    /// How many rows from that one on are used up, for all lanes in turn.
+    pub lanes: Vec<LaneRun>,
+    /// The books so far: this rank's, or of all ranks after [`LoaderState::merge`].
     pub counters: Counters,
+    /// The same by data set, if there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub set_counters: Vec<Counters>,
     /// What the order was drawn from.
     pub order: OrderKey,
 }
 
-/// Everything that fixes the order of batches.
+/// Where a data set stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetPosition {
+    /// Epoch of its next sample, from 0.
+    pub epoch: u64,
+    /// Samples of that epoch before it.
+    pub position: u64,
+    /// Places of the mixture it has had in all.
+    pub taken: u64,
+}
+
+/// Everything that fixes the order of samples.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OrderKey {
-    /// Number of shards.
-    pub num_shards: u64,
-    /// SHA-256 over the shards' base names and sizes, in order.
-    pub shards_sha256: String,
+    /// Data sets, in order.
+    pub sets: Vec<SetKey>,
     /// Seed of the order.
     pub seed: u64,
     /// Shuffle mode.
     pub shuffle: ShuffleMode,
-    /// Bound of the shuffle buffer, in samples.
+    /// Samples of a block, with `shuffle = "buffer"`.
     pub shuffle_buffer_samples: u64,
-    /// Bound of the shuffle buffer, in bytes.
-    pub shuffle_buffer_bytes: u64,
-    /// Images per batch.
-    pub batch_size: u64,
-    /// Whether a partial last batch is dropped.
+    /// Images per batch of all ranks together.
+    pub global_batch: u64,
+    /// Whether a partial last batch of an epoch is dropped.
     pub drop_last: bool,
 }
 
-impl OrderKey {
-    /// The key of a configuration on a list of shards.
-    ///
-    /// # Errors
-    /// [`PipelineError::Io`] when a shard's size cannot be read.
-    pub fn new(config: &LoaderConfig, shards: &[ShardLocation]) -> Result<Self, PipelineError> {
+/// What tells one data set from another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetKey {
+    /// Its name; empty for the only one.
+    pub name: String,
+    /// Its weight in the mixture, as text so that it compares exactly.
+    pub weight: String,
+    /// Number of shards.
+    pub num_shards: u64,
+    /// SHA-256 over the shards' base names and sizes, in order.
+    pub shards_sha256: String,
+}
+
+impl SetKey {
+    /// The key of a data set whose shards have these sizes in bytes.
+    pub(crate) fn new(set: &DataSet, sizes: &[u64]) -> SetKey {
         let mut hasher = Sha256::new();
-        for shard in shards {
-            let size = shard.size().map_err(|source| PipelineError::Io {
-                path: shard.name.as_ref().into(),
-                source,
-            })?;
+        for (shard, size) in set.shards.iter().zip(sizes) {
             let name = shard.base_name();
             hasher.update((name.len() as u64).to_le_bytes());
             hasher.update(name.as_bytes());
             hasher.update(size.to_le_bytes());
         }
         let digest = hasher.finalize();
-        Ok(OrderKey {
-            num_shards: shards.len() as u64,
+        SetKey {
+            name: set.name.clone(),
+            weight: set.weight.to_string(),
+            num_shards: set.shards.len() as u64,
             shards_sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        }
+    }
+}
+
+impl OrderKey {
+    /// The key of a configuration on these data sets.
+    pub fn new(config: &LoaderConfig, sets: Vec<SetKey>, world: World) -> Self {
+        OrderKey {
+            sets,
             seed: config.seed,
             shuffle: config.shuffle,
             shuffle_buffer_samples: config.shuffle_buffer_samples as u64,
-            shuffle_buffer_bytes: config.shuffle_buffer_bytes as u64,
-            batch_size: config.batch_size as u64,
+            global_batch: config.batch_size as u64 * u64::from(world.size()),
             drop_last: config.drop_last,
-        })
+        }
     }
 
     /// Names the first difference, as `(setting, saved, now)`.
-    fn difference(&self, now: &OrderKey) -> Option<(&'static str, String, String)> {
-        let rows = [
-            (
-                "number of shards",
-                self.num_shards.to_string(),
+    fn difference(&self, now: &OrderKey) -> Option<(String, String, String)> {
+        let row = |what: &str, saved: String, now: String| (what.to_string(), saved, now);
+        let mut rows = vec![row(
+            "number of data sets",
+            self.sets.len().to_string(),
+            now.sets.len().to_string(),
+        )];
+        for (saved, now) in self.sets.iter().zip(&now.sets) {
+            let of = match saved.name.as_str() {
+                "" => String::new(),
+                name => format!(" of data set `{name}`"),
+            };
+            rows.push(row("data set", saved.name.clone(), now.name.clone()));
+            rows.push((
+                format!("number of shards{of}"),
+                saved.num_shards.to_string(),
                 now.num_shards.to_string(),
-            ),
-            (
-                "shard names and sizes (sha256)",
-                self.shards_sha256.clone(),
+            ));
+            rows.push((
+                format!("shard names and sizes{of} (sha256)"),
+                saved.shards_sha256.clone(),
                 now.shards_sha256.clone(),
-            ),
-            ("seed", self.seed.to_string(), now.seed.to_string()),
-            (
+            ));
+            rows.push((
+                format!("weight{of}"),
+                saved.weight.clone(),
+                now.weight.clone(),
+            ));
+        }
+        rows.extend([
+            row("seed", self.seed.to_string(), now.seed.to_string()),
+            row(
                 "shuffle",
-                format!("{:?}", self.shuffle),
-                format!("{:?}", now.shuffle),
+                self.shuffle.name().into(),
+                now.shuffle.name().into(),
             ),
-            (
+            row(
                 "shuffle_buffer_samples",
                 self.shuffle_buffer_samples.to_string(),
                 now.shuffle_buffer_samples.to_string(),
             ),
-            (
-                "shuffle_buffer_bytes",
-                self.shuffle_buffer_bytes.to_string(),
-                now.shuffle_buffer_bytes.to_string(),
+            row(
+                "global batch (batch_size × ranks)",
+                self.global_batch.to_string(),
+                now.global_batch.to_string(),
             ),
-            (
-                "batch_size",
-                self.batch_size.to_string(),
-                now.batch_size.to_string(),
-            ),
-            (
+            row(
                 "drop_last",
                 self.drop_last.to_string(),
                 now.drop_last.to_string(),
             ),
-        ];
+        ]);
         rows.into_iter()
             .find(|(_, saved, current)| saved != current)
     }
@@ -130,12 +182,18 @@ impl OrderKey {
 impl LoaderState {
     /// The start of a run.
     pub fn start(order: OrderKey) -> Self {
+        let sets = order.sets.len();
         LoaderState {
             version: STATE_VERSION,
-            epoch: 0,
-            position: 0,
             batches: 0,
+            row: 0,
+            sets: vec![SetPosition::default(); sets],
+            lanes: Vec::new(),
             counters: Counters::default(),
+            set_counters: match sets {
+                0 | 1 => Vec::new(),
+                _ => vec![Counters::default(); sets],
+            },
             order,
         }
     }
@@ -151,12 +209,84 @@ impl LoaderState {
                 self.version
             )));
         }
-        match self.order.difference(now) {
-            None => Ok(()),
-            Some((what, saved, current)) => Err(PipelineError::State(format!(
+        if let Some((what, saved, current)) = self.order.difference(now) {
+            return Err(PipelineError::State(format!(
                 "it was saved with another {what} ({saved}) than the present one ({current}); \
                  resume with the same data and settings, or start a new run"
-            ))),
+            )));
         }
+        let books = self.set_counters.len();
+        let lanes_fit = self.lanes.is_empty()
+            || Lanes::total(&self.lanes) == Some(self.order.global_batch);
+        let counts = (self.lanes.iter().map(|run| run.rows))
+            .chain([self.row, self.batches])
+            .chain(self.sets.iter().flat_map(|set| [set.epoch, set.position, set.taken]));
+        if self.sets.len() != self.order.sets.len()
+            || !lanes_fit
+            || !(books == 0 || books == self.sets.len())
+            || counts.max() > Some(MAX_COUNT)
+        {
+            return Err(PipelineError::State(
+                "it does not fit together: another number of data sets or lanes than its own order \
+                 says; it was edited or damaged"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// What this rank goes on with: the books of the run are the first rank's.
+    pub(crate) fn of_rank(mut self, world: World) -> LoaderState {
+        if !world.is_first() {
+            self.counters = Counters::default();
+            self.set_counters.fill(Counters::default());
+        }
+        self
+    }
+
+    /// Epoch of the only or first data set, from 0.
+    pub fn epoch(&self) -> u64 {
+        self.sets.first().map_or(0, |set| set.epoch)
+    }
+
+    /// The state of all ranks together, from those that each rank saved after the same batch, in
+    /// the order of ranks. Any world size that divides the global batch can go on from it.
+    ///
+    /// A rank knows what it skipped itself and supposes that others skipped as much. So the state of
+    /// one rank stands for all as long as no sample was bad, and this makes it exact.
+    ///
+    /// # Errors
+    /// [`PipelineError::State`] when the states are of different runs or batches, or their number
+    /// does not divide the global batch.
+    pub fn merge(states: &[LoaderState]) -> Result<LoaderState, PipelineError> {
+        let refuse = |message: String| Err(PipelineError::State(message));
+        let Some(first) = states.iter().min_by_key(|state| state.row) else {
+            return refuse("there is none to merge".into());
+        };
+        for (rank, state) in states.iter().enumerate() {
+            state.check(&first.order)?;
+            if state.batches != first.batches {
+                return refuse(format!(
+                    "rank {rank} saved it after batch {}, another after batch {}",
+                    state.batches, first.batches
+                ));
+            }
+        }
+        let global_batch = first.order.global_batch;
+        let ranks = states.len() as u64;
+        if global_batch % ranks != 0 {
+            return refuse(format!(
+                "{ranks} ranks cannot have shared a global batch of {global_batch}"
+            ));
+        }
+        let mut merged = first.clone();
+        merged.lanes = Lanes::merge(states, global_batch / ranks);
+        for state in states.iter().filter(|state| !std::ptr::eq(*state, first)) {
+            merged.counters.add(&state.counters);
+            for (sum, more) in merged.set_counters.iter_mut().zip(&state.set_counters) {
+                sum.add(more);
+            }
+        }
+        Ok(merged)
     }
 }

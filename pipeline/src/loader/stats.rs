@@ -32,6 +32,17 @@ impl Counters {
         self.skipped.values().sum()
     }
 
+    /// Adds another rank's books.
+    pub fn add(&mut self, other: &Counters) {
+        self.read += other.read;
+        self.delivered += other.delivered;
+        for (&reason, count) in &other.skipped {
+            *self.skipped.entry(reason).or_insert(0) += count;
+        }
+        self.dropped_last += other.dropped_last;
+        self.bad_shards += other.bad_shards;
+    }
+
     /// Whether every sample is accounted for.
     pub fn balance(&self) -> bool {
         self.read == self.delivered + self.skipped_total() + self.dropped_last

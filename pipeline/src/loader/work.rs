@@ -13,7 +13,7 @@ use crate::captions::raw_captions;
 use crate::config::{CaptionChoice, LoaderConfig};
 use crate::decode::{is_image_extension, DecodeError, DecodeQuality, Decoder};
 use crate::error::{PipelineError, SampleError, SkipReason};
-use crate::sample::{DecodedSample, EncodedSample, MemberData};
+use crate::sample::{DecodedSample, EncodedSample, Member, MemberData};
 use crate::text::{CaptionProcessor, CaptionTokenizer};
 
 /// Everything the workers share.
@@ -77,8 +77,13 @@ impl Work {
         epoch: u64,
         row: Option<Pixels>,
     ) -> Result<DecodedSample, SampleError> {
-        let result = self.stages(&sample, epoch, row);
-        for member in sample.members {
+        let mut result = self.stages(&sample, epoch, row);
+        let mut members = sample.members;
+        if let Ok(decoded) = &mut result {
+            let wanted = |member: &mut Member| self.config.extra_members.contains(&member.name);
+            decoded.members = members.extract_if(.., wanted).collect();
+        }
+        for member in members {
             if let MemberData::Bytes(bytes) = member.data {
                 self.bytes.give_back(bytes);
             }
@@ -99,6 +104,7 @@ impl Work {
         let id = &sample.id;
         let mut rng = SampleRng::new(self.config.seed, epoch, id.shard_index, id.sample_index);
         let captions = self.captions(sample, &mut rng)?;
+        self.config.filters.metadata(sample)?;
         let bytes = image_member(sample).ok_or_else(|| {
             let names: Vec<_> = sample
                 .members
@@ -121,10 +127,11 @@ impl Work {
         });
         let result = self.image(bytes, &mut rng, &mut scratch, pixels.as_mut_slice());
         self.scratch.push(scratch);
-        result.map_err(|error| (error.reason(), format!("cannot decode its image: {error}")))?;
+        result?;
         Ok(DecodedSample {
             id: id.clone(),
             pixels,
+            members: Vec::new(),
             captions,
             token_ids,
             attention_mask,
@@ -138,19 +145,21 @@ impl Work {
         rng: &mut SampleRng,
         scratch: &mut Scratch,
         out: &mut [u8],
-    ) -> Result<(), DecodeError> {
+    ) -> Result<(), (SkipReason, String)> {
+        let undecodable = |error: DecodeError| {
+            (error.reason(), format!("cannot decode its image: {error}"))
+        };
         let Scratch { decoder, processor } = scratch;
         let start = Instant::now();
-        let opened = decoder.open(bytes)?;
+        let opened = decoder.open(bytes).map_err(undecodable)?;
+        self.config.filters.image(opened.width(), opened.height())?;
         let view = processor
             .transform()
             .draw(opened.width(), opened.height(), rng);
-        let crop = decoder.decode(
-            &opened,
-            view.crop,
-            processor.transform().size(),
-            self.quality,
-        )?;
+        let size = processor.transform().size();
+        let crop = decoder
+            .decode(&opened, view.crop, size, self.quality)
+            .map_err(undecodable)?;
         let decoded = Instant::now();
         processor.render_decoded(&crop, view.mirrored, out);
         let Meters {
@@ -184,7 +193,14 @@ impl Work {
         sample: &EncodedSample,
         rng: &mut SampleRng,
     ) -> Result<Vec<String>, (SkipReason, String)> {
-        let raw = raw_captions(sample, &self.config.caption_column)?;
+        let mut raw = raw_captions(sample, &self.config.caption_column)?;
+        let filters = &self.config.filters;
+        let before = raw.len();
+        raw.retain(|caption| filters.takes_caption(caption));
+        if raw.is_empty() {
+            let message = format!("none of its {before} captions has a length that is wanted");
+            return Err((SkipReason::FilteredCaption, message));
+        }
         let cleaner = &self.caption_processor;
         let usable = raw.iter().filter(|caption| !cleaner.is_empty(caption));
         let mut processed: Vec<String> = usable.map(|caption| cleaner.process(caption)).collect();

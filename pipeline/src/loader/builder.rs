@@ -1,0 +1,108 @@
+//! How a loader is made.
+
+use std::sync::Arc;
+
+use super::dataset::DataSet;
+use super::listing::Listing;
+use super::open::OpenRun;
+use super::samples::Samples;
+use super::state::LoaderState;
+use super::world::World;
+use super::Loader;
+use crate::batch::{HostAllocator, PlainAllocator};
+use crate::config::LoaderConfig;
+use crate::error::PipelineError;
+use crate::source::ShardLocation;
+use crate::text::CaptionTokenizer;
+
+/// Settings and data of a run, to be read as batches, as samples or as a list of keys.
+///
+/// All three follow one order, and a state of one continues another.
+#[must_use = "nothing is read before `batches`, `samples` or `listing`"]
+pub struct LoaderBuilder {
+    config: LoaderConfig,
+    sets: Vec<DataSet>,
+    world: World,
+    resume: Option<LoaderState>,
+    allocator: Arc<dyn HostAllocator>,
+}
+
+impl LoaderBuilder {
+    pub(super) fn new(config: LoaderConfig) -> LoaderBuilder {
+        LoaderBuilder {
+            config,
+            sets: Vec::new(),
+            world: World::SINGLE,
+            resume: None,
+            allocator: Arc::new(PlainAllocator),
+        }
+    }
+
+    /// The shards of the only data set.
+    pub fn shards(self, shards: Vec<ShardLocation>) -> Self {
+        self.data_set(DataSet::only(shards))
+    }
+
+    /// One more data set of a mixture.
+    pub fn data_set(mut self, set: DataSet) -> Self {
+        self.sets.push(set);
+        self
+    }
+
+    /// This process among those that share the data; one alone unless told. The configuration's
+    /// `batch_size` is that of each rank.
+    pub fn world(mut self, world: World) -> Self {
+        self.world = world;
+        self
+    }
+
+    /// Continues after the batch that a state was saved with.
+    pub fn resume(mut self, state: impl Into<Option<LoaderState>>) -> Self {
+        self.resume = state.into();
+        self
+    }
+
+    /// Where pixels are put: ordinary memory unless told.
+    pub fn allocator(mut self, allocator: Arc<dyn HostAllocator>) -> Self {
+        self.allocator = allocator;
+        self
+    }
+
+    /// Starts reading, decoding and collating on threads of its own.
+    ///
+    /// # Errors
+    /// [`PipelineError::Config`] for settings that cannot work, [`PipelineError::State`] for a state
+    /// of other data or settings, [`PipelineError::Io`] for a shard that is gone,
+    /// [`PipelineError::Index`] for an index that does not fit its shard,
+    /// [`PipelineError::Thread`] when threads cannot be started.
+    pub fn batches(self, tokenizer: Arc<CaptionTokenizer>) -> Result<Loader, PipelineError> {
+        let run = OpenRun::open(self.config, self.sets, self.world, self.resume)?;
+        Loader::start(run, tokenizer, self.allocator)
+    }
+
+    /// Starts reading, on threads of its own; samples come out as they lie in the shards.
+    ///
+    /// # Errors
+    /// As [`LoaderBuilder::batches`].
+    pub fn samples(self) -> Result<Samples, PipelineError> {
+        Samples::start(OpenRun::open(
+            self.config,
+            self.sets,
+            self.world,
+            self.resume,
+        )?)
+    }
+
+    /// Lists what this rank will see, without decoding; of indexed shards without reading them.
+    ///
+    /// # Errors
+    /// As [`LoaderBuilder::batches`].
+    pub fn listing(self) -> Result<Listing, PipelineError> {
+        Listing::start(OpenRun::open(
+            self.config,
+            self.sets,
+            self.world,
+            self.resume,
+        )?)
+    }
+}

@@ -1,0 +1,131 @@
+//! The data sets of a run: their shards, and what is known of them at the start.
+
+use std::sync::Arc;
+
+use super::state::SetKey;
+use crate::error::{PipelineError, ShardError};
+use crate::index::ShardIndex;
+use crate::source::ShardLocation;
+use crate::stop::Stop;
+
+/// A data set of a mixture.
+#[derive(Clone, Debug)]
+pub struct DataSet {
+    /// Name in reports and saved states.
+    pub name: String,
+    /// Its shards.
+    pub shards: Vec<ShardLocation>,
+    /// Its share of samples, relative to the other sets' weights.
+    pub weight: f64,
+}
+
+impl DataSet {
+    /// The only data set of a run.
+    pub fn only(shards: Vec<ShardLocation>) -> DataSet {
+        DataSet {
+            name: String::new(),
+            shards,
+            weight: 1.0,
+        }
+    }
+}
+
+/// A data set whose shards were found.
+pub(crate) struct OpenSet {
+    pub(crate) key: SetKey,
+    pub(crate) weight: f64,
+    pub(crate) shards: Vec<ShardLocation>,
+    /// Bytes of each shard at the start of the run.
+    pub(crate) sizes: Vec<u64>,
+    /// Number of its first shard among those of all sets.
+    pub(crate) first_shard: u32,
+    pub(crate) contents: Contents,
+}
+
+/// How a data set's samples are reached.
+pub(crate) enum Contents {
+    /// Each by itself.
+    Indexed(Vec<Arc<ShardIndex>>),
+    /// Shard by shard; why, as a sentence on the first shard that cannot be read otherwise.
+    Stream(String),
+}
+
+impl OpenSet {
+    pub(crate) fn open(
+        set: DataSet,
+        first_shard: u32,
+        stop: &Stop,
+    ) -> Result<OpenSet, PipelineError> {
+        let sizes = set.shards.iter().map(|shard| {
+            shard.size().map_err(|source| PipelineError::Io {
+                path: shard.name.as_ref().into(),
+                source,
+            })
+        });
+        let sizes: Vec<u64> = sizes.collect::<Result<_, _>>()?;
+        let contents = contents(&set.shards, stop)?;
+        Ok(OpenSet {
+            key: SetKey::new(&set, &sizes),
+            weight: set.weight,
+            shards: set.shards,
+            sizes,
+            first_shard,
+            contents,
+        })
+    }
+
+    /// Looks whether a file is still the one that the run began with. (A remote shard is asked for
+    /// by its version.)
+    pub(crate) fn check_size(&self, shard: u32) -> Result<(), ShardError> {
+        let (Some(location), Some(&before)) = (
+            self.shards.get(shard as usize),
+            self.sizes.get(shard as usize),
+        ) else {
+            return Ok(());
+        };
+        if location.path().is_none() {
+            return Ok(());
+        }
+        let message = match location.size() {
+            Ok(now) if now == before => return Ok(()),
+            Ok(now) => format!(
+                "has {now} bytes now and had {before} when the run began: it was replaced; put it \
+                 back, or start a new run"
+            ),
+            Err(error) => format!(
+                "was there when the run began, with {before} bytes, and cannot be opened now \
+                 ({error}); put it back"
+            ),
+        };
+        Err(ShardError {
+            shard: location.name.to_string(),
+            offset_bytes: 0,
+            message,
+        })
+    }
+
+    /// What messages call it.
+    pub(crate) fn title(&self) -> String {
+        match self.key.name.as_str() {
+            "" => "the shards".into(),
+            name => format!("data set `{name}`"),
+        }
+    }
+}
+
+fn contents(shards: &[ShardLocation], stop: &Stop) -> Result<Contents, PipelineError> {
+    let mut indices = Vec::with_capacity(shards.len());
+    for shard in shards {
+        let Some(index) = ShardIndex::open(shard, stop).map_err(PipelineError::Index)? else {
+            return Ok(Contents::Stream(format!("{} has no index", shard.name)));
+        };
+        if index.access().is_none() {
+            return Ok(Contents::Stream(format!(
+                "{} can only be read from its beginning",
+                shard.name
+            )));
+        }
+        indices.push(Arc::new(index));
+    }
+    Ok(Contents::Indexed(indices))
+}

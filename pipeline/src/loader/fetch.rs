@@ -1,0 +1,376 @@
+//! Reads the samples of known places ahead of their turn, many at a time.
+//!
+//! Places are planned in chunks. Those of a chunk that lie in one shard are read in the order of the
+//! shard, so that neighbours are read in one go, and handed out in the order of places. What is
+//! planned is bounded by the mean size of samples; a sample that does not fit the bound after all is
+//! put off, and read when its turn comes.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crossbeam::channel;
+
+use super::dataset::{Contents, OpenSet};
+use super::meter::TimedReads;
+use super::queue::add_since;
+use super::stream::Reading;
+use crate::error::{PipelineError, SampleError, ShardError, SkipReason};
+use crate::index::read_samples;
+use crate::sample::{EncodedSample, SampleId};
+
+/// Most samples of one job: the first of many are ready soon, and threads share the work.
+const JOB_SAMPLES: usize = 32;
+
+/// Most samples that are planned, however small they are.
+const MAX_PLANNED: usize = 16_384;
+
+/// A sample, or why there is none, and whether its shard failed here for the first time.
+pub(crate) struct Fetched {
+    pub(crate) sample: Result<EncodedSample, SampleError>,
+    pub(crate) bad_shard: Option<ShardError>,
+}
+
+/// Where a sample is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct At {
+    set: u32,
+    shard: u32,
+    sample: u32,
+}
+
+struct Job {
+    set: u32,
+    shard: u32,
+    /// Samples in ascending order, and their tickets.
+    wanted: Vec<(u32, u64)>,
+}
+
+enum Outcome {
+    Sample(Result<EncodedSample, SampleError>),
+    /// There is no room for it yet.
+    PutOff,
+    /// It was not reached.
+    Failed(ShardError),
+}
+
+/// A ticket, and what came of it.
+type Reply = (u64, Outcome);
+
+pub(crate) struct Fetcher {
+    sets: Vec<Arc<OpenSet>>,
+    reading: Reading,
+    jobs: Option<channel::Sender<Job>>,
+    replies: channel::Receiver<Reply>,
+    threads: Vec<JoinHandle<()>>,
+    /// Bytes of samples that were read and not handed out.
+    held: Arc<AtomicUsize>,
+    budget: usize,
+    /// Planned places that are not handed to a thread.
+    chunk: Vec<(At, u64)>,
+    in_chunk: HashSet<At>,
+    chunk_bytes: usize,
+    /// Places in order, from ticket `first` on.
+    first: u64,
+    places: VecDeque<(At, usize, Option<Outcome>)>,
+    planned_bytes: usize,
+    failed: HashSet<(u32, u32)>,
+}
+
+impl Fetcher {
+    pub(crate) fn start(
+        sets: Vec<Arc<OpenSet>>,
+        reading: Reading,
+    ) -> Result<Fetcher, PipelineError> {
+        let (jobs, job_queue) = channel::unbounded::<Job>();
+        let (sender, replies) = channel::unbounded::<Reply>();
+        let held = Arc::new(AtomicUsize::new(0));
+        // Nothing waits in a shuffle buffer here: its memory goes into reading ahead.
+        let budget = reading.read_ahead_bytes + reading.shuffle_bytes;
+        let mut fetcher = Fetcher {
+            sets,
+            reading,
+            jobs: Some(jobs),
+            replies,
+            threads: Vec::new(),
+            held,
+            budget,
+            chunk: Vec::new(),
+            in_chunk: HashSet::new(),
+            chunk_bytes: 0,
+            first: 0,
+            places: VecDeque::new(),
+            planned_bytes: 0,
+            failed: HashSet::new(),
+        };
+        for number in 0..fetcher.reading.io_threads {
+            let reader = Reader {
+                sets: fetcher.sets.clone(),
+                reading: fetcher.reading.clone(),
+                held: fetcher.held.clone(),
+                budget,
+            };
+            let (job_queue, sender) = (job_queue.clone(), sender.clone());
+            let thread = super::spawn(&format!("qf-read-{number}"), move || {
+                for job in job_queue {
+                    if reader.run(job, &sender).is_err() {
+                        return;
+                    }
+                }
+            })?;
+            fetcher.threads.push(thread);
+        }
+        Ok(fetcher)
+    }
+
+    /// Whether more places should be planned before the next one is taken.
+    pub(crate) fn wants_more(&self) -> bool {
+        self.places.len() < MAX_PLANNED && self.planned_bytes <= self.budget * 3 / 4
+    }
+
+    /// Plans a place behind those that are planned.
+    pub(crate) fn plan(&mut self, set: u32, shard: u32, sample: u32) {
+        let at = At { set, shard, sample };
+        let bytes = self.mean_bytes(at);
+        // A chunk names a sample once; a second visit is the beginning of the next.
+        if self.in_chunk.contains(&at) || self.chunk_bytes > self.budget / 4 {
+            self.dispatch();
+        }
+        let ticket = self.first + self.places.len() as u64;
+        self.in_chunk.insert(at);
+        self.chunk.push((at, ticket));
+        self.chunk_bytes += bytes;
+        self.planned_bytes += bytes;
+        self.places.push_back((at, bytes, None));
+    }
+
+    fn mean_bytes(&self, at: At) -> usize {
+        let Some(set) = self.sets.get(at.set as usize) else {
+            return 0;
+        };
+        let Contents::Indexed(indices) = &set.contents else {
+            return 0;
+        };
+        let shard = at.shard as usize;
+        let bytes = set.sizes[shard] / u64::from(indices[shard].len().max(1));
+        usize::try_from(bytes).unwrap_or(usize::MAX)
+    }
+
+    /// Hands what is planned to the threads.
+    fn dispatch(&mut self) {
+        self.in_chunk.clear();
+        self.chunk_bytes = 0;
+        let mut by_shard: HashMap<(u32, u32), Vec<(u32, u64)>> = HashMap::new();
+        for (at, ticket) in self.chunk.drain(..) {
+            let of_shard = by_shard.entry((at.set, at.shard)).or_default();
+            of_shard.push((at.sample, ticket));
+        }
+        let mut jobs = Vec::new();
+        for ((set, shard), mut wanted) in by_shard {
+            wanted.sort_unstable();
+            for part in wanted.chunks(JOB_SAMPLES) {
+                let wanted = part.to_vec();
+                jobs.push(Job { set, shard, wanted });
+            }
+        }
+        // What is needed first is read first.
+        jobs.sort_by_key(|job| job.wanted.iter().map(|(_, ticket)| *ticket).min());
+        if let Some(sender) = &self.jobs {
+            for job in jobs {
+                // Threads end before their list of jobs only by a panic, which `take` notices.
+                let _ = sender.send(job);
+            }
+        }
+    }
+
+    /// The sample of the first planned place.
+    ///
+    /// # Errors
+    /// [`PipelineError::Thread`] when a reading thread died.
+    pub(crate) fn take(&mut self) -> Result<Fetched, PipelineError> {
+        let died = || PipelineError::Thread("a reader thread died; this is a bug".into());
+        let in_chunk = self.chunk.first().map(|(_, ticket)| *ticket);
+        if in_chunk == Some(self.first) {
+            self.dispatch();
+        }
+        let meter = &self.reading.meters.shard_queue;
+        let start = Instant::now();
+        let mut waited = false;
+        loop {
+            let (ticket, outcome) = match self.places.front() {
+                Some((_, _, Some(_))) => break,
+                Some(_) => match self.replies.try_recv() {
+                    Ok(reply) => reply,
+                    Err(_) => {
+                        waited = true;
+                        self.replies.recv().map_err(|_| died())?
+                    }
+                },
+                None => return Err(died()),
+            };
+            if let Some(place) = self.places.get_mut((ticket - self.first) as usize) {
+                place.2 = Some(outcome);
+            }
+        }
+        if waited {
+            add_since(&meter.empty_wait_ns, start);
+        }
+        meter.items.fetch_add(1, Ordering::Relaxed);
+        meter
+            .occupancy_sum
+            .fetch_add(self.replies.len() as u64, Ordering::Relaxed);
+        let Some((at, bytes, Some(outcome))) = self.places.pop_front() else {
+            return Err(died());
+        };
+        self.first += 1;
+        self.planned_bytes -= bytes;
+        let outcome = match outcome {
+            Outcome::PutOff => self.fetch_now(at),
+            Outcome::Sample(sample) => {
+                let bytes = sample.as_ref().map_or(0, EncodedSample::payload_bytes);
+                self.held.fetch_sub(bytes, Ordering::AcqRel);
+                Outcome::Sample(sample)
+            }
+            outcome => outcome,
+        };
+        Ok(match outcome {
+            Outcome::Sample(sample) => Fetched {
+                sample,
+                bad_shard: None,
+            },
+            Outcome::Failed(error) => self.unreadable(at, error),
+            Outcome::PutOff => return Err(died()),
+        })
+    }
+
+    /// Reads one sample on this thread.
+    fn fetch_now(&self, at: At) -> Outcome {
+        let reader = Reader {
+            sets: self.sets.clone(),
+            reading: self.reading.clone(),
+            held: Arc::default(),
+            budget: usize::MAX,
+        };
+        let (sender, replies) = channel::unbounded();
+        let job = Job {
+            set: at.set,
+            shard: at.shard,
+            wanted: vec![(at.sample, 0)],
+        };
+        // The receiver is here.
+        let _ = reader.run(job, &sender);
+        replies
+            .try_recv()
+            .map_or(Outcome::PutOff, |(_, outcome)| outcome)
+    }
+
+    fn unreadable(&mut self, at: At, error: ShardError) -> Fetched {
+        let is_new = self.failed.insert((at.set, at.shard));
+        let set = &self.sets[at.set as usize];
+        let id = SampleId {
+            shard: set.shards[at.shard as usize].name.clone(),
+            shard_index: set.first_shard + at.shard,
+            sample_index: at.sample,
+            key: format!("number {}", at.sample),
+            offset_bytes: error.offset_bytes,
+        };
+        Fetched {
+            sample: Err(SampleError {
+                id: Box::new(id),
+                reason: SkipReason::UnreadableShard,
+                message: format!("its shard cannot be read: {}", error.message),
+            }),
+            bad_shard: is_new.then_some(error),
+        }
+    }
+}
+
+impl Drop for Fetcher {
+    fn drop(&mut self) {
+        self.jobs = None;
+        // A thread with an answer that nobody takes ends there.
+        let (_, nobody) = channel::bounded(0);
+        self.replies = nobody;
+        for thread in self.threads.drain(..) {
+            // A panic was noticed by `take`.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Nobody takes answers any more.
+struct Gone;
+
+struct Reader {
+    sets: Vec<Arc<OpenSet>>,
+    reading: Reading,
+    held: Arc<AtomicUsize>,
+    budget: usize,
+}
+
+impl Reader {
+    fn run(&self, job: Job, replies: &channel::Sender<Reply>) -> Result<(), Gone> {
+        let Job { set, shard, wanted } = job;
+        let Some(set) = self.sets.get(set as usize) else {
+            return Ok(()); // Jobs are made from this very list.
+        };
+        let Contents::Indexed(indices) = &set.contents else {
+            return Ok(()); // Only indexed sets have planned places.
+        };
+        let samples: Vec<u32> = wanted.iter().map(|(sample, _)| *sample).collect();
+        let mut answered = 0;
+        let mut gone = false;
+        let reading = &self.reading;
+        let mut visit = |sample: u32, result: Result<EncodedSample, SampleError>| {
+            let Some((_, ticket)) = wanted.get(answered) else {
+                return false;
+            };
+            debug_assert_eq!(samples.get(answered), Some(&sample));
+            answered += 1;
+            reading.meters.read.add_items(1);
+            let bytes = result.as_ref().map_or(0, EncodedSample::payload_bytes);
+            let before = self.held.fetch_add(bytes, Ordering::AcqRel);
+            let outcome = if before.saturating_add(bytes) > self.budget {
+                self.held.fetch_sub(bytes, Ordering::AcqRel);
+                Outcome::PutOff
+            } else {
+                Outcome::Sample(result)
+            };
+            gone = replies.send((*ticket, outcome)).is_err();
+            !gone
+        };
+        let observer = TimedReads::new(&reading.meters, &reading.bytes);
+        let end = set.check_size(shard).and_then(|()| {
+            read_samples(
+                &set.shards[shard as usize],
+                set.first_shard + shard,
+                &indices[shard as usize],
+                &samples,
+                &reading.options,
+                &observer,
+                &reading.stop,
+                &mut visit,
+            )
+        });
+        if gone {
+            return Err(Gone);
+        }
+        let missing = || ShardError {
+            shard: set.shards[shard as usize].name.to_string(),
+            offset_bytes: 0,
+            message: "holds fewer samples than its index says; index it again with \
+                      `qfdata index --overwrite`"
+                .into(),
+        };
+        let error = end.err().or_else(|| (answered < wanted.len()).then(missing));
+        if let Some(error) = error {
+            for (_, ticket) in &wanted[answered..] {
+                let reply = (*ticket, Outcome::Failed(error.clone()));
+                replies.send(reply).map_err(|_| Gone)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,239 @@
+//! Starts a run: opens data sets, checks the state, and puts the order together.
+
+use std::sync::Arc;
+
+use super::dataset::{Contents, DataSet, OpenSet};
+use super::fetch::Fetcher;
+use super::indexed::IndexedSource;
+use super::lanes::Lanes;
+use super::mix::{MixOptions, Mixer};
+use super::place::Source;
+use super::recycle::BytePool;
+use super::sequence::Sequencer;
+use super::state::{LoaderState, OrderKey};
+use super::stats::Meters;
+use super::stream::{Reading, StreamSource};
+use super::tracker::Tracker;
+use super::world::World;
+use crate::config::LoaderConfig;
+use crate::error::PipelineError;
+use crate::order::{OrderSpec, ShuffleMode};
+use crate::stop::Stop;
+
+/// Threads that read when none are asked for: local files, and remote ones, where a thread mostly
+/// waits for its answer.
+const LOCAL_IO_THREADS: usize = 2;
+const REMOTE_IO_THREADS: usize = 16;
+
+/// A run whose data sets are open and whose state fits them.
+pub(crate) struct OpenRun {
+    pub(crate) config: Arc<LoaderConfig>,
+    pub(crate) sets: Vec<Arc<OpenSet>>,
+    pub(crate) world: World,
+    pub(crate) state: LoaderState,
+    pub(crate) stop: Stop,
+    pub(crate) meters: Arc<Meters>,
+    pub(crate) bytes: Arc<BytePool>,
+    pub(crate) io_threads: usize,
+}
+
+impl OpenRun {
+    pub(crate) fn open(
+        config: LoaderConfig,
+        data: Vec<DataSet>,
+        world: World,
+        resume: Option<LoaderState>,
+    ) -> Result<OpenRun, PipelineError> {
+        config.validate()?;
+        check_sets(&data, &config)?;
+        let stop = Stop::default();
+        let mut sets = Vec::new();
+        let mut weights_and_keys = Vec::new();
+        let mut first_shard = 0;
+        for set in data {
+            let open = OpenSet::open(set, first_shard, &stop)?;
+            first_shard += open.shards.len() as u32;
+            if let (ShuffleMode::Full, Contents::Stream(why)) = (config.shuffle, &open.contents) {
+                return Err(PipelineError::Config {
+                    setting: "shuffle",
+                    message: format!(
+                        "`full` reads samples in any order, and {why}; write indices with \
+                         `qfdata index` (for .tar.gz, and .tar.zst of one frame: shard again), or \
+                         use `buffer`"
+                    ),
+                });
+            }
+            weights_and_keys.push(open.key.clone());
+            sets.push(Arc::new(open));
+        }
+        let order = OrderKey::new(&config, weights_and_keys, world);
+        let state = match resume {
+            Some(state) => {
+                state.check(&order)?;
+                state.of_rank(world)
+            }
+            None => LoaderState::start(order),
+        };
+        let is_remote = sets
+            .iter()
+            .flat_map(|set| &set.shards)
+            .any(|shard| shard.path().is_none());
+        let io_threads = match config.io_threads {
+            0 if is_remote => REMOTE_IO_THREADS,
+            0 => LOCAL_IO_THREADS,
+            threads => threads,
+        };
+        Ok(OpenRun {
+            config: Arc::new(config),
+            sets,
+            world,
+            state,
+            stop,
+            meters: Arc::default(),
+            bytes: Arc::default(),
+            io_threads,
+        })
+    }
+
+    /// Whether the run ends with its last epoch; if not, after as many batches as it has rows.
+    pub(crate) fn ends_with_epochs(&self) -> bool {
+        self.world.size() == 1 || !self.config.drop_last
+    }
+
+    fn lanes(&self) -> Lanes {
+        Lanes::new(&self.state, self.config.batch_size, self.world)
+    }
+
+    pub(crate) fn tracker(&self) -> Tracker {
+        Tracker::new(
+            self.state.clone(),
+            self.lanes(),
+            self.config.on_bad_sample,
+            self.config.on_bad_shard,
+        )
+    }
+
+    /// The order, with the samples of sets without an index.
+    pub(crate) fn mixer(&self) -> Result<Mixer, PipelineError> {
+        let mut sources: Vec<(String, Box<dyn Source>)> = Vec::new();
+        for (number, (set, at)) in self.sets.iter().zip(&self.state.sets).enumerate() {
+            let spec = OrderSpec {
+                seed: self.config.seed,
+                set: number as u32,
+                shuffle: self.config.shuffle,
+                block_samples: (self.config.shuffle_buffer_samples as u64).max(1),
+            };
+            let source: Box<dyn Source> = match &set.contents {
+                Contents::Indexed(indices) => {
+                    let source = IndexedSource::start(set, indices, spec, at.epoch, at.position)?;
+                    Box::new(source)
+                }
+                Contents::Stream(why) => {
+                    log::info!("{why}: {} are read in order", set.title());
+                    let reading = self.reading();
+                    let source =
+                        StreamSource::start(set.clone(), spec, reading, at.epoch, at.position)?;
+                    Box::new(source)
+                }
+            };
+            sources.push((set.title(), source));
+        }
+        let weights: Vec<f64> = self.sets.iter().map(|set| set.weight).collect();
+        let taken: Vec<u64> = self.state.sets.iter().map(|at| at.taken).collect();
+        let options = MixOptions {
+            lanes: self.lanes(),
+            drop_last: self.config.drop_last,
+            epochs: self.config.epochs,
+            is_first_rank: self.world.is_first(),
+            ends_with_epochs: self.ends_with_epochs(),
+        };
+        Ok(Mixer::new(
+            sources,
+            &weights,
+            self.state.row,
+            &taken,
+            options,
+        ))
+    }
+
+    /// The order, with all samples.
+    pub(crate) fn sequencer(&self) -> Result<Sequencer, PipelineError> {
+        let mixer = self.mixer()?;
+        let has_index = |set: &Arc<OpenSet>| matches!(set.contents, Contents::Indexed(_));
+        let fetcher = match self.sets.iter().any(has_index) {
+            true => Some(Fetcher::start(self.sets.clone(), self.reading())?),
+            false => None,
+        };
+        let max_read_bytes = self.config.read_ahead_bytes;
+        Ok(Sequencer::new(mixer, fetcher, max_read_bytes))
+    }
+
+    fn reading(&self) -> Reading {
+        Reading {
+            options: Arc::new(self.config.read_options()),
+            meters: self.meters.clone(),
+            bytes: self.bytes.clone(),
+            stop: self.stop.clone(),
+            io_threads: self.io_threads,
+            read_ahead_bytes: self.config.read_ahead_bytes,
+            shuffle_bytes: match self.config.shuffle {
+                ShuffleMode::Buffer | ShuffleMode::Full => self.config.shuffle_buffer_bytes,
+                ShuffleMode::None | ShuffleMode::Shards => 0,
+            },
+            epochs: match self.ends_with_epochs() {
+                true => self.config.epochs,
+                false => 0,
+            },
+        }
+    }
+}
+
+fn check_sets(data: &[DataSet], config: &LoaderConfig) -> Result<(), PipelineError> {
+    let refuse = |setting, message: String| Err(PipelineError::Config { setting, message });
+    if data.is_empty() {
+        return refuse("shards", "there is no data set".into());
+    }
+    for set in data {
+        if set.shards.is_empty() {
+            return refuse("shards", format!("data set `{}` has no shards", set.name));
+        }
+        if !(set.weight > 0.0 && set.weight.is_finite()) {
+            return refuse(
+                "weight",
+                format!(
+                    "{} of data set `{}`: must be a number above 0",
+                    set.weight, set.name
+                ),
+            );
+        }
+    }
+    let shards: usize = data.iter().map(|set| set.shards.len()).sum();
+    if u32::try_from(shards).is_err() {
+        return refuse("shards", format!("{shards} shards; at most {}", u32::MAX));
+    }
+    if data.len() > 1 {
+        let mut names: Vec<&str> = data.iter().map(|set| set.name.as_str()).collect();
+        names.sort_unstable();
+        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return refuse(
+                "name",
+                format!("two data sets are named `{}`", pair[0]),
+            );
+        }
+        if config.epochs != 0 {
+            return refuse(
+                "epochs",
+                "data sets of a mixture end at different times, so a mixture has no epochs; use 0, \
+                 and a number of steps"
+                    .into(),
+            );
+        }
+        if !config.drop_last {
+            return refuse(
+                "drop_last",
+                "a mixture has no last batch; use true".into(),
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! Places of the order, on their way from the data sets to whoever decodes them.
+
+use std::sync::Arc;
+
+use super::state::SetPosition;
+use crate::error::{PipelineError, SampleError, ShardError};
+use crate::sample::EncodedSample;
+
+/// What a data set has at a place of its order.
+pub(crate) enum Item {
+    /// The sample, or why it is none.
+    Read(Result<EncodedSample, SampleError>),
+    /// Where it is: shard of the set, and sample of the shard.
+    Unread { shard: u32, sample: u32 },
+    /// A place that the caller did not want.
+    Passed,
+}
+
+/// What a data set says next.
+pub(crate) enum Next {
+    Place(Item),
+    /// Samples are missing here.
+    BadShard(ShardError),
+    EndOfEpoch,
+}
+
+/// The samples of one data set, epoch after epoch.
+pub(crate) trait Source: Send {
+    /// What comes next; `wanted` tells whether the caller has a use for the sample, should it be one.
+    ///
+    /// # Errors
+    /// [`PipelineError`] where it cannot go on.
+    fn next(&mut self, wanted: bool) -> Result<Next, PipelineError>;
+
+    /// Epoch of the next sample, and samples of that epoch before it.
+    fn position(&self) -> (u64, u64);
+}
+
+/// The beginning of a row.
+#[derive(Debug)]
+pub(crate) struct RowStart {
+    pub(crate) row: u64,
+    pub(crate) sets: Vec<SetPosition>,
+}
+
+/// Which place it is.
+#[derive(Clone, Debug)]
+pub(crate) struct PlaceId {
+    pub(crate) start: Arc<RowStart>,
+    pub(crate) lane: u64,
+    pub(crate) set: u32,
+    pub(crate) epoch: u64,
+}
+
+/// What happens next to this rank.
+pub(crate) enum Event<I> {
+    Place(PlaceId, I),
+    BadShard(u32, ShardError),
+    /// This many places at the end of an epoch are not used.
+    Dropped(u32, u64),
+    EndOfEpoch(u32),
+    /// All passes over the data are over; the whole run has this many rows.
+    LastRow(u64),
+}

@@ -1,0 +1,514 @@
+//! A data set read shard by shard, for shards without an index.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam::channel;
+
+use super::dataset::OpenSet;
+use super::meter::TimedReads;
+use super::place::{Item, Next, Source};
+use super::queue::{bounded, QueueReceiver, QueueSender};
+use super::recycle::BytePool;
+use super::spill::{Spill, Spilled};
+use super::stats::Meters;
+use crate::error::{PipelineError, SampleError, ShardError};
+use crate::order::{epoch_shards, Blocks, OrderSpec, ShuffleMode};
+use crate::sample::EncodedSample;
+use crate::shard::read::{read_shard, ReadOptions};
+use crate::stop::Stop;
+
+/// Samples of one shard that may wait to be taken.
+const SHARD_QUEUE_SAMPLES: usize = 1024;
+
+/// What reading needs beside the data set.
+#[derive(Clone)]
+pub(crate) struct Reading {
+    pub(crate) options: Arc<ReadOptions>,
+    pub(crate) meters: Arc<Meters>,
+    /// Where readers find memory for images.
+    pub(crate) bytes: Arc<BytePool>,
+    pub(crate) stop: Stop,
+    pub(crate) io_threads: usize,
+    /// Bytes of samples read ahead.
+    pub(crate) read_ahead_bytes: usize,
+    /// Bytes of samples that wait in memory for their turn in a shuffled order.
+    pub(crate) shuffle_bytes: usize,
+    /// Passes over the data; 0 means without end.
+    pub(crate) epochs: u64,
+}
+
+/// What a shard's reader hands on.
+enum FromShard {
+    Sample(Result<EncodedSample, SampleError>),
+    /// The shard's last word.
+    End(Result<(), ShardError>),
+}
+
+struct Job {
+    shard: u32,
+    samples: QueueSender<FromShard>,
+}
+
+pub(crate) struct StreamSource {
+    shards: ShardStream,
+    spec: OrderSpec,
+    /// With [`ShuffleMode::Buffer`].
+    shuffle: Option<BlockShuffle>,
+    epoch: u64,
+    position: u64,
+    /// Samples to pass over until the position that was asked for.
+    to_pass: u64,
+}
+
+impl StreamSource {
+    /// Starts reading at a position; what lies before it in its epoch is read and passed over.
+    pub(crate) fn start(
+        set: Arc<OpenSet>,
+        spec: OrderSpec,
+        reading: Reading,
+        epoch: u64,
+        position: u64,
+    ) -> Result<StreamSource, PipelineError> {
+        let shuffle = (spec.shuffle == ShuffleMode::Buffer).then(|| BlockShuffle {
+            bytes: reading.bytes.clone(),
+            max_bytes: reading.shuffle_bytes,
+            in_memory: 0,
+            held: 0,
+            blocks: VecDeque::new(),
+        });
+        let mut source = StreamSource {
+            shards: ShardStream::start(set, spec, reading, epoch)?,
+            spec,
+            shuffle,
+            epoch,
+            position,
+            to_pass: position,
+        };
+        if let Some(shuffle) = &mut source.shuffle {
+            let blocks = Blocks::new(&spec, epoch);
+            let (number, start) = blocks.block_of(position);
+            // The block that holds the position has to be read whole, those before it passed over.
+            source.to_pass = start;
+            let mut block = Block::new(&spec, epoch, number);
+            block.passed = (position - start) as usize;
+            shuffle.blocks.push_back(block);
+        }
+        Ok(source)
+    }
+
+    /// What the shards say next, from the position that was asked for on.
+    fn arrival(&mut self) -> Result<Arrival, PipelineError> {
+        loop {
+            let arrival = self.shards.next()?;
+            match arrival {
+                Arrival::Sample(_) if self.to_pass > 0 => self.to_pass -= 1,
+                Arrival::BadShard(_) if self.to_pass > 0 => {}
+                Arrival::EndOfEpoch if self.to_pass > 0 => {
+                    return Err(PipelineError::State(format!(
+                        "epoch {} ended {} samples before the saved position: the shards hold \
+                         fewer samples than when it was saved",
+                        self.epoch, self.to_pass
+                    )));
+                }
+                arrival => return Ok(arrival),
+            }
+        }
+    }
+
+    fn end_epoch(&mut self) -> Next {
+        self.epoch += 1;
+        self.position = 0;
+        Next::EndOfEpoch
+    }
+
+    fn next_shuffled(&mut self, mut shuffle: BlockShuffle) -> Result<Next, PipelineError> {
+        let next = loop {
+            if shuffle.wants_more(&self.spec) && !self.shards.is_over() {
+                let arrival = self.arrival()?;
+                shuffle.push(arrival, &self.spec)?;
+                if !shuffle.front_is_whole() {
+                    continue;
+                }
+            }
+            match shuffle.pop()? {
+                Some(next) => break next,
+                None if self.shards.is_over() => {
+                    return Err(PipelineError::Thread(
+                        "samples were asked for after the last epoch; this is a bug".into(),
+                    ))
+                }
+                // The front block is not whole yet.
+                None => continue,
+            }
+        };
+        self.shuffle = Some(shuffle);
+        Ok(match next {
+            Next::Place(item) => {
+                self.position += 1;
+                Next::Place(item)
+            }
+            Next::EndOfEpoch => self.end_epoch(),
+            bad => bad,
+        })
+    }
+}
+
+impl Source for StreamSource {
+    fn next(&mut self, _wanted: bool) -> Result<Next, PipelineError> {
+        if let Some(shuffle) = self.shuffle.take() {
+            return self.next_shuffled(shuffle);
+        }
+        Ok(match self.arrival()? {
+            Arrival::Sample(sample) => {
+                self.position += 1;
+                Next::Place(Item::Read(sample))
+            }
+            Arrival::BadShard(error) => Next::BadShard(error),
+            Arrival::EndOfEpoch => self.end_epoch(),
+        })
+    }
+
+    fn position(&self) -> (u64, u64) {
+        (self.epoch, self.position)
+    }
+}
+
+/// Permutes samples within blocks. While one block is handed out the next one fills at the same
+/// pace, so about one block is held.
+struct BlockShuffle {
+    bytes: Arc<BytePool>,
+    max_bytes: usize,
+    /// Bytes of samples that are held in memory.
+    in_memory: usize,
+    /// Samples that are held.
+    held: u64,
+    /// The first is handed out once it is whole, the last one fills.
+    blocks: VecDeque<Block>,
+}
+
+struct Block {
+    epoch: u64,
+    number: u64,
+    len: u64,
+    entries: Vec<Option<Entry>>,
+    spill: Spill,
+    /// Shards that ended early while it was filled.
+    bad: VecDeque<ShardError>,
+    /// Places handed out before the run was resumed.
+    passed: usize,
+    /// Set when it is whole.
+    order: Option<std::vec::IntoIter<u32>>,
+    ends_epoch: bool,
+}
+
+enum Entry {
+    Memory(Result<EncodedSample, SampleError>),
+    Disk(Spilled),
+}
+
+impl Block {
+    fn new(spec: &OrderSpec, epoch: u64, number: u64) -> Block {
+        Block {
+            epoch,
+            number,
+            len: Blocks::new(spec, epoch).len_of(number),
+            entries: Vec::new(),
+            spill: Spill::default(),
+            bad: VecDeque::new(),
+            passed: 0,
+            order: None,
+            ends_epoch: false,
+        }
+    }
+}
+
+fn spill_error(source: std::io::Error) -> PipelineError {
+    PipelineError::Io {
+        path: "temporary file of the shuffle buffer (lower shuffle_buffer_samples, or index the \
+               shards with `qfdata index`)"
+            .into(),
+        source,
+    }
+}
+
+impl BlockShuffle {
+    fn front_is_whole(&self) -> bool {
+        self.blocks
+            .front()
+            .is_some_and(|block| block.order.is_some())
+    }
+
+    fn wants_more(&self, spec: &OrderSpec) -> bool {
+        !self.front_is_whole() || self.held < spec.block_samples
+    }
+
+    fn push(&mut self, arrival: Arrival, spec: &OrderSpec) -> Result<(), PipelineError> {
+        let Some(block) = self.blocks.back_mut() else {
+            return Err(PipelineError::Thread(
+                "a shuffle without a block; this is a bug".into(),
+            ));
+        };
+        let ends_epoch = match arrival {
+            Arrival::Sample(sample) => {
+                let bytes = sample.as_ref().map_or(0, EncodedSample::payload_bytes);
+                let entry = match sample {
+                    Ok(sample) if self.in_memory + bytes > self.max_bytes => {
+                        Entry::Disk(block.spill.put(sample).map_err(spill_error)?)
+                    }
+                    sample => {
+                        self.in_memory += bytes;
+                        Entry::Memory(sample)
+                    }
+                };
+                block.entries.push(Some(entry));
+                self.held += 1;
+                false
+            }
+            Arrival::BadShard(error) => {
+                block.bad.push_back(error);
+                return Ok(());
+            }
+            Arrival::EndOfEpoch => true,
+        };
+        if ends_epoch || block.entries.len() as u64 == block.len {
+            block.ends_epoch = ends_epoch;
+            let blocks = Blocks::new(spec, block.epoch);
+            let mut order = blocks
+                .permutation(block.number, block.entries.len())
+                .into_iter();
+            if block.passed > 0 {
+                block.bad.clear();
+                for place in order.by_ref().take(block.passed) {
+                    if let Some(Some(Entry::Memory(Ok(sample)))) =
+                        block.entries.get_mut(place as usize).map(Option::take)
+                    {
+                        self.in_memory -= sample.payload_bytes();
+                    }
+                    self.held -= 1;
+                }
+            }
+            block.order = Some(order);
+            let next = match ends_epoch {
+                true => Block::new(spec, block.epoch + 1, 0),
+                false => Block::new(spec, block.epoch, block.number + 1),
+            };
+            self.blocks.push_back(next);
+        }
+        Ok(())
+    }
+
+    /// What the first block has next; `None` if it is not whole.
+    fn pop(&mut self) -> Result<Option<Next>, PipelineError> {
+        loop {
+            let Some(block) = self.blocks.front_mut() else {
+                return Ok(None);
+            };
+            let Some(order) = &mut block.order else {
+                return Ok(None);
+            };
+            if let Some(error) = block.bad.pop_front() {
+                return Ok(Some(Next::BadShard(error)));
+            }
+            if let Some(place) = order.next() {
+                let entry = block.entries.get_mut(place as usize).and_then(Option::take);
+                self.held -= 1;
+                let sample = match entry {
+                    Some(Entry::Memory(sample)) => {
+                        let bytes = sample.as_ref().map_or(0, EncodedSample::payload_bytes);
+                        self.in_memory -= bytes;
+                        sample
+                    }
+                    Some(Entry::Disk(spilled)) => {
+                        let take = |len| self.bytes.take(len);
+                        let back = block.spill.take(spilled, &take);
+                        Ok(back.map_err(spill_error)?)
+                    }
+                    None => {
+                        return Err(PipelineError::Thread(
+                            "a place was taken twice; this is a bug".into(),
+                        ))
+                    }
+                };
+                return Ok(Some(Next::Place(Item::Read(sample))));
+            }
+            let ends_epoch = block.ends_epoch;
+            self.blocks.pop_front();
+            if ends_epoch {
+                return Ok(Some(Next::EndOfEpoch));
+            }
+        }
+    }
+}
+
+/// What comes from the shards, in the order of shards.
+enum Arrival {
+    Sample(Result<EncodedSample, SampleError>),
+    BadShard(ShardError),
+    EndOfEpoch,
+}
+
+/// Reads the shards of epoch after epoch, `io_threads` of them at a time.
+struct ShardStream {
+    set: Arc<OpenSet>,
+    spec: OrderSpec,
+    reading: Reading,
+    jobs: Option<channel::Sender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+    /// The epoch that is being opened, its order, and how far that has got.
+    epoch: u64,
+    order: Vec<u32>,
+    next: usize,
+    open: VecDeque<(u32, QueueReceiver<FromShard>)>,
+    /// The shard in turn.
+    current: Option<(u32, QueueReceiver<FromShard>)>,
+    /// Shards of the present epoch after it.
+    to_come: usize,
+    epochs_left: Option<u64>,
+}
+
+impl ShardStream {
+    fn start(
+        set: Arc<OpenSet>,
+        spec: OrderSpec,
+        reading: Reading,
+        epoch: u64,
+    ) -> Result<ShardStream, PipelineError> {
+        let (jobs, job_queue) = channel::unbounded::<Job>();
+        let mut threads = Vec::new();
+        for number in 0..reading.io_threads {
+            let (job_queue, set, reading) = (job_queue.clone(), set.clone(), reading.clone());
+            threads.push(super::spawn(&format!("qf-read-{number}"), move || {
+                for job in job_queue {
+                    read_job(&set, &reading, job);
+                }
+            })?);
+        }
+        let num_shards = set.shards.len();
+        let epochs = reading.epochs;
+        Ok(ShardStream {
+            order: epoch_shards(num_shards, &spec, epoch),
+            set,
+            spec,
+            jobs: Some(jobs),
+            threads,
+            epoch,
+            next: 0,
+            open: VecDeque::new(),
+            current: None,
+            to_come: num_shards,
+            epochs_left: (epochs > 0).then(|| epochs.saturating_sub(epoch)),
+            reading,
+        })
+    }
+
+    /// Whether all epochs are over.
+    fn is_over(&self) -> bool {
+        self.epochs_left == Some(0)
+    }
+
+    fn next(&mut self) -> Result<Arrival, PipelineError> {
+        loop {
+            let Some((shard, samples)) = &self.current else {
+                if self.to_come == 0 {
+                    self.to_come = self.set.shards.len();
+                    self.epochs_left = self.epochs_left.map(|left| left.saturating_sub(1));
+                    return Ok(Arrival::EndOfEpoch);
+                }
+                self.to_come -= 1;
+                self.current = Some(self.next_shard()?);
+                continue;
+            };
+            match samples.recv() {
+                Some(FromShard::Sample(sample)) => return Ok(Arrival::Sample(sample)),
+                Some(FromShard::End(end)) => {
+                    self.current = None;
+                    if let Err(error) = end {
+                        return Ok(Arrival::BadShard(error));
+                    }
+                }
+                None => {
+                    let name = &self.set.shards[*shard as usize].name;
+                    return Err(PipelineError::Thread(format!(
+                        "the reader of shard {name} died; this is a bug"
+                    )));
+                }
+            }
+        }
+    }
+
+    /// The next shard in turn, after opening those behind it.
+    fn next_shard(&mut self) -> Result<(u32, QueueReceiver<FromShard>), PipelineError> {
+        let died = || PipelineError::Thread("all reader threads died; this is a bug".into());
+        let io_threads = self.reading.io_threads;
+        while self.open.len() < io_threads {
+            if self.next == self.order.len() {
+                self.epoch += 1;
+                let epochs = self.reading.epochs;
+                if epochs != 0 && self.epoch >= epochs {
+                    break;
+                }
+                self.order = epoch_shards(self.set.shards.len(), &self.spec, self.epoch);
+                self.next = 0;
+            }
+            let shard = self.order[self.next];
+            self.next += 1;
+            // Each open shard has its own share of the byte budget: the one in turn can always go on.
+            let (samples, receiver) = bounded(
+                SHARD_QUEUE_SAMPLES,
+                self.reading.read_ahead_bytes / io_threads,
+                self.reading.meters.shard_queue.clone(),
+            );
+            let job = Job { shard, samples };
+            let jobs = self.jobs.as_ref().ok_or_else(died)?;
+            jobs.send(job).map_err(|_| died())?;
+            self.open.push_back((shard, receiver));
+        }
+        self.open
+            .pop_front()
+            .ok_or_else(|| PipelineError::Thread("the order ended early; this is a bug".into()))
+    }
+}
+
+impl Drop for ShardStream {
+    fn drop(&mut self) {
+        // Readers end when their queues and the job list are gone.
+        self.current = None;
+        self.open.clear();
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            // A panic was reported by the queue that it closed.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn read_job(set: &OpenSet, reading: &Reading, job: Job) {
+    let Job { shard, samples } = job;
+    let Some(location) = set.shards.get(shard as usize) else {
+        return; // The job list holds indices of this very list.
+    };
+    let observer = TimedReads::new(&reading.meters, &reading.bytes);
+    let mut open = true;
+    let mut visit = |sample: Result<EncodedSample, SampleError>| {
+        let bytes = sample.as_ref().map_or(0, EncodedSample::payload_bytes);
+        reading.meters.read.add_items(1);
+        open = samples.send(FromShard::Sample(sample), bytes).is_ok();
+        open
+    };
+    let end = set.check_size(shard).and_then(|()| {
+        read_shard(
+            location,
+            set.first_shard + shard,
+            &reading.options,
+            &observer,
+            &reading.stop,
+            &mut visit,
+        )
+    });
+    if open {
+        // Nobody listening is the ordinary end of a loader that was dropped.
+        let _ = samples.send(FromShard::End(end), 0);
+    }
+}
