@@ -47,7 +47,9 @@ fn first_batches(config: &LoaderConfig, glob: &str, threads: usize) -> Vec<Conte
         threads,
         ..config.clone()
     };
-    Loader::start(config, shards, Arc::new(tokenizer), None)
+    Loader::builder(config)
+        .shards(shards)
+        .batches(Arc::new(tokenizer))
         .unwrap()
         .take(10)
         .map(|batch| Content::of(&batch.unwrap()))

@@ -59,7 +59,9 @@ fn load(shard: &Path) -> Result<qf_pipeline::loader::Counters, PipelineError> {
         ..LoaderConfig::default()
     };
     let started = Instant::now();
-    let mut loader = Loader::start(config.for_evaluation(), shards, tokenizer(), None)?;
+    let mut loader = Loader::builder(config.for_evaluation())
+        .shards(shards)
+        .batches(tokenizer())?;
     let result = loop {
         match loader.next_batch() {
             Ok(Some(batch)) => assert!(batch.counters().balance()),

@@ -183,7 +183,10 @@ fn shards(criterion: &mut Criterion) {
             ..LoaderConfig::default()
         };
         let shards = resolve_shards(&[&path]).expect("there");
-        let mut loader = Loader::start(config, shards, tokenizer(), None).expect("starts");
+        let mut loader = Loader::builder(config)
+            .shards(shards)
+            .batches(tokenizer())
+            .expect("starts");
         group.bench_function(format!("{threads} threads"), |b| {
             b.iter(|| loader.next_batch().expect("a batch").expect("no end"))
         });

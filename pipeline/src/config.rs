@@ -260,11 +260,7 @@ impl LoaderConfig {
             "must be 0 to 1",
         )?;
         check(self.threads <= 1024, "threads", "must be at most 1024")?;
-        check(
-            self.io_threads <= 256,
-            "io_threads",
-            "must be at most 256",
-        )?;
+        check(self.io_threads <= 256, "io_threads", "must be at most 256")?;
         check(
             self.shuffle_buffer_samples <= 1 << 24,
             "shuffle_buffer_samples",

@@ -62,22 +62,21 @@ impl Filters {
     /// # Errors
     /// [`PipelineError::Config`] naming the first that cannot.
     pub fn validate(&self) -> Result<(), PipelineError> {
-        let message = if self.max_caption_words != 0
-            && self.max_caption_words < self.min_caption_words
-        {
-            "max_caption_words is below min_caption_words".to_string()
-        } else if self.max_side != 0 && self.max_side < self.min_side {
-            "max_side is below min_side".to_string()
-        } else if self.max_aspect != 0.0 && !(self.max_aspect >= 1.0) {
-            "max_aspect must be at least 1 (longer side by shorter), or 0 for any".to_string()
-        } else if let Some(filter) = self.metadata.iter().find(|filter| filter.is_pointless()) {
-            format!(
-                "metadata `{}`: give a field, and min or max, with min <= max",
-                filter.field
-            )
-        } else {
-            return Ok(());
-        };
+        let message =
+            if self.max_caption_words != 0 && self.max_caption_words < self.min_caption_words {
+                "max_caption_words is below min_caption_words".to_string()
+            } else if self.max_side != 0 && self.max_side < self.min_side {
+                "max_side is below min_side".to_string()
+            } else if self.max_aspect != 0.0 && !(self.max_aspect >= 1.0) {
+                "max_aspect must be at least 1 (longer side by shorter), or 0 for any".to_string()
+            } else if let Some(filter) = self.metadata.iter().find(|filter| filter.is_pointless()) {
+                format!(
+                    "metadata `{}`: give a field, and min or max, with min <= max",
+                    filter.field
+                )
+            } else {
+                return Ok(());
+            };
         Err(PipelineError::Config {
             setting: "filters",
             message,
@@ -150,10 +149,14 @@ impl MetadataFilter {
             return Err(format!("its `{field}` is not a number"));
         };
         if let Some(min) = self.min.filter(|min| number < *min) {
-            return Err(format!("its `{field}` is {number}, at least {min} is wanted"));
+            return Err(format!(
+                "its `{field}` is {number}, at least {min} is wanted"
+            ));
         }
         if let Some(max) = self.max.filter(|max| number > *max) {
-            return Err(format!("its `{field}` is {number}, at most {max} is wanted"));
+            return Err(format!(
+                "its `{field}` is {number}, at most {max} is wanted"
+            ));
         }
         Ok(())
     }

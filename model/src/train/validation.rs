@@ -236,13 +236,10 @@ impl Validator {
             false => Ok(()),
         };
         let device = model.params().device();
-        let mut loader = Loader::start_in(
-            self.data.clone(),
-            self.shards.clone(),
-            self.tokenizer.clone(),
-            None,
-            batch_allocator(device),
-        )?;
+        let mut loader = Loader::builder(self.data.clone())
+            .shards(self.shards.clone())
+            .allocator(batch_allocator(device))
+            .batches(self.tokenizer.clone())?;
         let mut builder = FeatureBankBuilder::default();
         let mut losses = MeanLosses::default();
         let mut images = 0;

@@ -47,6 +47,8 @@ pub(crate) struct Collator {
     pub(crate) config: Arc<LoaderConfig>,
     /// Whether the run ends with the last epoch, or after as many batches as it has rows.
     pub(crate) ends_with_epochs: bool,
+    /// Whether a batch never spans epochs.
+    pub(crate) epochs_end_batches: bool,
     pub(crate) work: Arc<Work>,
     pub(crate) meters: Arc<Meters>,
     pub(crate) pool: Arc<BufferPool>,
@@ -114,18 +116,19 @@ impl Collator {
                 Slot::BadShard(set, error) => self.tracker.bad_shard(set, error)?,
                 Slot::Dropped(set, places) => self.tracker.dropped(set, places),
                 Slot::EndOfEpoch(set) => {
-                    if !self.config.drop_last {
-                        if let (Some(batch), Some(rows)) = (batch.take(), rows.take()) {
+                    if self.epochs_end_batches {
+                        let rest = batch.take().zip(rows.take());
+                        if let Some((batch, rows)) = rest.filter(|_| !self.config.drop_last) {
                             self.hand_on(batch, &rows, batches)?;
                         }
-                    }
-                    self.end_epoch(set, batch.as_ref())?;
-                }
-                Slot::LastRow(of_run) => {
-                    if self.ends_with_epochs {
                         for set in self.sets.drain(..) {
                             self.tracker.left_over(set);
                         }
+                    }
+                    self.end_epoch(set)?;
+                }
+                Slot::LastRow(of_run) => {
+                    if self.ends_with_epochs {
                         return Ok(());
                     }
                     self.rows = Some(of_run);
@@ -208,7 +211,7 @@ impl Collator {
     }
 
     /// Notices an epoch that gives nothing: the next would not either.
-    fn end_epoch(&mut self, set: u32, waiting: Option<&Batch>) -> Result<(), Stop> {
+    fn end_epoch(&mut self, set: u32) -> Result<(), Stop> {
         let good = self.good.get_mut(set as usize).map_or(0, std::mem::take);
         let is_only_set = self.good.len() == 1;
         let batches = std::mem::take(&mut self.batches_of_epoch);
@@ -220,9 +223,8 @@ impl Collator {
         for (reason, count) in &counters.skipped {
             reasons.push_str(&format!(", {count} skipped as {reason}"));
         }
-        let usable = waiting.map_or(good, |batch| batch.batch_size as u64);
         Err(PipelineError::TooFewSamples(format!(
-            "the shards hold {usable} usable samples (of {}{reasons}), too few for one batch of {}; \
+            "the shards hold {good} usable samples (of {}{reasons}), too few for one batch of {}; \
              use more shards or a smaller batch_size",
             counters.read, self.config.batch_size
         ))

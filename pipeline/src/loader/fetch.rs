@@ -364,7 +364,9 @@ impl Reader {
                       `qfdata index --overwrite`"
                 .into(),
         };
-        let error = end.err().or_else(|| (answered < wanted.len()).then(missing));
+        let error = end
+            .err()
+            .or_else(|| (answered < wanted.len()).then(missing));
         if let Some(error) = error {
             for (_, ticket) in &wanted[answered..] {
                 let reply = (*ticket, Outcome::Failed(error.clone()));

@@ -33,6 +33,7 @@ pub struct Listing {
     batch_size: usize,
     drop_last: bool,
     ends_with_epochs: bool,
+    epochs_end_batches: bool,
     rows: Option<u64>,
     keys: Vec<(Arc<str>, String)>,
     in_batch: Vec<u32>,
@@ -46,6 +47,7 @@ impl Listing {
             mixer: run.mixer()?,
             tracker: run.tracker(),
             ends_with_epochs: run.ends_with_epochs(),
+            epochs_end_batches: run.epochs_end_batches(),
             batch_size: run.config.batch_size,
             drop_last: run.config.drop_last,
             rows: None,
@@ -97,8 +99,14 @@ impl Listing {
                 Event::BadShard(set, error) => self.tracker.bad_shard(set, error)?,
                 Event::Dropped(set, places) => self.tracker.dropped(set, places),
                 Event::EndOfEpoch(_) => {
-                    if !self.drop_last && !self.keys.is_empty() {
-                        return Ok(Some(self.batch()));
+                    if self.epochs_end_batches && !self.keys.is_empty() {
+                        if !self.drop_last {
+                            return Ok(Some(self.batch()));
+                        }
+                        self.keys.clear();
+                        for set in self.in_batch.drain(..) {
+                            self.tracker.left_over(set);
+                        }
                     }
                 }
                 Event::LastRow(rows) => {
@@ -126,7 +134,7 @@ impl Listing {
                 let index = &indices[shard as usize];
                 let key = index.key(location, sample, &self.stop);
                 key.map_err(PipelineError::Index)?
-            },
+            }
             Contents::Stream(_) => String::new(), // Streams read what they list.
         };
         Ok((name.clone(), key))

@@ -13,7 +13,7 @@ use crate::order::Mixture;
 /// What the order of a run needs beside its data sets.
 pub(crate) struct MixOptions {
     pub(crate) lanes: Lanes,
-    /// Whether a partial last row of an epoch is dropped.
+    /// Whether a partial last row of an epoch is dropped: whoever takes it otherwise sees to it.
     pub(crate) drop_last: bool,
     /// Passes over the only data set; 0 means without end.
     pub(crate) epochs: u64,
@@ -41,6 +41,7 @@ pub(crate) struct Mixer {
     /// Samples of each set's epoch so far, to notice an empty one.
     seen: Vec<u64>,
     rows_of_epoch: u64,
+    failed: Option<PipelineError>,
 }
 
 impl Mixer {
@@ -56,9 +57,9 @@ impl Mixer {
         let mut mixer = Mixer {
             // A set that is continued was not empty.
             seen: sources.iter().map(|source| source.position().1).collect(),
-            rows_of_epoch: sources
-                .first()
-                .map_or(0, |source| source.position().1 / options.lanes.count().max(1)),
+            rows_of_epoch: sources.first().map_or(0, |source| {
+                source.position().1 / options.lanes.count().max(1)
+            }),
             sources,
             titles,
             mixture: Mixture::new(weights, taken),
@@ -72,6 +73,7 @@ impl Mixer {
             held: Vec::new(),
             bad: Vec::new(),
             ready: VecDeque::new(),
+            failed: None,
         };
         mixer.begin_row();
         mixer
@@ -85,6 +87,9 @@ impl Mixer {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Ok(event);
+            }
+            if let Some(error) = self.failed.take() {
+                return Err(error);
             }
             self.advance()?;
         }
@@ -196,7 +201,9 @@ impl Mixer {
         }
         let rows = std::mem::take(&mut self.rows_of_epoch);
         if rows == 0 {
-            return Err(self.too_few(set, samples));
+            // After what may explain it.
+            self.failed = Some(self.too_few(set, samples));
+            return Ok(());
         }
         self.ready.push_back(Event::EndOfEpoch(set_number));
         if self.options.epochs != 0 && epoch + 1 == self.options.epochs {

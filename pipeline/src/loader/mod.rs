@@ -135,6 +135,7 @@ impl Loader {
         let collator = Collator {
             pool: buffers.clone(),
             ends_with_epochs: run.ends_with_epochs(),
+            epochs_end_batches: run.epochs_end_batches(),
             config: config.clone(),
             work: work.clone(),
             meters: meters.clone(),
@@ -146,9 +147,19 @@ impl Loader {
             rows: None,
         };
         let sequencer = run.sequencer()?;
+        let epochs_end_batches = run.epochs_end_batches();
         let threads = vec![
             spawn("qf-sequence", move || {
-                sequence(sequencer, &config, &pool, &work, &buffers, &slot_sender);
+                let ends = epochs_end_batches;
+                sequence(
+                    sequencer,
+                    ends,
+                    &config,
+                    &pool,
+                    &work,
+                    &buffers,
+                    &slot_sender,
+                );
             })?,
             spawn("qf-collate", move || {
                 collator.run(slot_receiver, batch_sender)
@@ -248,6 +259,7 @@ fn spawn(
 /// Gives every place of the order a slot, and its sample to a worker with the row it belongs to.
 fn sequence(
     mut sequencer: Sequencer,
+    epochs_end_batches: bool,
     config: &LoaderConfig,
     pool: &rayon::ThreadPool,
     work: &Arc<Work>,
@@ -290,7 +302,7 @@ fn sequence(
             Event::BadShard(set, error) => (Slot::BadShard(set, error), 0),
             Event::Dropped(set, places) => (Slot::Dropped(set, places), 0),
             Event::EndOfEpoch(set) => {
-                if !config.drop_last {
+                if epochs_end_batches {
                     // What is left of the epoch becomes a batch of its own.
                     rows = None;
                     given = 0;

@@ -100,6 +100,12 @@ impl OpenRun {
         self.world.size() == 1 || !self.config.drop_last
     }
 
+    /// Whether a batch never spans epochs: what is left of one goes, or is a batch of its own. With
+    /// several ranks only places are left over, and what a rank lacks it takes from the next epoch.
+    pub(crate) fn epochs_end_batches(&self) -> bool {
+        self.sets.len() == 1 && self.ends_with_epochs()
+    }
+
     fn lanes(&self) -> Lanes {
         Lanes::new(&self.state, self.config.batch_size, self.world)
     }
@@ -142,7 +148,7 @@ impl OpenRun {
         let taken: Vec<u64> = self.state.sets.iter().map(|at| at.taken).collect();
         let options = MixOptions {
             lanes: self.lanes(),
-            drop_last: self.config.drop_last,
+            drop_last: !self.epochs_end_batches(),
             epochs: self.config.epochs,
             is_first_rank: self.world.is_first(),
             ends_with_epochs: self.ends_with_epochs(),
@@ -215,10 +221,7 @@ fn check_sets(data: &[DataSet], config: &LoaderConfig) -> Result<(), PipelineErr
         let mut names: Vec<&str> = data.iter().map(|set| set.name.as_str()).collect();
         names.sort_unstable();
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return refuse(
-                "name",
-                format!("two data sets are named `{}`", pair[0]),
-            );
+            return refuse("name", format!("two data sets are named `{}`", pair[0]));
         }
         if config.epochs != 0 {
             return refuse(
@@ -229,10 +232,7 @@ fn check_sets(data: &[DataSet], config: &LoaderConfig) -> Result<(), PipelineErr
             );
         }
         if !config.drop_last {
-            return refuse(
-                "drop_last",
-                "a mixture has no last batch; use true".into(),
-            );
+            return refuse("drop_last", "a mixture has no last batch; use true".into());
         }
     }
     Ok(())

@@ -29,11 +29,7 @@ pub(crate) struct Sequencer {
 impl Sequencer {
     /// `max_read_bytes` bounds the samples of sets without an index that wait among those that are
     /// fetched.
-    pub(crate) fn new(
-        mixer: Mixer,
-        fetcher: Option<Fetcher>,
-        max_read_bytes: usize,
-    ) -> Sequencer {
+    pub(crate) fn new(mixer: Mixer, fetcher: Option<Fetcher>, max_read_bytes: usize) -> Sequencer {
         Sequencer {
             mixer,
             fetcher,
@@ -100,9 +96,7 @@ impl Sequencer {
     fn plan(&mut self) -> Result<(), PipelineError> {
         loop {
             let wants_more = match &self.fetcher {
-                Some(fetcher) => {
-                    self.read_bytes <= self.max_read_bytes && fetcher.wants_more()
-                }
+                Some(fetcher) => self.read_bytes <= self.max_read_bytes && fetcher.wants_more(),
                 None => false,
             };
             if self.is_over || !(self.planned.is_empty() || wants_more) {

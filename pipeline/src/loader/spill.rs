@@ -104,7 +104,9 @@ mod tests {
         let mut spilled: Vec<_> = (0..5)
             .map(|number| spill.put(sample(number)).unwrap())
             .collect();
-        assert!(spilled.iter().all(|s| s.sample.payload_bytes() < 2 * MIN_BYTES));
+        assert!(spilled
+            .iter()
+            .all(|s| s.sample.payload_bytes() < 2 * MIN_BYTES));
         for number in (0..5).rev() {
             let back = spill.take(spilled.pop().unwrap(), &Vec::with_capacity);
             assert_eq!(back.unwrap(), sample(number));

@@ -216,11 +216,15 @@ impl LoaderState {
             )));
         }
         let books = self.set_counters.len();
-        let lanes_fit = self.lanes.is_empty()
-            || Lanes::total(&self.lanes) == Some(self.order.global_batch);
+        let lanes_fit =
+            self.lanes.is_empty() || Lanes::total(&self.lanes) == Some(self.order.global_batch);
         let counts = (self.lanes.iter().map(|run| run.rows))
             .chain([self.row, self.batches])
-            .chain(self.sets.iter().flat_map(|set| [set.epoch, set.position, set.taken]));
+            .chain(
+                self.sets
+                    .iter()
+                    .flat_map(|set| [set.epoch, set.position, set.taken]),
+            );
         if self.sets.len() != self.order.sets.len()
             || !lanes_fit
             || !(books == 0 || books == self.sets.len())

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::*;
-use crate::batch::HostBuffer;
+use crate::batch::{HostBuffer, PlainAllocator};
 use crate::config::{CaptionChoice, OnBad};
 use crate::error::SkipReason;
 use crate::order::ShuffleMode;
 use crate::shard::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
-use crate::source::resolve_shards;
+use crate::source::{resolve_shards, ShardLocation};
 
 /// A PNG whose colours depend on `number`, so that images can be told apart.
 fn png(number: usize) -> Vec<u8> {
@@ -82,7 +82,7 @@ struct Seen {
     token_ids: Vec<i64>,
     attention_mask: Vec<i64>,
     captions: Vec<String>,
-    place: (u64, u64),
+    epoch: u64,
     state: LoaderState,
 }
 
@@ -93,13 +93,24 @@ fn seen(batch: &Batch) -> Seen {
         token_ids: batch.token_ids.clone(),
         attention_mask: batch.attention_mask.clone(),
         captions: batch.captions.clone(),
-        place: (batch.epoch, batch.index_in_epoch),
+        epoch: batch.epoch,
         state: batch.state.clone(),
     }
 }
 
+fn start(
+    config: &LoaderConfig,
+    shards: &[ShardLocation],
+    resume: Option<LoaderState>,
+) -> Result<Loader, PipelineError> {
+    Loader::builder(config.clone())
+        .shards(shards.to_vec())
+        .resume(resume)
+        .batches(tokenizer())
+}
+
 fn run(config: &LoaderConfig, shards: &[ShardLocation], resume: Option<LoaderState>) -> Vec<Seen> {
-    let loader = Loader::start(config.clone(), shards.to_vec(), tokenizer(), resume).unwrap();
+    let loader = start(config, shards, resume).unwrap();
     loader.map(|batch| seen(&batch.unwrap())).collect()
 }
 
@@ -153,7 +164,7 @@ fn epochs_visit_every_sample_once_in_a_new_order_with_new_views() {
     let shards = write_shards(dir.path(), ShardFormat::Tar, &[8, 8, 8]);
     let batches = run(&config(), &shards, None);
     let epoch = |number: u64| -> Vec<String> {
-        let of_epoch = batches.iter().filter(|batch| batch.place.0 == number);
+        let of_epoch = batches.iter().filter(|batch| batch.epoch == number);
         of_epoch.flat_map(|batch| batch.keys.clone()).collect()
     };
     let sorted = |mut keys: Vec<String>| {
@@ -219,7 +230,7 @@ fn a_state_of_other_data_or_settings_is_refused_with_both_values() {
     let shards = write_shards(dir.path(), ShardFormat::Tar, &[8, 8]);
     let state = run(&config(), &shards, None).remove(0).state;
     let refused = |config: LoaderConfig, shards: &[ShardLocation], words: &[&str]| {
-        let result = Loader::start(config, shards.to_vec(), tokenizer(), Some(state.clone()));
+        let result = start(&config, shards, Some(state.clone()));
         let message = result.err().unwrap().to_string();
         assert!(words.iter().all(|word| message.contains(word)), "{message}");
     };
@@ -237,7 +248,7 @@ fn a_state_of_other_data_or_settings_is_refused_with_both_values() {
             ..config()
         },
         &shards,
-        &["batch_size", "4", "8"],
+        &["global batch", "4", "8"],
     );
     refused(config(), &shards[..1], &["number of shards", "2", "1"]);
     let swapped = [shards[1].clone(), shards[0].clone()];
@@ -280,7 +291,7 @@ fn the_books_balance_and_bad_samples_are_named() {
         epochs: 2,
         ..config()
     };
-    let mut loader = Loader::start(config.clone(), shards.clone(), tokenizer(), None).unwrap();
+    let mut loader = start(&config, &shards, None).unwrap();
     while let Some(batch) = loader.next_batch().unwrap() {
         let counters = batch.counters();
         assert_eq!(
@@ -312,7 +323,7 @@ fn the_books_balance_and_bad_samples_are_named() {
         shuffle: ShuffleMode::None,
         ..config
     };
-    let mut loader = Loader::start(strict, shards, tokenizer(), None).unwrap();
+    let mut loader = start(&strict, &shards, None).unwrap();
     let message = loop {
         match loader.next_batch() {
             Ok(batch) => assert!(batch.is_some(), "the bad sample must be an error"),
@@ -363,7 +374,7 @@ fn bad_shards_give_one_clear_error() {
             epochs: 1,
             ..config()
         };
-        let loader = Loader::start(config, shards, tokenizer(), None).unwrap();
+        let loader = start(&config, &shards, None).unwrap();
         let errors: Vec<String> = loader
             .filter_map(|batch| batch.err())
             .map(|error| error.to_string())
@@ -401,13 +412,12 @@ fn evaluation_reads_everything_once_with_all_captions() {
 fn too_few_samples_is_an_error_and_not_an_endless_loop() {
     let dir = tempfile::tempdir().unwrap();
     let shards = write_shards(dir.path(), ShardFormat::Tar, &[3]);
-    let mut loader = Loader::start(
-        LoaderConfig {
+    let mut loader = start(
+        &LoaderConfig {
             epochs: 0,
             ..config()
         },
-        shards,
-        tokenizer(),
+        &shards,
         None,
     )
     .unwrap();
@@ -435,7 +445,11 @@ fn dropping_the_loader_ends_its_threads_and_buffers_are_recycled() {
         ..config()
     };
     let prefetch = config.prefetch_batches;
-    let mut loader = Loader::start_in(config, shards, tokenizer(), None, counting.clone()).unwrap();
+    let mut loader = Loader::builder(config)
+        .shards(shards)
+        .allocator(counting.clone())
+        .batches(tokenizer())
+        .unwrap();
     for _ in 0..50 {
         loader.next_batch().unwrap().unwrap();
     }

@@ -146,9 +146,8 @@ impl Work {
         scratch: &mut Scratch,
         out: &mut [u8],
     ) -> Result<(), (SkipReason, String)> {
-        let undecodable = |error: DecodeError| {
-            (error.reason(), format!("cannot decode its image: {error}"))
-        };
+        let undecodable =
+            |error: DecodeError| (error.reason(), format!("cannot decode its image: {error}"));
         let Scratch { decoder, processor } = scratch;
         let start = Instant::now();
         let opened = decoder.open(bytes).map_err(undecodable)?;

@@ -109,7 +109,9 @@ mod tests {
                 let places: Vec<_> = (0..50).map(|place| order.at(place).unwrap()).collect();
                 assert_eq!(order.at(50), None);
                 // Any place by itself, in any order.
-                assert!((0..50).rev().all(|p| order.at(p) == Some(places[p as usize])));
+                assert!((0..50)
+                    .rev()
+                    .all(|p| order.at(p) == Some(places[p as usize])));
                 let mut sorted = places.clone();
                 sorted.sort_unstable();
                 assert_eq!(sorted, all, "{shuffle:?}");

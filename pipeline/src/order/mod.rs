@@ -134,7 +134,8 @@ mod tests {
 
     #[test]
     fn shard_order_is_a_permutation_and_changes_with_the_epoch() {
-        let order = |count, seed, epoch, shuffle| epoch_shards(count, &spec(seed, shuffle, 9), epoch);
+        let order =
+            |count, seed, epoch, shuffle| epoch_shards(count, &spec(seed, shuffle, 9), epoch);
         assert_eq!(order(4, 7, 0, ShuffleMode::None), [0, 1, 2, 3]);
         for epoch in 0..5 {
             let mut shards = order(100, 7, epoch, ShuffleMode::Shards);

@@ -104,7 +104,7 @@ pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     let tokenizer = tokenizer(args, &shards, &config)?;
     let num_shards = shards.len();
     let interrupt = Interrupt::install()?;
-    let mut loader = Loader::start(config, shards, tokenizer, None)?;
+    let mut loader = Loader::builder(config).shards(shards).batches(tokenizer)?;
     let mut floats = Vec::new();
     let mut take = |limit: Duration| -> anyhow::Result<(u64, Duration)> {
         let start = Instant::now();

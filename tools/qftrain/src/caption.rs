@@ -152,7 +152,10 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
     } = &captioner.loaded;
     let allocator = batch_allocator(*device);
     let data = data.for_evaluation();
-    let mut loader = Loader::start_in(data, shards, tokenizer.clone(), None, allocator)?;
+    let mut loader = Loader::builder(data)
+        .shards(shards)
+        .allocator(allocator)
+        .batches(tokenizer.clone())?;
     let mut left = args.limit.unwrap_or(usize::MAX);
     let mut done = 0;
     while left > 0 {

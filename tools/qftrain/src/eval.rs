@@ -114,7 +114,12 @@ impl Input {
         Ok(match self {
             Input::Shards(shards) => {
                 let allocator = batch_allocator(loaded.device);
-                Box::new(Loader::start_in(data, shards, tokenizer, None, allocator)?)
+                Box::new(
+                    Loader::builder(data)
+                        .shards(shards)
+                        .allocator(allocator)
+                        .batches(tokenizer)?,
+                )
             }
             Input::Files(annotations, root) => {
                 Box::new(AnnotationSource::start(annotations, root, data, tokenizer)?)

@@ -190,13 +190,11 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let validator = config.validation.as_ref().zip(held_out);
     let validator = validator
         .map(|(validation, shards)| Validator::new(&config, validation, shards, tokenizer.clone()));
-    let mut loader = Loader::start_in(
-        config.data.clone(),
-        shards,
-        tokenizer,
-        state.map(|state| state.loader),
-        batch_allocator(device),
-    )?;
+    let mut loader = Loader::builder(config.data.clone())
+        .shards(shards)
+        .resume(state.map(|state| state.loader))
+        .allocator(batch_allocator(device))
+        .batches(tokenizer)?;
     // Only now: settings that do not fit the checkpoint must not replace those that do.
     write_file(&run_dir.config(), toml::to_string(&config)?.as_bytes())?;
     if !origins.is_empty() {

@@ -90,7 +90,10 @@ pub(in crate::train) fn setup_of(folder: &Path, batch_size: usize) -> (Trainer, 
         ..LoaderConfig::default()
     };
     let shards = resolve_shards(&[path.to_string_lossy()]).unwrap();
-    let loader = Loader::start(data, shards, tokenizer, None).unwrap();
+    let loader = Loader::builder(data)
+        .shards(shards)
+        .batches(tokenizer)
+        .unwrap();
     (trainer, loader)
 }
 
