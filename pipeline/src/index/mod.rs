@@ -67,7 +67,7 @@ use sha2::{Digest, Sha256};
 pub use build::{build_index, EncodedIndex};
 pub(crate) use build::{IndexBuilder, Layout, StoredPiece};
 pub use format::{IndexEntry, MemberPlace};
-pub use random::read_samples;
+pub use random::{read_samples, VisitAt};
 
 use crate::error::ShardError;
 use crate::source::ShardLocation;

@@ -176,7 +176,8 @@ impl Group {
     }
 }
 
-fn key_hash(key: &str) -> [u64; 2] {
+/// 128 bits that tell keys apart, within one process.
+pub(crate) fn key_hash(key: &str) -> [u64; 2] {
     let hash = |salt: u8| {
         let mut hasher = DefaultHasher::new();
         (salt, key).hash(&mut hasher);

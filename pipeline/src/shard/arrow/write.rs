@@ -1,6 +1,8 @@
 //! Writes Arrow IPC streams that Hugging Face datasets open as they are.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
 use arrow2::array::{
     Array, MutableArray, MutableBinaryArray, MutableListArray, MutableUtf8Array, StructArray,
@@ -9,6 +11,8 @@ use arrow2::array::{
 use arrow2::chunk::Chunk;
 use arrow2::datatypes::{DataType, Field, Schema};
 use arrow2::io::ipc::write::{StreamWriter, WriteOptions};
+
+use crate::index::StoredPiece;
 
 /// Most rows of a record batch: what datasets uses for images.
 const MAX_BATCH_ROWS: usize = 100;
@@ -67,6 +71,10 @@ impl From<arrow2::error::Error> for ArrowWriteError {
 pub struct ArrowShardWriter<W: Write> {
     stream: StreamWriter<W>,
     batch: PendingBatch,
+    /// Bytes that the writer below has taken, if it tells.
+    position: Arc<AtomicU64>,
+    /// Where the record batches lie, by that position.
+    batches: Vec<StoredPiece>,
 }
 
 impl<W: Write> ArrowShardWriter<W> {
@@ -75,11 +83,22 @@ impl<W: Write> ArrowShardWriter<W> {
     /// # Errors
     /// [`ArrowWriteError::Io`] if `writer` fails.
     pub fn new(writer: W, captions: CaptionType) -> Result<Self, ArrowWriteError> {
+        Self::with_position(writer, captions, Arc::default())
+    }
+
+    /// For a writer that keeps the number of bytes it was given in `position`.
+    pub(crate) fn with_position(
+        writer: W,
+        captions: CaptionType,
+        position: Arc<AtomicU64>,
+    ) -> Result<Self, ArrowWriteError> {
         let mut stream = StreamWriter::new(writer, WriteOptions { compression: None });
         stream.start(&schema(captions), None)?;
         Ok(ArrowShardWriter {
             stream,
             batch: PendingBatch::new(captions),
+            position,
+            batches: Vec::new(),
         })
     }
 
@@ -117,10 +136,15 @@ impl<W: Write> ArrowShardWriter<W> {
     ///
     /// # Errors
     /// [`ArrowWriteError::Io`] if the writer fails.
-    pub fn finish(mut self) -> Result<W, ArrowWriteError> {
+    pub fn finish(self) -> Result<W, ArrowWriteError> {
+        self.finish_with_batches().map(|(writer, _)| writer)
+    }
+
+    /// [`ArrowShardWriter::finish`], and where the record batches lie by the writer's position.
+    pub(crate) fn finish_with_batches(mut self) -> Result<(W, Vec<StoredPiece>), ArrowWriteError> {
         self.flush_batch()?;
         self.stream.finish()?;
-        Ok(self.stream.into_inner())
+        Ok((self.stream.into_inner(), self.batches))
     }
 
     fn flush_batch(&mut self) -> Result<(), ArrowWriteError> {
@@ -129,7 +153,13 @@ impl<W: Write> ArrowShardWriter<W> {
         }
         let next = PendingBatch::new(self.batch.captions.kind());
         let full = std::mem::replace(&mut self.batch, next);
+        let rows = full.rows as u64;
+        let start = self.position.load(Ordering::Relaxed);
         self.stream.write(&full.into_chunk()?, None)?;
+        self.batches.push(StoredPiece {
+            stored: start..self.position.load(Ordering::Relaxed),
+            content: rows,
+        });
         Ok(())
     }
 }

@@ -4,15 +4,31 @@
 //! `KEY.txt` (one caption a line) and, where the input had one, `KEY.json` byte for byte. Headers
 //! carry no time, user or machine, so equal input gives equal bytes. An Arrow shard holds the rows
 //! `image: {bytes, path: "KEY.jpg"}` and `caption`; it has no place for other JSON.
+//!
+//! A `tar.zst` shard consists of independent zstd frames, cut between samples once they hold 256 KiB,
+//! and ends with the seek table of the [seekable format], which other decoders pass over.
+//!
+//! Beside each shard goes its index ([`crate::index`]), after the shard has its name: a crash leaves
+//! a shard without index, never an index without its shard.
+//!
+//! [seekable format]: https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md
 
+mod content;
+
+use std::collections::HashSet;
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::atomic_file::AtomicFile;
 use crate::error::PipelineError;
+use crate::index::{IndexBuilder, Layout, MemberPlace, INDEX_ENDING};
 use crate::shard::arrow::{ArrowShardWriter, ArrowWriteError, CaptionType};
+use crate::shard::group::{key_hash, split_key};
+use crate::shard::zstd_frames::SeekableWriter;
+use crate::source::ShardLocation;
+use content::{ChecksumWriter, GzipWriter, TarOutput};
 
 /// Size of a tar block in bytes: headers are one block, contents whole blocks.
 const TAR_BLOCK_BYTES: u64 = 512;
@@ -86,10 +102,12 @@ pub struct ShardOptions {
     /// Compression level: 0–9 for gzip, 1–22 for Zstandard, clamped to that. Photographs do not
     /// shrink at any level; raise it for uncompressed images.
     pub level: i32,
+    /// Whether the shard's index is written beside it. Default yes.
+    pub index: bool,
 }
 
 impl ShardOptions {
-    /// The defaults for this format: a list of captions, gzip level 1, Zstandard level 3.
+    /// The defaults for this format: a list of captions, gzip level 1, Zstandard level 3, an index.
     pub fn new(format: ShardFormat) -> Self {
         Self {
             format,
@@ -98,6 +116,7 @@ impl ShardOptions {
                 ShardFormat::TarGz => 1,
                 _ => 3,
             },
+            index: true,
         }
     }
 }
@@ -130,6 +149,8 @@ pub struct WrittenShard {
     pub captions: u64,
     /// Size of the file in bytes.
     pub file_bytes: u64,
+    /// The index beside it, if there is one.
+    pub index: Option<PathBuf>,
 }
 
 /// Writes one shard. Dropped before [`finish`](ShardWriter::finish), it leaves no file.
@@ -139,13 +160,19 @@ pub struct ShardWriter {
     body: Body,
     samples: u64,
     captions: u64,
+    /// Hashes of the keys so far; 16 bytes a sample.
+    keys: HashSet<[u64; 2]>,
+    /// `None` if no index is wanted.
+    index: Option<IndexBuilder>,
 }
 
+type ShardFile = ChecksumWriter<AtomicFile>;
+
 enum Body {
-    Tar(tar::Builder<AtomicFile>),
-    TarGz(tar::Builder<flate2::write::GzEncoder<AtomicFile>>),
-    TarZst(tar::Builder<zstd::Encoder<'static, AtomicFile>>),
-    Arrow(Box<ArrowShardWriter<AtomicFile>>, CaptionType),
+    Tar(tar::Builder<ShardFile>),
+    TarGz(tar::Builder<GzipWriter<ShardFile>>),
+    TarZst(tar::Builder<SeekableWriter<ShardFile>>),
+    Arrow(Box<ArrowShardWriter<ShardFile>>, CaptionType),
 }
 
 impl fmt::Debug for Body {
@@ -169,25 +196,20 @@ impl ShardWriter {
         options: &ShardOptions,
     ) -> Result<Self, PipelineError> {
         let target = target.into();
-        let file = AtomicFile::create(&target)?;
+        let file = ChecksumWriter::new(AtomicFile::create(&target)?);
         let body = match options.format {
             ShardFormat::Tar => Body::Tar(tar::Builder::new(file)),
             ShardFormat::TarGz => {
                 let level = u32::try_from(options.level.clamp(0, 9)).unwrap_or(1);
-                // The default header: no name, no time.
-                let gzip = flate2::GzBuilder::new().write(file, flate2::Compression::new(level));
-                Body::TarGz(tar::Builder::new(gzip))
+                Body::TarGz(tar::Builder::new(GzipWriter::new(file, level)))
             }
             ShardFormat::TarZst => {
-                let encoder =
-                    zstd::Encoder::new(file, options.level.clamp(1, 22)).and_then(|mut encoder| {
-                        encoder.include_checksum(true)?;
-                        Ok(encoder)
-                    });
-                Body::TarZst(tar::Builder::new(encoder.map_err(io_error(&target))?))
+                let frames = SeekableWriter::new(file, options.level.clamp(1, 22));
+                Body::TarZst(tar::Builder::new(frames.map_err(io_error(&target))?))
             }
             ShardFormat::Arrow => {
-                let writer = ArrowShardWriter::new(file, options.caption_type)
+                let position = file.position();
+                let writer = ArrowShardWriter::with_position(file, options.caption_type, position)
                     .map_err(|error| arrow_error(&target, "", error))?;
                 Body::Arrow(Box::new(writer), options.caption_type)
             }
@@ -197,66 +219,120 @@ impl ShardWriter {
             body,
             samples: 0,
             captions: 0,
+            keys: HashSet::new(),
+            index: options.index.then(IndexBuilder::default),
         })
     }
 
     /// Appends a sample.
     ///
     /// # Errors
-    /// [`PipelineError::Unwritable`] for a key that readers would split elsewhere,
-    /// [`PipelineError::Io`] when the disk says no. The shard cannot be finished after an error
-    /// of the second kind.
+    /// [`PipelineError::Unwritable`] for a key that readers would split elsewhere or that the shard
+    /// has already, [`PipelineError::Io`] when the disk says no. The shard cannot be finished after
+    /// an error of the second kind.
     pub fn write(&mut self, sample: &ShardSample) -> Result<(), PipelineError> {
-        check_key(&sample.key).map_err(|m| unwritable(&self.target, &sample.key, m))?;
+        let refused = |m: String| unwritable(&self.target, &sample.key, m);
+        check_key(&sample.key).map_err(refused)?;
         let name = format!("{}.{}", sample.key, sample.extension);
+        if split_key(&name).is_none_or(|(key, _)| key != sample.key) {
+            let extension = &sample.extension;
+            return Err(refused(format!("`{extension}` is no extension of an image")));
+        }
+        if self.keys.contains(&key_hash(&sample.key)) {
+            return Err(refused("the shard has this key already".to_owned()));
+        }
+        let mut members = Vec::new();
         let written = match &mut self.body {
-            Body::Tar(tar) => append(tar, &name, sample),
-            Body::TarGz(tar) => append(tar, &name, sample),
-            Body::TarZst(tar) => append(tar, &name, sample),
+            Body::Tar(tar) => append(tar, &name, sample, &mut members),
+            Body::TarGz(tar) => append(tar, &name, sample, &mut members),
+            Body::TarZst(tar) => append(tar, &name, sample, &mut members),
             Body::Arrow(arrow, caption_type) => {
                 let captions = match caption_type {
                     CaptionType::One => &sample.captions[..sample.captions.len().min(1)],
                     CaptionType::List => &sample.captions[..],
                 };
                 self.captions += captions.len() as u64;
-                self.samples += 1;
-                return arrow
+                arrow
                     .write(&name, &sample.image, captions)
-                    .map_err(|error| arrow_error(&self.target, &sample.key, error));
+                    .map_err(|error| arrow_error(&self.target, &sample.key, error))?;
+                // The index learns at the end in which batch the row is.
+                Ok(0..0)
             }
         };
-        self.captions += sample.captions.len() as u64;
+        let content = written.map_err(io_error(&self.target))?;
+        if !matches!(self.body, Body::Arrow(..)) {
+            self.captions += sample.captions.len() as u64;
+        }
         self.samples += 1;
-        written.map_err(io_error(&self.target))
+        self.keys.insert(key_hash(&sample.key));
+        if let Some(index) = &mut self.index {
+            index
+                .add(sample.key.clone(), false, content, members)
+                .map_err(|m| unwritable(&self.target, &sample.key, m))?;
+        }
+        Ok(())
     }
 
-    /// Writes the end of the shard and gives it its name.
+    /// Writes the end of the shard, gives it its name, and writes its index.
     ///
     /// # Errors
-    /// [`PipelineError::Io`] naming the target; nothing is left then.
+    /// [`PipelineError::Io`] naming the shard, of which nothing is left then, or its index.
     pub fn finish(self) -> Result<WrittenShard, PipelineError> {
         let Self {
             target,
             body,
             samples,
             captions,
+            keys: _,
+            index,
         } = self;
-        let file = match body {
-            Body::Tar(tar) => tar.into_inner(),
-            Body::TarGz(tar) => tar.into_inner().and_then(|gzip| gzip.finish()),
-            Body::TarZst(tar) => tar.into_inner().and_then(|zstd| zstd.finish()),
-            Body::Arrow(arrow, _) => Ok(arrow
-                .finish()
-                .map_err(|error| arrow_error(&target, "", error))?),
+        let written = match body {
+            Body::Tar(tar) => tar.into_inner().map(|file| (file, Layout::Tar)),
+            Body::TarGz(tar) => tar
+                .into_inner()
+                .and_then(GzipWriter::finish)
+                .map(|file| (file, Layout::Sequential)),
+            Body::TarZst(tar) => tar
+                .into_inner()
+                .and_then(SeekableWriter::finish)
+                .map(|(file, frames)| (file, Layout::ZstdFrames(frames))),
+            Body::Arrow(arrow, _) => {
+                let (file, batches) = arrow
+                    .finish_with_batches()
+                    .map_err(|error| arrow_error(&target, "", error))?;
+                Ok((file, Layout::ArrowBatches(batches)))
+            }
         };
-        file.map_err(io_error(&target))?.commit()?;
-        let file_bytes = std::fs::metadata(&target).map_err(io_error(&target))?.len();
+        let (file, layout) = written.map_err(io_error(&target))?;
+        let (file, file_bytes, sha256) = file.finish();
+        let location = ShardLocation::local(&target);
+        remove_index(&location)?;
+        file.commit()?;
+        let index = index
+            .map(|index| {
+                let index = index.finish(&layout, file_bytes, sha256);
+                index.write_beside(&location)
+            })
+            .transpose()?;
         Ok(WrittenShard {
             path: target,
             samples,
             captions,
             file_bytes,
+            index,
         })
+    }
+}
+
+/// Removes the index of a shard that is about to change, if it has one.
+fn remove_index(shard: &ShardLocation) -> Result<(), PipelineError> {
+    let sidecar = shard.sidecar(INDEX_ENDING);
+    let Some(path) = sidecar.path() else {
+        return Ok(());
+    };
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(path)(error)),
+        _ => Ok(()),
     }
 }
 
@@ -304,28 +380,35 @@ pub fn tar_sample_bytes(member_bytes: &[u64]) -> u64 {
 /// Bytes that end a tar shard: two empty blocks.
 pub const TAR_END_BYTES: u64 = 2 * TAR_BLOCK_BYTES;
 
-/// Image first: a reader that only wants images can stop there.
-fn append<W: Write>(
+/// Image first: a reader that only wants images can stop there. Returns where the sample lies in the
+/// uncompressed stream.
+fn append<W: TarOutput>(
     tar: &mut tar::Builder<W>,
     image_name: &str,
     sample: &ShardSample,
-) -> io::Result<()> {
-    append_member(tar, image_name, &sample.image)?;
+    members: &mut Vec<MemberPlace>,
+) -> io::Result<std::ops::Range<u64>> {
+    let start = tar.get_ref().content_bytes();
+    members.push(append_member(tar, image_name, &sample.image)?);
     if sample.text_member {
         let text = sample.captions.join("\n");
-        append_member(tar, &format!("{}.txt", sample.key), text.as_bytes())?;
+        let name = format!("{}.txt", sample.key);
+        members.push(append_member(tar, &name, text.as_bytes())?);
     }
     if let Some(json) = &sample.json {
-        append_member(tar, &format!("{}.json", sample.key), json)?;
+        let name = format!("{}.json", sample.key);
+        members.push(append_member(tar, &name, json)?);
     }
-    Ok(())
+    let end = tar.get_ref().content_bytes();
+    tar.get_mut().end_sample()?;
+    Ok(start..end)
 }
 
-fn append_member<W: Write>(
+fn append_member<W: TarOutput>(
     tar: &mut tar::Builder<W>,
     name: &str,
     content: &[u8],
-) -> io::Result<()> {
+) -> io::Result<MemberPlace> {
     // `append_data` adds a GNU long-name member where the name does not fit a ustar header.
     let mut header = tar::Header::new_ustar();
     header.set_entry_type(tar::EntryType::Regular);
@@ -333,8 +416,15 @@ fn append_member<W: Write>(
     header.set_uid(0);
     header.set_gid(0);
     header.set_mtime(0);
-    header.set_size(content.len() as u64);
-    tar.append_data(&mut header, name, content)
+    let size_bytes = content.len() as u64;
+    header.set_size(size_bytes);
+    tar.append_data(&mut header, name, content)?;
+    let padded = size_bytes.next_multiple_of(TAR_BLOCK_BYTES);
+    Ok(MemberPlace {
+        name: split_key(name).map_or_else(String::new, |(_, extension)| extension),
+        offset_bytes: tar.get_ref().content_bytes() - padded,
+        size_bytes,
+    })
 }
 
 fn io_error(path: &Path) -> impl Fn(io::Error) -> PipelineError + '_ {
