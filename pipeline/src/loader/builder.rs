@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::dataset::DataSet;
 use super::listing::Listing;
-use super::open::OpenRun;
+use super::open::{OpenRun, Start};
 use super::samples::Samples;
 use super::state::LoaderState;
 use super::world::World;
@@ -23,6 +23,7 @@ pub struct LoaderBuilder {
     config: LoaderConfig,
     sets: Vec<DataSet>,
     world: World,
+    first_epoch: u64,
     resume: Option<LoaderState>,
     allocator: Arc<dyn HostAllocator>,
 }
@@ -33,6 +34,7 @@ impl LoaderBuilder {
             config,
             sets: Vec::new(),
             world: World::SINGLE,
+            first_epoch: 0,
             resume: None,
             allocator: Arc::new(PlainAllocator),
         }
@@ -56,6 +58,12 @@ impl LoaderBuilder {
         self
     }
 
+    /// Begins with this epoch, unless a state says where to go on. Default 0.
+    pub fn first_epoch(mut self, epoch: u64) -> Self {
+        self.first_epoch = epoch;
+        self
+    }
+
     /// Continues after the batch that a state was saved with.
     pub fn resume(mut self, state: impl Into<Option<LoaderState>>) -> Self {
         self.resume = state.into();
@@ -76,8 +84,8 @@ impl LoaderBuilder {
     /// [`PipelineError::Index`] for an index that does not fit its shard,
     /// [`PipelineError::Thread`] when threads cannot be started.
     pub fn batches(self, tokenizer: Arc<CaptionTokenizer>) -> Result<Loader, PipelineError> {
-        let run = OpenRun::open(self.config, self.sets, self.world, self.resume)?;
-        Loader::start(run, tokenizer, self.allocator)
+        let allocator = self.allocator.clone();
+        Loader::start(self.open()?, tokenizer, allocator)
     }
 
     /// Starts reading, on threads of its own; samples come out as they lie in the shards.
@@ -85,12 +93,7 @@ impl LoaderBuilder {
     /// # Errors
     /// As [`LoaderBuilder::batches`].
     pub fn samples(self) -> Result<Samples, PipelineError> {
-        Samples::start(OpenRun::open(
-            self.config,
-            self.sets,
-            self.world,
-            self.resume,
-        )?)
+        Samples::start(self.open()?)
     }
 
     /// Lists what this rank will see, without decoding; of indexed shards without reading them.
@@ -98,11 +101,14 @@ impl LoaderBuilder {
     /// # Errors
     /// As [`LoaderBuilder::batches`].
     pub fn listing(self) -> Result<Listing, PipelineError> {
-        Listing::start(OpenRun::open(
-            self.config,
-            self.sets,
-            self.world,
-            self.resume,
-        )?)
+        Listing::start(self.open()?)
+    }
+
+    fn open(self) -> Result<OpenRun, PipelineError> {
+        let start = match self.resume {
+            Some(state) => Start::Resume(Box::new(state)),
+            None => Start::Epoch(self.first_epoch),
+        };
+        OpenRun::open(self.config, self.sets, self.world, start)
     }
 }

@@ -28,7 +28,8 @@ pub(crate) enum Slot {
     BadShard(u32, ShardError),
     /// Places at the end of an epoch that are not used.
     Dropped(u32, u64),
-    EndOfEpoch(u32),
+    /// An epoch of this set is over, and so are this many rows of the run.
+    EndOfEpoch(u32, u64),
     /// All epochs are over, after this many rows of the run.
     LastRow(u64),
     /// The sequencer cannot go on.
@@ -88,7 +89,7 @@ impl Collator {
         let mut rows: Option<Arc<EpochRows>> = None;
         let mut filled = 0;
         loop {
-            if self.rows.is_some_and(|rows| self.tracker.batches() >= rows) {
+            if self.rows.is_some_and(|rows| self.tracker.has_done(rows)) {
                 return Ok(());
             }
             let slot = slots.recv().ok_or_else(|| died("the sequencer thread"))?;
@@ -115,15 +116,13 @@ impl Collator {
                 Slot::BadSample(place, error) => self.tracker.bad_sample(place, error)?,
                 Slot::BadShard(set, error) => self.tracker.bad_shard(set, error)?,
                 Slot::Dropped(set, places) => self.tracker.dropped(set, places),
-                Slot::EndOfEpoch(set) => {
+                Slot::EndOfEpoch(set, of_run) => {
                     if self.epochs_end_batches {
                         let rest = batch.take().zip(rows.take());
                         if let Some((batch, rows)) = rest.filter(|_| !self.config.drop_last) {
                             self.hand_on(batch, &rows, batches)?;
                         }
-                        for set in self.sets.drain(..) {
-                            self.tracker.left_over(set);
-                        }
+                        self.tracker.end_epoch(self.sets.drain(..), of_run);
                     }
                     self.end_epoch(set)?;
                 }

@@ -1,11 +1,12 @@
 //! The data sets of a run: their shards, and what is known of them at the start.
 
+use std::str::FromStr;
 use std::sync::Arc;
 
 use super::state::SetKey;
 use crate::error::{PipelineError, ShardError};
 use crate::index::ShardIndex;
-use crate::source::ShardLocation;
+use crate::source::{resolve_shards, ShardLocation};
 use crate::stop::Stop;
 
 /// A data set of a mixture.
@@ -27,6 +28,36 @@ impl DataSet {
             shards,
             weight: 1.0,
         }
+    }
+}
+
+impl FromStr for DataSet {
+    type Err = PipelineError;
+
+    /// `NAME:WEIGHT=SHARDS`, e.g. `coco:0.7=coco/{000..117}.tar`; the shards are resolved.
+    fn from_str(text: &str) -> Result<DataSet, PipelineError> {
+        let bad = |message: String| PipelineError::Config {
+            setting: "mix",
+            message,
+        };
+        let usage = || {
+            bad(format!(
+                "`{text}` is not NAME:WEIGHT=SHARDS, e.g. coco:0.7='coco-*.tar'"
+            ))
+        };
+        let (head, spec) = text.split_once('=').ok_or_else(usage)?;
+        let (name, weight) = head.rsplit_once(':').ok_or_else(usage)?;
+        let number: f64 = weight
+            .parse()
+            .map_err(|_| bad(format!("the weight `{weight}` of `{name}` is not a number")))?;
+        if name.is_empty() || spec.is_empty() {
+            return Err(usage());
+        }
+        Ok(DataSet {
+            name: name.to_string(),
+            shards: resolve_shards(&[spec])?,
+            weight: number,
+        })
     }
 }
 

@@ -24,8 +24,8 @@ pub struct OrderBatch {
 
 /// Iterates over the batches of a run without decoding anything.
 ///
-/// Samples whose image or captions turn out bad when they are decoded are in it: a loader passes over
-/// them, and what follows moves up. Samples that the shard's own layout makes unusable are not.
+/// Bad samples are in it, since most are known only when they are decoded: a loader passes over them,
+/// and what follows moves up.
 pub struct Listing {
     mixer: Mixer,
     tracker: Tracker,
@@ -64,7 +64,7 @@ impl Listing {
     /// # Errors
     /// The [`PipelineError`] that ended the order, once; `None` after that.
     pub fn next_batch(&mut self) -> Result<Option<OrderBatch>, PipelineError> {
-        if self.is_over || self.rows.is_some_and(|rows| self.tracker.batches() >= rows) {
+        if self.is_over || self.rows.is_some_and(|rows| self.tracker.has_done(rows)) {
             return Ok(None);
         }
         let next = self.advance();
@@ -80,10 +80,7 @@ impl Listing {
                 Event::Place(id, item) => {
                     let key = match item {
                         Item::Read(Ok(sample)) => (sample.id.shard, sample.id.key),
-                        Item::Read(Err(error)) => {
-                            self.tracker.bad_sample(id, error)?;
-                            continue;
-                        }
+                        Item::Read(Err(error)) => (error.id.shard, error.id.key),
                         Item::Unread { shard, sample } => {
                             self.key(id.set as usize, shard, sample)?
                         }
@@ -98,19 +95,19 @@ impl Listing {
                 }
                 Event::BadShard(set, error) => self.tracker.bad_shard(set, error)?,
                 Event::Dropped(set, places) => self.tracker.dropped(set, places),
-                Event::EndOfEpoch(_) => {
-                    if self.epochs_end_batches && !self.keys.is_empty() {
-                        if !self.drop_last {
-                            return Ok(Some(self.batch()));
-                        }
-                        self.keys.clear();
-                        for set in self.in_batch.drain(..) {
-                            self.tracker.left_over(set);
-                        }
+                Event::EndOfEpoch(_, of_run) => {
+                    if !self.epochs_end_batches {
+                        continue;
+                    }
+                    let rest = (!self.drop_last && !self.keys.is_empty()).then(|| self.batch());
+                    self.keys.clear();
+                    self.tracker.end_epoch(self.in_batch.drain(..), of_run);
+                    if rest.is_some() {
+                        return Ok(rest);
                     }
                 }
                 Event::LastRow(rows) => {
-                    if self.ends_with_epochs || self.tracker.batches() >= rows {
+                    if self.ends_with_epochs || self.tracker.has_done(rows) {
                         self.is_over = true;
                         return Ok(None);
                     }

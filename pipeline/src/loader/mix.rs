@@ -181,7 +181,7 @@ impl Mixer {
                     self.titles[set]
                 )));
             }
-            self.held.push(Event::EndOfEpoch(set_number));
+            self.held.push(Event::EndOfEpoch(set_number, self.row));
             return Ok(());
         }
         if self.lane > 0 && !self.options.drop_last {
@@ -205,7 +205,8 @@ impl Mixer {
             self.failed = Some(self.too_few(set, samples));
             return Ok(());
         }
-        self.ready.push_back(Event::EndOfEpoch(set_number));
+        self.ready
+            .push_back(Event::EndOfEpoch(set_number, self.row));
         if self.options.epochs != 0 && epoch + 1 == self.options.epochs {
             self.ready.push_back(Event::LastRow(self.row));
         }

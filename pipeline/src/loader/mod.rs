@@ -301,13 +301,13 @@ fn sequence(
             Event::Place(id, Err(error)) => (Slot::BadSample(id, error), 0),
             Event::BadShard(set, error) => (Slot::BadShard(set, error), 0),
             Event::Dropped(set, places) => (Slot::Dropped(set, places), 0),
-            Event::EndOfEpoch(set) => {
+            Event::EndOfEpoch(set, of_run) => {
                 if epochs_end_batches {
                     // What is left of the epoch becomes a batch of its own.
                     rows = None;
                     given = 0;
                 }
-                (Slot::EndOfEpoch(set), 0)
+                (Slot::EndOfEpoch(set, of_run), 0)
             }
             Event::LastRow(of_run) => {
                 goes_on = !sequencer.is_over();

@@ -25,6 +25,12 @@ use crate::stop::Stop;
 const LOCAL_IO_THREADS: usize = 2;
 const REMOTE_IO_THREADS: usize = 16;
 
+/// Where a run begins.
+pub(crate) enum Start {
+    Epoch(u64),
+    Resume(Box<LoaderState>),
+}
+
 /// A run whose data sets are open and whose state fits them.
 pub(crate) struct OpenRun {
     pub(crate) config: Arc<LoaderConfig>,
@@ -42,7 +48,7 @@ impl OpenRun {
         config: LoaderConfig,
         data: Vec<DataSet>,
         world: World,
-        resume: Option<LoaderState>,
+        start: Start,
     ) -> Result<OpenRun, PipelineError> {
         config.validate()?;
         check_sets(&data, &config)?;
@@ -67,12 +73,12 @@ impl OpenRun {
             sets.push(Arc::new(open));
         }
         let order = OrderKey::new(&config, weights_and_keys, world);
-        let state = match resume {
-            Some(state) => {
+        let state = match start {
+            Start::Resume(state) => {
                 state.check(&order)?;
                 state.of_rank(world)
             }
-            None => LoaderState::start(order),
+            Start::Epoch(epoch) => LoaderState::start(order, epoch),
         };
         let is_remote = sets
             .iter()

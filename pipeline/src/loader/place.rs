@@ -58,7 +58,8 @@ pub(crate) enum Event<I> {
     BadShard(u32, ShardError),
     /// This many places at the end of an epoch are not used.
     Dropped(u32, u64),
-    EndOfEpoch(u32),
+    /// An epoch of this set is over, and so are this many rows of the run.
+    EndOfEpoch(u32, u64),
     /// All passes over the data are over; the whole run has this many rows.
     LastRow(u64),
 }

@@ -53,7 +53,7 @@ impl Samples {
                 Event::Place(id, Err(error)) => self.tracker.bad_sample(id, error)?,
                 Event::BadShard(set, error) => self.tracker.bad_shard(set, error)?,
                 Event::Dropped(set, places) => self.tracker.dropped(set, places),
-                Event::EndOfEpoch(_) => {}
+                Event::EndOfEpoch(..) => {}
                 Event::LastRow(_) => return Ok(None),
             }
         }

@@ -85,7 +85,7 @@ impl Sequencer {
                 Event::Place(_, Item::Passed) => continue, // Never due, so never emitted.
                 Event::BadShard(set, error) => Event::BadShard(set, error),
                 Event::Dropped(set, places) => Event::Dropped(set, places),
-                Event::EndOfEpoch(set) => Event::EndOfEpoch(set),
+                Event::EndOfEpoch(set, rows) => Event::EndOfEpoch(set, rows),
                 Event::LastRow(row) => Event::LastRow(row),
             };
             return Ok(event);

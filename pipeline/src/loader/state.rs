@@ -31,6 +31,9 @@ pub struct LoaderState {
     pub batches: u64,
     /// The first row of the run, counted from 0, that is not used up in every lane.
     pub row: u64,
+    /// Rows of epochs that one rank finished alone and that gave it no batch: partial ones, and what
+    /// bad samples took. Several ranks that go on from there do not make up for them.
+    pub rows_without_batch: u64,
     /// Where each data set stands at the beginning of that row.
     pub sets: Vec<SetPosition>,
     /// How many rows from that one on are used up, for all lanes in turn.
@@ -180,14 +183,21 @@ impl OrderKey {
 }
 
 impl LoaderState {
-    /// The start of a run.
-    pub fn start(order: OrderKey) -> Self {
+    /// The start of a run, as a rule with epoch 0.
+    pub fn start(order: OrderKey, epoch: u64) -> Self {
         let sets = order.sets.len();
         LoaderState {
             version: STATE_VERSION,
             batches: 0,
             row: 0,
-            sets: vec![SetPosition::default(); sets],
+            rows_without_batch: 0,
+            sets: vec![
+                SetPosition {
+                    epoch,
+                    ..SetPosition::default()
+                };
+                sets
+            ],
             lanes: Vec::new(),
             counters: Counters::default(),
             set_counters: match sets {
@@ -219,7 +229,7 @@ impl LoaderState {
         let lanes_fit =
             self.lanes.is_empty() || Lanes::total(&self.lanes) == Some(self.order.global_batch);
         let counts = (self.lanes.iter().map(|run| run.rows))
-            .chain([self.row, self.batches])
+            .chain([self.row, self.rows_without_batch, self.batches])
             .chain(
                 self.sets
                     .iter()

@@ -93,9 +93,21 @@ impl Tracker {
         });
     }
 
-    /// A good sample that no batch will have.
-    pub(crate) fn left_over(&mut self, set: u32) {
-        self.count(set, |counters| counters.dropped_last += 1);
+    /// An epoch ends that batches do not span, after this many rows of the run, with good samples of
+    /// these sets that no batch will have.
+    pub(crate) fn end_epoch(&mut self, left_over: impl IntoIterator<Item = u32>, rows: u64) {
+        for set in left_over {
+            self.count(set, |counters| counters.dropped_last += 1);
+        }
+        self.state.rows_without_batch = rows.saturating_sub(self.state.batches);
+    }
+
+    /// Whether there was a batch for each of this many rows, those apart that never gave one.
+    pub(crate) fn has_done(&self, rows: u64) -> bool {
+        self.state
+            .batches
+            .saturating_add(self.state.rows_without_batch)
+            >= rows
     }
 
     /// A batch of samples of these sets is complete; all their places have come up.

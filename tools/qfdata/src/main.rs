@@ -4,6 +4,7 @@
 //! interrupted by Ctrl-C.
 
 mod interrupt;
+mod order;
 mod output;
 mod profile;
 mod progress;
@@ -37,6 +38,8 @@ enum Command {
     Shard(shard::ShardArgs),
     /// Train a WordPiece vocabulary from the captions of shards
     Vocab(vocab::VocabArgs),
+    /// List what a rank will see, in order, without decoding
+    Order(order::OrderArgs),
     /// Measure how fast shards load, stage by stage, and name the bottleneck
     Profile(profile::ProfileArgs),
     /// Render a captioned data set of simple scenes
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Shard(args) => shard::run(&args),
         Command::Vocab(args) => vocab::run(&args),
+        Command::Order(args) => order::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Synth(args) => synth::run(&args),
     };

@@ -236,7 +236,9 @@ impl ShardWriter {
         let name = format!("{}.{}", sample.key, sample.extension);
         if split_key(&name).is_none_or(|(key, _)| key != sample.key) {
             let extension = &sample.extension;
-            return Err(refused(format!("`{extension}` is no extension of an image")));
+            return Err(refused(format!(
+                "`{extension}` is no extension of an image"
+            )));
         }
         if self.keys.contains(&key_hash(&sample.key)) {
             return Err(refused("the shard has this key already".to_owned()));

@@ -1,5 +1,8 @@
 //! The loader's promises, on small generated shards of every format.
 
+mod ranks;
+mod sources;
+
 use std::path::Path;
 use std::sync::Arc;
 

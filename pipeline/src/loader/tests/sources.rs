@@ -1,0 +1,307 @@
+//! Where samples come from: indices, streams, filters, members, things that change underfoot.
+
+use super::*;
+use crate::filter::{Filters, MetadataFilter};
+use crate::sample::EncodedSample;
+
+fn sidecars(dir: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .filter(|path| path.extension().is_some_and(|ending| ending == "qfidx"))
+        .collect()
+}
+
+/// Everything but the state, which names the files.
+fn strip(seen: Vec<Seen>) -> Vec<(Vec<String>, Vec<u8>, Vec<i64>, u64)> {
+    let parts = |seen: Seen| (seen.keys, seen.pixels, seen.token_ids, seen.epoch);
+    seen.into_iter().map(parts).collect()
+}
+
+/// An index changes how samples are reached and nothing else, with memory for a few or for none.
+#[test]
+fn batches_are_the_same_with_and_without_an_index() {
+    for format in ShardFormat::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let shards = write_shards(dir.path(), format, &[17, 3, 0, 25]);
+        for shuffle in [ShuffleMode::None, ShuffleMode::Shards, ShuffleMode::Buffer] {
+            let config = |bytes: usize, io_threads| LoaderConfig {
+                shuffle,
+                shuffle_buffer_bytes: bytes,
+                read_ahead_bytes: bytes,
+                io_threads,
+                ..config()
+            };
+            let expected = run(&config(1 << 20, 2), &shards, None);
+            assert_eq!(expected.len(), 33);
+            assert_eq!(run(&config(0, 1), &shards, None), expected, "{format}");
+            let indices: Vec<_> = sidecars(dir.path())
+                .into_iter()
+                .map(|path| (std::fs::read(&path).unwrap(), path))
+                .collect();
+            assert_eq!(indices.len(), 4);
+            for (_, path) in &indices {
+                std::fs::remove_file(path).unwrap();
+            }
+            assert_eq!(
+                run(&config(1 << 20, 2), &shards, None),
+                expected,
+                "{format}"
+            );
+            assert_eq!(run(&config(0, 3), &shards, None), expected, "{format}");
+            // And a run that began with indices goes on without them.
+            let state = Some(expected[12].state.clone());
+            assert_eq!(run(&config(0, 2), &shards, state), expected[13..]);
+            for (bytes, path) in indices {
+                std::fs::write(path, bytes).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_full_shuffle_needs_random_access_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = LoaderConfig {
+        shuffle: ShuffleMode::Full,
+        ..config()
+    };
+    for format in [ShardFormat::Tar, ShardFormat::TarZst, ShardFormat::Arrow] {
+        let shards = write_shards(dir.path(), format, &[9, 20]);
+        let batches = strip(run(&full, &shards, None));
+        assert_eq!(batches.len(), 21);
+        let mut keys: Vec<String> = batches[..7].iter().flat_map(|b| b.0.clone()).collect();
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), 28);
+    }
+    let gz = write_shards(dir.path(), ShardFormat::TarGz, &[9]);
+    let message = start(&full, &gz, None).err().unwrap().to_string();
+    assert!(
+        message.contains("s-000.tar.gz") && message.contains("buffer"),
+        "{message}"
+    );
+    std::fs::remove_file(dir.path().join("s-001.tar.qfidx")).unwrap();
+    let tar = resolve_shards(&[format!("{}/s-*.tar", dir.path().display())]).unwrap();
+    let message = start(&full, &tar, None).err().unwrap().to_string();
+    assert!(message.contains("s-001.tar has no index"), "{message}");
+    assert!(message.contains("qfdata index"), "{message}");
+}
+
+#[test]
+fn shards_that_change_or_vanish_are_named() {
+    let endless = LoaderConfig {
+        epochs: 0,
+        ..config()
+    };
+    for indexed in [true, false] {
+        for (vanish, words) in [(true, "was there when|No such file"), (false, "bytes now")] {
+            let dir = tempfile::tempdir().unwrap();
+            let shards = write_shards(dir.path(), ShardFormat::Tar, &[12, 12]);
+            if !indexed {
+                for path in sidecars(dir.path()) {
+                    std::fs::remove_file(path).unwrap();
+                }
+            }
+            let mut loader = start(&endless, &shards, None).unwrap();
+            loader.next_batch().unwrap().unwrap();
+            let second = dir.path().join("s-001.tar");
+            if vanish {
+                std::fs::remove_file(&second).unwrap();
+            } else {
+                // Replaced, as a copy tool does it: what is open already stays as it was.
+                let bytes = std::fs::read(dir.path().join("s-000.tar")).unwrap();
+                let new = dir.path().join("new");
+                std::fs::write(&new, &bytes[..bytes.len() - 512]).unwrap();
+                std::fs::rename(new, &second).unwrap();
+            }
+            let message = loader.find_map(Result::err).unwrap().to_string();
+            assert!(message.contains("s-001.tar"), "{message}");
+            assert!(words.split('|').any(|w| message.contains(w)), "{message}");
+        }
+    }
+    // Of the same size, and other samples.
+    let dir = tempfile::tempdir().unwrap();
+    let shards = write_shards(dir.path(), ShardFormat::Tar, &[12, 12]);
+    std::fs::copy(dir.path().join("s-000.tar"), dir.path().join("s-001.tar")).unwrap();
+    let message = run_to_error(&endless, &shards);
+    assert!(
+        message.contains("s-001.tar") && message.contains("index"),
+        "{message}"
+    );
+    // With leave to go on: the samples of the shard are counted as unreadable, the shard once.
+    let lenient = LoaderConfig {
+        on_bad_shard: OnBad::Skip,
+        epochs: 2,
+        ..config()
+    };
+    let mut loader = start(&lenient, &shards, None).unwrap();
+    while loader.next_batch().unwrap().is_some() {}
+    let counters = &loader.state().counters;
+    assert!(counters.balance());
+    assert_eq!(counters.skipped[&SkipReason::UnreadableShard], 24);
+    assert_eq!((counters.bad_shards, counters.delivered), (1, 24));
+}
+
+fn run_to_error(config: &LoaderConfig, shards: &[ShardLocation]) -> String {
+    match start(config, shards, None) {
+        Ok(mut loader) => loader.find_map(Result::err).unwrap().to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// A tar of samples with JSON and a class label.
+fn labelled(dir: &Path) -> Vec<ShardLocation> {
+    let path = dir.join("labelled.tar");
+    let mut tar = tar::Builder::new(std::fs::File::create(&path).unwrap());
+    for number in 0..24usize {
+        let json = format!(r#"{{"caption": "x", "similarity": 0.{:02}}}"#, number + 20);
+        let caption = "dog ".repeat(1 + number % 3);
+        let members: [(&str, Vec<u8>); 5] = [
+            ("png", png(number)),
+            ("txt", caption.into_bytes()),
+            ("json", json.into_bytes()),
+            ("cls", number.to_string().into_bytes()),
+            ("npy", vec![number as u8; 3]),
+        ];
+        for (extension, data) in members {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(data.len() as u64);
+            header.set_mode(0o644);
+            let name = format!("{number:03}.{extension}");
+            tar.append_data(&mut header, name, &data[..]).unwrap();
+        }
+    }
+    tar.finish().unwrap();
+    resolve_shards(&[path.to_string_lossy()]).unwrap()
+}
+
+#[test]
+fn filters_leave_out_and_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let shards = labelled(dir.path());
+    let filtered = |filters: Filters| {
+        let config = LoaderConfig {
+            filters,
+            epochs: 1,
+            drop_last: false,
+            // A filter is not a fault.
+            on_bad_sample: OnBad::Error,
+            ..config()
+        };
+        let mut loader = start(&config, &shards, None).unwrap();
+        while loader.next_batch().unwrap().is_some() {}
+        let counters = loader.state().counters.clone();
+        assert!(counters.balance());
+        (counters.delivered, counters.skipped)
+    };
+    let similar = Filters {
+        metadata: vec![MetadataFilter {
+            field: "similarity".into(),
+            min: Some(0.28),
+            max: None,
+        }],
+        ..Filters::default()
+    };
+    assert_eq!(
+        filtered(similar),
+        (16, [(SkipReason::FilteredMetadata, 8)].into())
+    );
+    let wordy = Filters {
+        min_caption_words: 2,
+        max_caption_words: 2,
+        ..Filters::default()
+    };
+    assert_eq!(
+        filtered(wordy),
+        (8, [(SkipReason::FilteredCaption, 16)].into())
+    );
+    let all = Filters {
+        min_side: 20,
+        max_side: 24,
+        max_aspect: 1.2,
+        ..Filters::default()
+    };
+    assert_eq!(filtered(all), (24, [].into()));
+    let config = LoaderConfig {
+        filters: Filters {
+            min_side: 21,
+            ..Filters::default()
+        },
+        ..config()
+    };
+    let message = run_to_error(&config, &shards);
+    assert!(message.contains("24 skipped as filtered_size"), "{message}");
+}
+
+#[test]
+fn members_that_are_asked_for_come_with_the_batch_and_with_samples() {
+    let dir = tempfile::tempdir().unwrap();
+    let shards = labelled(dir.path());
+    let config = LoaderConfig {
+        extra_members: ["cls", "json", "npy", "missing"].map(String::from).to_vec(),
+        shuffle: ShuffleMode::None,
+        epochs: 1,
+        ..config()
+    };
+    let mut number = 0;
+    for batch in start(&config, &shards, None).unwrap() {
+        for members in batch.unwrap().members {
+            let names: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();
+            assert_eq!(names, ["json", "cls", "npy"]);
+            assert_eq!(members[1].class_label(), Ok(number));
+            let json = members[0].json().unwrap();
+            let similarity = format!("0.{:02}", number + 20).parse::<f64>().unwrap();
+            assert_eq!(json["similarity"], similarity);
+            assert!(members[0].class_label().is_err() && members[2].json().is_err());
+            number += 1;
+        }
+    }
+    assert_eq!(number, 24);
+
+    let builder = || Loader::builder(config.clone()).shards(shards.clone());
+    let all: Vec<EncodedSample> = builder().samples().unwrap().map(Result::unwrap).collect();
+    assert_eq!(all.len(), 24);
+    assert_eq!(all[7].members.len(), 5);
+    let mut samples = builder().samples().unwrap();
+    for _ in 0..10 {
+        samples.next_sample().unwrap().unwrap();
+    }
+    let state = samples.state();
+    assert_eq!(
+        (state.counters.delivered, state.counters.balance()),
+        (10, true)
+    );
+    let rest = builder().resume(state).samples().unwrap();
+    assert!(rest.map(Result::unwrap).eq(all[10..].iter().cloned()));
+}
+
+#[test]
+fn dropping_in_the_middle_ends_within_a_second() {
+    let dir = tempfile::tempdir().unwrap();
+    let shards = write_shards(dir.path(), ShardFormat::Tar, &[40, 40, 40]);
+    for indexed in [true, false] {
+        if !indexed {
+            for path in sidecars(dir.path()) {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+        let endless = LoaderConfig {
+            epochs: 0,
+            ..config()
+        };
+        let mut loader = start(&endless, &shards, None).unwrap();
+        loader.next_batch().unwrap().unwrap();
+        let begun = Instant::now();
+        drop(loader);
+        assert!(begun.elapsed() < Duration::from_secs(1));
+        let mut samples = Loader::builder(endless)
+            .shards(shards.clone())
+            .samples()
+            .unwrap();
+        samples.next_sample().unwrap().unwrap();
+        let begun = Instant::now();
+        drop(samples);
+        assert!(begun.elapsed() < Duration::from_secs(1));
+    }
+}

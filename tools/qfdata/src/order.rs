@@ -1,0 +1,194 @@
+//! `qfdata order`: what a rank will see, by key, from the loader's own order.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, Context};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::Args;
+use qf_pipeline::atomic_file::AtomicFile;
+use qf_pipeline::loader::{DataSet, Loader, LoaderState, OrderBatch, World};
+use qf_pipeline::order::ShuffleMode;
+use qf_pipeline::source::resolve_shards;
+use qf_pipeline::LoaderConfig;
+use serde::Serialize;
+
+use crate::interrupt::Interrupt;
+use crate::output::say;
+
+/// List what a rank will see, in order, without decoding.
+///
+/// One line a batch: its number, and SHARD#KEY of each sample. Nothing is decoded, and of indexed shards
+/// only indices are read. Bad samples are listed; training passes over them, and what follows moves up.
+#[derive(Args)]
+pub(crate) struct OrderArgs {
+    /// Shards: files, globs, {000..012} ranges; several allowed
+    #[arg(
+        long,
+        num_args = 1..,
+        required_unless_present = "mix",
+        conflicts_with = "mix",
+        value_name = "SHARDS"
+    )]
+    shards: Vec<String>,
+
+    /// A data set of a mixture, e.g. coco:0.7='coco-*.tar'; give one for each
+    #[arg(long, value_name = "NAME:WEIGHT=SHARDS")]
+    mix: Vec<String>,
+
+    /// Images per batch of all ranks together; ranks share it evenly
+    #[arg(long, default_value_t = 16, value_name = "IMAGES")]
+    batch: usize,
+
+    /// Number of ranks
+    #[arg(long, default_value_t = 1)]
+    world: u32,
+
+    /// Which of them, from 0
+    #[arg(long, default_value_t = 0)]
+    rank: u32,
+
+    /// Seed of the order
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+
+    /// The first epoch to list, from 0
+    #[arg(long, default_value_t = 0, conflicts_with = "from_state")]
+    epoch: u64,
+
+    /// How many epochs to list, all before a saved state included; 0 for no end [default: 1]
+    #[arg(long)]
+    epochs: Option<u64>,
+
+    /// How samples are shuffled
+    #[arg(
+        long,
+        default_value = "buffer",
+        value_parser = PossibleValuesParser::new(ShuffleMode::ALL.map(ShuffleMode::name))
+            .map(|name| parse_shuffle(&name))
+    )]
+    shuffle: ShuffleMode,
+
+    /// Consecutive samples that `--shuffle buffer` mixes
+    #[arg(long, default_value_t = LoaderConfig::default().shuffle_buffer_samples, value_name = "SAMPLES")]
+    shuffle_buffer_samples: usize,
+
+    /// List the partial last batch of an epoch too
+    #[arg(long)]
+    keep_last: bool,
+
+    /// Go on after the batch that a state was saved with
+    #[arg(long, value_name = "FILE")]
+    from_state: Option<PathBuf>,
+
+    /// Stop when this many batches of the run are listed
+    #[arg(long, value_name = "STEP")]
+    stop_at: Option<u64>,
+
+    /// Write the state after the last listed batch; it stands for all ranks
+    #[arg(long, value_name = "FILE")]
+    save_state: Option<PathBuf>,
+
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_shuffle(name: &str) -> ShuffleMode {
+    let found = ShuffleMode::ALL
+        .into_iter()
+        .find(|mode| mode.name() == name);
+    found.unwrap_or(ShuffleMode::Buffer) // clap lets no other name through
+}
+
+/// What is printed with `--json`.
+#[derive(Serialize)]
+struct Line {
+    step: u64,
+    samples: Vec<String>,
+}
+
+pub(crate) fn run(args: &OrderArgs) -> anyhow::Result<()> {
+    let world = World::new(args.rank, args.world)?;
+    let resume = args.from_state.as_deref().map(read_state).transpose()?;
+    let epochs = match args.epochs {
+        Some(0) => 0,
+        Some(epochs) => args.epoch + epochs,
+        None if !args.mix.is_empty() => 0,
+        // The rest of the epoch that the state is in.
+        None => resume.as_ref().map_or(args.epoch, LoaderState::epoch) + 1,
+    };
+    if epochs == 0 && args.stop_at.is_none() {
+        bail!("the order has no end here: give --stop-at STEP");
+    }
+    let config = LoaderConfig {
+        batch_size: world.share_of(args.batch)?,
+        seed: args.seed,
+        shuffle: args.shuffle,
+        shuffle_buffer_samples: args.shuffle_buffer_samples,
+        epochs,
+        drop_last: !args.keep_last,
+        ..LoaderConfig::default()
+    };
+    let mut builder = Loader::builder(config)
+        .world(world)
+        .first_epoch(args.epoch)
+        .resume(resume.clone());
+    if args.mix.is_empty() {
+        builder = builder.shards(resolve_shards(&args.shards)?);
+    }
+    for set in &args.mix {
+        builder = builder.data_set(set.parse::<DataSet>()?);
+    }
+    let interrupt = Interrupt::install()?;
+    let mut listing = builder.listing()?;
+    let mut done = resume.as_ref().map_or(0, |state| state.batches);
+    let mut state = resume;
+    while args.stop_at.is_none_or(|end| done < end) {
+        let Some(batch) = listing.next_batch()? else {
+            break;
+        };
+        interrupt.check()?;
+        done = batch.state.batches;
+        print(&batch, args.json)?;
+        state = Some(batch.state);
+    }
+    if let Some(end) = args.stop_at.filter(|end| done < *end) {
+        bail!("the order ends after {done} batches, before --stop-at {end}");
+    }
+    if let Some(path) = &args.save_state {
+        let Some(state) = state else {
+            bail!("no batch was listed, so there is no state to save; --stop-at is 0");
+        };
+        write_state(path, &state)?;
+    }
+    Ok(())
+}
+
+fn print(batch: &OrderBatch, json: bool) -> anyhow::Result<()> {
+    let keys = batch.keys.iter();
+    let samples: Vec<String> = keys.map(|(shard, key)| format!("{shard}#{key}")).collect();
+    if json {
+        let line = Line {
+            step: batch.step,
+            samples,
+        };
+        say(format_args!("{}", serde_json::to_string(&line)?))
+    } else {
+        say(format_args!("step {}: {}", batch.step, samples.join(" ")))
+    }
+}
+
+fn read_state(path: &Path) -> anyhow::Result<LoaderState> {
+    let text = std::fs::read(path).with_context(|| path.display().to_string())?;
+    serde_json::from_slice(&text)
+        .with_context(|| format!("{} is not a state of `qfdata order`", path.display()))
+}
+
+fn write_state(path: &Path, state: &LoaderState) -> anyhow::Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    serde_json::to_writer(&mut file, state)?;
+    file.write_all(b"\n")?;
+    file.commit()?;
+    Ok(())
+}
