@@ -195,7 +195,11 @@ fn place_in_frames(records: &mut [Record], frames: &[StoredPiece]) -> Option<Acc
         starts.push(content_end);
         content_end = content_end.saturating_add(frame.content);
     }
-    let frame_of = |offset: u64| starts.partition_point(|&start| start <= offset).checked_sub(1);
+    let frame_of = |offset: u64| {
+        starts
+            .partition_point(|&start| start <= offset)
+            .checked_sub(1)
+    };
     let mut places = Vec::with_capacity(records.len());
     for record in &*records {
         let last_byte = record
@@ -305,8 +309,7 @@ fn index_content(
     builder: &mut IndexBuilder,
 ) -> Result<Indexed, ShardError> {
     let reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
-    let (magic, reader) =
-        peek(reader, 512).map_err(|error| shard_error(&shard.name, 0, &error))?;
+    let (magic, reader) = peek(reader, 512).map_err(|error| shard_error(&shard.name, 0, &error))?;
     match content_of(&magic) {
         Content::Tar => index_tar(shard, reader, builder).map(|()| Indexed::Tar),
         Content::Arrow => index_arrow(shard, reader, options, builder).map(Indexed::Arrow),
@@ -395,7 +398,10 @@ fn index_arrow(
             Err(error) => *error.id,
         };
         let start = id.offset_bytes;
-        match batches.last_mut().filter(|batch| batch.stored.start == start) {
+        match batches
+            .last_mut()
+            .filter(|batch| batch.stored.start == start)
+        {
             Some(batch) => batch.content += 1,
             None => batches.push(StoredPiece {
                 stored: start..rows.position(),

@@ -132,7 +132,9 @@ fn access_of(code: u32) -> Option<Option<Access>> {
         Some(Access::ZstdFrames),
         Some(Access::ArrowBatches),
     ];
-    known.into_iter().find(|access| access_code(*access) == code)
+    known
+        .into_iter()
+        .find(|access| access_code(*access) == code)
 }
 
 /// Where a sample lies.

@@ -174,7 +174,12 @@ impl ShardIndex {
     ///
     /// # Errors
     /// As [`ShardIndex::entries`].
-    pub fn key(&self, shard: &ShardLocation, sample: u32, stop: &Stop) -> Result<String, ShardError> {
+    pub fn key(
+        &self,
+        shard: &ShardLocation,
+        sample: u32,
+        stop: &Stop,
+    ) -> Result<String, ShardError> {
         let keys = self.keys(shard, sample..sample.saturating_add(1), stop)?;
         let key = keys.into_iter().next();
         key.ok_or_else(|| self.out_of_range(shard, sample))
@@ -224,7 +229,8 @@ impl ShardIndex {
         };
         let mut entries = Vec::with_capacity(records.len());
         for (sample, record) in samples.zip(&records) {
-            let entry = slice(record).and_then(|name| IndexEntry::parse(name, record.content_offset));
+            let entry =
+                slice(record).and_then(|name| IndexEntry::parse(name, record.content_offset));
             entries.push(entry.ok_or_else(|| damaged(sample))?);
         }
         Ok(entries)
@@ -284,7 +290,10 @@ impl ShardIndex {
         stop: &Stop,
     ) -> Result<Vec<Record>, ShardError> {
         if let Some(pair) = wanted.windows(2).find(|pair| pair[0] >= pair[1]) {
-            let message = format!("samples {} and {} are not in rising order", pair[0], pair[1]);
+            let message = format!(
+                "samples {} and {} are not in rising order",
+                pair[0], pair[1]
+            );
             return Err(shard_error(shard, message));
         }
         let max_gap = (MAX_TABLE_GAP_BYTES / RECORD_BYTES) as u32;
@@ -390,12 +399,18 @@ fn shard_error(shard: &ShardLocation, message: String) -> ShardError {
 /// Something about the sidecar that writing it again mends.
 fn index_error(shard: &ShardLocation, what: &str) -> ShardError {
     let sidecar = shard.sidecar(INDEX_ENDING).name;
-    shard_error(shard, format!("its index {sidecar} {what}; {}", advice(shard)))
+    shard_error(
+        shard,
+        format!("its index {sidecar} {what}; {}", advice(shard)),
+    )
 }
 
 fn unreadable(shard: &ShardLocation, error: &io::Error) -> ShardError {
     let sidecar = shard.sidecar(INDEX_ENDING).name;
-    shard_error(shard, format!("its index {sidecar} cannot be read ({error})"))
+    shard_error(
+        shard,
+        format!("its index {sidecar} cannot be read ({error})"),
+    )
 }
 
 fn damaged_entry(shard: &ShardLocation, sample: u32) -> ShardError {

@@ -229,9 +229,9 @@ impl Reading<'_> {
                 rows.load_batch(record.stored.start)
                     .map_err(|error| self.unreadable(*sample, &error.message))?;
                 for (sample, record) in batch {
-                    let result = rows
-                        .row(record.skip, *sample)
-                        .ok_or_else(|| self.unreadable(*sample, "its record batch has fewer rows"))?;
+                    let result = rows.row(record.skip, *sample).ok_or_else(|| {
+                        self.unreadable(*sample, "its record batch has fewer rows")
+                    })?;
                     self.check(*sample, record, &result)?;
                     if !(self.visit)(*sample, result) {
                         return Ok(());

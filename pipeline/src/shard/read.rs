@@ -277,8 +277,7 @@ fn read_arrow(
     options: &ReadOptions,
     visit: Visit<'_>,
 ) -> Result<(), ShardError> {
-    let mut samples =
-        ArrowShardReader::new(shard.clone(), shard_index, reader, &options.arrow())?;
+    let mut samples = ArrowShardReader::new(shard.clone(), shard_index, reader, &options.arrow())?;
     while let Some(sample) = samples.next_sample() {
         if !visit(sample?) {
             break;

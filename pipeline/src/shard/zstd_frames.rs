@@ -269,7 +269,8 @@ impl<W: Write> Write for SeekableWriter<W> {
             self.end_frame()?;
         }
         let room = MAX_FRAME_CONTENT_BYTES - self.frame_content;
-        let bytes = &bytes[..usize::try_from(room).map_or(bytes.len(), |room| room.min(bytes.len()))];
+        let bytes =
+            &bytes[..usize::try_from(room).map_or(bytes.len(), |room| room.min(bytes.len()))];
         let mut source = InBuffer::around(bytes);
         while source.pos() < bytes.len() {
             let mut target = OutBuffer::around(&mut self.buffer[..]);
@@ -379,12 +380,18 @@ mod tests {
         let mut reader = FrameReader::noting_frames(&tiny[..]).unwrap();
         io::copy(&mut reader, &mut io::sink()).unwrap();
         let pieces = reader.into_frames();
-        assert_eq!(pieces.iter().map(|piece| piece.content).sum::<u64>(), 1_000_000);
+        assert_eq!(
+            pieces.iter().map(|piece| piece.content).sum::<u64>(),
+            1_000_000
+        );
         assert_eq!(pieces.len(), 1000usize.div_ceil(65));
         let mut cut = FrameReader::new(&bytes[..bytes.len() - 1]).unwrap();
         let error = io::copy(&mut cut, &mut io::sink()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
-        let (bytes, frames) = SeekableWriter::new(Vec::new(), 3).unwrap().finish().unwrap();
+        let (bytes, frames) = SeekableWriter::new(Vec::new(), 3)
+            .unwrap()
+            .finish()
+            .unwrap();
         assert!(frames.is_empty() && zstd::decode_all(&bytes[..]).unwrap().is_empty());
     }
 }
