@@ -235,7 +235,7 @@ fn random_access_gives_what_streaming_gives() {
     deep.insert(2, ("0.jpg".into(), vec![0; 17 << 20]));
     let deep = tar_of(&deep);
     assert_eq!(access(&write("d.tar.zst", &zstd_frames(&deep, &[]))), None);
-    let cut = (17 << 20) + 4096;
+    let cut = 17 << 20;
     assert_eq!(
         access(&write("c.tar.zst", &zstd_frames(&deep, &[cut]))),
         Some(Access::ZstdFrames)
@@ -494,7 +494,7 @@ fn damaged_sidecars_are_refused() {
                     let index = index.unwrap();
                     let error = index.verify(&shard, &stop).unwrap_err();
                     assert!(error.message.contains("is damaged"), "{error}");
-                    exercise(&index);
+                    let _ = exercise(&index);
                 }
             }
         }
