@@ -30,7 +30,7 @@ fn shards(folder: &Path, options: &[&str]) {
         &[
             "synth",
             "--size",
-            "16",
+            "64",
             "--count",
             "6",
             "--out",
