@@ -244,7 +244,14 @@ fn random_access_gives_what_streaming_gives() {
 
 fn pair(number: usize) -> ShardSample {
     ShardSample {
-        key: format!("{}k{number:05}", if number % 5 == 0 { "d.v2/" } else { "" }),
+        key: format!(
+            "{}k{number:05}",
+            if number.is_multiple_of(5) {
+                "d.v2/"
+            } else {
+                ""
+            }
+        ),
         extension: ["jpg", "png"][number % 2].to_owned(),
         image: (0..number * 997 % 70_001)
             .map(|at| (at * at) as u8)
