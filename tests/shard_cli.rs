@@ -103,7 +103,19 @@ pub(crate) fn read_files(shards: &[PathBuf]) -> Samples {
     samples
 }
 
+/// Names of the files of a folder; the indexes are left out, after a look that none is alone.
 fn names(folder: &Path) -> Vec<String> {
+    let mut names = all_names(folder);
+    let indexed: Vec<String> = names
+        .iter()
+        .filter_map(|name| name.strip_suffix(".qfidx").map(str::to_owned))
+        .collect();
+    names.retain(|name| !name.ends_with(".qfidx"));
+    assert!(indexed.iter().all(|shard| names.contains(shard)));
+    names
+}
+
+fn all_names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -114,7 +126,7 @@ fn names(folder: &Path) -> Vec<String> {
 
 /// Content of every file of a folder by name.
 fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
-    names(folder)
+    all_names(folder)
         .into_iter()
         .map(|name| (name.clone(), fs::read(folder.join(name)).unwrap()))
         .collect()

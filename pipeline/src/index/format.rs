@@ -396,7 +396,10 @@ mod tests {
         assert_eq!(Record::parse(&bytes, &header()), Some(record.clone()));
         for wrong in [
             Record {
-                stored: 900..100,
+                stored: Range {
+                    start: 900,
+                    end: 100,
+                },
                 ..record.clone()
             },
             Record {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 pub use location::{ShardBytes, ShardLocation};
 
 use crate::error::PipelineError;
+use crate::index::INDEX_ENDING;
 
 /// Resolves specifications to shards, in the order given.
 ///
@@ -81,8 +82,12 @@ fn match_pattern(spec: &str, pattern: &str) -> Result<Vec<PathBuf>, PipelineErro
             path: error.path().to_path_buf(),
             source: error.into(),
         })?;
-        // Sidecars and temporary files are not shards, however wide the pattern.
-        if path.is_file() {
+        // Sidecars are no shards, however wide the pattern.
+        let is_sidecar = path
+            .as_os_str()
+            .as_encoded_bytes()
+            .ends_with(INDEX_ENDING.as_bytes());
+        if path.is_file() && !is_sidecar {
             files.push(path);
         }
     }
@@ -117,6 +122,7 @@ mod tests {
             "a-000.tar",
             "a-001.tar",
             "a-002.tar",
+            "a-002.tar.qfidx",
             "b{x}.tar",
             "b-000.tar",
         ] {
@@ -128,6 +134,10 @@ mod tests {
         };
         assert_eq!(
             names(&resolve(&["a-*.tar"]).unwrap()),
+            ["a-000.tar", "a-001.tar", "a-002.tar"]
+        );
+        assert_eq!(
+            names(&resolve(&["a-*"]).unwrap()),
             ["a-000.tar", "a-001.tar", "a-002.tar"]
         );
         assert_eq!(

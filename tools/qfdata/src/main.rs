@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed (one `error:` line on stderr says why), 2 wrong usage, 130
 //! interrupted by Ctrl-C.
 
+mod index;
 mod interrupt;
 mod order;
 mod output;
@@ -36,6 +37,8 @@ struct Cli {
 enum Command {
     /// Pack captioned images into shards
     Shard(shard::ShardArgs),
+    /// Write the index of shards beside them, or check it
+    Index(index::IndexArgs),
     /// Train a WordPiece vocabulary from the captions of shards
     Vocab(vocab::VocabArgs),
     /// List what a rank will see, in order, without decoding
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Shard(args) => shard::run(&args),
+        Command::Index(args) => index::run(&args),
         Command::Vocab(args) => vocab::run(&args),
         Command::Order(args) => order::run(&args),
         Command::Profile(args) => profile::run(&args),

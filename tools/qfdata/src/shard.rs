@@ -21,8 +21,10 @@ use std::time::Instant;
 use anyhow::{anyhow, bail, Context};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum, ValueHint};
+use qf_pipeline::index::INDEX_ENDING;
 use qf_pipeline::shard::arrow::CaptionType;
 use qf_pipeline::shard::write::{ShardFormat, ShardOptions, ShardWriter, WrittenShard};
+use qf_pipeline::source::ShardLocation;
 use rayon::prelude::*;
 
 use crate::interrupt::Interrupt;
@@ -97,6 +99,10 @@ pub(crate) struct ShardArgs {
     /// How images are checked
     #[arg(long, value_enum, default_value_t = CheckImages::Header)]
     check_images: CheckImages,
+
+    /// Write no index beside the shards; `qfdata index` can do so later
+    #[arg(long)]
+    no_index: bool,
 
     /// Replace existing shards of this prefix and format, and remove those that are left over
     #[arg(long)]
@@ -180,9 +186,7 @@ pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<()> {
 
     for number in existing {
         if number >= runs.len() as u64 {
-            let stale = output.shard(number);
-            fs::remove_file(&stale)
-                .with_context(|| format!("cannot remove stale shard {}", stale.display()))?;
+            remove_shard(&output.shard(number))?;
             report.removed_stale += 1;
         }
     }
@@ -191,7 +195,10 @@ pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<()> {
 }
 
 fn shard_options(args: &ShardArgs) -> anyhow::Result<ShardOptions> {
-    let mut options = ShardOptions::new(args.format);
+    let mut options = ShardOptions {
+        index: !args.no_index,
+        ..ShardOptions::new(args.format)
+    };
     if let Some(level) = args.level {
         let (least, most) = match args.format {
             ShardFormat::TarGz => (0, 9),
@@ -207,6 +214,18 @@ fn shard_options(args: &ShardArgs) -> anyhow::Result<ShardOptions> {
         options.level = level;
     }
     Ok(options)
+}
+
+/// Removes a shard of an earlier run; its index first, which is none without it.
+fn remove_shard(shard: &Path) -> anyhow::Result<()> {
+    let sidecar = ShardLocation::local(shard).sidecar(INDEX_ENDING);
+    for path in sidecar.path().into_iter().chain([shard]) {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && path != shard => {}
+            result => result.with_context(|| format!("cannot remove stale {}", path.display()))?,
+        }
+    }
+    Ok(())
 }
 
 /// Names of the shards.

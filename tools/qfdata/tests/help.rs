@@ -11,7 +11,7 @@ fn help_names_every_command() {
         .unwrap();
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
-    for command in ["shard", "vocab", "profile", "synth"] {
+    for command in ["shard", "index", "vocab", "profile", "synth"] {
         assert!(
             help.contains(&format!("\n  {command} ")),
             "{command}: {help}"

@@ -244,27 +244,26 @@ impl ShardWriter {
             return Err(refused("the shard has this key already".to_owned()));
         }
         let mut members = Vec::new();
+        let mut captions = sample.captions.len() as u64;
         let written = match &mut self.body {
             Body::Tar(tar) => append(tar, &name, sample, &mut members),
             Body::TarGz(tar) => append(tar, &name, sample, &mut members),
             Body::TarZst(tar) => append(tar, &name, sample, &mut members),
             Body::Arrow(arrow, caption_type) => {
-                let captions = match caption_type {
+                let kept = match caption_type {
                     CaptionType::One => &sample.captions[..sample.captions.len().min(1)],
                     CaptionType::List => &sample.captions[..],
                 };
-                self.captions += captions.len() as u64;
+                captions = kept.len() as u64;
                 arrow
-                    .write(&name, &sample.image, captions)
+                    .write(&name, &sample.image, kept)
                     .map_err(|error| arrow_error(&self.target, &sample.key, error))?;
                 // The index learns at the end in which batch the row is.
                 Ok(0..0)
             }
         };
         let content = written.map_err(io_error(&self.target))?;
-        if !matches!(self.body, Body::Arrow(..)) {
-            self.captions += sample.captions.len() as u64;
-        }
+        self.captions += captions;
         self.samples += 1;
         self.keys.insert(key_hash(&sample.key));
         if let Some(index) = &mut self.index {

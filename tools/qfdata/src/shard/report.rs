@@ -18,6 +18,8 @@ pub(super) struct Report {
     samples: u64,
     captions: u64,
     bytes: u64,
+    /// Shards with an index beside them.
+    indexes: u64,
     found: u64,
     skipped: BTreeMap<&'static str, u64>,
     dropped_captions: u64,
@@ -39,6 +41,7 @@ impl Report {
             samples: 0,
             captions: 0,
             bytes: 0,
+            indexes: 0,
             found: (listing.candidates.len() + listing.skips.len()) as u64,
             skipped: BTreeMap::new(),
             dropped_captions: listing.dropped_captions,
@@ -63,6 +66,7 @@ impl Report {
         self.samples = shards.iter().map(|shard| shard.samples).sum();
         self.captions = shards.iter().map(|shard| shard.captions).sum();
         self.bytes = shards.iter().map(|shard| shard.file_bytes).sum();
+        self.indexes = shards.iter().filter(|shard| shard.index.is_some()).count() as u64;
         self.seconds = elapsed.as_secs_f64();
         self.mb_per_s = self.bytes as f64 / 1e6 / self.seconds.max(1e-9);
         let paths = shards.iter().map(|shard| shard.path.display().to_string());

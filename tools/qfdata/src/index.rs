@@ -1,0 +1,265 @@
+//! `qfdata index`: the sidecars that make shards countable and their samples reachable one by one.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use anyhow::{bail, Context};
+use clap::Args;
+use qf_pipeline::error::full_message;
+use qf_pipeline::index::{build_index, Access, ShardIndex};
+use qf_pipeline::shard::read::ReadOptions;
+use qf_pipeline::source::{resolve_shards, ShardLocation};
+use qf_pipeline::stop::Stop;
+use serde::Serialize;
+
+use crate::interrupt::Interrupt;
+use crate::output::{remark, say};
+use crate::progress;
+
+/// Write the index of shards beside them, or check it.
+///
+/// NAME.tar.qfidx holds the keys and places of the samples of NAME.tar and its checksum. With it a
+/// loader knows the exact number of samples, resumes at once, and can shuffle all samples. `qfdata
+/// shard` writes it with each shard; this command makes up for shards from elsewhere, reading each
+/// once. Indexes that fit their shard by its length are kept, others are written again.
+#[derive(Args, Debug)]
+pub(crate) struct IndexArgs {
+    /// Shards: files, globs, {000..012} ranges; several allowed
+    #[arg(num_args = 1.., required = true, value_name = "SHARDS")]
+    shards: Vec<String>,
+
+    /// Write nothing: compare every index with its shard, checksums included
+    #[arg(long, conflicts_with = "overwrite")]
+    check: bool,
+
+    /// Write all indexes again, those that fit as well
+    #[arg(long)]
+    overwrite: bool,
+
+    /// Shards read at a time [default: number of processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+
+    /// Arrow column with the images, which give the keys
+    #[arg(long, value_name = "NAME", default_value = "image")]
+    image_column: String,
+
+    /// Arrow column with the captions
+    #[arg(long, value_name = "NAME", default_value = "caption")]
+    caption_column: String,
+
+    /// Print the summary as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What became of one shard.
+enum Outcome {
+    Written(u32, Option<Access>),
+    Kept(u32, Option<Access>),
+    Checked(u32, Option<Access>),
+    Failed(String),
+}
+
+/// What is printed with `--json`.
+#[derive(Default, Serialize)]
+struct Summary {
+    shards: usize,
+    written: usize,
+    /// Were there and fit.
+    kept: usize,
+    /// Were there and fit to the last byte (`--check`).
+    checked: usize,
+    failed: usize,
+    samples: u64,
+    /// Indexed shards by how single samples are reached.
+    access: BTreeMap<&'static str, usize>,
+    seconds: f64,
+    errors: Vec<String>,
+}
+
+impl Summary {
+    fn count(&mut self, outcome: Outcome) {
+        let (counter, samples, access) = match outcome {
+            Outcome::Written(samples, access) => (&mut self.written, samples, access),
+            Outcome::Kept(samples, access) => (&mut self.kept, samples, access),
+            Outcome::Checked(samples, access) => (&mut self.checked, samples, access),
+            Outcome::Failed(error) => {
+                self.failed += 1;
+                self.errors.push(error);
+                return;
+            }
+        };
+        *counter += 1;
+        self.samples += u64::from(samples);
+        *self.access.entry(access_name(access)).or_default() += 1;
+    }
+}
+
+fn access_name(access: Option<Access>) -> &'static str {
+    match access {
+        None => "streaming only",
+        Some(Access::Tar) => "tar",
+        Some(Access::ZstdFrames) => "zstd frames",
+        Some(Access::ArrowBatches) => "arrow batches",
+    }
+}
+
+/// Runs the subcommand.
+pub(crate) fn run(args: &IndexArgs) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let shards = resolve_shards(&args.shards)?;
+    let interrupt = Interrupt::install()?;
+    let threads = match args.threads {
+        Some(threads) => usize::from(threads),
+        None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+    };
+    let outcomes = treat_all(args, &shards, threads, &interrupt);
+    interrupt.check()?;
+    let mut summary = Summary {
+        shards: shards.len(),
+        ..Summary::default()
+    };
+    outcomes
+        .into_iter()
+        .for_each(|outcome| summary.count(outcome));
+    summary.seconds = started.elapsed().as_secs_f64();
+    for error in &summary.errors {
+        remark(format_args!("no index: {error}"));
+    }
+    if args.json {
+        say(format_args!("{}", serde_json::to_string(&summary)?))?;
+    } else {
+        print(args, &summary)?;
+    }
+    match (summary.failed, args.check) {
+        (0, _) => Ok(()),
+        (failed, true) => bail!(
+            "{failed} of {} shards have no index that fits",
+            shards.len()
+        ),
+        (failed, false) => bail!("{failed} of {} shards got no index", shards.len()),
+    }
+}
+
+fn print(args: &IndexArgs, summary: &Summary) -> anyhow::Result<()> {
+    let Summary {
+        shards,
+        written,
+        kept,
+        checked,
+        failed,
+        samples,
+        seconds,
+        ..
+    } = summary;
+    let done = match args.check {
+        true => format!("{checked} indexes fit, {failed} do not"),
+        false => format!("{written} indexes written, {kept} kept, {failed} failed"),
+    };
+    say(format_args!(
+        "{shards} shards: {done}; {samples} samples in {seconds:.1} s"
+    ))?;
+    let access: Vec<_> = summary
+        .access
+        .iter()
+        .map(|(access, shards)| format!("{access} {shards}"))
+        .collect();
+    if !access.is_empty() {
+        say(format_args!(
+            "access to single samples: {}",
+            access.join(", ")
+        ))?;
+    }
+    Ok(())
+}
+
+/// Outcomes in the order of the shards; short if the user interrupts.
+fn treat_all(
+    args: &IndexArgs,
+    shards: &[ShardLocation],
+    threads: usize,
+    interrupt: &Interrupt,
+) -> Vec<Outcome> {
+    let doing = if args.check { "checking" } else { "indexing" };
+    let bar = progress::bar(doing, shards.len());
+    let next = AtomicUsize::new(0);
+    let stop = Stop::default();
+    let is_done = AtomicBool::new(false);
+    let outcomes = Mutex::new(Vec::with_capacity(shards.len()));
+    std::thread::scope(|scope| {
+        // A shard may take minutes: an interruption ends the reads in progress.
+        let watcher = scope.spawn(|| {
+            while !is_done.load(Ordering::Acquire) {
+                if interrupt.check().is_err() {
+                    stop.set();
+                    break;
+                }
+                std::thread::park_timeout(std::time::Duration::from_millis(100));
+            }
+        });
+        let workers: Vec<_> = (0..threads.min(shards.len()))
+            .map(|_| {
+                scope.spawn(|| {
+                    while !stop.is_set() {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(shard) = shards.get(number) else {
+                            break;
+                        };
+                        let outcome = treat(args, shard, &stop)
+                            .unwrap_or_else(|error| Outcome::Failed(full_message(error.as_ref())));
+                        let mut outcomes = outcomes.lock().unwrap_or_else(|p| p.into_inner());
+                        outcomes.push((number, outcome));
+                        bar.inc(1);
+                    }
+                })
+            })
+            .collect();
+        for worker in workers {
+            // A worker that panicked has said so, and its shard is missed by the count below.
+            let _ = worker.join();
+        }
+        is_done.store(true, Ordering::Release);
+        watcher.thread().unpark();
+    });
+    bar.finish_and_clear();
+    let mut outcomes = outcomes.into_inner().unwrap_or_else(|p| p.into_inner());
+    outcomes.sort_by_key(|(number, _)| *number);
+    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+fn treat(args: &IndexArgs, shard: &ShardLocation, stop: &Stop) -> anyhow::Result<Outcome> {
+    let opened = ShardIndex::open(shard, stop);
+    if args.check {
+        let index = opened?.with_context(|| {
+            let name = &shard.name;
+            format!("shard {name} has no index; run `qfdata index {name}`")
+        })?;
+        index.verify(shard, stop)?;
+        return Ok(Outcome::Checked(index.len(), index.access()));
+    }
+    match opened {
+        Ok(Some(index)) if !args.overwrite => {
+            return Ok(Outcome::Kept(index.len(), index.access()));
+        }
+        Ok(_) => {}
+        Err(error) => log::info!("{error}; it is written again"),
+    }
+    if shard.path().is_none() {
+        bail!(
+            "shard {}: an index can be written beside local shards only; index the shards where \
+             they are made, and upload both",
+            shard.name
+        );
+    }
+    let options = ReadOptions {
+        image_column: args.image_column.clone(),
+        caption_column: args.caption_column.clone(),
+        ..ReadOptions::default()
+    };
+    let index = build_index(shard, &options, stop, &|_| {})?;
+    index.write_beside(shard)?;
+    Ok(Outcome::Written(index.samples(), index.access()))
+}
