@@ -65,6 +65,7 @@ pub mod error;
 pub mod loader;
 pub mod order;
 pub mod process;
+pub mod remote;
 pub mod sample;
 pub mod shard;
 pub mod source;
