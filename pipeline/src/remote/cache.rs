@@ -57,7 +57,7 @@ pub(super) enum Admission {
     /// From this file.
     Hit(CachedFile),
     /// From the store, and into the cache.
-    Fetch(Entry),
+    Fetch(Box<Entry>),
     /// From the store.
     Pass,
 }
@@ -183,7 +183,7 @@ impl Cache {
             return Ok(Admission::Pass);
         };
         match self.begin(url, version, paths, stop) {
-            Ok(Some(entry)) => Ok(Admission::Fetch(entry)),
+            Ok(Some(entry)) => Ok(Admission::Fetch(Box::new(entry))),
             // Another may have finished it meanwhile.
             Ok(None) => Ok(match self.find(url, version, stop)? {
                 Some(file) => Admission::Hit(file),

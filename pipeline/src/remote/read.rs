@@ -339,7 +339,7 @@ impl Buffer {
                     return Err(io::Error::new(error.kind(), error.to_string()))
                 }
                 Some(Some(Failure::Passing { what, .. })) => {
-                    return Err(io::Error::new(ErrorKind::Other, what.clone()))
+                    return Err(io::Error::other(what.clone()))
                 }
                 None => {}
             }
