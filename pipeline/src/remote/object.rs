@@ -165,10 +165,10 @@ impl RemoteObject {
                 )
             };
             match self.store.once(&self.url, first_byte()).await {
-                Ok(result) => return Ok(Version::of(&result.meta)),
+                Ok((result, _)) => return Ok(Version::of(&result.meta)),
                 Err(Failure::NoRanges) => {
                     let whole = self.store.objects.get(&self.path);
-                    if let Ok(result) = self.store.once(&self.url, whole).await {
+                    if let Ok((result, _)) = self.store.once(&self.url, whole).await {
                         return Ok(Version::of(&result.meta));
                     }
                 }
@@ -190,7 +190,7 @@ impl RemoteObject {
             ..GetOptions::default()
         };
         let request = self.store.objects.get_opts(&self.path, options);
-        let result = match self.store.once(&self.url, request).await {
+        let (result, exchange) = match self.store.once(&self.url, request).await {
             Err(Failure::Final(error)) if error.kind() != ErrorKind::PermissionDenied => {
                 // 412, 416 or 404: see whether it is another object now.
                 return Err(match self.ask().await {
@@ -201,10 +201,15 @@ impl RemoteObject {
             result => result?,
         };
         let now = Version::of(&result.meta);
-        if version.admits(&now) {
-            Ok(result)
-        } else {
-            Err(self.changed(version, &now))
+        if !version.admits(&now) {
+            return Err(self.changed(version, &now));
+        }
+        let expected = result.range.end - result.range.start;
+        match exchange.length {
+            Some(length) if length != expected => Err(Failure::passing(format!(
+                "the answer announces {length} bytes for a range of {expected}"
+            ))),
+            _ => Ok(result),
         }
     }
 

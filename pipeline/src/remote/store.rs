@@ -16,6 +16,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::http::HttpBuilder;
 use object_store::list::PaginatedListStore;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
+use url::Url;
 
 use super::cache::Cache;
 use super::failure::{Failure, Tries};
@@ -23,12 +24,14 @@ use super::runtime::Runtime;
 use super::RemoteOptions;
 use crate::stop::Stop;
 
-/// Where the clouds tell a machine which role it has.
+/// Where the clouds tell a machine which role it has; the setting below names another place.
 const MACHINE_HOSTS: [&str; 3] = [
     "169.254.169.254",
     "metadata.google.internal",
     "169.254.170.2",
 ];
+
+const MACHINE_SETTING: &str = "AWS_METADATA_ENDPOINT";
 
 pub(super) struct Store {
     /// `scheme://authority/`, in front of every key.
@@ -48,7 +51,7 @@ macro_rules! build {
             .with_url($url)
             .with_client_options(client_options($options))
             .with_retry(no_retries())
-            .with_http_connector(Watching);
+            .with_http_connector(Watching::new($options));
         for (name, value) in $env {
             // Others of the same beginning belong to other programs.
             if let Ok(key) = name.to_ascii_lowercase().parse() {
@@ -103,7 +106,7 @@ impl Store {
                             client_options(&options).with_allow_http(scheme == "http"),
                         )
                         .with_retry(no_retries())
-                        .with_http_connector(Watching);
+                        .with_http_connector(Watching::new(&options));
                     (Arc::new(both(builder.build())?), None)
                 }
             };
@@ -133,8 +136,9 @@ impl Store {
         let mut tries = Tries::new(&self.options);
         loop {
             let (what, after) = match self.once(url, request()).await {
+                Ok((value, _)) => return Ok(value),
                 Err(Failure::Passing { what, after }) => (what, after),
-                done => return done,
+                Err(failure) => return Err(failure),
             };
             match tries.next(after) {
                 Some(pause) => tokio::time::sleep(pause).await,
@@ -154,11 +158,11 @@ impl Store {
         &self,
         url: &str,
         request: impl Future<Output = object_store::Result<T>>,
-    ) -> Result<T, Failure> {
+    ) -> Result<(T, Exchange), Failure> {
         let timed = tokio::time::timeout(self.options.stall_timeout, request);
         let (result, exchange) = Exchange::watch(timed).await;
         match result {
-            Ok(Ok(value)) => Ok(value),
+            Ok(Ok(value)) => Ok((value, exchange)),
             Ok(Err(error)) => Err(Failure::of(&error, &exchange, url)),
             Err(_) => {
                 let seconds = self.options.stall_timeout.as_secs_f64();
@@ -225,6 +229,8 @@ pub(super) struct Exchange {
     pub(super) reason: Option<String>,
     /// How long the server asks to be left alone.
     pub(super) retry_after: Option<Duration>,
+    /// The Content-Length of the last answer.
+    pub(super) length: Option<u64>,
     /// The machine was asked for credentials, for want of any in the settings, and had none.
     pub(super) asked_machine: bool,
 }
@@ -245,33 +251,66 @@ impl Exchange {
 
 /// Makes clients that note every answer in [`EXCHANGE`].
 #[derive(Debug)]
-struct Watching;
+struct Watching {
+    machine_hosts: Arc<[String]>,
+}
+
+impl Watching {
+    fn new(options: &RemoteOptions) -> Self {
+        let set = options
+            .env
+            .iter()
+            .filter(|(name, _)| name == MACHINE_SETTING);
+        let hosts = set.filter_map(|(_, url)| Some(Url::parse(url).ok()?.authority().to_string()));
+        let known = MACHINE_HOSTS.iter().map(ToString::to_string);
+        Watching {
+            machine_hosts: known.chain(hosts).collect(),
+        }
+    }
+}
 
 impl HttpConnector for Watching {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let client = ReqwestConnector::default().connect(options)?;
-        Ok(HttpClient::new(WatchedClient(client)))
+        let machine_hosts = self.machine_hosts.clone();
+        Ok(HttpClient::new(WatchedClient {
+            client,
+            machine_hosts,
+        }))
     }
 }
 
 #[derive(Debug)]
-struct WatchedClient(HttpClient);
+struct WatchedClient {
+    client: HttpClient,
+    machine_hosts: Arc<[String]>,
+}
 
 #[async_trait]
 impl HttpService for WatchedClient {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let machine = MACHINE_HOSTS
+        let authority = request.uri().authority().map(ToString::to_string);
+        let machine = self
+            .machine_hosts
             .iter()
-            .any(|host| request.uri().host() == Some(*host));
-        let result = self.0.execute(request).await;
+            .any(|host| Some(host) == authority.as_ref());
+        let result = self.client.execute(request).await;
         let mut exchange = Exchange::default();
         if let Ok(response) = &result {
-            let after = response.headers().get("retry-after");
+            let header = |name: &str| {
+                response
+                    .headers()
+                    .get(name)?
+                    .to_str()
+                    .ok()?
+                    .trim()
+                    .parse()
+                    .ok()
+            };
             exchange.status = Some(response.status().as_u16());
             exchange.reason = Some(response.status().to_string());
-            exchange.retry_after = after
-                .and_then(|value| value.to_str().ok()?.trim().parse().ok())
-                .map(Duration::from_secs);
+            exchange.retry_after = header("retry-after").map(Duration::from_secs);
+            exchange.length = header("content-length");
         }
         exchange.asked_machine = machine && exchange.status != Some(200);
         // Requests for credentials may run outside a watched one.

@@ -192,14 +192,7 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         let head = String::from_utf8(head).unwrap();
         let head = head.trim_start();
         let (method, rest) = head.split_once(' ').unwrap();
-        let path = rest
-            .split(' ')
-            .next()
-            .unwrap()
-            .split('?')
-            .next()
-            .unwrap()
-            .to_string();
+        let path = decoded(rest.split([' ', '?']).next().unwrap());
         let header = |name: &str| {
             let mut lines = head.lines().filter_map(|line| line.split_once(':'));
             let (_, value) = lines.find(|(key, _)| key.eq_ignore_ascii_case(name))?;
@@ -340,6 +333,17 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             }
         }
     }
+}
+
+/// Without percent signs.
+fn decoded(path: &str) -> String {
+    let mut parts = path.split('%');
+    let mut bytes = parts.next().unwrap().as_bytes().to_vec();
+    for part in parts {
+        bytes.push(u8::from_str_radix(&part[..2], 16).unwrap());
+        bytes.extend(&part.as_bytes()[2..]);
+    }
+    String::from_utf8(bytes).unwrap()
 }
 
 /// Waits until the client goes.
