@@ -27,8 +27,8 @@ const MAX_LISTED: usize = 1_000_000;
 /// What a prefix stands for. Wildcards find other names too.
 const SHARD_ENDINGS: [&str; 4] = [".tar", ".tar.gz", ".tar.zst", ".arrow"];
 
-/// Index files beside shards.
-const SIDECAR_ENDING: &str = ".qfidx";
+/// Index files beside shards, which are never shards themselves.
+pub(crate) const SIDECAR_ENDING: &str = ".qfidx";
 
 const WEB: [&str; 2] = ["http", "https"];
 const CLOUDS: [&str; 8] = ["s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl"];
@@ -283,7 +283,11 @@ fn list(
         .runtime
         .wait(None, pages)
         .map_err(|error| io_error(&below, error))?;
-    let (mut found, seen) = listed.map_err(|failure| explain(spec, &below, failure))?;
+    let Listed {
+        mut found,
+        mut indexes,
+        seen,
+    } = listed.map_err(|failure| explain(spec, &below, failure))?;
     if found.is_empty() {
         return Err(no_shards(if seen == 0 {
             format!("nothing is below {below}")
@@ -294,23 +298,30 @@ fn list(
     found.sort_by(|(a, _), (b, _)| a.as_ref().cmp(b.as_ref()));
     let object = |(path, version): (Path, Version)| {
         let url = format!("{}{path}", store.root);
-        Arc::new(RemoteObject::new(store.clone(), path, url, Some(version)))
+        let index = indexes.remove(&format!("{path}{SIDECAR_ENDING}"));
+        Arc::new(RemoteObject::new(store.clone(), path, url, Some(version)).with_index(index))
     };
     Ok(found.into_iter().map(object).collect())
 }
 
-/// All matches of a listing, and how many objects were looked at.
-async fn pages(
-    store: &Store,
-    below: &str,
-    listing: &Listing,
-) -> Result<(Vec<(Path, Version)>, usize), Failure> {
+/// What a listing brought.
+#[derive(Default)]
+struct Listed {
+    /// All matches.
+    found: Vec<(Path, Version)>,
+    /// Index files, by their keys.
+    indexes: HashMap<String, Version>,
+    /// How many objects were looked at.
+    seen: usize,
+}
+
+async fn pages(store: &Store, below: &str, listing: &Listing) -> Result<Listed, Failure> {
     let invalid =
         |message: String| Failure::Final(io::Error::new(ErrorKind::InvalidInput, message));
     let Some(lister) = &store.lister else {
         return Err(invalid(format!("{below}: there is no listing")));
     };
-    let (mut found, mut seen) = (Vec::new(), 0);
+    let mut listed = Listed::default();
     let mut page_token = None;
     loop {
         let prefix = Some(listing.prefix.as_str()).filter(|prefix| !prefix.is_empty());
@@ -325,16 +336,21 @@ async fn pages(
             )
         };
         let page = store.retry(below, request).await?;
-        seen += page.result.objects.len();
-        let objects = page.result.objects.into_iter();
-        let matches = objects.filter(|meta| listing.admits(meta.location.as_ref()));
-        found.extend(matches.map(|meta| (meta.location.clone(), Version::of(&meta))));
-        if found.len() > MAX_LISTED {
+        listed.seen += page.result.objects.len();
+        for meta in page.result.objects {
+            let version = Version::of(&meta);
+            if listing.admits(meta.location.as_ref()) {
+                listed.found.push((meta.location, version));
+            } else if meta.location.as_ref().ends_with(SIDECAR_ENDING) {
+                listed.indexes.insert(meta.location.into(), version);
+            }
+        }
+        if listed.found.len().max(listed.indexes.len()) > MAX_LISTED {
             return Err(invalid(format!("{below}: more than {MAX_LISTED} shards")));
         }
         page_token = page.page_token;
         if page_token.is_none() {
-            return Ok((found, seen));
+            return Ok(listed);
         }
     }
 }

@@ -16,7 +16,8 @@
 //!
 //! # What a shard is while it is read
 //!
-//! Resolving a specification asks for the size, ETag and time of change of every shard, once. Every
+//! Resolving a specification asks for the size, ETag and time of change of every shard, once; a listing
+//! tells them of a thousand shards at a time, and of the `.qfidx` files beside them. Every
 //! later answer is held against them: a shard that is not the one resolved ends the read with an
 //! error that names both ETags. A server that has neither ETags nor times is held to the size alone.
 //!
@@ -74,7 +75,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub(crate) use list::{is_remote, Resolver};
+pub(crate) use list::{is_remote, Resolver, SIDECAR_ENDING};
 pub(crate) use object::RemoteObject;
 
 /// Beginnings of the environment variables that set up a store.

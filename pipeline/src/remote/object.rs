@@ -10,6 +10,7 @@ use object_store::{GetOptions, GetRange, GetResult, ObjectMeta, ObjectStoreExt};
 
 use super::cache::Admission;
 use super::failure::Failure;
+use super::list::SIDECAR_ENDING;
 use super::read::RangeReader;
 use super::store::Store;
 use crate::source::ShardBytes;
@@ -22,6 +23,8 @@ pub(crate) struct RemoteObject {
     pub(super) path: Path,
     pub(super) url: String,
     version: OnceLock<Version>,
+    /// The index beside it, where a listing showed one.
+    index: Option<Version>,
     /// The server was found to answer a range request with the whole object.
     pub(super) whole_only: AtomicBool,
 }
@@ -96,18 +99,19 @@ impl RemoteObject {
         url: String,
         version: Option<Version>,
     ) -> Self {
-        let known = OnceLock::new();
-        if let Some(version) = version {
-            // It is empty.
-            let _ = known.set(version);
-        }
         RemoteObject {
             store,
             path,
             url,
-            version: known,
+            version: version.map(OnceLock::from).unwrap_or_default(),
+            index: None,
             whole_only: AtomicBool::new(false),
         }
+    }
+
+    /// The same with what is known of its index.
+    pub(super) fn with_index(self, index: Option<Version>) -> Self {
+        RemoteObject { index, ..self }
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -119,11 +123,12 @@ impl RemoteObject {
         let path =
             Path::parse(format!("{}{ending}", self.path)).unwrap_or_else(|_| self.path.clone());
         let url = format!("{}{ending}", self.url);
-        RemoteObject::new(self.store.clone(), path, url, None)
+        let known = self.index.clone().filter(|_| ending == SIDECAR_ENDING);
+        RemoteObject::new(self.store.clone(), path, url, known)
     }
 
-    pub(crate) fn size(self: &Arc<Self>) -> io::Result<u64> {
-        Ok(self.known(None)?.size)
+    pub(crate) fn size(self: &Arc<Self>, stop: Option<&Stop>) -> io::Result<u64> {
+        Ok(self.known(stop)?.size)
     }
 
     /// Its version, from the store if nobody asked before.

@@ -78,7 +78,19 @@ impl ShardLocation {
     pub fn size(&self) -> io::Result<u64> {
         match &self.place {
             Place::Local(path) => Ok(std::fs::metadata(path)?.len()),
-            Place::Remote(object) => object.size(),
+            Place::Remote(object) => object.size(None),
+        }
+    }
+
+    /// Its length, unless `stop` is set before a server answers.
+    ///
+    /// # Errors
+    /// As [`ShardLocation::size`], and once `stop` is set.
+    pub fn size_or_stop(&self, stop: &Stop) -> io::Result<u64> {
+        stop.check()?;
+        match &self.place {
+            Place::Local(_) => self.size(),
+            Place::Remote(object) => object.size(Some(stop)),
         }
     }
 

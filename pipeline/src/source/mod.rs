@@ -9,10 +9,7 @@ use std::path::{Path, PathBuf};
 pub use location::{ShardBytes, ShardLocation};
 
 use crate::error::PipelineError;
-use crate::remote::{is_remote, RemoteOptions, Resolver};
-
-/// Index files beside shards, which no pattern finds.
-const SIDECAR_ENDING: &str = ".qfidx";
+use crate::remote::{is_remote, RemoteOptions, Resolver, SIDECAR_ENDING};
 
 /// [`resolve_shards_with`] default options: without credentials or a cache.
 ///

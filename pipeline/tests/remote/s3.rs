@@ -187,8 +187,13 @@ fn listings_ranges_and_errors() {
     ];
     check("s3://bucket/p/", &all);
     check("s3://bucket/", &all);
-    let sidecar = one("s3://bucket/p/x-000.tar", &options).sidecar(".qfidx");
-    assert!(read(&sidecar).unwrap() == content);
+    // The index is found whether the shard was listed or named.
+    for spec in ["s3://bucket/p/x-000.tar", "s3://bucket/p/x-000*"] {
+        let sidecar = one(spec, &options).sidecar(".qfidx");
+        assert_eq!(sidecar.name.as_ref(), "s3://bucket/p/x-000.tar.qfidx");
+        assert!(read(&sidecar).unwrap() == content);
+        assert!(read(&sidecar.sidecar(".qfidx")).is_err());
+    }
 
     let fails = |spec: &str, options: &RemoteOptions, parts: &[&str]| {
         let message = resolve(spec, options).unwrap_err();

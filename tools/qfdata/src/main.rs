@@ -7,6 +7,7 @@ mod interrupt;
 mod output;
 mod profile;
 mod progress;
+mod remote;
 mod shard;
 mod size;
 mod synth;
