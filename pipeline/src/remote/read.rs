@@ -28,6 +28,8 @@ pub(super) struct RangeReader {
     next: u64,
     /// Requests under way, in the order of their bytes.
     parts: VecDeque<Part>,
+    /// Memory of parts that were read, for those to come.
+    spare: Vec<VecDeque<u8>>,
     stop: Stop,
     deadline: Option<Instant>,
 }
@@ -58,6 +60,7 @@ impl RangeReader {
             end: range.end.max(range.start),
             next: range.start,
             parts: VecDeque::new(),
+            spare: Vec::new(),
             stop,
             deadline: None,
         }
@@ -82,7 +85,7 @@ impl RangeReader {
                 (Stretch::Exactly(start..end), part)
             };
             self.next = stretch.range().end;
-            let buffer = Arc::new(Buffer::new(room.min(self.next - start)));
+            let buffer = Arc::new(Buffer::new(room.min(self.next - start), self.spare.pop()));
             let filling = fill(
                 self.object.clone(),
                 self.version.clone(),
@@ -112,7 +115,10 @@ impl Read for RangeReader {
                     self.offset += count as u64;
                     return Ok(count);
                 }
-                Taken::End => drop(self.parts.pop_front()),
+                Taken::End => {
+                    self.spare.push(part.buffer.take_memory());
+                    self.parts.pop_front();
+                }
                 Taken::NoRanges => {
                     // From where the reader is, in one stream.
                     self.parts.clear();
@@ -282,14 +288,14 @@ enum Taken {
 }
 
 impl Buffer {
-    fn new(room: u64) -> Self {
+    /// With room for so many bytes, in the memory of another if there is one.
+    fn new(room: u64, memory: Option<VecDeque<u8>>) -> Self {
         let room = usize::try_from(room).unwrap_or(usize::MAX);
+        // Of a size that the settings give; the system commits what is written to.
+        let mut bytes = memory.unwrap_or_default();
+        bytes.reserve_exact(room);
         Buffer {
-            // Of a size that the settings give; the system commits what is written to.
-            state: Mutex::new(Filling {
-                bytes: VecDeque::with_capacity(room),
-                end: None,
-            }),
+            state: Mutex::new(Filling { bytes, end: None }),
             room,
             arrived: Condvar::new(),
             taken: Notify::new(),
@@ -315,6 +321,11 @@ impl Buffer {
             }
             taken.await;
         }
+    }
+
+    /// Its memory, once all bytes are taken.
+    fn take_memory(&self) -> VecDeque<u8> {
+        std::mem::take(&mut self.lock().bytes)
     }
 
     fn finish(&self, failure: Option<Failure>) {
