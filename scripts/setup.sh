@@ -305,7 +305,7 @@ test_venv() {
     venv="$cache/test-venv-$( (python3 --version; echo "$torch"; cat "$requirements" "$link") | cksum | cut -d' ' -f1)"
     python="$venv/bin/python"
     if [ ! -e "$venv/complete" ] || ! "$python" -c '' 2>/dev/null; then
-        say "installing the Python packages of tests/requirements.txt into $venv (some 250 MB)"
+        say "installing the Python packages of tests/requirements.txt into $venv (some 500 MB)"
         torch_bindings
         rm -rf "$part" "$venv"
         python3 -m venv "$part"

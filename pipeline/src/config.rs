@@ -97,7 +97,7 @@ pub struct LoaderConfig {
     pub caption_column: String,
     /// Threads that decode, augment and tokenise; 0 means one per core. Default 0.
     pub threads: usize,
-    /// Threads that read and decompress; 0 means 2, or 16 where shards are remote. Default 0.
+    /// Threads that read and decompress; 0 means 2, or 8 where shards are remote. Default 0.
     pub io_threads: usize,
     /// Finished batches held ready. Default 4.
     pub prefetch_batches: usize,

@@ -67,6 +67,7 @@ pub mod index;
 pub mod loader;
 pub mod order;
 pub mod process;
+pub mod remote;
 pub mod sample;
 pub mod shard;
 pub mod source;

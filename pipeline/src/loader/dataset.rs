@@ -1,12 +1,12 @@
 //! The data sets of a run: their shards, and what is known of them at the start.
 
-use std::str::FromStr;
 use std::sync::Arc;
 
 use super::state::SetKey;
 use crate::error::{PipelineError, ShardError};
 use crate::index::ShardIndex;
-use crate::source::{resolve_shards, ShardLocation};
+use crate::remote::RemoteOptions;
+use crate::source::{resolve_shards_with, ShardLocation};
 use crate::stop::Stop;
 
 /// A data set of a mixture.
@@ -29,13 +29,13 @@ impl DataSet {
             weight: 1.0,
         }
     }
-}
 
-impl FromStr for DataSet {
-    type Err = PipelineError;
-
-    /// `NAME:WEIGHT=SHARDS`, e.g. `coco:0.7=coco/{000..117}.tar`; the shards are resolved.
-    fn from_str(text: &str) -> Result<DataSet, PipelineError> {
+    /// `NAME:WEIGHT=SHARDS`, e.g. `coco:0.7=coco/{000..117}.tar`, with the shards resolved.
+    ///
+    /// # Errors
+    /// [`PipelineError::Config`] for a text of another form, and as
+    /// [`resolve_shards_with`].
+    pub fn from_spec(text: &str, remote: &RemoteOptions) -> Result<DataSet, PipelineError> {
         let bad = |message: String| PipelineError::Config {
             setting: "mix",
             message,
@@ -55,7 +55,7 @@ impl FromStr for DataSet {
         }
         Ok(DataSet {
             name: name.to_string(),
-            shards: resolve_shards(&[spec])?,
+            shards: resolve_shards_with(&[spec], remote)?,
             weight: number,
         })
     }

@@ -23,7 +23,7 @@ use crate::stop::Stop;
 /// Threads that read when none are asked for: local files, and remote ones, where a thread mostly
 /// waits for its answer.
 const LOCAL_IO_THREADS: usize = 2;
-const REMOTE_IO_THREADS: usize = 16;
+const REMOTE_IO_THREADS: usize = 8;
 
 /// Where a run begins.
 pub(crate) enum Start {

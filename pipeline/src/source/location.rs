@@ -6,12 +6,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::remote::RemoteObject;
 use crate::stop::Stop;
 
 /// One shard of a data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardLocation {
-    /// The name used in messages and sample ids: the path as given or matched.
+    /// The name used in messages and sample ids: the path or URL as given or matched.
     pub name: Arc<str>,
     place: Place,
 }
@@ -19,6 +20,7 @@ pub struct ShardLocation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Place {
     Local(PathBuf),
+    Remote(Arc<RemoteObject>),
 }
 
 /// A shard's bytes, in order.
@@ -34,10 +36,19 @@ impl ShardLocation {
         }
     }
 
+    /// An object of a store.
+    pub(crate) fn remote(object: Arc<RemoteObject>) -> Self {
+        ShardLocation {
+            name: Arc::from(object.url()),
+            place: Place::Remote(object),
+        }
+    }
+
     /// The file, if the shard is one on this machine.
     pub fn path(&self) -> Option<&Path> {
         match &self.place {
             Place::Local(path) => Some(path),
+            Place::Remote(_) => None,
         }
     }
 
@@ -55,29 +66,47 @@ impl ShardLocation {
                 name.push(ending);
                 ShardLocation::local(name)
             }
+            Place::Remote(object) => ShardLocation::remote(Arc::new(object.sidecar(ending))),
         }
     }
 
-    /// Its length in bytes.
+    /// Its length in bytes; of a remote shard as it was when resolved, of its sidecar as it was when
+    /// first used.
     ///
     /// # Errors
-    /// Of kind `NotFound` where it is gone, else what the system says.
+    /// Of kind `NotFound` where it is gone, else what the system or the server says.
     pub fn size(&self) -> io::Result<u64> {
         match &self.place {
             Place::Local(path) => Ok(std::fs::metadata(path)?.len()),
+            Place::Remote(object) => object.size(None),
         }
     }
 
-    /// All its bytes. Reads end with an error soon after `stop` is set.
+    /// Its length, unless `stop` is set before a server answers.
     ///
     /// # Errors
-    /// Of kind `NotFound` where it is gone, else what the system says.
+    /// As [`ShardLocation::size`], and once `stop` is set.
+    pub fn size_or_stop(&self, stop: &Stop) -> io::Result<u64> {
+        stop.check()?;
+        match &self.place {
+            Place::Local(_) => self.size(),
+            Place::Remote(object) => object.size(Some(stop)),
+        }
+    }
+
+    /// All its bytes. Reads end with an error soon after `stop` is set, also those that wait for a
+    /// server.
+    ///
+    /// # Errors
+    /// Of kind `NotFound` where it is gone, else what the system or the server says. A remote shard
+    /// may turn out to be gone, or another, only at the first read: that ends with the error.
     pub fn open(&self, stop: &Stop) -> io::Result<ShardBytes> {
         match &self.place {
             Place::Local(path) => Ok(Box::new(LocalFile {
                 file: File::open(path)?,
                 stop: stop.clone(),
             })),
+            Place::Remote(object) => object.open(stop),
         }
     }
 
@@ -94,6 +123,19 @@ impl ShardLocation {
                 let length = range.end.saturating_sub(range.start);
                 Ok(Box::new(LocalFile { file, stop }.take(length)))
             }
+            Place::Remote(object) => object.open_range(range, stop),
+        }
+    }
+
+    /// Brings a remote shard into the cache, if there is one, room can be made, and nobody else is
+    /// at it. Reads it to the end; a local shard is left as it is.
+    ///
+    /// # Errors
+    /// As [`ShardLocation::open`], and those of its reads.
+    pub fn prefetch(&self, stop: &Stop) -> io::Result<()> {
+        match &self.place {
+            Place::Local(_) => Ok(()),
+            Place::Remote(object) => object.prefetch(stop),
         }
     }
 }

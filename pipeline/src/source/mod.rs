@@ -10,6 +10,15 @@ pub use location::{ShardBytes, ShardLocation};
 
 use crate::error::PipelineError;
 use crate::index::INDEX_ENDING;
+use crate::remote::{is_remote, RemoteOptions, Resolver};
+
+/// [`resolve_shards_with`] default options: without credentials or a cache.
+///
+/// # Errors
+/// As [`resolve_shards_with`].
+pub fn resolve_shards<S: AsRef<str>>(specs: &[S]) -> Result<Vec<ShardLocation>, PipelineError> {
+    resolve_shards_with(specs, &RemoteOptions::default())
+}
 
 /// Resolves specifications to shards, in the order given.
 ///
@@ -17,14 +26,40 @@ use crate::index::INDEX_ENDING;
 /// brace ranges and lists (`photos-{000..012}.tar`, `{a,b}-*.tar`; every element must match
 /// something).
 ///
+/// It may be a URL of the kinds that [`crate::remote`] lists. Globs work there too, except over
+/// http, and one that ends in `/` stands for all shards below it (`.tar`, `.tar.gz`, `.tar.zst`,
+/// `.arrow`), in sorted order.
+///
 /// # Errors
-/// [`PipelineError::NoShards`] when a specification matches nothing, a file is missing, or a
-/// folder is named; [`PipelineError::Config`] when braces do not parse or a shard is named twice.
-pub fn resolve_shards<S: AsRef<str>>(specs: &[S]) -> Result<Vec<ShardLocation>, PipelineError> {
+/// [`PipelineError::NoShards`] when a specification matches nothing, a file is missing, a folder is
+/// named, or a scheme is unknown; [`PipelineError::Config`] when braces do not parse or a shard is
+/// named twice; [`PipelineError::Io`] when a store cannot be reached or wants credentials.
+pub fn resolve_shards_with<S: AsRef<str>>(
+    specs: &[S],
+    remote: &RemoteOptions,
+) -> Result<Vec<ShardLocation>, PipelineError> {
     let mut shards = Vec::new();
     let mut seen = HashSet::new();
+    let mut resolver = Resolver::new(remote);
     for spec in specs {
         let spec = spec.as_ref();
+        let local;
+        let spec = match spec.strip_prefix("file://") {
+            Some(_) => {
+                local = local_path(spec)?;
+                &local
+            }
+            None => spec,
+        };
+        if is_remote(spec) {
+            for object in resolver.resolve(spec, &braces::expand(spec)?)? {
+                if !seen.insert(PathBuf::from(object.url())) {
+                    return Err(named_twice(spec, object.url()));
+                }
+                shards.push(ShardLocation::remote(object));
+            }
+            continue;
+        }
         // A file of exactly this name wins over any reading of its braces or stars.
         let patterns = if Path::new(spec).is_file() {
             vec![spec.to_string()]
@@ -34,14 +69,7 @@ pub fn resolve_shards<S: AsRef<str>>(specs: &[S]) -> Result<Vec<ShardLocation>, 
         for pattern in patterns {
             for path in match_pattern(spec, &pattern)? {
                 if !seen.insert(path.clone()) {
-                    return Err(PipelineError::Config {
-                        setting: "shards",
-                        message: format!(
-                            "{} is named more than once (by `{spec}`); every sample would be seen \
-                             twice an epoch",
-                            path.display()
-                        ),
-                    });
+                    return Err(named_twice(spec, &path.to_string_lossy()));
                 }
                 shards.push(ShardLocation::local(path));
             }
@@ -54,6 +82,31 @@ pub fn resolve_shards<S: AsRef<str>>(specs: &[S]) -> Result<Vec<ShardLocation>, 
         });
     }
     Ok(shards)
+}
+
+fn named_twice(spec: &str, shard: &str) -> PipelineError {
+    PipelineError::Config {
+        setting: "shards",
+        message: format!(
+            "{shard} is named more than once (by `{spec}`); every sample would be seen twice an epoch"
+        ),
+    }
+}
+
+/// The path of a `file://` URL. Braces and wildcards stay what they are, percent signs are read.
+fn local_path(spec: &str) -> Result<String, PipelineError> {
+    let no_shards = |hint: &str| PipelineError::NoShards {
+        spec: spec.to_string(),
+        hint: hint.to_string(),
+    };
+    let url = url::Url::parse(&spec.replace('?', "%3F").replace('#', "%23"))
+        .map_err(|error| no_shards(&format!("the URL does not parse: {error}")))?;
+    let path = url.to_file_path().map_err(|()| {
+        no_shards("a file URL has three slashes and no host: file:///folder/x.tar")
+    })?;
+    path.into_os_string()
+        .into_string()
+        .map_err(|_| no_shards("the path is not UTF-8"))
 }
 
 fn match_pattern(spec: &str, pattern: &str) -> Result<Vec<PathBuf>, PipelineError> {
@@ -122,9 +175,9 @@ mod tests {
             "a-000.tar",
             "a-001.tar",
             "a-002.tar",
-            "a-002.tar.qfidx",
             "b{x}.tar",
             "b-000.tar",
+            "a-000.tar.qfidx",
         ] {
             std::fs::write(dir.path().join(name), b"x").unwrap();
         }
@@ -149,6 +202,11 @@ mod tests {
             names(&resolve(&["{a,b}-000.tar"]).unwrap()),
             ["a-000.tar", "b-000.tar"]
         );
+        assert_eq!(names(&resolve(&["a-000*"]).unwrap()), ["a-000.tar"]);
+        let url = format!("file://{}", spec("{a,b}-00?.tar"));
+        assert_eq!(resolve_shards(&[url]).unwrap().len(), 4);
+        let host = resolve_shards(&["file://host/x.tar"]).unwrap_err();
+        assert!(host.to_string().contains("three slashes"), "{host}");
         let message = |tails: &[&str]| resolve(tails).unwrap_err().to_string();
         assert!(message(&["a-{000..003}.tar"]).contains("a-003.tar does not exist"));
         assert!(message(&["c-*.tar"]).contains("no shard matches"));

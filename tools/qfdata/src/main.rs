@@ -9,6 +9,7 @@ mod order;
 mod output;
 mod profile;
 mod progress;
+mod remote;
 mod shard;
 mod size;
 mod synth;

@@ -9,12 +9,12 @@ use clap::Args;
 use qf_pipeline::atomic_file::AtomicFile;
 use qf_pipeline::loader::{DataSet, Loader, LoaderState, OrderBatch, World};
 use qf_pipeline::order::ShuffleMode;
-use qf_pipeline::source::resolve_shards;
 use qf_pipeline::LoaderConfig;
 use serde::Serialize;
 
 use crate::interrupt::Interrupt;
 use crate::output::say;
+use crate::remote::{self, resolve_shards};
 
 /// List what a rank will see, in order, without decoding.
 ///
@@ -138,7 +138,7 @@ pub(crate) fn run(args: &OrderArgs) -> anyhow::Result<()> {
         builder = builder.shards(resolve_shards(&args.shards)?);
     }
     for set in &args.mix {
-        builder = builder.data_set(set.parse::<DataSet>()?);
+        builder = builder.data_set(DataSet::from_spec(set, &remote::options())?);
     }
     let interrupt = Interrupt::install()?;
     let mut listing = builder.listing()?;

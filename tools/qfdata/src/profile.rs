@@ -10,7 +10,7 @@ use qf_pipeline::augment::normalise_batch;
 use qf_pipeline::decode::DecodeQuality;
 use qf_pipeline::loader::{queue_table, stage_table, Counters, Loader, LoaderReport};
 use qf_pipeline::process::{cpu_time, peak_rss_bytes};
-use qf_pipeline::source::{resolve_shards, ShardLocation};
+use qf_pipeline::source::ShardLocation;
 use qf_pipeline::text::{CaptionTokenizer, VocabularyOptions};
 use qf_pipeline::vocabulary::vocabulary_from_shards;
 use qf_pipeline::LoaderConfig;
@@ -18,13 +18,14 @@ use serde::Serialize;
 
 use crate::interrupt::Interrupt;
 use crate::output::say;
+use crate::remote::resolve_shards;
 
 /// Captions that a vocabulary is trained from when none is given.
 const VOCABULARY_CAPTIONS: u64 = 20_000;
 
 #[derive(Args)]
 pub(crate) struct ProfileArgs {
-    /// Shards: files, globs, {000..012} ranges; several allowed
+    /// Shards: files, URLs, globs, {000..012} ranges; several allowed
     #[arg(long, num_args = 1.., required = true, value_name = "SHARDS")]
     shards: Vec<String>,
 

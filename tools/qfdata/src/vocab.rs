@@ -6,16 +6,16 @@ use std::path::PathBuf;
 use anyhow::{bail, Context};
 use clap::Args;
 use qf_pipeline::atomic_file::AtomicFile;
-use qf_pipeline::source::resolve_shards;
 use qf_pipeline::text::VocabularyOptions;
 use qf_pipeline::vocabulary::vocabulary_from_shards;
 use qf_pipeline::LoaderConfig;
 
 use crate::output::say;
+use crate::remote::resolve_shards;
 
 #[derive(Args)]
 pub(crate) struct VocabArgs {
-    /// Shards: files, globs, {000..012} ranges; several allowed
+    /// Shards: files, URLs, globs, {000..012} ranges; several allowed
     #[arg(long, num_args = 1.., required = true, value_name = "SHARDS")]
     shards: Vec<String>,
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::remote::RemoteOptions;
 
 /// What one rank lists: the keys of each batch and the state after it.
 type Listed = Vec<(Vec<String>, LoaderState)>;
@@ -359,9 +360,18 @@ fn a_mixture_keeps_its_shares_and_each_set_its_epochs() {
         assert_eq!(&batch.state, state);
     }
     let text = format!("x:0.5={}/large/*.tar", dir.path().display());
-    assert_eq!(text.parse::<DataSet>().unwrap().shards.len(), 2);
+    assert_eq!(
+        DataSet::from_spec(&text, &RemoteOptions::default())
+            .unwrap()
+            .shards
+            .len(),
+        2
+    );
     for bad in ["x=y", "x:1", "x:one=y", ":1=y", "x:1="] {
-        assert!(bad.parse::<DataSet>().is_err(), "{bad}");
+        assert!(
+            DataSet::from_spec(bad, &RemoteOptions::default()).is_err(),
+            "{bad}"
+        );
     }
     let refuse = |sets: &[DataSet], config: LoaderConfig, word: &str| {
         let mut builder = Loader::builder(config);

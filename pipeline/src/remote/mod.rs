@@ -1,0 +1,197 @@
+//! Shards in object stores and behind web servers.
+//!
+//! | specification | store | settings, as the environment names them |
+//! |---|---|---|
+//! | `s3://bucket/key` | Amazon S3 and what speaks its protocol | `AWS_*` |
+//! | `gs://bucket/key` | Google Cloud Storage | `GOOGLE_*` |
+//! | `az://container/key`, `abfs://container@account.dfs.core.windows.net/key` | Azure | `AZURE_*` |
+//! | `http://host/path`, `https://host/path` | any web server | none |
+//! | `file:///path` | this machine | none |
+//!
+//! Names and meanings of the settings are those of the `object_store` crate: `AWS_ACCESS_KEY_ID`,
+//! `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ALLOW_HTTP`,
+//! `AWS_SKIP_SIGNATURE` (for public buckets), `GOOGLE_APPLICATION_CREDENTIALS`,
+//! `AZURE_STORAGE_ACCOUNT_NAME`, `AZURE_STORAGE_ACCOUNT_KEY` and so on; the credentials of a machine's
+//! role are found without any. The profiles of `~/.aws` are not read.
+//!
+//! # What a shard is while it is read
+//!
+//! Resolving a specification asks for the size, ETag and time of change of every shard, once; a listing
+//! tells them of a thousand shards at a time, and of the `.qfidx` files beside them. Every
+//! later answer is held against them: a shard that is not the one resolved ends the read with an
+//! error that names both ETags. A server that has neither ETags nor times is held to the size alone.
+//!
+//! # Reading ahead
+//!
+//! An open shard keeps [`RemoteOptions::parallel_requests`] range requests of
+//! [`RemoteOptions::part_bytes`] under way ahead of its reader, each into its own buffer, which is
+//! freed when the reader is through with it. Memory for the bytes of all readers together is at most
+//!
+//! ```text
+//! open readers × parallel_requests × (part_bytes + 512 KiB)
+//! ```
+//!
+//! where 512 KiB is what the connection holds: 18 MiB a reader at default settings. A server that
+//! does not know ranges is read in one stream, through a buffer of `parallel_requests × part_bytes`.
+//!
+//! A request that fails (a reset, a 5xx answer, a body that ends early, silence for longer than
+//! [`RemoteOptions::stall_timeout`]) is made again after a pause, from the byte it had reached: no byte
+//! is handed out twice, none is left out. Only when [`RemoteOptions::retries`] are used up does the
+//! reader see an error. Readers share nothing but connections: one that waits holds up no other.
+//!
+//! A reader that waits looks at its [`Stop`](crate::stop::Stop) twenty times a second. Dropping it
+//! aborts its requests. All requests of the process run on two threads, which start with the first
+//! remote shard and end when the last [`ShardLocation`](crate::source::ShardLocation) is dropped.
+//!
+//! # Cache
+//!
+//! With [`RemoteOptions::cache`], a shard that is read from beginning to end is kept in a folder of
+//! this machine, and read from there the next time. It is found by its URL and ETag (or size and
+//! time of change), so that a changed shard is never taken for the one in the cache.
+//!
+//! - A file appears under its name complete or not at all. Its SHA-256 is noted as it is written,
+//!   and checked when a process opens it for the first time; a file that does not fit is fetched again.
+//! - Any number of processes may share a folder. One of them fetches a shard; others that want it
+//!   meanwhile read the store directly.
+//! - All files together, half-written ones with their final size, stay within
+//!   [`CacheOptions::max_bytes`]: the least recently opened ones go first, never one that some process
+//!   has open. A shard for which no room can be made is read without the cache.
+//! - Locks are those of the operating system, and end with their process; what a killed process left
+//!   half-written is removed by the next one that fetches something.
+//! - Trouble with the folder (a full disk, missing rights) is logged, and costs the cache, not the read.
+//!
+//! Ranges are read from the cached file if there is one, else from the store.
+
+mod cache;
+mod failure;
+mod list;
+mod object;
+mod read;
+mod runtime;
+mod store;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub(crate) use list::{is_remote, Resolver};
+pub(crate) use object::RemoteObject;
+
+/// Beginnings of the environment variables that set up a store.
+const VARIABLES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
+
+/// How remote shards are reached and read.
+#[derive(Clone)]
+pub struct RemoteOptions {
+    /// Credentials, endpoints and the like, by the names of environment variables; others than
+    /// `AWS_*`, `GOOGLE_*` and `AZURE_*` are passed over.
+    pub env: Vec<(String, String)>,
+    /// Range requests under way for one reader; default 4. More help where one connection is slow.
+    pub parallel_requests: usize,
+    /// Length of a range request in bytes; default 4 MiB.
+    pub part_bytes: usize,
+    /// Longest wait for a connection; default 10 s.
+    pub connect_timeout: Duration,
+    /// Longest silence, before or within an answer, until a request is made again; default 30 s.
+    pub stall_timeout: Duration,
+    /// How often a request is made again before the read fails; default 10, some 40 s of pauses.
+    pub retries: u32,
+    /// The first pause, doubled at each further one; default 100 ms. Each pause is between half
+    /// and all of that, by chance, lest many readers come back at once.
+    pub first_pause: Duration,
+    /// The longest pause, also where the server asks for a longer one; default 10 s.
+    pub longest_pause: Duration,
+    /// Keeps whole shards on this machine; default none.
+    pub cache: Option<CacheOptions>,
+}
+
+/// Where shards are kept on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheOptions {
+    /// The folder; created where it is missing. Nothing else should be in it.
+    pub dir: PathBuf,
+    /// Greatest size of all files in it together, in bytes.
+    pub max_bytes: u64,
+}
+
+impl Default for RemoteOptions {
+    fn default() -> Self {
+        RemoteOptions {
+            env: Vec::new(),
+            parallel_requests: 4,
+            part_bytes: 4 << 20,
+            connect_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(30),
+            retries: 10,
+            first_pause: Duration::from_millis(100),
+            longest_pause: Duration::from_secs(10),
+            cache: None,
+        }
+    }
+}
+
+impl RemoteOptions {
+    /// Default options with the settings of an environment, e.g. of `std::env::vars_os()`. Variables
+    /// that are not Unicode are passed over.
+    pub fn from_vars(vars: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        let ours = |(name, value): (OsString, OsString)| {
+            let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
+            let known = VARIABLES.iter().any(|start| name.starts_with(start));
+            known.then_some((name, value))
+        };
+        RemoteOptions {
+            env: vars.into_iter().filter_map(ours).collect(),
+            ..RemoteOptions::default()
+        }
+    }
+
+    /// Zero requests or bytes would never get anywhere.
+    fn parallel(&self) -> usize {
+        self.parallel_requests.max(1)
+    }
+
+    fn part(&self) -> u64 {
+        self.part_bytes.max(1) as u64
+    }
+}
+
+/// Names the variables, and keeps their values, which may be secrets, to itself.
+impl fmt::Debug for RemoteOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.env.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("RemoteOptions")
+            .field("env", &names)
+            .field("parallel_requests", &self.parallel_requests)
+            .field("part_bytes", &self.part_bytes)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("stall_timeout", &self.stall_timeout)
+            .field("retries", &self.retries)
+            .field("first_pause", &self.first_pause)
+            .field("longest_pause", &self.longest_pause)
+            .field("cache", &self.cache)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_is_filtered_and_not_shown() {
+        let vars = [
+            ("AWS_SECRET_ACCESS_KEY", "hush"),
+            ("TOKEN", "no"),
+            ("HOME", "/"),
+        ];
+        let vars = vars.map(|(name, value)| (name.into(), value.into()));
+        let options = RemoteOptions::from_vars(vars);
+        assert_eq!(
+            options.env,
+            [("AWS_SECRET_ACCESS_KEY".into(), "hush".into())]
+        );
+        let shown = format!("{options:?}");
+        assert!(shown.contains("AWS_SECRET_ACCESS_KEY") && !shown.contains("hush"));
+    }
+}

@@ -1,0 +1,54 @@
+//! Remote shards: against servers that misbehave, a cache that others use too, and S3.
+
+/// The folder of this machine that shards are kept in.
+mod cache;
+/// Everything that can go wrong on the way.
+mod faults;
+/// moto's S3 server.
+mod s3;
+/// A web server that misbehaves as told.
+mod server;
+
+use std::io::Read;
+use std::time::Duration;
+
+use qf_pipeline::remote::RemoteOptions;
+use qf_pipeline::source::{resolve_shards_with, ShardLocation};
+use qf_pipeline::stop::Stop;
+
+const PART: usize = 16 << 10;
+
+/// Bytes that differ from place to place.
+fn bytes(count: usize) -> Vec<u8> {
+    let words = (0..count as u64 / 8 + 1)
+        .map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    words.flatten().take(count).collect()
+}
+
+/// Small parts, short waits.
+fn options() -> RemoteOptions {
+    RemoteOptions {
+        parallel_requests: 4,
+        part_bytes: PART,
+        connect_timeout: Duration::from_secs(5),
+        stall_timeout: Duration::from_secs(5),
+        retries: 3,
+        first_pause: Duration::from_millis(1),
+        longest_pause: Duration::from_millis(20),
+        ..RemoteOptions::default()
+    }
+}
+
+fn resolve(spec: &str, options: &RemoteOptions) -> Result<Vec<ShardLocation>, String> {
+    resolve_shards_with(&[spec], options).map_err(|error| qf_pipeline::error::full_message(&error))
+}
+
+fn one(url: &str, options: &RemoteOptions) -> ShardLocation {
+    resolve(url, options).unwrap().remove(0)
+}
+
+fn read(shard: &ShardLocation) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    shard.open(&Stop::default())?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
