@@ -174,7 +174,6 @@ impl LoaderConfig {
             max_sample_bytes: self.max_sample_bytes,
             image_column: self.image_column.clone(),
             caption_column: self.caption_column.clone(),
-            ..ReadOptions::default()
         }
     }
 

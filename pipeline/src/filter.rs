@@ -62,21 +62,22 @@ impl Filters {
     /// # Errors
     /// [`PipelineError::Config`] naming the first that cannot.
     pub fn validate(&self) -> Result<(), PipelineError> {
-        let message =
-            if self.max_caption_words != 0 && self.max_caption_words < self.min_caption_words {
-                "max_caption_words is below min_caption_words".to_string()
-            } else if self.max_side != 0 && self.max_side < self.min_side {
-                "max_side is below min_side".to_string()
-            } else if self.max_aspect != 0.0 && !(self.max_aspect >= 1.0) {
-                "max_aspect must be at least 1 (longer side by shorter), or 0 for any".to_string()
-            } else if let Some(filter) = self.metadata.iter().find(|filter| filter.is_pointless()) {
-                format!(
-                    "metadata `{}`: give a field, and min or max, with min <= max",
-                    filter.field
-                )
-            } else {
-                return Ok(());
-            };
+        let message = if self.max_caption_words != 0
+            && self.max_caption_words < self.min_caption_words
+        {
+            "max_caption_words is below min_caption_words".to_string()
+        } else if self.max_side != 0 && self.max_side < self.min_side {
+            "max_side is below min_side".to_string()
+        } else if self.max_aspect.is_nan() || (self.max_aspect != 0.0 && self.max_aspect < 1.0) {
+            "max_aspect must be at least 1 (longer side by shorter), or 0 for any".to_string()
+        } else if let Some(filter) = self.metadata.iter().find(|filter| filter.is_pointless()) {
+            format!(
+                "metadata `{}`: give a field, and min or max, with min <= max",
+                filter.field
+            )
+        } else {
+            return Ok(());
+        };
         Err(PipelineError::Config {
             setting: "filters",
             message,
@@ -164,6 +165,8 @@ impl MetadataFilter {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
     use crate::sample::{Member, MemberData, SampleId};
 
@@ -213,15 +216,15 @@ mod tests {
             filters.metadata(&sample).err().map(|(_, message)| message)
         };
         let similar = filter("similarity", Some(0.28), None);
-        assert_eq!(judge(r#"{"similarity": 0.28}"#, &[similar.clone()]), None);
-        let low = judge(r#"{"similarity": 0.27}"#, &[similar.clone()]).unwrap();
+        assert_eq!(judge(r#"{"similarity": 0.28}"#, from_ref(&similar)), None);
+        let low = judge(r#"{"similarity": 0.27}"#, from_ref(&similar)).unwrap();
         assert!(low.contains("0.27") && low.contains("0.28"), "{low}");
-        assert!(judge(r#"{"other": 1}"#, &[similar.clone()]).is_some());
-        assert!(judge("{", &[similar.clone()]).is_some());
+        assert!(judge(r#"{"other": 1}"#, from_ref(&similar)).is_some());
+        assert!(judge("{", from_ref(&similar)).is_some());
         let nested = filter("clip.score", None, Some(2.0));
-        assert_eq!(judge(r#"{"clip": {"score": 2}}"#, &[nested.clone()]), None);
-        assert_eq!(judge(r#"{"clip.score": 1}"#, &[nested.clone()]), None);
-        assert!(judge(r#"{"clip": {"score": 3}}"#, &[nested.clone()]).is_some());
+        assert_eq!(judge(r#"{"clip": {"score": 2}}"#, from_ref(&nested)), None);
+        assert_eq!(judge(r#"{"clip.score": 1}"#, from_ref(&nested)), None);
+        assert!(judge(r#"{"clip": {"score": 3}}"#, from_ref(&nested)).is_some());
         assert!(judge(r#"{"similarity": 1}"#, &[similar, nested]).is_some());
         assert_eq!(judge("{", &[]), None);
     }

@@ -342,6 +342,10 @@ impl Reader {
             !gone
         };
         let observer = TimedReads::new(&reading.meters, &reading.bytes);
+        // Where shards are kept on this machine, ranges come from there. Trouble shows in the read.
+        if let Err(error) = set.shards[shard as usize].prefetch(&reading.stop) {
+            log::debug!("{}: not cached ({error})", set.shards[shard as usize].name);
+        }
         let end = set.check_size(shard).and_then(|()| {
             read_samples(
                 &set.shards[shard as usize],

@@ -10,14 +10,13 @@ use clap::Args;
 use qf_pipeline::error::full_message;
 use qf_pipeline::index::{build_index, Access, ShardIndex};
 use qf_pipeline::shard::read::ReadOptions;
-use qf_pipeline::source::ShardLocation;
+use qf_pipeline::source::{resolve_shards, ShardLocation};
 use qf_pipeline::stop::Stop;
 use serde::Serialize;
 
 use crate::interrupt::Interrupt;
 use crate::output::{remark, say};
 use crate::progress;
-use crate::remote::resolve_shards;
 
 /// Write the index of shards beside them, or check it.
 ///

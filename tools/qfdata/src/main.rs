@@ -3,13 +3,13 @@
 //! Exit codes: 0 done, 1 failed (one `error:` line on stderr says why), 2 wrong usage, 130
 //! interrupted by Ctrl-C.
 
+mod data;
 mod index;
 mod interrupt;
 mod order;
 mod output;
 mod profile;
 mod progress;
-mod remote;
 mod shard;
 mod size;
 mod synth;

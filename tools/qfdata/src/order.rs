@@ -4,17 +4,16 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context};
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::Args;
 use qf_pipeline::atomic_file::AtomicFile;
-use qf_pipeline::loader::{DataSet, Loader, LoaderState, OrderBatch, World};
+use qf_pipeline::loader::{Loader, LoaderState, OrderBatch, World};
 use qf_pipeline::order::ShuffleMode;
 use qf_pipeline::LoaderConfig;
 use serde::Serialize;
 
+use crate::data::{with_data, DataArgs};
 use crate::interrupt::Interrupt;
 use crate::output::say;
-use crate::remote::{self, resolve_shards};
 
 /// List what a rank will see, in order, without decoding.
 ///
@@ -22,19 +21,8 @@ use crate::remote::{self, resolve_shards};
 /// only indices are read. Bad samples are listed; training passes over them, and what follows moves up.
 #[derive(Args)]
 pub(crate) struct OrderArgs {
-    /// Shards: files, globs, {000..012} ranges; several allowed
-    #[arg(
-        long,
-        num_args = 1..,
-        required_unless_present = "mix",
-        conflicts_with = "mix",
-        value_name = "SHARDS"
-    )]
-    shards: Vec<String>,
-
-    /// A data set of a mixture, e.g. coco:0.7='coco-*.tar'; give one for each
-    #[arg(long, value_name = "NAME:WEIGHT=SHARDS")]
-    mix: Vec<String>,
+    #[command(flatten)]
+    data: DataArgs,
 
     /// Images per batch of all ranks together; ranks share it evenly
     #[arg(long, default_value_t = 16, value_name = "IMAGES")]
@@ -60,13 +48,8 @@ pub(crate) struct OrderArgs {
     #[arg(long)]
     epochs: Option<u64>,
 
-    /// How samples are shuffled
-    #[arg(
-        long,
-        default_value = "buffer",
-        value_parser = PossibleValuesParser::new(ShuffleMode::ALL.map(ShuffleMode::name))
-            .map(|name| parse_shuffle(&name))
-    )]
+    /// How samples are shuffled: none, shards, buffer or full
+    #[arg(long, default_value = "buffer", value_parser = parse_shuffle)]
     shuffle: ShuffleMode,
 
     /// Consecutive samples that `--shuffle buffer` mixes
@@ -94,11 +77,11 @@ pub(crate) struct OrderArgs {
     json: bool,
 }
 
-fn parse_shuffle(name: &str) -> ShuffleMode {
+pub(crate) fn parse_shuffle(name: &str) -> Result<ShuffleMode, String> {
     let found = ShuffleMode::ALL
         .into_iter()
         .find(|mode| mode.name() == name);
-    found.unwrap_or(ShuffleMode::Buffer) // clap lets no other name through
+    found.ok_or_else(|| "expected none, shards, buffer or full".into())
 }
 
 /// What is printed with `--json`.
@@ -114,7 +97,7 @@ pub(crate) fn run(args: &OrderArgs) -> anyhow::Result<()> {
     let epochs = match args.epochs {
         Some(0) => 0,
         Some(epochs) => args.epoch + epochs,
-        None if !args.mix.is_empty() => 0,
+        None if args.data.is_mixture() => 0,
         // The rest of the epoch that the state is in.
         None => resume.as_ref().map_or(args.epoch, LoaderState::epoch) + 1,
     };
@@ -130,18 +113,12 @@ pub(crate) fn run(args: &OrderArgs) -> anyhow::Result<()> {
         drop_last: !args.keep_last,
         ..LoaderConfig::default()
     };
-    let mut builder = Loader::builder(config)
+    let builder = Loader::builder(config)
         .world(world)
         .first_epoch(args.epoch)
         .resume(resume.clone());
-    if args.mix.is_empty() {
-        builder = builder.shards(resolve_shards(&args.shards)?);
-    }
-    for set in &args.mix {
-        builder = builder.data_set(DataSet::from_spec(set, &remote::options())?);
-    }
     let interrupt = Interrupt::install()?;
-    let mut listing = builder.listing()?;
+    let mut listing = with_data(builder, args.data.resolve()?).listing()?;
     let mut done = resume.as_ref().map_or(0, |state| state.batches);
     let mut state = resume;
     while args.stop_at.is_none_or(|end| done < end) {

@@ -8,34 +8,38 @@ use anyhow::bail;
 use clap::Args;
 use qf_pipeline::augment::normalise_batch;
 use qf_pipeline::decode::DecodeQuality;
-use qf_pipeline::loader::{queue_table, stage_table, Counters, Loader, LoaderReport};
+use qf_pipeline::loader::{queue_table, stage_table, Counters, DataSet, Loader, LoaderReport};
+use qf_pipeline::order::ShuffleMode;
 use qf_pipeline::process::{cpu_time, peak_rss_bytes};
-use qf_pipeline::source::ShardLocation;
 use qf_pipeline::text::{CaptionTokenizer, VocabularyOptions};
 use qf_pipeline::vocabulary::vocabulary_from_shards;
 use qf_pipeline::LoaderConfig;
 use serde::Serialize;
 
+use crate::data::{with_data, DataArgs};
 use crate::interrupt::Interrupt;
+use crate::order::parse_shuffle;
 use crate::output::say;
-use crate::remote::resolve_shards;
 
 /// Captions that a vocabulary is trained from when none is given.
 const VOCABULARY_CAPTIONS: u64 = 20_000;
 
 #[derive(Args)]
 pub(crate) struct ProfileArgs {
-    /// Shards: files, URLs, globs, {000..012} ranges; several allowed
-    #[arg(long, num_args = 1.., required = true, value_name = "SHARDS")]
-    shards: Vec<String>,
+    #[command(flatten)]
+    data: DataArgs,
 
     /// Threads that decode, augment and tokenise [default: one per core]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     threads: usize,
 
-    /// Threads that read and decompress
-    #[arg(long, default_value_t = 2)]
+    /// Threads that read and decompress [default: 2, or 8 where shards are remote]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
     io_threads: usize,
+
+    /// How samples are shuffled: none, shards, buffer or full
+    #[arg(long, default_value = "buffer", value_parser = parse_shuffle)]
+    shuffle: ShuffleMode,
 
     /// Seconds to measure, after a second of warm-up
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
@@ -91,21 +95,22 @@ pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
             args.seconds
         );
     }
-    let shards = resolve_shards(&args.shards)?;
+    let sets = args.data.resolve()?;
     let config = LoaderConfig {
         threads: args.threads,
         io_threads: args.io_threads,
         batch_size: args.batch_size,
         image_size: args.image_size,
         epochs: 0,
+        shuffle: args.shuffle,
         decode_quality: args.decode_quality.unwrap_or_default(),
         ..LoaderConfig::default()
     };
     config.validate()?;
-    let tokenizer = tokenizer(args, &shards, &config)?;
-    let num_shards = shards.len();
+    let tokenizer = tokenizer(args, &sets, &config)?;
+    let num_shards = sets.iter().map(|set| set.shards.len()).sum();
     let interrupt = Interrupt::install()?;
-    let mut loader = Loader::builder(config).shards(shards).batches(tokenizer)?;
+    let mut loader = with_data(Loader::builder(config), sets).batches(tokenizer)?;
     let mut floats = Vec::new();
     let mut take = |limit: Duration| -> anyhow::Result<(u64, Duration)> {
         let start = Instant::now();
@@ -165,14 +170,15 @@ fn parse_quality(text: &str) -> Result<DecodeQuality, String> {
 
 fn tokenizer(
     args: &ProfileArgs,
-    shards: &[ShardLocation],
+    sets: &[DataSet],
     config: &LoaderConfig,
 ) -> anyhow::Result<Arc<CaptionTokenizer>> {
     if let Some(path) = &args.tokenizer {
         return Ok(Arc::new(CaptionTokenizer::from_file(path)?));
     }
     let options = VocabularyOptions::default();
-    let trained = vocabulary_from_shards(shards, config, &options, VOCABULARY_CAPTIONS)?;
+    let shards: Vec<_> = sets.iter().flat_map(|set| set.shards.clone()).collect();
+    let trained = vocabulary_from_shards(&shards, config, &options, VOCABULARY_CAPTIONS)?;
     Ok(Arc::new(CaptionTokenizer::from_vocab(trained.entries)?))
 }
 

@@ -10,14 +10,13 @@ use qf_pipeline::text::VocabularyOptions;
 use qf_pipeline::vocabulary::vocabulary_from_shards;
 use qf_pipeline::LoaderConfig;
 
+use crate::data::ShardsArg;
 use crate::output::say;
-use crate::remote::resolve_shards;
 
 #[derive(Args)]
 pub(crate) struct VocabArgs {
-    /// Shards: files, URLs, globs, {000..012} ranges; several allowed
-    #[arg(long, num_args = 1.., required = true, value_name = "SHARDS")]
-    shards: Vec<String>,
+    #[command(flatten)]
+    shards: ShardsArg,
 
     /// File to write: one entry a line, the special entries first
     #[arg(long, value_name = "FILE")]
@@ -48,7 +47,7 @@ pub(crate) fn run(args: &VocabArgs) -> anyhow::Result<()> {
     if args.out.exists() && !args.overwrite {
         bail!("{} exists; --overwrite replaces it", args.out.display());
     }
-    let shards = resolve_shards(&args.shards)?;
+    let shards = args.shards.resolve()?;
     let config = LoaderConfig {
         caption_column: args.caption_column.clone(),
         ..LoaderConfig::default()

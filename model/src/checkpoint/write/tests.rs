@@ -1,4 +1,4 @@
-use qf_pipeline::loader::{LoaderState, OrderKey};
+use qf_pipeline::loader::{LoaderState, OrderKey, World};
 use qf_pipeline::LoaderConfig;
 use tch::Device;
 
@@ -19,14 +19,14 @@ fn model() -> (Blip2Qformer, AdamW) {
 }
 
 fn state(step: u64, best: Option<u64>) -> TrainState {
-    let order = OrderKey::new(&LoaderConfig::default(), &[]).unwrap();
+    let order = OrderKey::new(&LoaderConfig::default(), Vec::new(), World::SINGLE);
     TrainState {
         best: best.map(|step| BestCheckpoint {
             step,
             metric: "loss".into(),
             value: 0.1,
         }),
-        ..TrainState::new(step, LoaderState::start(order))
+        ..TrainState::new(step, LoaderState::start(order, 0))
     }
 }
 

@@ -1,0 +1,102 @@
+//! Which shards a command works on.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::Args;
+use qf_pipeline::loader::{DataSet, LoaderBuilder};
+use qf_pipeline::remote::{CacheOptions, RemoteOptions};
+use qf_pipeline::source::{resolve_shards_with, ShardLocation};
+
+use crate::size;
+
+/// Shards of one data set.
+#[derive(Args)]
+pub(crate) struct ShardsArg {
+    /// Shards: files, globs, {000..012} ranges, s3://, gs://, az://, https://; several allowed
+    #[arg(long, num_args = 1.., required = true, value_name = "SHARDS")]
+    shards: Vec<String>,
+
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+impl ShardsArg {
+    pub(crate) fn resolve(&self) -> anyhow::Result<Vec<ShardLocation>> {
+        Ok(resolve_shards_with(&self.shards, &self.remote.options()?)?)
+    }
+}
+
+/// One data set, or a mixture.
+#[derive(Args)]
+pub(crate) struct DataArgs {
+    /// Shards: files, globs, {000..012} ranges, s3://, gs://, az://, https://; several allowed
+    #[arg(
+        long,
+        num_args = 1..,
+        required_unless_present = "mix",
+        conflicts_with = "mix",
+        value_name = "SHARDS"
+    )]
+    shards: Vec<String>,
+
+    /// A data set of a mixture, e.g. coco:0.7='coco-*.tar'; give one for each
+    #[arg(long, value_name = "NAME:WEIGHT=SHARDS")]
+    mix: Vec<String>,
+
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+impl DataArgs {
+    pub(crate) fn is_mixture(&self) -> bool {
+        !self.mix.is_empty()
+    }
+
+    pub(crate) fn resolve(&self) -> anyhow::Result<Vec<DataSet>> {
+        let options = self.remote.options()?;
+        if self.mix.is_empty() {
+            let shards = resolve_shards_with(&self.shards, &options)?;
+            return Ok(vec![DataSet::only(shards)]);
+        }
+        let sets = self.mix.iter().map(|set| DataSet::from_spec(set, &options));
+        Ok(sets.collect::<Result<_, _>>()?)
+    }
+}
+
+/// Gives a loader its data sets.
+pub(crate) fn with_data(builder: LoaderBuilder, sets: Vec<DataSet>) -> LoaderBuilder {
+    sets.into_iter().fold(builder, LoaderBuilder::data_set)
+}
+
+#[derive(Args)]
+struct RemoteArgs {
+    /// Keep remote shards in this folder
+    #[arg(long, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
+
+    /// Greatest size of that folder: 500GB, 1TiB
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "100GB",
+        value_parser = size::parse,
+        requires = "cache"
+    )]
+    cache_size: u64,
+}
+
+impl RemoteArgs {
+    /// Credentials and endpoints are those of this process's environment.
+    fn options(&self) -> anyhow::Result<RemoteOptions> {
+        let mut options = RemoteOptions::from_vars(std::env::vars_os());
+        if self.cache.is_some() && self.cache_size == 0 {
+            bail!("--cache-size 0 leaves no room for a shard");
+        }
+        options.cache = self.cache.clone().map(|dir| CacheOptions {
+            dir,
+            max_bytes: self.cache_size,
+        });
+        Ok(options)
+    }
+}
