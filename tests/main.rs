@@ -10,6 +10,8 @@ mod golden_batches;
 mod hostile;
 /// Shards exchanged with Python's `webdataset` and `datasets`.
 mod interop;
+/// The order, memory and start of the loader, from the command line.
+mod loader_cli;
 /// Checkpoints of runs that were killed or damaged, and numbers that are none.
 mod resume_cli;
 /// `qfdata shard` as a user runs it.

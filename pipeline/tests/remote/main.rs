@@ -4,6 +4,8 @@
 mod cache;
 /// Everything that can go wrong on the way.
 mod faults;
+/// A loader over them.
+mod loader;
 /// moto's S3 server.
 mod s3;
 /// A web server that misbehaves as told.
