@@ -7,7 +7,7 @@ use tch::{Device, Tensor};
 
 use super::c10d::{Group, Nccl, Network, Reducer, Said, Store};
 use super::store::Board;
-use super::watch::{first_line, OnLost, Watch, BEAT};
+use super::watch::{first_line, OnLost, Watch, BEAT, LAST_WORDS};
 use super::{Collective, Ranks, Reduction};
 use crate::error::ModelError;
 
@@ -138,8 +138,7 @@ impl ProcessGroup {
         let own_board = Board {
             store: place.open(false, timeouts.join).map_err(error)?,
         };
-        let ranks = (place.rank, place.world_size);
-        let watch = Watch::start(own_board, ranks, timeouts.silence, on_lost)
+        let watch = Watch::start(own_board, &place, timeouts.silence, on_lost)
             .map_err(|io| error(format!("cannot start a thread ({io})")))?;
         Ok(ProcessGroup {
             place,
@@ -183,18 +182,14 @@ impl ProcessGroup {
         self.barrier()?;
         // From here on the others may go in any order, and the store with rank 0.
         self.watch.silence();
-        let deadline = Instant::now() + PARTING;
-        let mut left = self.board.leave();
-        while self.place.hosts_store && Instant::now() < deadline {
-            match left {
-                Ok(left) if left < self.place.world_size => {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                _ => break,
-            }
-            left = self.board.left();
-        }
+        self.part(PARTING);
         Ok(())
+    }
+
+    fn part(&self, patience: Duration) {
+        let place = &self.place;
+        self.board
+            .part(place.world_size, place.hosts_store, patience);
     }
 
     /// Ends the run for all ranks because of `error` here, and returns what to tell the user: the
@@ -203,18 +198,20 @@ impl ProcessGroup {
     pub fn fail(&self, error: &str) -> String {
         self.watch.silence();
         let rank = self.place.rank;
-        if !is_broken_connection(error) {
-            // The others look for it every second. Without a store they see the connection break.
-            let _ = self.board.put_failure(&format!("rank {rank}: {error}"));
-            return error.to_string();
-        }
-        let cause = match self.find_cause() {
-            Ok(Some(cause)) => cause,
-            Ok(None) => return format!("lost contact to another rank: {}", first_line(error)),
-            Err(_) if rank != 0 => "rank 0 is gone: its store does not answer".to_string(),
-            Err(_) => return error.to_string(),
+        let (told, cause) = match is_broken_connection(error) {
+            false => (format!("rank {rank}: {error}"), error.to_string()),
+            true => {
+                let cause = match self.find_cause() {
+                    Ok(Some(cause)) => cause,
+                    Err(_) if rank != 0 => "rank 0 is gone: its store does not answer".into(),
+                    _ => format!("rank {rank} lost contact to another: {}", first_line(error)),
+                };
+                (cause.clone(), cause)
+            }
         };
-        let _ = self.board.put_failure(&cause);
+        // The others look for it every second. Without a store they see connections break.
+        let _ = self.board.put_failure(&told);
+        self.part(LAST_WORDS);
         cause
     }
 

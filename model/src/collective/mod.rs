@@ -15,6 +15,7 @@ mod watch;
 pub use c10d::Reducer;
 pub use group::{ProcessGroup, RankPlace, RankTimeouts};
 
+use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
 use crate::error::ModelError;
@@ -142,6 +143,11 @@ pub trait Ranks: Collective {
         }
         Ok(Vec::<u8>::try_from(tensor)?)
     }
+}
+
+/// SHA-256 of what ranks compare.
+pub fn digest(bytes: &[u8]) -> Vec<u8> {
+    Sha256::digest(bytes).to_vec()
 }
 
 /// One process without others.

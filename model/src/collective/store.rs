@@ -1,6 +1,6 @@
 //! What the ranks tell each other through the store, beside their collectives.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::c10d::{Said, Store};
 
@@ -41,13 +41,14 @@ impl Board {
         Ok(Some(String::from_utf8_lossy(&cause).into_owned()))
     }
 
-    /// Says that a rank has finished; how many have.
-    pub(super) fn leave(&self) -> Result<i64, Said> {
-        self.store.add("left", 1)
-    }
-
-    /// How many ranks have finished.
-    pub(super) fn left(&self) -> Result<i64, Said> {
-        self.store.add("left", 0)
+    /// Says that this rank needs the store no longer. Its host waits for the others to say so, `patience`
+    /// at most: those that have died never do.
+    pub(super) fn part(&self, world_size: i64, is_host: bool, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let mut left = self.store.add("left", 1);
+        while is_host && left.is_ok_and(|left| left < world_size) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+            left = self.store.add("left", 0);
+        }
     }
 }

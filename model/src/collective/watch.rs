@@ -12,10 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::group::RankPlace;
 use super::store::Board;
 
 /// Time between two signs of life.
 pub(super) const BEAT: Duration = Duration::from_secs(1);
+
+/// Time in which the host of the store lets others read why the run ends.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Called once, from another thread, with the reason why the run cannot go on.
 pub(super) type OnLost = Box<dyn FnOnce(String) + Send>;
@@ -51,7 +55,7 @@ impl Watch {
     /// Watches over a connection of its own; a rank that is silent for `silence` is dead.
     pub(super) fn start(
         board: Board,
-        (rank, world_size): (i64, i64),
+        place: &RankPlace,
         silence: Duration,
         on_lost: OnLost,
     ) -> std::io::Result<Watch> {
@@ -64,6 +68,7 @@ impl Watch {
         let (stop_clock, clock_stopped) = channel();
         let beats = {
             let shared = Arc::clone(&shared);
+            let (rank, world_size, is_host) = (place.rank, place.world_size, place.hosts_store);
             let watched = if rank == 0 { world_size } else { 0 };
             let mut peers: Vec<(i64, Instant)> = vec![(0, Instant::now()); watched as usize];
             std::thread::Builder::new()
@@ -74,7 +79,10 @@ impl Watch {
                             *shared.answered.lock().unwrap_or_else(PoisonError::into_inner) =
                                 Instant::now();
                         }
-                        Ok(Some(cause)) => return shared.report(cause),
+                        Ok(Some(cause)) => {
+                            board.part(world_size, is_host, LAST_WORDS);
+                            return shared.report(cause);
+                        }
                         Err(said) => {
                             return shared.report(format!(
                                 "rank 0 is gone: its store does not answer ({})",
