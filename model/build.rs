@@ -81,9 +81,14 @@ fn compile_nccl(include: &Path, torch_lib: &Path) {
     let system = std::env::var_os("CUDA_HOME").unwrap_or_else(|| "/usr/local/cuda".into());
     folders.push(Path::new(&system).join("include"));
     let has = |header: &str| folders.iter().any(|folder| folder.join(header).exists());
-    let is_complete = ["cuda_runtime.h", "crt/host_config.h", "nccl.h", "cusparse.h"]
-        .iter()
-        .all(|header| has(header) || Path::new("/usr/include").join(header).exists());
+    let is_complete = [
+        "cuda_runtime.h",
+        "crt/host_config.h",
+        "nccl.h",
+        "cusparse.h",
+    ]
+    .iter()
+    .all(|header| has(header) || Path::new("/usr/include").join(header).exists());
     if !is_complete {
         return;
     }

@@ -160,9 +160,7 @@ impl Store {
 
     pub(super) fn set(&self, key: &str, value: &[u8]) -> Result<(), Said> {
         // SAFETY: the store lives as long as `self`, the slices through the call.
-        check(unsafe {
-            qf_store_set(self.0, key.as_ptr(), key.len(), value.as_ptr(), value.len())
-        })
+        check(unsafe { qf_store_set(self.0, key.as_ptr(), key.len(), value.as_ptr(), value.len()) })
     }
 
     /// The value of `key`, once it is there; an error after `timeout`.
@@ -298,9 +296,7 @@ impl Group {
     pub(super) fn average(&self, gradients: &[&Tensor], bucket_bytes: usize) -> Result<(), Said> {
         let pointers = pointers(gradients);
         // SAFETY: the pointers are of live tensors.
-        check(unsafe {
-            qf_group_average(self.0, pointers.as_ptr(), pointers.len(), bucket_bytes)
-        })
+        check(unsafe { qf_group_average(self.0, pointers.as_ptr(), pointers.len(), bucket_bytes) })
     }
 
     pub(super) fn reducer(&self, params: &[&Tensor], bytes: usize) -> Result<Reducer<'_>, Said> {
@@ -381,9 +377,11 @@ impl Nccl {
         use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
         if NCCL_LIBRARY.is_empty() {
-            return Err("this program was compiled without the headers of CUDA and NCCL; run \
+            return Err(
+                "this program was compiled without the headers of CUDA and NCCL; run \
                         `make setup` on a machine with an NVIDIA GPU, then build it again"
-                .into());
+                    .into(),
+            );
         }
         let in_memory = |error: std::io::Error| format!("cannot unpack its library ({error})");
         // SAFETY: the name is a C string; the call makes a file descriptor or returns -1.

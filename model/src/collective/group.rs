@@ -108,7 +108,9 @@ impl ProcessGroup {
         };
         let deadline = Instant::now() + timeouts.join;
         let board = Board {
-            store: place.open(place.hosts_store, timeouts.join).map_err(error)?,
+            store: place
+                .open(place.hosts_store, timeouts.join)
+                .map_err(error)?,
         };
         place.meet(&board, device, deadline).map_err(error)?;
         let nccl = match device {

@@ -76,8 +76,10 @@ impl Watch {
                 .spawn(move || loop {
                     match look(&board, rank, &mut peers, silence) {
                         Ok(None) => {
-                            *shared.answered.lock().unwrap_or_else(PoisonError::into_inner) =
-                                Instant::now();
+                            *shared
+                                .answered
+                                .lock()
+                                .unwrap_or_else(PoisonError::into_inner) = Instant::now();
                         }
                         Ok(Some(cause)) => {
                             board.part(world_size, is_host, LAST_WORDS);
@@ -102,7 +104,10 @@ impl Watch {
             std::thread::Builder::new()
                 .name("ranks-clock".into())
                 .spawn(move || loop {
-                    let answered = *shared.answered.lock().unwrap_or_else(PoisonError::into_inner);
+                    let answered = *shared
+                        .answered
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner);
                     if answered.elapsed() > silence + BEAT {
                         return shared.report(format!(
                             "rank 0 is gone: its store has not answered for {} s",

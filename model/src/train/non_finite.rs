@@ -189,7 +189,10 @@ impl<'a> Guard<'a> {
         for (index, watched) in pending.iter().enumerate() {
             let finite = Vec::<bool>::try_from(&watched.finite)?;
             if let Some(first) = finite.iter().position(|finite| !finite) {
-                broken = (index, watched.names.get(first).map(|name| format!("`{name}`")));
+                broken = (
+                    index,
+                    watched.names.get(first).map(|name| format!("`{name}`")),
+                );
                 break;
             }
         }

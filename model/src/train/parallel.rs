@@ -28,10 +28,7 @@ pub(super) fn next_batch(
 }
 
 /// Where the data of all ranks stands, for a checkpoint; on rank 0.
-pub(super) fn loader_state(
-    loader: &Loader,
-    _ranks: &dyn Ranks,
-) -> Result<LoaderState, ModelError> {
+pub(super) fn loader_state(loader: &Loader, _ranks: &dyn Ranks) -> Result<LoaderState, ModelError> {
     Ok(loader.state().clone())
 }
 
@@ -148,7 +145,10 @@ pub(super) fn mean(tensor: &Tensor, ranks: &dyn Ranks) -> Result<Tensor, ModelEr
     if ranks.world_size() == 1 {
         return Ok(tensor.shallow_clone());
     }
-    let mut sum = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_detach_copy()?;
+    let mut sum = tensor
+        .f_detach()?
+        .f_to_device(Device::Cpu)?
+        .f_detach_copy()?;
     ranks.all_reduce(&mut sum, Reduction::Sum)?;
     Ok(sum.f_divide_scalar(ranks.world_size() as f64)?)
 }

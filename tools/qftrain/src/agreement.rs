@@ -47,7 +47,10 @@ impl Description {
     fn differences(&self, first: &Description) -> Vec<String> {
         let mut all = Vec::new();
         if self.program != first.program {
-            all.push(format!("program {} against {}", self.program, first.program));
+            all.push(format!(
+                "program {} against {}",
+                self.program, first.program
+            ));
         }
         let names = self.settings.keys().chain(first.settings.keys());
         let names: std::collections::BTreeSet<&String> = names.collect();
@@ -155,9 +158,15 @@ mod tests {
         let check = |other: Description, expected: &[&str]| {
             assert_eq!(other.differences(&base), expected);
         };
-        check(describe(&["data.threads=7"], &[("a.tar", 1), ("b.tar", 2)]), &[]);
         check(
-            describe(&["seed=7", "data.shuffle=none"], &[("a.tar", 1), ("b.tar", 3)]),
+            describe(&["data.threads=7"], &[("a.tar", 1), ("b.tar", 2)]),
+            &[],
+        );
+        check(
+            describe(
+                &["seed=7", "data.shuffle=none"],
+                &[("a.tar", 1), ("b.tar", 3)],
+            ),
             &[
                 "data.shuffle = \"none\" against \"full\"",
                 "seed = 7 against 42",

@@ -125,7 +125,11 @@ fn slurm(get: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Ranks> {
         None => 0,
     };
     // The node that srun was called on need not be one of the job's.
-    let nodes = ["SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST"];
+    let nodes = [
+        "SLURM_STEP_NODELIST",
+        "SLURM_NODELIST",
+        "SLURM_JOB_NODELIST",
+    ];
     let host = get("MASTER_ADDR")
         .or_else(|| nodes.into_iter().find_map(|name| first_host(&get(name)?)))
         .or_else(|| get("SLURM_LAUNCH_NODE_IPADDR"))
@@ -222,7 +226,13 @@ mod tests {
         assert_eq!((place.rank, place.world_size, ranks.local_rank), (3, 4, 1));
         assert_eq!((place.host.as_str(), place.port), ("node1", 29500));
         assert!(!place.hosts_store && !ranks.is_restart);
-        assert!(find_in(&with(&[("RANK", "0")])).unwrap().unwrap().place.hosts_store);
+        assert!(
+            find_in(&with(&[("RANK", "0")]))
+                .unwrap()
+                .unwrap()
+                .place
+                .hosts_store
+        );
         let agent = [
             ("RANK", "0"),
             ("TORCHELASTIC_USE_AGENT_STORE", "True"),
@@ -243,7 +253,10 @@ mod tests {
                 assert!(message.contains(word), "{variables:?}: {message}");
             }
         };
-        fails(&TORCHRUN[..1], &["WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set"]);
+        fails(
+            &TORCHRUN[..1],
+            &["WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set"],
+        );
         fails(&TORCHRUN[..4], &["MASTER_PORT is not set"]);
         fails(&TORCHRUN[2..3], &["RANK"]);
         for (name, value) in [
@@ -260,7 +273,14 @@ mod tests {
         ] {
             let mut variables = vec![(name, value)];
             variables.extend(TORCHRUN);
-            fails(&variables, &[if name == "MASTER_ADDR" { "empty" } else { value }]);
+            fails(
+                &variables,
+                &[if name == "MASTER_ADDR" {
+                    "empty"
+                } else {
+                    value
+                }],
+            );
         }
         fails(
             &[("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0")],

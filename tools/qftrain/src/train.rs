@@ -352,7 +352,9 @@ fn prepare(
         false => None,
     };
     let state = newest.as_ref().map(|checkpoint| checkpoint.state.clone());
-    let is_done = state.as_ref().is_some_and(|state| state.step >= config.steps);
+    let is_done = state
+        .as_ref()
+        .is_some_and(|state| state.step >= config.steps);
     let has_tokenizer = run_dir.tokenizer_json().exists() || run_dir.vocabulary().exists();
     // Those of a resumed run are in its checkpoint.
     let weights = match newest {
@@ -395,11 +397,7 @@ fn share(start: Option<Start>, ranks: &dyn Ranks) -> anyhow::Result<Start> {
 }
 
 /// Weights and moments of rank 0, on every rank: the others need no checkpoint of their own.
-fn share_weights(
-    model: &Blip2Qformer,
-    optimizer: &AdamW,
-    ranks: &dyn Ranks,
-) -> anyhow::Result<()> {
+fn share_weights(model: &Blip2Qformer, optimizer: &AdamW, ranks: &dyn Ranks) -> anyhow::Result<()> {
     let params = model.params().named_parameters().iter();
     let mut tensors: Vec<&Tensor> = params.map(|param| &param.tensor).collect();
     tensors.extend(optimizer.tensors());
