@@ -164,9 +164,11 @@ fn averages(group: &ProcessGroup) {
         (sum(&a) * 2.0 + sum(&(&b * &frozen))) * weight
     };
     for (step, overlaps) in [(0.0, true), (1.0, true), (2.0, false), (3.0, true)] {
-        let mut grads = params.map(Tensor::shallow_clone);
-        for param in &mut grads {
-            param.zero_grad();
+        // Gradients lie in the buckets, so they are zeroed and not taken out of the graph.
+        for mut gradient in params.map(Tensor::grad) {
+            if gradient.defined() {
+                let _ = gradient.zero_();
+            }
         }
         // Only the last of two backward passes is averaged, and what came before it with it.
         loss(rank + 1.0).backward();

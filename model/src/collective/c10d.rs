@@ -321,7 +321,8 @@ impl Drop for Group {
 }
 
 /// Averages the gradients of parameters over all ranks while the backward pass computes them
-/// (`c10d::Reducer`), until it is dropped.
+/// (`c10d::Reducer`), until it is dropped. Averaged gradients are views of its buckets:
+/// [`AdamW::zero_grad`](crate::AdamW::zero_grad) drops them, `Tensor::zero_grad` cannot.
 #[derive(Debug)]
 pub struct Reducer<'a> {
     handle: *mut Opaque,
