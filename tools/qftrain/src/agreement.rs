@@ -68,9 +68,8 @@ impl Description {
             let (own, first) = (self.shards.len(), first.shards.len());
             all.push(format!("{own} shards against {first}"));
         }
-        let differs = |((own, first), _): &((&(String, u64), &(String, u64)), usize)| own != first;
-        let pairs = self.shards.iter().zip(&first.shards).zip(1usize..);
-        if let Some(((own, first), number)) = pairs.into_iter().find(differs) {
+        let mut pairs = self.shards.iter().zip(&first.shards).zip(1usize..);
+        if let Some(((own, first), number)) = pairs.find(|((own, first), _)| own != first) {
             all.push(format!(
                 "shard {number}: {} of {} bytes against {} of {}",
                 own.0, own.1, first.0, first.1
@@ -168,7 +167,7 @@ mod tests {
                 &[("a.tar", 1), ("b.tar", 3)],
             ),
             &[
-                "data.shuffle = \"none\" against \"full\"",
+                "data.shuffle = \"none\" against \"buffer\"",
                 "seed = 7 against 42",
                 "shard 2: b.tar of 3 bytes against b.tar of 2",
             ],

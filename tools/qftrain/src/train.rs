@@ -361,7 +361,8 @@ fn prepare(
         None => StartWeights::find(&config.weights)?,
         Some(_) => StartWeights::find(&WeightsConfig::default())?,
     };
-    if !is_done && !(resume && has_tokenizer) {
+    let keeps_tokenizer = resume && has_tokenizer;
+    if !is_done && !keeps_tokenizer {
         adopt_tokenizer(config, &weights);
         create_tokenizer(config, shards, run_dir)?;
     }
