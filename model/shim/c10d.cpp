@@ -95,6 +95,12 @@ struct Gather : public torch::autograd::Function<Gather> {
   }
 };
 
+// The reducer warns where it finds no parameter without a gradient, though it was told that there may
+// be some.
+struct Quiet : public c10::WarningHandler {
+  void process(const c10::Warning&) override {}
+};
+
 std::vector<Tensor> list(Tensor* const* tensors, size_t count) {
   std::vector<Tensor> all;
   all.reserve(count);
@@ -294,6 +300,8 @@ void qf_reducer_free(Reducer* reducer) {
 // The next backward pass, from `loss`, is to average.
 char* qf_reducer_prepare(const Reducer* reducer, const Tensor* loss) {
   return protect([&] {
+    Quiet quiet;
+    c10::WarningUtils::WarningHandlerGuard guard(&quiet);
     reducer->reducer->prepare_for_forward();
     reducer->reducer->prepare_for_backward({*loss});
   });

@@ -28,7 +28,7 @@ const MAX_WORLD_SIZE: i64 = 65_536;
 pub struct RankTimeouts {
     /// For all ranks to come, from the start of this one. Default 300 s.
     pub join: Duration,
-    /// For a sign of life, which every rank gives each second. Default 20 s.
+    /// For a sign of life, which every rank gives each second. Default 15 s.
     pub silence: Duration,
     /// For the others to make the same call, while they are alive: rank 0 validates alone, say.
     /// Default 2 h.
@@ -39,7 +39,7 @@ impl Default for RankTimeouts {
     fn default() -> Self {
         RankTimeouts {
             join: Duration::from_secs(300),
-            silence: Duration::from_secs(20),
+            silence: Duration::from_secs(15),
             collective: Duration::from_secs(2 * 3600),
         }
     }

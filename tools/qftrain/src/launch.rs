@@ -19,7 +19,7 @@ use crate::output::remark;
 const LAUNCHER: &str = "QFTRAIN_LAUNCHER";
 
 /// Time in which the other ranks find out themselves that one has ended, and say so.
-const GRACE: Duration = Duration::from_secs(15);
+const GRACE: Duration = Duration::from_secs(8);
 
 /// Between two looks at the ranks.
 const POLL: Duration = Duration::from_millis(20);

@@ -29,7 +29,7 @@ pub(crate) struct TimeoutArgs {
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     join_timeout: Option<u64>,
 
-    /// Seconds after which a rank without a sign of life counts as dead [default: 20]
+    /// Seconds after which a rank without a sign of life counts as dead [default: 15]
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(3..))]
     rank_timeout: Option<u64>,
 }
