@@ -31,7 +31,9 @@ fn main() {
         println!("cargo:cuda_lib={}", cuda.display());
         println!("cargo:rustc-link-arg=-Wl,-rpath-link,{}", cuda.display());
     }
-    compile_shim(&PathBuf::from(&lib_dir).join("../include"));
+    let include = PathBuf::from(&lib_dir).join("../include");
+    compile_shim(&include);
+    compile_nccl(&include, torch_lib);
 }
 
 /// The loops without torch for speed, the code on torch's headers for a quick build: all its time
@@ -46,13 +48,66 @@ fn compile_shim(include: &Path) {
             .opt_level(opt_level)
             .warnings(true);
         build.flag_if_supported("-fopenmp-simd");
-        for folder in [include.to_owned(), include.join("torch/csrc/api/include")] {
+        for folder in torch_headers(include) {
             build.flag("-isystem").flag(folder);
         }
+        build.include("shim/names");
         build.file(file).compile(library);
     };
     build(1, "shim/ops.cpp", "qf_ops");
+    build(1, "shim/c10d.cpp", "qf_c10d");
     build(3, "shim/kernels.cpp", "qf_kernels");
+}
+
+fn torch_headers(include: &Path) -> [PathBuf; 2] {
+    [include.to_owned(), include.join("torch/csrc/api/include")]
+}
+
+/// The NCCL backend as a shared library, which the program carries along and opens on a GPU: its
+/// symbols are in libtorch_cuda.so, which the program does not link. Without the headers of CUDA and
+/// NCCL, which a set-up for the CPU does not have, it is empty.
+fn compile_nccl(include: &Path, torch_lib: &Path) {
+    println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    let Some(out_dir) = std::env::var_os("OUT_DIR") else {
+        return;
+    };
+    let library = Path::new(&out_dir).join("libqf_nccl.so");
+    if let Err(error) = std::fs::write(&library, "") {
+        println!("cargo:warning=cannot write {}: {error}", library.display());
+    }
+    // The packages that come with torch, then a CUDA of the system.
+    let packages = torch_lib.join("../../nvidia");
+    let mut folders = vec![packages.join("cu13/include"), packages.join("nccl/include")];
+    let system = std::env::var_os("CUDA_HOME").unwrap_or_else(|| "/usr/local/cuda".into());
+    folders.push(Path::new(&system).join("include"));
+    let has = |header: &str| folders.iter().any(|folder| folder.join(header).exists());
+    let is_complete = [
+        "cuda_runtime.h",
+        "crt/host_config.h",
+        "nccl.h",
+        "cusparse.h",
+    ]
+    .iter()
+    .all(|header| has(header) || Path::new("/usr/include").join(header).exists());
+    if !is_complete {
+        return;
+    }
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(1);
+    build.define("USE_C10D_NCCL", None);
+    for folder in torch_headers(include).iter().chain(&folders) {
+        build.flag("-isystem").flag(folder);
+    }
+    let mut command = build.get_compiler().to_command();
+    command.args(["-shared", "-fPIC", "shim/nccl.cpp", "-o"]);
+    let status = command.arg(&library).status();
+    if !status.as_ref().is_ok_and(|status| status.success()) {
+        println!("cargo:warning=NCCL is left out: its shim does not compile ({status:?})");
+        // Half a library would be opened.
+        if let Err(error) = std::fs::write(&library, "") {
+            println!("cargo:warning=cannot write {}: {error}", library.display());
+        }
+    }
 }
 
 /// The version of libtorch, from a file of its archive or of the Python package.

@@ -19,6 +19,8 @@ readonly TORCH_VERSION=2.11.0
 # Of the CUDA libraries, libtorch_cpu.so itself needs these; the versions that torch 2.11.0 asks for.
 readonly CUDA_RUNTIME=nvidia-cuda-runtime==13.0.96
 readonly CUDA_CUPTI=nvidia-cuda-cupti==13.0.85
+# Headers that torch's own package does without, for the NCCL part of model/shim.
+readonly CUDA_HEADERS=(nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85)
 readonly MIN_PYTHON=3.10 # of the torch wheels
 readonly CMAKE='cmake>=3.20,<5' # builds libjpeg-turbo
 
@@ -229,7 +231,7 @@ fetched_libtorch() { # prints its folder
             --only-binary=:all: --target "$part/site" "torch==$TORCH_VERSION")
         if [ $kind = cuda ]; then
             say "fetching libtorch $TORCH_VERSION with CUDA from PyPI into $home (some 3 GB)"
-            "${pip[@]}"
+            "${pip[@]}" "${CUDA_HEADERS[@]}"
         else
             say "fetching libtorch $TORCH_VERSION from PyPI into $home (some 550 MB, of which 700 MB stay unpacked)"
             "${pip[@]}" --no-deps "$CUDA_RUNTIME" "$CUDA_CUPTI"

@@ -29,13 +29,13 @@ const FULL_TOLERANCE: f64 = 1e-4;
 const FULL_GRADIENT_TOLERANCE: f64 = 1e-3;
 const TRAJECTORY_TOLERANCE: f64 = 1e-4;
 
-type Tensors = HashMap<String, Tensor>;
+pub(crate) type Tensors = HashMap<String, Tensor>;
 
 // ---------------------------------------------------------------- files
 
 /// The folder of golden files, or `None` (after a word) where there is none and none is demanded.
 #[allow(clippy::disallowed_methods)] // A test's settings come from the environment.
-fn folder(test: &str) -> Option<PathBuf> {
+pub(crate) fn folder(test: &str) -> Option<PathBuf> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let folder = match (std::env::var_os("QF_GOLDEN"), std::env::var_os("QF_SHARED")) {
         (Some(folder), _) => PathBuf::from(folder),
@@ -56,18 +56,18 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-struct Golden {
-    name: String,
+pub(crate) struct Golden {
+    pub(crate) name: String,
     folder: PathBuf,
     json: Value,
 }
 
 impl Golden {
-    fn tensors(&self) -> Tensors {
+    pub(crate) fn tensors(&self) -> Tensors {
         read_safetensors(&self.folder.join(format!("{}.safetensors", self.name))).unwrap()
     }
 
-    fn size(&self, key: &str) -> i64 {
+    pub(crate) fn size(&self, key: &str) -> i64 {
         self.json["config"][key]
             .as_i64()
             .unwrap_or_else(|| panic!("{}: no config.{key}", self.name))
@@ -75,7 +75,7 @@ impl Golden {
 }
 
 /// The golden files whose JSON satisfies `is_layout`; at least one.
-fn goldens(folder: &Path, is_layout: impl Fn(&Value) -> bool) -> Vec<Golden> {
+pub(crate) fn goldens(folder: &Path, is_layout: impl Fn(&Value) -> bool) -> Vec<Golden> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -115,7 +115,7 @@ fn is_trajectory(json: &Value) -> bool {
     json["steps"].is_array() && json["hyper"].is_object()
 }
 
-fn is_several_ranks(json: &Value) -> bool {
+pub(crate) fn is_several_ranks(json: &Value) -> bool {
     json["config"]["world"].is_i64()
 }
 
@@ -152,7 +152,7 @@ fn model_config(golden: &Golden) -> ModelConfig {
 }
 
 /// A model with the parameters that `tensors` holds under `param.`.
-fn load_model(golden: &Golden, tensors: &Tensors) -> Blip2Qformer {
+pub(crate) fn load_model(golden: &Golden, tensors: &Tensors) -> Blip2Qformer {
     let mut model = Blip2Qformer::new(&model_config(golden), Device::Cpu, 0).unwrap();
     let params = under(tensors, "param.");
     model
@@ -163,7 +163,7 @@ fn load_model(golden: &Golden, tensors: &Tensors) -> Blip2Qformer {
 }
 
 /// The tensors whose name starts with `prefix`, by the rest of the name.
-fn under(tensors: &Tensors, prefix: &str) -> Tensors {
+pub(crate) fn under(tensors: &Tensors, prefix: &str) -> Tensors {
     tensors
         .iter()
         .filter_map(|(name, tensor)| {
@@ -176,7 +176,7 @@ fn under(tensors: &Tensors, prefix: &str) -> Tensors {
 // ---------------------------------------------------------------- comparison
 
 /// Collects what one file's comparison found.
-struct Line {
+pub(crate) struct Line {
     name: String,
     compared: usize,
     worst_output: f64,
@@ -186,7 +186,7 @@ struct Line {
 }
 
 impl Line {
-    fn new(name: &str) -> Line {
+    pub(crate) fn new(name: &str) -> Line {
         Line {
             name: name.to_owned(),
             compared: 0,
@@ -232,7 +232,7 @@ impl Line {
 
     /// `got` is undefined for a parameter that the loss does not reach; `expected` is not there for
     /// one that the reference's loss did not reach.
-    fn gradient(&mut self, what: &str, got: &Tensor, expected: Option<&Tensor>) {
+    pub(crate) fn gradient(&mut self, what: &str, got: &Tensor, expected: Option<&Tensor>) {
         let expected_norm = expected.map_or(0.0, norm);
         if !got.defined() {
             self.note(what, expected_norm, ZERO_GRADIENT_TOLERANCE);
@@ -253,7 +253,7 @@ impl Line {
         }
     }
 
-    fn finish(self) {
+    pub(crate) fn finish(self) {
         say(&format!(
             "golden {}: {} quantities; worst relative error: outputs {:.1e}, losses {:.1e}, gradients {:.1e}",
             self.name, self.compared, self.worst_output, self.worst_loss, self.worst_gradient
@@ -301,8 +301,8 @@ fn numbers(json: &Value) -> Tensor {
 // ---------------------------------------------------------------- steps
 
 /// Inputs of one rank's step.
-struct Step {
-    vit_output: Tensor,
+pub(crate) struct Step {
+    pub(crate) vit_output: Tensor,
     token_ids: Tensor,
     attention_mask: Tensor,
     negative_images: Tensor,
@@ -310,7 +310,7 @@ struct Step {
 }
 
 impl Step {
-    fn new(tensors: &Tensors, input: &str, image_idx: &str, text_idx: &str) -> Step {
+    pub(crate) fn new(tensors: &Tensors, input: &str, image_idx: &str, text_idx: &str) -> Step {
         let tensor = |name: &str| tensors[name].shallow_clone();
         Step {
             vit_output: tensor(&format!("{input}vit_output")),
@@ -322,7 +322,12 @@ impl Step {
     }
 
     /// The step's output; `images` is `self.vit_output`, or a leaf with its values.
-    fn run(&self, model: &Blip2Qformer, images: &Tensor, ranks: &dyn Collective) -> StepResult {
+    pub(crate) fn run(
+        &self,
+        model: &Blip2Qformer,
+        images: &Tensor,
+        ranks: &dyn Collective,
+    ) -> StepResult {
         let image_embeds = model.encode_image(images).unwrap();
         let input = StepInput {
             image_embeds: &image_embeds,
@@ -353,7 +358,7 @@ impl Step {
 
 /// Every golden step is taken twice: with all rows of the reference, and without what no loss
 /// depends on. Of the second, these are no outputs.
-const COMPUTE: [(&str, ComputeOptions); 2] = [
+pub(crate) const COMPUTE: [(&str, ComputeOptions); 2] = [
     ("all rows", ComputeOptions::ALL_ROWS),
     (
         "needed rows",
@@ -371,16 +376,16 @@ const OF_ALL_ROWS: [&str; 5] = [
     "lm_logits",
 ];
 
-struct StepResult {
+pub(crate) struct StepResult {
     image_embeds: Tensor,
     /// With all rows computed.
     lm_logits: Option<Tensor>,
-    output: StepOutput,
+    pub(crate) output: StepOutput,
 }
 
 impl StepResult {
     /// Compares everything in `expected`, which is named as in the files' `out.*`.
-    fn compare(&self, line: &mut Line, expected: &Tensors) {
+    pub(crate) fn compare(&self, line: &mut Line, expected: &Tensors) {
         let output = &self.output;
         let Targets::Index(targets) = &output.targets else {
             panic!("targets by image without image ids");
@@ -786,14 +791,23 @@ fn golden_trajectories() {
 
 /// Ranks as threads of one process: what is gathered keeps one graph through all of them, so that a
 /// backward pass from the sum of their losses sums gradients over ranks as a collective would.
-struct ThreadRank {
-    rank: usize,
-    shared: Arc<Rendezvous>,
+pub(crate) struct ThreadRank {
+    pub(crate) rank: usize,
+    pub(crate) shared: Arc<Rendezvous>,
 }
 
-struct Rendezvous {
+pub(crate) struct Rendezvous {
     slots: Mutex<Vec<Option<Tensor>>>,
     barrier: Barrier,
+}
+
+impl Rendezvous {
+    pub(crate) fn new(world: usize) -> Arc<Rendezvous> {
+        Arc::new(Rendezvous {
+            slots: Mutex::new((0..world).map(|_| None).collect()),
+            barrier: Barrier::new(world),
+        })
+    }
 }
 
 impl Collective for ThreadRank {
@@ -831,10 +845,7 @@ fn golden_several_ranks() {
     for (golden, (label, compute)) in all.iter().flat_map(|g| COMPUTE.map(|c| (g, c))) {
         let tensors = golden.tensors();
         let world = golden.size("world") as usize;
-        let shared = Arc::new(Rendezvous {
-            slots: Mutex::new((0..world).map(|_| None).collect()),
-            barrier: Barrier::new(world),
-        });
+        let shared = Rendezvous::new(world);
         let threads: Vec<_> = (0..world)
             .map(|rank| {
                 let mut model = load_model(golden, &tensors);

@@ -2,6 +2,8 @@
 
 /// Finds the programs under test.
 mod bin;
+/// Several ranks: their mathematics, and `qftrain` with them.
+mod ddp;
 /// The network, the optimiser and the processors against numbers of the reference.
 mod golden;
 /// The same batches from every shard format and any number of threads.

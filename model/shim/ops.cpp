@@ -20,10 +20,12 @@
 #include <vector>
 
 #include "kernels.h"
+#include "protect.h"
 
 namespace {
 
 using at::Tensor;
+using qf::protect;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
@@ -409,25 +411,6 @@ Tensor merge_rows(const Tensor& x, const Tensor& slots, const Tensor& places) {
 }
 
 // --- For C --------------------------------------------------------------------------------------
-
-char* message_of(const char* text) {
-  char* copy = strdup(text);
-  return copy ? copy : strdup("");
-}
-
-template <class F>
-char* protect(F f) {
-  try {
-    f();
-    return nullptr;
-  } catch (const c10::Error& error) {
-    return message_of(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    return message_of(error.what());
-  } catch (...) {
-    return message_of("unknown C++ exception");
-  }
-}
 
 std::optional<Tensor> optional(const Tensor* tensor) {
   return tensor ? std::optional<Tensor>(*tensor) : std::nullopt;

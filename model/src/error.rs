@@ -133,6 +133,24 @@ pub enum ModelError {
     /// The thread that writes checkpoints could not be started, or died.
     #[error("checkpoint writer: {0}")]
     CheckpointWriter(String),
+    /// Ranks that do not meet.
+    #[error("rank {rank}: cannot join the other ranks at {address}: {message}")]
+    Rendezvous {
+        /// This rank.
+        rank: i64,
+        /// Where they were to meet.
+        address: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// A call that another rank did not answer, because it has ended or cannot be reached.
+    #[error("rank {rank} lost contact to another rank ({message})")]
+    RankLost {
+        /// This rank.
+        rank: i64,
+        /// The word of the network library.
+        message: String,
+    },
     /// Work that was broken off because the caller asked for it.
     #[error("stopped on request")]
     Stopped,

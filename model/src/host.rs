@@ -29,8 +29,16 @@ impl DeviceBatch {
     /// # Errors
     /// [`ModelError::Torch`] when the device has no room.
     pub fn without_padding_columns(self, lengths: &[i64]) -> Result<DeviceBatch, ModelError> {
-        let longest = lengths.iter().copied().max().unwrap_or(0);
-        let cut = |tensor: &Tensor| tensor.f_narrow(1, 0, longest)?.f_contiguous();
+        self.with_text_columns(lengths.iter().copied().max().unwrap_or(0))
+    }
+
+    /// Keeps the first `columns` columns of ids and mask: `[N, L]`, `L = columns`. With several ranks
+    /// those of the longest text of any, so that what they gather has one shape.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] for more columns than there are, or when the device has no room.
+    pub fn with_text_columns(self, columns: i64) -> Result<DeviceBatch, ModelError> {
+        let cut = |tensor: &Tensor| tensor.f_narrow(1, 0, columns)?.f_contiguous();
         Ok(DeviceBatch {
             token_ids: cut(&self.token_ids)?,
             attention_mask: cut(&self.attention_mask)?,

@@ -65,7 +65,7 @@ pub use blip2::{
     Blip2Qformer, ComputeOptions, HiddenRows, NegativeSampling, StepInput, StepOutput,
     TrainingImages,
 };
-pub use collective::{Collective, SingleProcess};
+pub use collective::{Collective, ProcessGroup, RankPlace, RankTimeouts, Ranks, SingleProcess};
 pub use config::{ModelConfig, Precision, QformerConfig, VisionConfig, VitConfig};
 pub use error::ModelError;
 pub use optim::{AdamW, AdamWConfig};

@@ -161,6 +161,11 @@ pub(crate) fn with_autocast<T>(
     f()
 }
 
+/// The text of a message from the shim, which is freed; none for null.
+pub(crate) fn shim_message(message: *mut std::ffi::c_char) -> Option<String> {
+    ffi::text_of(message)
+}
+
 /// The C functions of `shim/ops.cpp`.
 #[allow(unsafe_code)]
 mod ffi {
@@ -255,10 +260,10 @@ mod ffi {
         tensors.iter().map(|tensor| tensor.as_ptr()).collect()
     }
 
-    /// The error behind a message, which is freed.
-    pub(super) fn check(message: Message) -> Result<(), ModelError> {
+    /// The text of a message, which is freed; none where there is no message.
+    pub(super) fn text_of(message: Message) -> Option<String> {
         if message.is_null() {
-            return Ok(());
+            return None;
         }
         // SAFETY: the shim returns null or a C string of its own, which nobody else frees.
         let text = unsafe {
@@ -266,7 +271,15 @@ mod ffi {
             qf_free_message(message);
             text
         };
-        Err(ModelError::Torch(tch::TchError::Torch(text)))
+        Some(text)
+    }
+
+    /// The error behind a message.
+    pub(super) fn check(message: Message) -> Result<(), ModelError> {
+        match text_of(message) {
+            None => Ok(()),
+            Some(text) => Err(ModelError::Torch(tch::TchError::Torch(text))),
+        }
     }
 
     /// The tensor that `call` makes.

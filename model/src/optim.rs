@@ -369,6 +369,18 @@ impl AdamW {
         state
     }
 
+    /// Every tensor that the optimiser keeps, in order of declaration, sharing its storage: what a rank
+    /// takes over from another.
+    pub fn tensors(&self) -> Vec<&Tensor> {
+        self.entries
+            .iter()
+            .flat_map(|entry| {
+                let moments = entry.moments().map(|(_, tensor)| tensor);
+                std::iter::once(&entry.step).chain(moments)
+            })
+            .collect()
+    }
+
     /// Takes over a state of [`AdamW::state`]. Nothing is changed unless everything fits; `origin`
     /// names the source in the error.
     ///

@@ -15,6 +15,41 @@ use crate::schedule::Schedule;
 /// All batches of a step are in memory at once.
 const MAX_ACCUMULATED: usize = 1024;
 
+/// A data set of a mixture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MixedSet {
+    /// Its name in reports and checkpoints.
+    pub name: String,
+    /// Its share of samples, relative to the other sets' weights.
+    pub weight: f64,
+    /// Its shards, as in [`TrainConfig::shards`].
+    pub shards: Vec<String>,
+}
+
+/// How remote shards are reached. Credentials and endpoints are those of the environment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RemoteConfig {
+    /// Folder in which whole shards are kept; none without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
+    /// Greatest size of that folder, in bytes. Default 100 GB.
+    pub cache_bytes: u64,
+    /// How often a request is made again before a read fails. Default 10.
+    pub retries: u32,
+}
+
+impl Default for RemoteConfig {
+    fn default() -> Self {
+        RemoteConfig {
+            cache: None,
+            cache_bytes: 100_000_000_000,
+            retries: 10,
+        }
+    }
+}
+
 /// A run: data, model, optimiser and how long.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -22,6 +57,12 @@ pub struct TrainConfig {
     /// Training shards: files, globs, `{000..012}` ranges.
     #[serde(default)]
     pub shards: Vec<String>,
+    /// Data sets of a mixture, instead of `shards`; each `[[mix]]` is one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mix: Vec<MixedSet>,
+    /// How shards in object stores and behind web servers are reached.
+    #[serde(default)]
+    pub remote: RemoteConfig,
     /// Optimiser steps of the whole run.
     pub steps: u64,
     /// Seed of fresh weights, dropout and negatives. The order of data has its own, `data.seed`.

@@ -2,6 +2,7 @@
 
 mod config;
 mod non_finite;
+mod parallel;
 mod profile;
 mod record;
 mod scaler;
@@ -12,10 +13,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use qf_pipeline::{Batch, Loader};
-use tch::Kind;
+use tch::{Kind, Tensor};
 
-pub use config::{TrainConfig, WeightsConfig};
+pub use config::{MixedSet, RemoteConfig, TrainConfig, WeightsConfig};
 pub use non_finite::OnNonFinite;
+pub use parallel::loader_state;
 pub use profile::{Phase, Phases, RunProfile};
 pub use record::{MetricsFile, MetricsRecord, SkippedRecord, StepRecord};
 pub use scaler::LossScaler;
@@ -25,10 +27,13 @@ use crate::blip2::Blip2Qformer;
 use crate::checkpoint::{
     BestCheckpoint, CheckpointWriter, RandomState, Retention, SchedulePosition, TrainState,
 };
+use crate::collective::Ranks;
 use crate::error::ModelError;
+use crate::host::text_lengths;
 use crate::optim::AdamW;
 use crate::run_dir::RunDir;
 use non_finite::{Guard, Verdict};
+use parallel::{GradientMean, Peers};
 use step::StepResult;
 
 /// Everything that one step changes.
@@ -53,11 +58,15 @@ pub struct RunContext<'a> {
     pub loader: &'a mut Loader,
     /// Validation, where it is configured.
     pub validator: Option<&'a Validator>,
+    /// The other processes of the run. Each calls [`Trainer::run`] with a loader, a validator and a
+    /// configuration like this one's; rank 0 alone writes to the folder, except for what is kept of a
+    /// broken batch.
+    pub ranks: &'a dyn Ranks,
     /// The folder of the run.
     pub run_dir: &'a RunDir,
     /// Set from outside to end the run after the present step.
     pub stop: &'a AtomicBool,
-    /// Sees every line of metrics.jsonl.
+    /// Sees every line of metrics.jsonl, on rank 0.
     pub on_record: &'a mut dyn FnMut(&MetricsRecord),
 }
 
@@ -84,65 +93,83 @@ impl Trainer {
             config,
             loader,
             validator,
+            ranks,
             run_dir,
             stop,
             on_record,
         } = context;
-        let mut metrics = MetricsFile::open(&run_dir.metrics(), self.step)?;
-        let metrics_file = MetricsFile::open_handle(&run_dir.metrics())?;
+        let mut output = match ranks.is_first() {
+            true => Some(Output::open(config, run_dir, self.step)?),
+            false => None,
+        };
         let due = |step: u64| validator.filter(|validator| validator.is_due(step));
         // A run that was stopped while it validated makes up for that.
-        let mut validation =
-            due(self.step).filter(|_| self.step > 0 && !metrics.is_validated(self.step));
-        let mut log = |record: MetricsRecord| -> Result<(), ModelError> {
-            metrics.append(&record)?;
-            on_record(&record);
-            Ok(())
-        };
-        let retention = Retention {
-            newest: config.keep_checkpoints,
-        };
-        let mut writer = CheckpointWriter::start(run_dir.checkpoints(), retention)?;
+        let owes = output
+            .as_ref()
+            .is_some_and(|output| self.step > 0 && !output.metrics.is_validated(self.step));
+        let owes = ranks.max(&[i64::from(owes)])? != [0];
+        let mut validation = due(self.step).filter(|_| owes);
         let mut guard = Guard::new(
             config.on_non_finite,
             config.max_skips_in_a_row,
             run_dir.non_finite(),
             self.model.params().device(),
-        );
+        )
+        .among(ranks);
+        let mut peers = Peers {
+            ranks,
+            mean: GradientMean::new(ranks, &self.model)?,
+            columns: Vec::new(),
+        };
         let mut phases = Phases::start();
         let mut saves = false;
         let mut saved_at = self.step;
+        let mut stops = false;
         let outcome = loop {
-            writer.poll()?;
+            if let Some(output) = &mut output {
+                output.writer.poll()?;
+            }
             let is_last = self.step >= config.steps;
             if let Some(validator) = validation.take() {
                 guard.settle()?;
                 let never = AtomicBool::new(false);
                 // Nothing would make up for the last one.
                 let stop = if is_last { &never } else { stop };
-                match phases.time(Phase::Validate, || {
-                    validator.run(&self.model, self.step, stop)
-                }) {
-                    Err(ModelError::Stopped) => break Outcome::Interrupted,
-                    record => {
-                        let record = record?;
-                        saves |= self.is_best(validator.keep_best(), &record);
-                        log(MetricsRecord::Validation(record))?;
+                let mut found = [0, 0];
+                if let Some(output) = &mut output {
+                    let record = phases.time(Phase::Validate, || {
+                        validator.run(&self.model, self.step, stop)
+                    });
+                    match record {
+                        Err(ModelError::Stopped) => found[0] = 1,
+                        record => {
+                            let record = record?;
+                            let is_best = self.is_best(validator.keep_best(), &record);
+                            found[1] = i64::from(is_best);
+                            output.log(MetricsRecord::Validation(record), on_record)?;
+                        }
                     }
                 }
+                // Rank 0 validates alone; the others wait here.
+                let found = ranks.max(&found)?;
+                if found.first() == Some(&1) {
+                    break Outcome::Interrupted;
+                }
+                saves |= found.last() == Some(&1);
             }
             if saves {
                 guard.settle()?;
-                let state = self.state(config, loader)?;
-                phases.time(Phase::Snapshot, || {
-                    self.save(&mut writer, config, state, &metrics_file)
-                })?;
+                let state = self.state(config, loader, ranks)?;
+                if let Some(output) = &mut output {
+                    phases.time(Phase::Snapshot, || self.save(output, config, state))?;
+                }
                 saved_at = self.step;
             }
             if is_last {
                 break Outcome::Finished;
             }
-            if stop.load(Ordering::Relaxed) {
+            // With other ranks, as all knew before the last step: each may be told at another time.
+            if stops || (ranks.world_size() == 1 && stop.load(Ordering::Relaxed)) {
                 break Outcome::Interrupted;
             }
             let mut batches = Vec::with_capacity(config.accumulate_steps);
@@ -152,24 +179,43 @@ impl Trainer {
                     None => break,
                 }
             }
+            let agreed = parallel::agree(
+                ranks,
+                stop.load(Ordering::Relaxed),
+                config.accumulate_steps,
+                &batches.iter().map(longest_text).collect::<Vec<_>>(),
+            )?;
+            stops = agreed.stops;
+            batches.truncate(agreed.batches);
+            peers.columns = agreed.columns;
             let Some(last) = batches.last() else {
                 break Outcome::OutOfData;
             };
             let lr = config
                 .schedule
                 .lr(self.step, config.steps, config.steps_per_epoch);
-            let done = self.train_step(&batches, config.seed, lr, &mut guard, &mut phases)?;
-            phases.end_step(batches.iter().map(|batch| batch.batch_size as u64).sum());
+            let seed = config.seed;
+            let done = self.train_step(&batches, seed, lr, &peers, &mut guard, &mut phases)?;
+            let images: u64 = batches.iter().map(|batch| batch.batch_size as u64).sum();
+            phases.end_step(images * ranks.world_size().unsigned_abs());
             let logs =
                 self.step.is_multiple_of(config.log_every_steps) || self.step == config.steps;
-            match &done.verdict {
-                Verdict::Skip(record) => log(MetricsRecord::Skipped(record.clone()))?,
+            let line = match &done.verdict {
+                Verdict::Skip(record) => Some(MetricsRecord::Skipped(record.clone())),
                 Verdict::Update if logs => {
                     guard.settle()?;
-                    let record = record(&done, last, self.step, lr, &phases)?;
-                    log(MetricsRecord::Train(record))?;
+                    let losses = parallel::mean(&done.losses, ranks)?;
+                    let counters = last.counters();
+                    let counts = [counters.read, counters.skipped_total()];
+                    let counts = parallel::sum(counts, ranks)?;
+                    let epoch = last.epoch;
+                    let record = record(&done, &losses, epoch, counts, self.step, lr, &phases)?;
+                    Some(MetricsRecord::Train(record))
                 }
-                Verdict::Update => {}
+                Verdict::Update => None,
+            };
+            if let (Some(output), Some(line)) = (&mut output, line) {
+                output.log(line, on_record)?;
             }
             saves = self.step.is_multiple_of(config.checkpoint_every_steps);
             validation = due(self.step);
@@ -177,10 +223,14 @@ impl Trainer {
         // Nothing to save without a step: the checkpoint that was resumed from is there.
         if saved_at != self.step {
             guard.settle()?;
-            let state = self.state(config, loader)?;
-            self.save(&mut writer, config, state, &metrics_file)?;
+            let state = self.state(config, loader, ranks)?;
+            if let Some(output) = &mut output {
+                self.save(output, config, state)?;
+            }
         }
-        writer.finish()?;
+        if let Some(output) = output {
+            output.writer.finish()?;
+        }
         Ok((outcome, phases.profile(loader)))
     }
 
@@ -202,7 +252,12 @@ impl Trainer {
         true
     }
 
-    fn state(&self, config: &TrainConfig, loader: &Loader) -> Result<TrainState, ModelError> {
+    fn state(
+        &self,
+        config: &TrainConfig,
+        loader: &Loader,
+        ranks: &dyn Ranks,
+    ) -> Result<TrainState, ModelError> {
         Ok(TrainState {
             schedule: Some(SchedulePosition {
                 steps: config.steps,
@@ -214,27 +269,64 @@ impl Trainer {
                 next_step_seed: step_seed(config.seed, self.step),
             }),
             best: self.best.clone(),
-            ..TrainState::new(self.step, loader.state().clone())
+            ..TrainState::new(self.step, parallel::loader_state(loader, ranks)?)
         })
     }
 
     fn save(
         &self,
-        writer: &mut CheckpointWriter,
+        output: &mut Output,
         config: &TrainConfig,
         state: TrainState,
-        metrics: &std::fs::File,
     ) -> Result<(), ModelError> {
         let text = toml::to_string(config).map_err(|error| ModelError::Input {
             what: "configuration",
             message: format!("cannot be written as TOML: {error}"),
         })?;
-        let metrics = metrics.try_clone().map_err(|source| ModelError::Io {
+        let metrics = output.handle.try_clone().map_err(|source| ModelError::Io {
             path: "metrics.jsonl".into(),
             source,
         })?;
+        let writer = &mut output.writer;
         writer.save(&self.model, &self.optimizer, state, text, Some(metrics))
     }
+}
+
+/// What rank 0 writes.
+struct Output {
+    metrics: MetricsFile,
+    /// Of the same file, for syncing it to disk.
+    handle: std::fs::File,
+    writer: CheckpointWriter,
+}
+
+impl Output {
+    fn open(config: &TrainConfig, run_dir: &RunDir, step: u64) -> Result<Output, ModelError> {
+        let metrics = MetricsFile::open(&run_dir.metrics(), step)?;
+        let retention = Retention {
+            newest: config.keep_checkpoints,
+        };
+        Ok(Output {
+            metrics,
+            handle: MetricsFile::open_handle(&run_dir.metrics())?,
+            writer: CheckpointWriter::start(run_dir.checkpoints(), retention)?,
+        })
+    }
+
+    fn log(
+        &mut self,
+        record: MetricsRecord,
+        on_record: &mut dyn FnMut(&MetricsRecord),
+    ) -> Result<(), ModelError> {
+        self.metrics.append(&record)?;
+        on_record(&record);
+        Ok(())
+    }
+}
+
+/// Tokens of the longest text of a batch.
+fn longest_text(batch: &Batch) -> i64 {
+    text_lengths(batch).into_iter().max().unwrap_or(0)
 }
 
 /// Checks that a run under `config` draws the random numbers that the run which wrote `state` would
@@ -275,22 +367,23 @@ fn step_seed(seed: u64, step: u64) -> i64 {
 
 fn record(
     done: &StepResult,
-    batch: &Batch,
+    losses: &Tensor,
+    epoch: u64,
+    [samples_read, samples_skipped]: [u64; 2],
     step: u64,
     lr: f64,
     phases: &Phases,
 ) -> Result<StepRecord, ModelError> {
-    let losses = Vec::<f64>::try_from(done.losses.f_to_kind(Kind::Double)?)?;
+    let losses = Vec::<f64>::try_from(losses.f_to_kind(Kind::Double)?)?;
     let [loss, loss_itc, loss_itm, loss_lm] = losses[..] else {
         return Err(ModelError::Input {
             what: "losses",
             message: format!("expected 4 numbers, got {}", losses.len()),
         });
     };
-    let counters = batch.counters();
     Ok(StepRecord {
         step,
-        epoch: batch.epoch,
+        epoch,
         loss,
         loss_itc,
         loss_itm,
@@ -299,8 +392,8 @@ fn record(
         lr,
         images_per_s: phases.images_per_s(),
         data_wait_share: phases.wait_share(),
-        samples_read: counters.read,
-        samples_skipped: counters.skipped_total(),
+        samples_read,
+        samples_skipped,
     })
 }
 

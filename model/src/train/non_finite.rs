@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::record::SkippedRecord;
 use crate::blip2::{Blip2Qformer, StepOutput};
+use crate::collective::{Ranks, SingleProcess};
 use crate::error::ModelError;
 use crate::host::DeviceBatch;
 use crate::tensor_file::write_safetensors;
@@ -32,8 +33,9 @@ const MAX_PENDING: usize = 8;
 /// Batches that a run keeps for inspection; later ones are named in the log alone.
 const MAX_SAVED: usize = 16;
 
-/// Watches the steps of a run.
-pub(super) struct Guard {
+/// Watches the steps of a run. All ranks come to the same verdict.
+pub(super) struct Guard<'a> {
+    ranks: &'a dyn Ranks,
     policy: OnNonFinite,
     max_skips_in_a_row: u64,
     /// Where batches are saved.
@@ -87,15 +89,27 @@ struct Suspect {
     tensors: Vec<(String, Tensor)>,
 }
 
-impl Guard {
+/// What is wrong with a step, as the rank that saw it tells the others.
+#[derive(Serialize, Deserialize)]
+struct Finding {
+    epoch: u64,
+    first_tensor: String,
+    /// Words, for JSON has no NaN.
+    losses: [String; 3],
+    samples: Vec<String>,
+    batch: Option<PathBuf>,
+}
+
+impl Guard<'static> {
     /// A guard of steps on `device` that saves batches in `folder`.
     pub(super) fn new(
         policy: OnNonFinite,
         max_skips_in_a_row: u64,
         folder: PathBuf,
         device: Device,
-    ) -> Guard {
+    ) -> Self {
         Guard {
+            ranks: &SingleProcess,
             policy,
             max_skips_in_a_row,
             folder,
@@ -103,6 +117,13 @@ impl Guard {
             defers: device.is_cuda() && policy == OnNonFinite::Stop,
             pending: Vec::new(),
         }
+    }
+}
+
+impl<'a> Guard<'a> {
+    /// The same guard as one of several.
+    pub(super) fn among(self, ranks: &'a dyn Ranks) -> Guard<'a> {
+        Guard { ranks, ..self }
     }
 
     /// Judges a step whose gradients are there and whose update is not.
@@ -121,28 +142,36 @@ impl Guard {
         let watched = losses.chain(view.gradient_norm);
         let watched = watched.map(|tensor| Ok(tensor.f_detach()?.f_to_kind(Kind::Float)?));
         let watched = watched.collect::<Result<Vec<Tensor>, ModelError>>()?;
-        if all_finite(&Tensor::f_stack(&watched, 0)?)? {
+        let is_finite = all_finite(&Tensor::f_stack(&watched, 0)?)?;
+        if self.ranks.max(&[i64::from(!is_finite)])? == [0] {
             self.skipped_in_a_row = 0;
             return Ok(Verdict::Update);
         }
-        let first_tensor = first_non_finite(view)?;
-        let suspect = Suspect::new(view)?;
-        let losses = suspect.losses()?;
-        let batch = self.keep(&suspect, &first_tensor, &losses)?;
+        // Gradients are means over the ranks: where one is broken they are broken on all, and only
+        // what was computed before them tells whose batch it was.
+        let own = first_non_finite_output(view)?;
+        let finding = self.share(own.is_some(), || {
+            let first_tensor = match own {
+                Some(name) => name,
+                None => first_non_finite(view)?,
+            };
+            self.report(&Suspect::new(view)?, first_tensor)
+        })?;
         let limit_reached = self.skipped_in_a_row >= self.max_skips_in_a_row;
         if self.policy == OnNonFinite::Stop || limit_reached {
-            let skipped_before = self.skipped_in_a_row;
-            return Err(suspect.error(first_tensor, &losses, batch, skipped_before));
+            return Err(finding.error(view.step, self.skipped_in_a_row));
         }
         self.skipped_in_a_row += 1;
         let record = SkippedRecord {
-            step: suspect.step,
-            epoch: suspect.epoch,
-            first_tensor,
-            samples: suspect.samples,
-            batch,
+            step: view.step,
+            epoch: finding.epoch,
+            first_tensor: finding.first_tensor,
+            samples: finding.samples,
+            batch: finding.batch,
         };
-        log::warn!("{record}");
+        if self.ranks.is_first() {
+            log::warn!("{record}");
+        }
         Ok(Verdict::Skip(record))
     }
 
@@ -151,20 +180,80 @@ impl Guard {
     /// # Errors
     /// [`ModelError::NonFinite`] for the first that is not finite.
     pub(super) fn settle(&mut self) -> Result<(), ModelError> {
-        for watched in std::mem::take(&mut self.pending) {
-            let finite = Vec::<bool>::try_from(&watched.finite)?;
-            let Some(first) = finite.iter().position(|finite| !finite) else {
-                continue;
-            };
-            let first_tensor = match watched.names.get(first) {
-                Some(name) => format!("`{name}`"),
-                None => "the norm of all gradients".to_string(),
-            };
-            let losses = watched.suspect.losses()?;
-            let batch = self.keep(&watched.suspect, &first_tensor, &losses)?;
-            return Err(watched.suspect.error(first_tensor, &losses, batch, 0));
+        let pending = std::mem::take(&mut self.pending);
+        if pending.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let count = pending.len();
+        let mut broken = (count, None);
+        for (index, watched) in pending.iter().enumerate() {
+            let finite = Vec::<bool>::try_from(&watched.finite)?;
+            if let Some(first) = finite.iter().position(|finite| !finite) {
+                broken = (
+                    index,
+                    watched.names.get(first).map(|name| format!("`{name}`")),
+                );
+                break;
+            }
+        }
+        // The first over all ranks.
+        let index = match self.ranks.max(&[-(broken.0 as i64)])?[..] {
+            [last] => usize::try_from(-last).unwrap_or(count),
+            _ => count,
+        };
+        let Some(watched) = pending.get(index) else {
+            return Ok(());
+        };
+        let own = broken.1.filter(|_| broken.0 == index);
+        let finding = self.share(own.is_some(), || {
+            let first_tensor = own.unwrap_or_else(|| "the norm of all gradients".to_string());
+            self.report(&watched.suspect, first_tensor)
+        })?;
+        Err(finding.error(watched.suspect.step, 0))
+    }
+
+    /// What the first rank of those that see the fault in their own batch finds, on all ranks; that of
+    /// rank 0 if none does.
+    fn share(
+        &self,
+        is_own: bool,
+        find: impl FnOnce() -> Result<Finding, ModelError>,
+    ) -> Result<Finding, ModelError> {
+        let (rank, size) = (self.ranks.rank(), self.ranks.world_size());
+        if size == 1 {
+            return find();
+        }
+        let claims = self.ranks.max(&[if is_own { size - rank } else { 0 }])?;
+        let culprit = match claims[..] {
+            [claim] if claim > 0 => size - claim,
+            _ => 0,
+        };
+        let json = match rank == culprit {
+            true => {
+                let mut finding = find()?;
+                if is_own {
+                    finding.first_tensor += &format!(" on rank {rank}");
+                }
+                serde_json::to_vec(&finding).map_err(|error| unreadable(&error))?
+            }
+            false => Vec::new(),
+        };
+        let all = self.ranks.gather_bytes(&json)?;
+        let told = usize::try_from(culprit).ok().and_then(|rank| all.get(rank));
+        serde_json::from_slice(told.map_or(&[][..], |bytes| bytes))
+            .map_err(|error| unreadable(&error))
+    }
+
+    fn report(&self, suspect: &Suspect, first_tensor: String) -> Result<Finding, ModelError> {
+        let losses = suspect.losses()?;
+        let batch = self.keep(suspect, &first_tensor, &losses)?;
+        Ok(Finding {
+            epoch: suspect.epoch,
+            first_tensor,
+            losses: losses.map(|loss| loss.to_string()),
+            samples: suspect.samples.clone(),
+            batch,
+        })
     }
 
     /// Saves the batch for inspection; `None` when enough are saved.
@@ -181,6 +270,30 @@ impl Guard {
         let folder = self.folder.join(format!("step-{:08}", suspect.step));
         suspect.save(&folder, first_tensor, losses)?;
         Ok(Some(folder))
+    }
+}
+
+impl Finding {
+    fn error(self, step: u64, skipped_before: u64) -> ModelError {
+        let [loss_itc, loss_itm, loss_lm] =
+            self.losses.map(|loss| loss.parse().unwrap_or(f64::NAN));
+        ModelError::NonFinite {
+            step,
+            first_tensor: self.first_tensor,
+            loss_itc,
+            loss_itm,
+            loss_lm,
+            samples: self.samples,
+            batch: self.batch,
+            skipped_before,
+        }
+    }
+}
+
+fn unreadable(error: &serde_json::Error) -> ModelError {
+    ModelError::Input {
+        what: "finding of a rank",
+        message: error.to_string(),
     }
 }
 
@@ -251,25 +364,6 @@ impl Suspect {
         Ok([0, 1, 2].map(|index| losses.get(index).copied().unwrap_or(f64::NAN)))
     }
 
-    fn error(
-        &self,
-        first_tensor: String,
-        losses: &[f64; 3],
-        batch: Option<PathBuf>,
-        skipped_before: u64,
-    ) -> ModelError {
-        ModelError::NonFinite {
-            step: self.step,
-            first_tensor,
-            loss_itc: losses[0],
-            loss_itm: losses[1],
-            loss_lm: losses[2],
-            samples: self.samples.clone(),
-            batch,
-            skipped_before,
-        }
-    }
-
     /// `batch.safetensors` (pixels as the network saw them, ids, mask) and `batch.json`.
     fn save(&self, folder: &Path, first_tensor: &str, losses: &[f64; 3]) -> Result<(), ModelError> {
         let at = |source| ModelError::Io {
@@ -313,32 +407,38 @@ fn outputs<'a>(done: &'a MicroStep<'_>) -> Vec<(&'static str, &'a Tensor)> {
     ]
 }
 
-/// Names the first tensor that is not finite: outputs in order of computation, then gradients by
-/// parameter, then parameters.
-fn first_non_finite(view: &StepView<'_>) -> Result<String, ModelError> {
-    let broken_parameter = || -> Result<Option<&str>, ModelError> {
-        for param in view.model.params().named_parameters() {
-            if !all_finite(&param.tensor)? {
-                return Ok(Some(&param.name));
-            }
-        }
-        Ok(None)
-    };
-    for (name, tensor) in view.batches.iter().flat_map(outputs) {
-        if !all_finite(tensor)? {
-            return Ok(match broken_parameter()? {
-                Some(parameter) => format!("`{name}` (as is parameter `{parameter}`)"),
-                None => format!("`{name}`"),
-            });
+/// The first parameter that is not finite.
+fn broken_parameter<'a>(view: &StepView<'a>) -> Result<Option<&'a str>, ModelError> {
+    for param in view.model.params().named_parameters() {
+        if !all_finite(&param.tensor)? {
+            return Ok(Some(&param.name));
         }
     }
+    Ok(None)
+}
+
+/// Names the first tensor of this rank's outputs, in order of computation, that is not finite.
+fn first_non_finite_output(view: &StepView<'_>) -> Result<Option<String>, ModelError> {
+    for (name, tensor) in view.batches.iter().flat_map(outputs) {
+        if !all_finite(tensor)? {
+            return Ok(Some(match broken_parameter(view)? {
+                Some(parameter) => format!("`{name}` (as is parameter `{parameter}`)"),
+                None => format!("`{name}`"),
+            }));
+        }
+    }
+    Ok(None)
+}
+
+/// Names the first gradient, or else parameter, that is not finite.
+fn first_non_finite(view: &StepView<'_>) -> Result<String, ModelError> {
     for param in view.model.params().trainable() {
         let gradient = param.tensor.f_grad()?;
         if gradient.defined() && !all_finite(&gradient)? {
             return Ok(format!("the gradient of `{}`", param.name));
         }
     }
-    Ok(match broken_parameter()? {
+    Ok(match broken_parameter(view)? {
         Some(parameter) => format!("parameter `{parameter}`"),
         // Each gradient is finite, but the sum of their squares is beyond 32 bits.
         None => "the norm of all gradients".to_string(),

@@ -65,7 +65,8 @@ pub struct StepRecord {
     pub step: u64,
     /// Epoch of its batch, from 0.
     pub epoch: u64,
-    /// Sum of the three losses.
+    /// Sum of the three losses; mean over the ranks, as are the three. (The reference shows those of
+    /// rank 0 and averages over ranks at the end of an epoch.)
     pub loss: f64,
     /// Contrastive loss.
     pub loss_itc: f64,
@@ -78,7 +79,7 @@ pub struct StepRecord {
     pub grad_norm: f64,
     /// Learning rate of the step.
     pub lr: f64,
-    /// Images per second over the last steps.
+    /// Images per second over the last steps, of all ranks together.
     pub images_per_s: f64,
     /// Share of the time since the run started (or resumed) that was spent waiting for data.
     pub data_wait_share: f64,

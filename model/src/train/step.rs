@@ -4,9 +4,9 @@ use qf_pipeline::Batch;
 use tch::{Kind, Tensor};
 
 use super::non_finite::{Guard, MicroStep, StepView, Verdict};
+use super::parallel::{rank_seed, Peers};
 use super::{step_seed, Phase, Phases, Trainer};
 use crate::blip2::{NegativeSampling, StepInput};
-use crate::collective::SingleProcess;
 use crate::error::ModelError;
 use crate::host::{text_lengths, upload};
 
@@ -30,17 +30,18 @@ impl Trainer {
         batches: &[Batch],
         seed: u64,
         lr: f64,
-        guard: &mut Guard,
+        peers: &Peers<'_>,
+        guard: &mut Guard<'_>,
         phases: &mut Phases,
     ) -> Result<StepResult, ModelError> {
-        // Dropout and negatives depend on the run's seed and the step alone, so a resumed run draws
-        // what the unbroken one drew.
-        tch::manual_seed(step_seed(seed, self.step));
+        // Dropout and negatives depend on the run's seed, the rank and the step alone, so a resumed
+        // run draws what the unbroken one drew.
+        tch::manual_seed(step_seed(rank_seed(seed, peers.ranks.rank()), self.step));
         self.model.clamp_temperature()?;
         self.optimizer.zero_grad()?;
         let mut done = Vec::with_capacity(batches.len());
-        for batch in batches {
-            done.push(self.accumulate(batch, batches.len(), phases)?);
+        for (index, batch) in batches.iter().enumerate() {
+            done.push(self.accumulate(batch, (index, batches.len()), peers, phases)?);
         }
         phases.time(Phase::Optimiser, || {
             let scaled_norm = self.optimizer.gradient_norm()?;
@@ -78,17 +79,23 @@ impl Trainer {
         })
     }
 
-    /// Forward and backward of one batch out of `parts`.
+    /// Forward and backward of the batch `index` of `parts`. The last one's gradients are the mean
+    /// over all ranks, and over the parts.
     fn accumulate<'a>(
         &self,
         batch: &'a Batch,
-        parts: usize,
+        (index, parts): (usize, usize),
+        peers: &Peers<'_>,
         phases: &mut Phases,
     ) -> Result<MicroStep<'a>, ModelError> {
         let device = self.model.params().device();
         let lengths = text_lengths(batch);
         let input = phases.time(Phase::Upload, || {
-            upload(batch, device)?.without_padding_columns(&lengths)
+            let input = upload(batch, device)?;
+            match peers.columns.get(index) {
+                Some(&columns) => input.with_text_columns(columns),
+                None => input.without_padding_columns(&lengths),
+            }
         })?;
         let (images, output) = phases.time(Phase::Forward, || {
             let images = self.model.encode_training_image(&input.images)?;
@@ -102,7 +109,7 @@ impl Trainer {
             let negatives = NegativeSampling::Multinomial;
             let output = self
                 .model
-                .forward_losses(&step, negatives, &SingleProcess, true)?;
+                .forward_losses(&step, negatives, peers.ranks, true)?;
             Ok::<_, ModelError>((images, output))
         })?;
         phases.time(Phase::Backward, || {
@@ -113,8 +120,16 @@ impl Trainer {
             if let Some(scaler) = &self.scaler {
                 loss = loss.f_mul(scaler.scale())?;
             }
+            let is_last = index + 1 == parts;
+            if is_last {
+                peers.mean.prepare(&loss)?;
+            }
             loss.f_backward()?;
-            self.model.finish_backward(&images)
+            self.model.finish_backward(&images)?;
+            match is_last {
+                true => peers.mean.finish(&self.model),
+                false => Ok(()),
+            }
         })?;
         Ok(MicroStep {
             batch,
@@ -161,7 +176,7 @@ mod tests {
     /// With two pairs the negatives are certain, whatever other tests draw from torch's generator.
     const PAIR: usize = 2;
 
-    fn guard(folder: &std::path::Path) -> Guard {
+    fn guard(folder: &std::path::Path) -> Guard<'static> {
         Guard::new(OnNonFinite::Stop, 1, folder.join("bad"), Device::Cpu)
     }
 
@@ -188,7 +203,8 @@ mod tests {
         let mut losses = 0.0;
         for batch in &batches {
             trainer.optimizer.zero_grad().unwrap();
-            let done = trainer.accumulate(batch, 1, &mut phases).unwrap();
+            let done = trainer.accumulate(batch, (0, 1), &Peers::SINGLE, &mut phases);
+            let done = done.unwrap();
             losses += done.output.loss.double_value(&[]);
             let gradients = gradients(&trainer);
             sums = match sums.is_empty() {
@@ -198,7 +214,14 @@ mod tests {
         }
         let means: Vec<Tensor> = sums.iter().map(|sum| sum / 3.0).collect();
         let done = trainer
-            .train_step(&batches, 3, 0.0, &mut guard(folder.path()), &mut phases)
+            .train_step(
+                &batches,
+                3,
+                0.0,
+                &Peers::SINGLE,
+                &mut guard(folder.path()),
+                &mut phases,
+            )
             .unwrap();
         assert!(close(&gradients(&trainer), &means, 1e-4));
         assert!((done.losses.double_value(&[0]) - losses / 3.0).abs() < 1e-5);
@@ -231,7 +254,14 @@ mod tests {
         for _ in 0..3 {
             let batch = loader.next_batch().unwrap().unwrap();
             let done = trainer
-                .train_step(&[batch], 3, 1e-3, &mut guard, &mut Phases::start())
+                .train_step(
+                    &[batch],
+                    3,
+                    1e-3,
+                    &Peers::SINGLE,
+                    &mut guard,
+                    &mut Phases::start(),
+                )
                 .unwrap();
             loss = done.losses.double_value(&[0]);
         }

@@ -30,35 +30,43 @@ impl DataSet {
         }
     }
 
-    /// `NAME:WEIGHT=SHARDS`, e.g. `coco:0.7=coco/{000..117}.tar`, with the shards resolved.
+    /// A [`split_spec`] text with its shards resolved.
     ///
     /// # Errors
-    /// [`PipelineError::Config`] for a text of another form, and as
-    /// [`resolve_shards_with`].
+    /// [`PipelineError::Config`] for a text of another form, and as [`resolve_shards_with`].
     pub fn from_spec(text: &str, remote: &RemoteOptions) -> Result<DataSet, PipelineError> {
-        let bad = |message: String| PipelineError::Config {
-            setting: "mix",
-            message,
-        };
-        let usage = || {
-            bad(format!(
-                "`{text}` is not NAME:WEIGHT=SHARDS, e.g. coco:0.7='coco-*.tar'"
-            ))
-        };
-        let (head, spec) = text.split_once('=').ok_or_else(usage)?;
-        let (name, weight) = head.rsplit_once(':').ok_or_else(usage)?;
-        let number: f64 = weight
-            .parse()
-            .map_err(|_| bad(format!("the weight `{weight}` of `{name}` is not a number")))?;
-        if name.is_empty() || spec.is_empty() {
-            return Err(usage());
-        }
+        let (name, weight, spec) = split_spec(text)?;
         Ok(DataSet {
             name: name.to_string(),
             shards: resolve_shards_with(&[spec], remote)?,
-            weight: number,
+            weight,
         })
     }
+}
+
+/// Takes `NAME:WEIGHT=SHARDS` apart, e.g. `coco:0.7=coco/{000..117}.tar`.
+///
+/// # Errors
+/// [`PipelineError::Config`] for a text of another form.
+pub fn split_spec(text: &str) -> Result<(&str, f64, &str), PipelineError> {
+    let bad = |message: String| PipelineError::Config {
+        setting: "mix",
+        message,
+    };
+    let usage = || {
+        bad(format!(
+            "`{text}` is not NAME:WEIGHT=SHARDS, e.g. coco:0.7='coco-*.tar'"
+        ))
+    };
+    let (head, spec) = text.split_once('=').ok_or_else(usage)?;
+    let (name, weight) = head.rsplit_once(':').ok_or_else(usage)?;
+    let number = weight
+        .parse()
+        .map_err(|_| bad(format!("the weight `{weight}` of `{name}` is not a number")))?;
+    if name.is_empty() || spec.is_empty() {
+        return Err(usage());
+    }
+    Ok((name, number, spec))
 }
 
 /// A data set whose shards were found.

@@ -56,7 +56,7 @@ use stats::{Capacities, Meters};
 use work::Work;
 
 pub use builder::LoaderBuilder;
-pub use dataset::DataSet;
+pub use dataset::{split_spec, DataSet};
 pub use lanes::LaneRun;
 pub use listing::{Listing, OrderBatch};
 pub use samples::Samples;

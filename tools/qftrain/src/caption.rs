@@ -7,11 +7,11 @@ use qf_model::generate::{generate, GenerateConfig, Generated, Strategy};
 use qf_model::host::{batch_allocator, upload, upload_pixels};
 use qf_model::image_file::ImageReader;
 use qf_pipeline::loader::Loader;
-use qf_pipeline::source::resolve_shards;
 use qf_pipeline::LoaderConfig;
 use serde_json::json;
 use tch::Tensor;
 
+use crate::data;
 use crate::model_source::{LoadedModel, ModelArgs};
 use crate::output::say;
 
@@ -141,7 +141,7 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let shards = resolve_shards(&args.shards)?;
+    let shards = data::resolve(&args.shards, &model.config.remote)?;
     let data = LoaderConfig {
         batch_size: args.batch_size.into(),
         ..data.clone()

@@ -10,9 +10,9 @@ use qf_model::eval::{
 };
 use qf_model::host::batch_allocator;
 use qf_pipeline::loader::Loader;
-use qf_pipeline::source::resolve_shards;
 use qf_pipeline::LoaderConfig;
 
+use crate::data;
 use crate::model_source::{check_text_len, LoadedModel, ModelArgs};
 use crate::output::say;
 
@@ -74,7 +74,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     data.validate()?;
     let input = match (&args.annotations, &args.images) {
         (Some(file), Some(images)) => Input::Files(read_annotations(file)?, images.clone()),
-        _ => Input::Shards(resolve_shards(&args.shards)?),
+        _ => Input::Shards(data::resolve(&args.shards, &model.config.remote)?),
     };
     let loaded = model.load()?;
     let LoadedModel { model, .. } = &loaded;

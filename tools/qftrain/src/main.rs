@@ -4,15 +4,19 @@
 //! Exit codes: 0 done (also after Ctrl-C, once the checkpoint is written), 1 failed (one `error:`
 //! line on stderr says why), 2 wrong usage.
 
+mod agreement;
 mod bench;
 mod caption;
+mod data;
 mod eval;
 mod export;
 mod hub;
+mod launch;
 mod model_source;
 mod openmp;
 mod output;
 mod progress;
+mod ranks;
 mod score;
 mod session;
 mod settings;
@@ -34,6 +38,7 @@ use qf_pipeline::error::full_message;
     after_help = "Examples:\n  \
         qftrain --shards 'shards/photos-*.tar' --steps 1000 --run-dir runs/a\n  \
         qftrain --shards 'shards/photos-*.tar' --run-dir runs/a --resume\n  \
+        qftrain --nproc 8 --shards 'shards/photos-*.tar' --run-dir runs/b\n  \
         qftrain eval --run-dir runs/a --shards 'shards/held-*.tar' --json\n  \
         qftrain caption --run-dir runs/a photo.jpg\n  \
         qftrain score --run-dir runs/a photo.jpg 'two dogs' 'a red bus'\n  \

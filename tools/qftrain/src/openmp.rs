@@ -4,19 +4,24 @@
 //! loader's threads need those cores: on two cores shared with anything else, spinning made training
 //! an order of magnitude slower. OpenMP reads its wait policy when it is loaded, before `main`, so
 //! the program starts itself once more with the policy set. A policy that the user has set stands.
+//!
+//! libtorch's own log is set at the same moment, for the same reason: what goes wrong between ranks it
+//! logs with its stack, beside the error that this program prints.
 
 use std::ffi::OsStr;
 
 const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
+const TORCH_LOG: &str = "TORCH_CPP_LOG_LEVEL";
 
-/// Returns at once when a policy is set; else it is, and the program starts over in the same
-/// process.
+/// Returns at once when policy and log level are set; else they are, and the program starts over in the
+/// same process.
 #[cfg(unix)]
 #[allow(clippy::disallowed_methods)] // The environment belongs to the tools.
 pub(crate) fn wait_passively() {
     use std::os::unix::process::CommandExt;
     let is_set = |name: &str| std::env::var_os(name).is_some();
-    if is_set(WAIT_POLICY) || is_set("GOMP_SPINCOUNT") {
+    let waits = is_set(WAIT_POLICY) || is_set("GOMP_SPINCOUNT");
+    if waits && is_set(TORCH_LOG) {
         return;
     }
     let Ok(program) = std::env::current_exe() else {
@@ -27,13 +32,16 @@ pub(crate) fn wait_passively() {
         .next()
         .unwrap_or_else(|| OsStr::new("qftrain").to_owned());
     let mut command = std::process::Command::new(program);
-    let error = command
-        .arg0(name)
-        .args(args)
-        .env(WAIT_POLICY, "passive")
-        .exec();
+    command.arg0(name).args(args);
+    if !waits {
+        command.env(WAIT_POLICY, "passive");
+    }
+    if !is_set(TORCH_LOG) {
+        command.env(TORCH_LOG, "FATAL");
+    }
+    let error = command.exec();
     // `exec` returns only when it failed; training works all the same.
-    log::debug!("cannot set {WAIT_POLICY}: {error}");
+    log::debug!("cannot set {WAIT_POLICY} and {TORCH_LOG}: {error}");
 }
 
 /// Other systems keep their default.

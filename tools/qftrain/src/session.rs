@@ -10,6 +10,7 @@ use qf_pipeline::atomic_file::AtomicFile;
 use qf_pipeline::source::ShardLocation;
 use qf_pipeline::text::{CaptionTokenizer, VocabularyOptions};
 use qf_pipeline::vocabulary::vocabulary_from_shards;
+use serde::{Deserialize, Serialize};
 
 use crate::output::remark;
 
@@ -25,6 +26,37 @@ pub(crate) fn load_tokenizer(run_dir: &RunDir) -> anyhow::Result<Arc<CaptionToke
         CaptionTokenizer::from_vocab_file(&run_dir.vocabulary())
     };
     Ok(Arc::new(tokenizer.context("the run folder's tokenizer")?))
+}
+
+/// A run's tokenizer as it lies in its folder.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct TokenizerFile {
+    is_json: bool,
+    text: String,
+}
+
+impl TokenizerFile {
+    /// The tokenizer of an existing run.
+    pub(crate) fn read(run_dir: &RunDir) -> anyhow::Result<TokenizerFile> {
+        let json = run_dir.tokenizer_json();
+        let is_json = json.exists();
+        let path = if is_json { json } else { run_dir.vocabulary() };
+        let text = std::fs::read_to_string(&path);
+        let text = text.with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(TokenizerFile { is_json, text })
+    }
+}
+
+/// The tokenizer of a run whose folder is on another machine.
+pub(crate) fn tokenizer_from(file: &TokenizerFile) -> anyhow::Result<Arc<CaptionTokenizer>> {
+    let folder = tempfile::tempdir().context("cannot create a temporary folder")?;
+    let run_dir = RunDir::new(folder.path());
+    let path = match file.is_json {
+        true => run_dir.tokenizer_json(),
+        false => run_dir.vocabulary(),
+    };
+    write_file(&path, file.text.as_bytes())?;
+    load_tokenizer(&run_dir)
 }
 
 /// Makes the tokenizer of a new run and keeps it in its folder, so that evaluation and resumption

@@ -40,7 +40,13 @@ impl Settings {
         Settings::parse(&text).with_context(|| format!("configuration {}", path.display()))
     }
 
-    fn parse(text: &str) -> anyhow::Result<Settings> {
+    /// As TOML.
+    pub(crate) fn text(&self) -> anyhow::Result<String> {
+        Ok(toml::to_string(&self.0)?)
+    }
+
+    /// From TOML; unknown keys are errors that name the line.
+    pub(crate) fn parse(text: &str) -> anyhow::Result<Settings> {
         // Once into the real type: its errors show the line.
         toml::from_str::<TrainConfig>(text)?;
         Ok(Settings(toml::from_str(text)?))

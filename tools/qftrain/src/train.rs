@@ -7,30 +7,44 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{bail, Context};
 use clap::Args;
-use qf_model::checkpoint::{self, Checkpoint};
+use qf_model::checkpoint::{self, Checkpoint, TrainState};
 use qf_model::device::{open_device, DeviceChoice};
 use qf_model::host::batch_allocator;
-use qf_model::run_dir::RunDir;
+use qf_model::run_dir::{RunDir, RunLock};
 use qf_model::train::{
-    check_random_state, LossScaler, Outcome, RunContext, RunProfile, TrainConfig, Trainer,
+    self, check_random_state, LossScaler, Outcome, RunContext, RunProfile, TrainConfig, Trainer,
     Validator, WeightsConfig,
 };
-use qf_model::{AdamW, Blip2Qformer, Precision};
-use qf_pipeline::loader::{queue_table, stage_table, Loader};
-use qf_pipeline::source::resolve_shards;
-use tch::Device;
+use qf_model::{AdamW, Blip2Qformer, Precision, ProcessGroup, Ranks, SingleProcess};
+use qf_pipeline::error::full_message;
+use qf_pipeline::loader::{queue_table, split_spec, stage_table, Loader, World};
+use qf_pipeline::source::ShardLocation;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
 
 use crate::output::{remark, say};
 use crate::progress::Progress;
-use crate::session::{create_tokenizer, fit_to_tokenizer, load_config, load_tokenizer, write_file};
+use crate::session::{
+    create_tokenizer, fit_to_tokenizer, load_config, load_tokenizer, tokenizer_from, write_file,
+    TokenizerFile,
+};
 use crate::settings::Settings;
 use crate::weights::{adopt_tokenizer, StartWeights};
+use crate::{agreement, data, launch, ranks};
 
 #[derive(Args)]
 pub(crate) struct TrainArgs {
     /// Training shards: files, globs, {000..012} ranges; several allowed
     #[arg(long, num_args = 1.., value_name = "SHARDS")]
     shards: Vec<String>,
+
+    /// A data set of a mixture, e.g. coco:0.7='coco-*.tar'; give one for each, instead of --shards
+    #[arg(long, value_name = "NAME:WEIGHT=SHARDS", conflicts_with = "shards")]
+    mix: Vec<String>,
+
+    /// Keep remote shards in this folder (remote.cache_bytes bounds it)
+    #[arg(long, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
 
     /// Folder of the run: configuration, metrics.jsonl, checkpoints [default: runs/DATE-TIME]
     #[arg(long, value_name = "DIR")]
@@ -52,7 +66,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_parser = clap::value_parser!(i64).range(1..))]
     steps: Option<i64>,
 
-    /// Images per step
+    /// Images per step, of each rank
     #[arg(long)]
     batch_size: Option<u32>,
 
@@ -96,6 +110,13 @@ pub(crate) struct TrainArgs {
     #[arg(long, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
 
+    /// Train with so many processes on this machine, one per GPU or sharing the CPU
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    nproc: Option<u32>,
+
+    #[command(flatten)]
+    timeouts: ranks::TimeoutArgs,
+
     /// Any setting by its name in the configuration file, e.g. data.shuffle=none; several
     /// allowed, applied last
     #[arg(long, value_name = "KEY=VALUE")]
@@ -103,66 +124,125 @@ pub(crate) struct TrainArgs {
 }
 
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
-    let device = open_device(args.device)?;
-    let run_dir = RunDir::new(args.run_dir.clone().unwrap_or_else(default_run_dir));
-    let mut config = configuration(args, &run_dir, device)?;
-    if config.shards.is_empty() {
-        bail!("no shards; give --shards, e.g. --shards 'shards/photos-*.tar'");
+    match (ranks::from_environment()?, args.nproc) {
+        (Some(_), Some(_)) => bail!(
+            "--nproc starts ranks itself, but this process is one already (RANK or SLURM_PROCID is \
+             set); leave --nproc out, or unset them"
+        ),
+        (Some(ranks), None) => run_as_rank(args, ranks),
+        (None, Some(nproc)) if nproc > 1 => launch::run(nproc),
+        (None, _) => train(args, open_device(args.device)?, false, &SingleProcess),
     }
+}
+
+/// Trains as one of several processes. All end when one does.
+fn run_as_rank(args: &TrainArgs, ranks: ranks::Ranks) -> anyhow::Result<()> {
+    let device = ranks.open_device(args.device)?;
+    launch::end_with_launcher()?;
+    let end = |cause: &str| -> ! {
+        remark(format_args!("error: {cause}"));
+        // At once: this process may be inside a call to a rank that no longer answers.
+        signal_hook::low_level::exit(1)
+    };
+    let timeouts = args.timeouts.resolve();
+    let group = ProcessGroup::join(ranks.place, device, timeouts, move |cause| end(&cause))?;
+    match train(args, device, ranks.is_restart, &group) {
+        Ok(()) => Ok(group.leave()?),
+        Err(error) => end(&group.fail(&full_message(error.as_ref()))),
+    }
+}
+
+/// What rank 0 finds in the run folder, or puts there, and the others take over.
+#[derive(Clone, Serialize, Deserialize)]
+struct Start {
+    run_dir: PathBuf,
+    /// The checkpoint to go on from.
+    state: Option<TrainState>,
+    /// None where there is nothing left to train.
+    tokenizer: Option<TokenizerFile>,
+}
+
+/// What only rank 0 has.
+struct FirstRank {
+    newest: Option<Checkpoint>,
+    weights: StartWeights,
+    /// Held for as long as the run lasts.
+    _lock: RunLock,
+}
+
+/// One rank's training, from the options to the last checkpoint. `is_restart` continues a run that
+/// is there.
+fn train(
+    args: &TrainArgs,
+    device: Device,
+    is_restart: bool,
+    ranks: &dyn Ranks,
+) -> anyhow::Result<()> {
+    let run_dir = RunDir::new(args.run_dir.clone().unwrap_or_else(default_run_dir));
+    let restarts = is_restart && args.run_dir.is_some() && run_dir.holds_run()?;
+    let is_restart = ranks.max(&[i64::from(ranks.is_first() && restarts)])? == [1];
+    let resume = args.resume || is_restart;
+    let mut config = configuration(args, resume, &run_dir, device, ranks)?;
     config.validate()?;
-    let shards = resolve_shards(&config.shards)?;
+    let sets = data::data_sets(&config)?;
+    let shards = data::all_shards(&sets);
+    agreement::check(ranks, &config, &shards)?;
     let held_out = match &config.validation {
-        Some(validation) => Some(resolve_shards(&validation.shards).context("validation.shards")?),
-        None => None,
+        Some(validation) if ranks.is_first() => {
+            let shards = data::resolve(&validation.shards, &config.remote);
+            Some(shards.context("validation.shards")?)
+        }
+        _ => None,
     };
 
-    std::fs::create_dir_all(run_dir.path())
-        .with_context(|| format!("cannot create the run folder {}", run_dir.path().display()))?;
-    let _lock = run_dir.lock()?;
-    if !args.resume && run_dir.holds_run()? {
-        bail!(
-            "{} already holds a run; add --resume to continue it, or take another --run-dir",
-            run_dir.path().display()
-        );
-    }
-    let newest = match args.resume {
-        true => checkpoint::newest(&run_dir.checkpoints())?,
+    let first = match ranks.is_first() {
+        true => Some(prepare(&mut config, &shards, &run_dir, resume)?),
         false => None,
     };
-    if let Some(Checkpoint { state, .. }) = &newest {
-        if state.step >= config.steps {
-            return say(format_args!(
+    let (first, start) = match first {
+        Some((first, start)) => (Some(first), share(Some(start), ranks)?),
+        None => (None, share(None, ranks)?),
+    };
+    let run_dir = RunDir::new(start.run_dir);
+    let Some(tokenizer) = start.tokenizer else {
+        return match ranks.is_first() {
+            true => say(format_args!(
                 "{}: all {} steps are done; raise --steps to train on",
                 run_dir.path().display(),
                 config.steps
-            ));
-        }
-    }
-
-    let has_tokenizer = run_dir.tokenizer_json().exists() || run_dir.vocabulary().exists();
-    // Those of a resumed run are in its checkpoint.
-    let start = match newest {
-        None => StartWeights::find(&config.weights)?,
-        Some(_) => StartWeights::find(&WeightsConfig::default())?,
+            )),
+            false => Ok(()),
+        };
     };
-    let tokenizer = if args.resume && has_tokenizer {
-        load_tokenizer(&run_dir)?
-    } else {
-        adopt_tokenizer(&mut config, &start);
-        create_tokenizer(&config, &shards, &run_dir)?
+    let world = World::new(
+        u32::try_from(ranks.rank())?,
+        u32::try_from(ranks.world_size())?,
+    )?;
+    if let Some(state) = &start.state {
+        let named = |text: &String| text.starts_with("data.batch_size=");
+        let is_chosen = args.batch_size.is_some() || args.set.iter().any(named);
+        data::share_batch(&mut config, &state.loader, world, is_chosen)?;
+    }
+    let tokenizer = match ranks.is_first() {
+        true => load_tokenizer(&run_dir)?,
+        false => tokenizer_from(&tokenizer)?,
     };
     fit_to_tokenizer(&mut config, &tokenizer);
     config.validate()?;
 
     let mut model = Blip2Qformer::new(&config.model, device, config.seed)?;
-    let origins = start.load(model.params_mut())?;
+    let mut origins = Vec::new();
+    if let Some(first) = &first {
+        origins = first.weights.load(model.params_mut())?;
+    }
     model.params_mut().freeze(&config.freeze)?;
     let mut optimizer = AdamW::new(model.params(), &config.optimizer)?;
-    if let Some(Checkpoint { folder, state }) = &newest {
+    if let Some(Checkpoint { folder, state }) = first.as_ref().and_then(|f| f.newest.as_ref()) {
         check_random_state(state, &config)?;
         checkpoint::load_model(folder, &mut model)?;
         checkpoint::load_optimizer(folder, &mut optimizer)?;
     }
+    share_weights(&model, &optimizer, ranks)?;
     let precision = config.precision.unwrap_or(match device {
         Device::Cuda(_) => Precision::Bf16,
         _ => Precision::F32,
@@ -170,36 +250,47 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     // The run keeps it, wherever it is resumed.
     config.precision = Some(precision);
     model.set_precision(precision)?;
+    let state = start.state;
     let is_frozen = config.model.vision.vit().is_some_and(|vit| !vit.trainable);
-    if is_frozen && newest.is_none() && !start.give_tower() {
+    let gives_tower = first.as_ref().is_none_or(|f| f.weights.give_tower());
+    if is_frozen && state.is_none() && !gives_tower {
         log::warn!(
             "the vision tower is frozen and starts from random numbers, so its features are noise; \
              give --vision-weights, or set model.vision.trainable=true"
         );
     }
-    let state = newest.map(|checkpoint| checkpoint.state);
     let step = state.as_ref().map_or(0, |state| state.step);
     let scaler = state.as_ref().and_then(|state| state.scaler);
     let best = state.as_ref().and_then(|state| state.best.clone());
-    let best = match best {
+    let best = match best.filter(|_| ranks.is_first()) {
         Some(best) if checkpoint::is_whole(&run_dir.checkpoints(), best.step)? => Some(best),
         // Removed by hand, or damaged: the next validation finds another.
         _ => None,
     };
-    describe(&config, &shards.len(), device, step, &run_dir, &model);
-    let validator = config.validation.as_ref().zip(held_out);
-    let validator = validator
-        .map(|(validation, shards)| Validator::new(&config, validation, shards, tokenizer.clone()));
+    if ranks.is_first() {
+        describe(&config, shards.len(), device, step, &run_dir, &model, ranks);
+    }
+    // All ranks know when it is due; rank 0 alone has the data and does it.
+    let validator = config.validation.as_ref().map(|validation| {
+        let shards = held_out.unwrap_or_default();
+        Validator::new(&config, validation, shards, tokenizer.clone())
+    });
+    let loader_state = state.map(|state| state.loader);
     let mut loader = Loader::builder(config.data.clone())
-        .shards(shards)
-        .resume(state.map(|state| state.loader))
-        .allocator(batch_allocator(device))
-        .batches(tokenizer)?;
-    // Only now: settings that do not fit the checkpoint must not replace those that do.
-    write_file(&run_dir.config(), toml::to_string(&config)?.as_bytes())?;
-    if !origins.is_empty() {
-        let json = serde_json::to_string_pretty(&origins)?;
-        write_file(&run_dir.weights(), json.as_bytes())?;
+        .world(world)
+        .resume(loader_state)
+        .allocator(batch_allocator(device));
+    for set in sets {
+        loader = loader.data_set(set);
+    }
+    let mut loader = loader.batches(tokenizer)?;
+    if ranks.is_first() {
+        // Only now: settings that do not fit the checkpoint must not replace those that do.
+        write_file(&run_dir.config(), toml::to_string(&config)?.as_bytes())?;
+        if !origins.is_empty() {
+            let json = serde_json::to_string_pretty(&origins)?;
+            write_file(&run_dir.weights(), json.as_bytes())?;
+        }
     }
     let stop = Arc::new(AtomicBool::new(false));
     catch_signals(&stop)?;
@@ -220,15 +311,20 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         config: &config,
         loader: &mut loader,
         validator: validator.as_ref(),
+        ranks,
         run_dir: &run_dir,
         stop: &stop,
         on_record: &mut |record| progress.show(record),
     });
     progress.finish();
     let (outcome, profile) = result?;
+    let state = train::loader_state(&loader, ranks)?;
+    if !ranks.is_first() {
+        return Ok(());
+    }
     let profile_json = serde_json::to_string_pretty(&profile)?;
     write_file(&run_dir.profile(), profile_json.as_bytes())?;
-    let counters = loader.state().counters.clone();
+    let counters = state.counters;
     print_profile(&profile)?;
     say(format_args!(
         "samples: {} read = {} delivered + {} skipped + {} left over at the end of epochs",
@@ -257,24 +353,109 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     }
 }
 
+/// Rank 0's part: claims the run folder, finds the checkpoint to go on from or the weights to start
+/// from, and the tokenizer.
+fn prepare(
+    config: &mut TrainConfig,
+    shards: &[ShardLocation],
+    run_dir: &RunDir,
+    resume: bool,
+) -> anyhow::Result<(FirstRank, Start)> {
+    std::fs::create_dir_all(run_dir.path())
+        .with_context(|| format!("cannot create the run folder {}", run_dir.path().display()))?;
+    let lock = run_dir.lock()?;
+    if !resume && run_dir.holds_run()? {
+        bail!(
+            "{} already holds a run; add --resume to continue it, or take another --run-dir",
+            run_dir.path().display()
+        );
+    }
+    let newest = match resume {
+        true => checkpoint::newest(&run_dir.checkpoints())?,
+        false => None,
+    };
+    let state = newest.as_ref().map(|checkpoint| checkpoint.state.clone());
+    let is_done = state
+        .as_ref()
+        .is_some_and(|state| state.step >= config.steps);
+    let has_tokenizer = run_dir.tokenizer_json().exists() || run_dir.vocabulary().exists();
+    // Those of a resumed run are in its checkpoint.
+    let weights = match newest {
+        None => StartWeights::find(&config.weights)?,
+        Some(_) => StartWeights::find(&WeightsConfig::default())?,
+    };
+    let keeps_tokenizer = resume && has_tokenizer;
+    if !is_done && !keeps_tokenizer {
+        adopt_tokenizer(config, &weights);
+        create_tokenizer(config, shards, run_dir)?;
+    }
+    let tokenizer = match is_done {
+        true => None,
+        false => Some(TokenizerFile::read(run_dir)?),
+    };
+    let first = FirstRank {
+        newest,
+        weights,
+        _lock: lock,
+    };
+    let start = Start {
+        run_dir: run_dir.path().to_owned(),
+        state,
+        tokenizer,
+    };
+    Ok((first, start))
+}
+
+/// Rank 0's start, on every rank.
+fn share(start: Option<Start>, ranks: &dyn Ranks) -> anyhow::Result<Start> {
+    if let (1, Some(start)) = (ranks.world_size(), start.as_ref()) {
+        // Unchanged, not even by way of JSON.
+        return Ok(start.clone());
+    }
+    let json = match &start {
+        Some(start) => serde_json::to_vec(start)?,
+        None => Vec::new(),
+    };
+    let json = ranks.broadcast_bytes(&json)?;
+    serde_json::from_slice(&json).context("what rank 0 sent")
+}
+
+/// Weights and moments of rank 0, on every rank: the others need no checkpoint of their own.
+fn share_weights(model: &Blip2Qformer, optimizer: &AdamW, ranks: &dyn Ranks) -> anyhow::Result<()> {
+    let params = model.params().named_parameters().iter();
+    let mut tensors: Vec<&Tensor> = params.map(|param| &param.tensor).collect();
+    tensors.extend(optimizer.tensors());
+    Ok(ranks.broadcast(&tensors)?)
+}
+
 /// Preset, file or the resumed run's own configuration, with the command line on top.
 fn configuration(
     args: &TrainArgs,
+    resume: bool,
     run_dir: &RunDir,
     device: Device,
+    ranks: &dyn Ranks,
 ) -> anyhow::Result<TrainConfig> {
-    let mut settings = if args.resume {
-        load_config(run_dir).context("--resume")?
+    let mut settings = if resume {
+        let text = match ranks.is_first() {
+            true => load_config(run_dir).context("--resume")?.text()?,
+            false => String::new(),
+        };
+        // The others may not see the folder.
+        let text = ranks.broadcast_bytes(text.as_bytes())?;
+        Settings::parse(&String::from_utf8(text)?)?
     } else {
         match (&args.config, &args.preset) {
             (Some(path), _) => Settings::file(path)?,
             (None, Some(name)) => Settings::preset(name)?,
             (None, None) => {
                 let preset = if device.is_cuda() { "small" } else { "tiny" };
-                remark(format_args!(
-                    "preset: {preset} (for {}; --preset or --config takes another)",
-                    name(device)
-                ));
+                if ranks.is_first() {
+                    remark(format_args!(
+                        "preset: {preset} (for {}; --preset or --config takes another)",
+                        name(device)
+                    ));
+                }
                 Settings::preset(preset)?
             }
         }
@@ -288,6 +469,21 @@ fn configuration(
     };
     if !args.shards.is_empty() {
         settings.set("shards", strings(&args.shards))?;
+    }
+    if !args.mix.is_empty() {
+        let set = |text: &String| -> anyhow::Result<toml::Value> {
+            let (name, weight, spec) = split_spec(text)?;
+            let mut set = toml::Table::new();
+            set.insert("name".into(), name.into());
+            set.insert("weight".into(), weight.into());
+            set.insert("shards".into(), strings(&[spec.to_string()]).into());
+            Ok(set.into())
+        };
+        let sets: Vec<toml::Value> = args.mix.iter().map(set).collect::<Result<_, _>>()?;
+        settings.set("mix", sets)?;
+    }
+    if let Some(cache) = &args.cache {
+        settings.set("remote.cache", cache.to_string_lossy().into_owned())?;
     }
     if let Some(steps) = args.steps {
         settings.set("steps", steps)?;
@@ -379,11 +575,12 @@ fn name(device: Device) -> String {
 
 fn describe(
     config: &TrainConfig,
-    num_shards: &usize,
+    num_shards: usize,
     device: Device,
     step: u64,
     run_dir: &RunDir,
     model: &Blip2Qformer,
+    ranks: &dyn Ranks,
 ) {
     let trained: usize = model
         .params()
@@ -395,11 +592,17 @@ fn describe(
     } else {
         String::new()
     };
+    let (place, batch) = (name(device), config.data.batch_size);
+    let (place, batch) = match ranks.world_size() {
+        1 => (place, batch.to_string()),
+        world => (
+            format!("{world} ranks, this one on {place}"),
+            format!("{batch} on each"),
+        ),
+    };
     remark(format_args!(
-        "training on {}: {num_shards} shards, batch {}, {} steps{at}, {:.1} M trainable parameters, \
+        "training on {place}: {num_shards} shards, batch {batch}, {} steps{at}, {:.1} M trainable parameters, \
          run in {}",
-        name(device),
-        config.data.batch_size,
         config.steps,
         trained as f64 / 1e6,
         run_dir.path().display()

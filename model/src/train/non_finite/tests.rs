@@ -8,6 +8,7 @@ use qf_pipeline::{Loader, LoaderConfig};
 use super::*;
 use crate::config::{ModelConfig, VisionConfig, VitConfig};
 use crate::optim::{AdamW, AdamWConfig};
+use crate::train::parallel::Peers;
 use crate::train::{Phases, Trainer};
 
 /// A picture of one colour as a Windows bitmap.
@@ -101,7 +102,7 @@ pub(in crate::train) fn setup_of(folder: &Path, batch_size: usize) -> (Trainer, 
 fn step_with(
     trainer: &mut Trainer,
     loader: &mut Loader,
-    guard: &mut Guard,
+    guard: &mut Guard<'_>,
     poison: Option<(&str, f64)>,
 ) -> Result<Verdict, ModelError> {
     let batch = loader.next_batch().unwrap().unwrap();
@@ -112,7 +113,14 @@ fn step_with(
         let _ = entry.shallow_clone().fill_(value);
         (entry, old)
     });
-    let result = trainer.train_step(&[batch], 3, 1e-3, guard, &mut Phases::start());
+    let result = trainer.train_step(
+        &[batch],
+        3,
+        1e-3,
+        &Peers::SINGLE,
+        guard,
+        &mut Phases::start(),
+    );
     if let Some((mut entry, old)) = entry {
         entry.copy_(&old);
     }
@@ -232,7 +240,14 @@ fn gradients_count_and_waiting_is_bounded() {
     let batch = loader.next_batch().unwrap().unwrap();
     let batches = [batch];
     trainer
-        .train_step(&batches, 3, 1e-3, &mut guard, &mut Phases::start())
+        .train_step(
+            &batches,
+            3,
+            1e-3,
+            &Peers::SINGLE,
+            &mut guard,
+            &mut Phases::start(),
+        )
         .unwrap();
     let [batch] = batches;
     guard.pending.clear();

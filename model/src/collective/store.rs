@@ -1,0 +1,54 @@
+//! What the ranks tell each other through the store, beside their collectives.
+
+use std::time::{Duration, Instant};
+
+use super::c10d::{Said, Store};
+
+/// Under this key lies the reason why the run ends, from the first rank that knew one.
+const FAILURE: &str = "failure";
+
+/// The store with the names of its keys.
+#[derive(Debug)]
+pub(super) struct Board {
+    pub(super) store: Store,
+}
+
+impl Board {
+    /// A sign of life.
+    pub(super) fn beat(&self, rank: i64) -> Result<(), Said> {
+        self.store.add(&format!("beat/{rank}"), 1).map(drop)
+    }
+
+    /// Signs of life that a rank has given.
+    pub(super) fn beats(&self, rank: i64) -> Result<i64, Said> {
+        self.store.add(&format!("beat/{rank}"), 0)
+    }
+
+    /// Says why the run ends, unless another rank has.
+    pub(super) fn put_failure(&self, cause: &str) -> Result<(), Said> {
+        match self.store.add("failures", 1)? {
+            1 => self.store.set(FAILURE, cause.as_bytes()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Why the run ends, if a rank has said so.
+    pub(super) fn failure(&self) -> Result<Option<String>, Said> {
+        if !self.store.has(FAILURE)? {
+            return Ok(None);
+        }
+        let cause = self.store.get(FAILURE, Duration::from_secs(1))?;
+        Ok(Some(String::from_utf8_lossy(&cause).into_owned()))
+    }
+
+    /// Says that this rank needs the store no longer. Its host waits for the others to say so, `patience`
+    /// at most: those that have died never do.
+    pub(super) fn part(&self, world_size: i64, is_host: bool, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let mut left = self.store.add("left", 1);
+        while is_host && left.is_ok_and(|left| left < world_size) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+            left = self.store.add("left", 0);
+        }
+    }
+}

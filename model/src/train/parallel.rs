@@ -1,0 +1,186 @@
+//! What a step of several ranks adds to one of a single process.
+
+use qf_pipeline::loader::LoaderState;
+use qf_pipeline::Loader;
+use tch::{Device, Tensor};
+
+use crate::blip2::Blip2Qformer;
+use crate::collective::{Ranks, Reducer, Reduction};
+use crate::error::ModelError;
+
+/// Where the data of all ranks stands: what each of them skipped, and the books of all together.
+///
+/// # Errors
+/// [`ModelError`] when a rank cannot be reached, or stands after another batch.
+pub fn loader_state(loader: &Loader, ranks: &dyn Ranks) -> Result<LoaderState, ModelError> {
+    if ranks.world_size() == 1 {
+        return Ok(loader.state().clone());
+    }
+    let unreadable = |error: serde_json::Error| ModelError::Input {
+        what: "state of a rank's loader",
+        message: error.to_string(),
+    };
+    let own = serde_json::to_vec(loader.state()).map_err(unreadable)?;
+    let all = ranks.gather_bytes(&own)?;
+    let states = all.iter().map(|state| serde_json::from_slice(state));
+    let states: Vec<LoaderState> = states.collect::<Result<_, _>>().map_err(unreadable)?;
+    Ok(LoaderState::merge(&states)?)
+}
+
+/// The sum of counts over all ranks.
+pub(super) fn sum(counts: [u64; 2], ranks: &dyn Ranks) -> Result<[u64; 2], ModelError> {
+    if ranks.world_size() == 1 {
+        return Ok(counts);
+    }
+    let mut sum = Tensor::from_slice(&counts.map(|count| count as i64));
+    ranks.all_reduce(&mut sum, Reduction::Sum)?;
+    let sum = Vec::<i64>::try_from(&sum)?;
+    Ok([0, 1].map(|at| sum.get(at).map_or(0, |count| count.unsigned_abs())))
+}
+
+/// The seed of a rank: other dropout and negatives on each, those of a single process on rank 0.
+pub(super) fn rank_seed(seed: u64, rank: i64) -> u64 {
+    seed.wrapping_add((rank.unsigned_abs()).wrapping_mul(0xd1b5_4a32_d192_ed03))
+}
+
+/// What all ranks know before a step.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Agreed {
+    /// A rank was asked to stop.
+    pub(super) stops: bool,
+    /// Batches that every rank has.
+    pub(super) batches: usize,
+    /// Columns of the texts of each batch: those of the longest text of any rank.
+    pub(super) columns: Vec<i64>,
+}
+
+/// Agrees with the other ranks on a step of `expected` batches, of which this rank has those whose
+/// longest texts are `columns`.
+pub(super) fn agree(
+    ranks: &dyn Ranks,
+    stops: bool,
+    expected: usize,
+    columns: &[i64],
+) -> Result<Agreed, ModelError> {
+    let missing = expected.saturating_sub(columns.len());
+    let mut values = vec![i64::from(stops), missing as i64];
+    values.extend(columns);
+    values.resize(expected + 2, 0);
+    let all = ranks.max(&values)?;
+    let (head, columns) = all.split_at(2);
+    let batches = expected.saturating_sub(usize::try_from(head[1]).unwrap_or(0));
+    Ok(Agreed {
+        stops: head[0] > 0,
+        batches,
+        columns: columns.iter().take(batches).copied().collect(),
+    })
+}
+
+/// Makes gradients of one rank the mean over all, as `DistributedDataParallel` does.
+pub(super) enum GradientMean<'a> {
+    /// One process: its gradients are the mean.
+    Single,
+    /// While the backward pass runs.
+    Overlapped(Reducer<'a>),
+    /// After the backward pass, where it is made of several.
+    After(&'a dyn Ranks),
+}
+
+impl<'a> GradientMean<'a> {
+    pub(super) fn new(
+        ranks: &'a dyn Ranks,
+        model: &Blip2Qformer,
+    ) -> Result<GradientMean<'a>, ModelError> {
+        let Some(group) = ranks.process_group().filter(|_| ranks.world_size() > 1) else {
+            return Ok(GradientMean::Single);
+        };
+        let tower = model.config().vision.vit();
+        // A tower that computes its activations twice has a backward pass of its own, of which the
+        // first one's graph knows nothing.
+        if tower.is_some_and(|tower| tower.trainable && tower.checkpoint_activations) {
+            return Ok(GradientMean::After(ranks));
+        }
+        let params: Vec<&Tensor> = model.params().trainable().map(|p| &p.tensor).collect();
+        Ok(GradientMean::Overlapped(group.reducer(&params)?))
+    }
+
+    /// Before the last backward pass of a step, from `loss`.
+    pub(super) fn prepare(&self, loss: &Tensor) -> Result<(), ModelError> {
+        match self {
+            GradientMean::Overlapped(reducer) => reducer.prepare(loss),
+            _ => Ok(()),
+        }
+    }
+
+    /// After it.
+    pub(super) fn finish(&self, model: &Blip2Qformer) -> Result<(), ModelError> {
+        match self {
+            GradientMean::Single => Ok(()),
+            GradientMean::Overlapped(reducer) => reducer.check(),
+            GradientMean::After(ranks) => {
+                let params: Vec<&Tensor> = model.params().trainable().map(|p| &p.tensor).collect();
+                match ranks.process_group() {
+                    Some(group) => group.average_gradients(&params),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// The other ranks in a step.
+pub(super) struct Peers<'a> {
+    pub(super) ranks: &'a dyn Ranks,
+    pub(super) mean: GradientMean<'a>,
+    /// Columns of the texts of each batch of the next step, as agreed; none for those of its longest.
+    pub(super) columns: Vec<i64>,
+}
+
+impl Peers<'static> {
+    /// None.
+    #[cfg(test)]
+    pub(super) const SINGLE: Peers<'static> = Peers {
+        ranks: &crate::SingleProcess,
+        mean: GradientMean::Single,
+        columns: Vec::new(),
+    };
+}
+
+/// The mean of a tensor over all ranks.
+pub(super) fn mean(tensor: &Tensor, ranks: &dyn Ranks) -> Result<Tensor, ModelError> {
+    if ranks.world_size() == 1 {
+        return Ok(tensor.shallow_clone());
+    }
+    let mut sum = tensor
+        .f_detach()?
+        .f_to_device(Device::Cpu)?
+        .f_detach_copy()?;
+    ranks.all_reduce(&mut sum, Reduction::Sum)?;
+    Ok(sum.f_divide_scalar(ranks.world_size() as f64)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SingleProcess;
+
+    #[test]
+    fn rank_0_draws_what_a_single_process_draws() {
+        assert_eq!(rank_seed(42, 0), 42);
+        let seeds: Vec<u64> = (0..8).map(|rank| rank_seed(u64::MAX, rank)).collect();
+        let distinct: std::collections::HashSet<&u64> = seeds.iter().collect();
+        assert_eq!(distinct.len(), 8);
+    }
+
+    #[test]
+    fn agreement_with_oneself() {
+        let agreed = agree(&SingleProcess, true, 3, &[7, 5]).unwrap();
+        let expected = Agreed {
+            stops: true,
+            batches: 2,
+            columns: vec![7, 5],
+        };
+        assert_eq!(agreed, expected);
+        assert_eq!(agree(&SingleProcess, false, 2, &[]).unwrap().batches, 0);
+    }
+}
