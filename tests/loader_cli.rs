@@ -118,7 +118,10 @@ fn order_of_ranks_and_of_resumed_runs() {
     }
     let size = fs::metadata(folder.join("next.json")).unwrap().len();
     assert!(size < 64 << 10, "{size}");
-    let lines = order(folder, &format!("{all} --from-state next.json --epochs 4"));
+    let lines = order(
+        folder,
+        &format!("{all} --shuffle full --from-state next.json --epochs 4"),
+    );
     assert_eq!((lines[0].0, lines.len()), (5, 15));
     let text = done(folder, &format!("order {all} --stop-at 1"));
     assert!(text.starts_with("step 0: s-"), "{text}");

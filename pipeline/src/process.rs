@@ -16,6 +16,22 @@ pub fn cpu_time() -> Option<Duration> {
 
 /// Greatest resident set of this process so far, in bytes.
 pub fn peak_rss_bytes() -> Option<u64> {
+    // A process inherits `ru_maxrss` of whoever started it; Linux also knows its own.
+    let status = std::fs::read_to_string("/proc/self/status").ok();
+    let own = status.as_deref().and_then(high_water_mark);
+    own.or_else(max_rss)
+}
+
+/// `VmHWM:     1234 kB` of /proc/PID/status, in bytes.
+fn high_water_mark(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+fn max_rss() -> Option<u64> {
     // Linux counts in KiB, macOS in bytes.
     let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
     usage::get()
@@ -47,5 +63,20 @@ mod tests {
             std::hint::black_box(0);
         }
         assert!(peak_rss_bytes().unwrap() > 1 << 20);
+        assert!(max_rss().unwrap() > 1 << 20);
+    }
+
+    #[test]
+    fn the_high_water_mark_is_found() {
+        let status = "Name:\tqfdata\nVmPeak:\t  99 kB\nVmHWM:\t   20 kB\nVmRSS:\t 9 kB\n";
+        assert_eq!(high_water_mark(status), Some(20 << 10));
+        for odd in [
+            "",
+            "VmHWM:",
+            "VmHWM:\t20 MB",
+            "VmHWM:\t99999999999999999999 kB",
+        ] {
+            assert_eq!(high_water_mark(odd), None);
+        }
     }
 }

@@ -15,6 +15,8 @@ pub(crate) struct MixOptions {
     pub(crate) lanes: Lanes,
     /// Whether a partial last row of an epoch is dropped: whoever takes it otherwise sees to it.
     pub(crate) drop_last: bool,
+    /// Whether an epoch without a whole row gives nothing.
+    pub(crate) needs_whole_row: bool,
     /// Passes over the only data set; 0 means without end.
     pub(crate) epochs: u64,
     /// Whether this rank reports what all ranks see.
@@ -200,7 +202,8 @@ impl Mixer {
             self.begin_row();
         }
         let rows = std::mem::take(&mut self.rows_of_epoch);
-        if rows == 0 {
+        let has_too_few = self.options.needs_whole_row && samples < self.options.lanes.count();
+        if rows == 0 || has_too_few {
             // After what may explain it.
             self.failed = Some(self.too_few(set, samples));
             return Ok(());

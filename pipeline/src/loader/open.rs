@@ -155,6 +155,7 @@ impl OpenRun {
         let options = MixOptions {
             lanes: self.lanes(),
             drop_last: !self.epochs_end_batches(),
+            needs_whole_row: self.config.drop_last,
             epochs: self.config.epochs,
             is_first_rank: self.world.is_first(),
             ends_with_epochs: self.ends_with_epochs(),

@@ -15,7 +15,7 @@ use qf_pipeline::{Loader, LoaderConfig};
 use crate::server::{Fault, Server};
 use crate::{one, options};
 
-pub(crate) fn png(number: usize) -> Vec<u8> {
+fn png(number: usize) -> Vec<u8> {
     let image = image::RgbImage::from_fn(60, 50, |x, y| {
         // Noise, so that it stays as large as photographs are.
         let noise = (x * 7919 + y * 104_729 + number as u32 * 31).wrapping_mul(2_654_435_761);
@@ -27,7 +27,7 @@ pub(crate) fn png(number: usize) -> Vec<u8> {
 }
 
 /// Three shards with their indices.
-fn write_shards(folder: &Path, format: ShardFormat) -> Vec<ShardLocation> {
+pub(crate) fn write_shards(folder: &Path, format: ShardFormat) -> Vec<ShardLocation> {
     let mut number = 0;
     for (shard, count) in [20, 13, 31].into_iter().enumerate() {
         let path = folder.join(format!("s-{shard}.{format}"));

@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
+use qf_pipeline::order::ShuffleMode;
 use qf_pipeline::remote::RemoteOptions;
+use qf_pipeline::shard::write::ShardFormat;
 
+use crate::loader::{config, run, write_shards};
 use crate::{bytes, one, options, read, resolve, PART};
 
 /// Serves S3 with a bucket of the given keys, prints its port, and ends with its input.
@@ -272,4 +275,34 @@ fn cut_connections_cost_no_byte() {
     for shard in resolve("s3://bucket/x-*.tar", &options).unwrap() {
         assert!(read(&shard).unwrap() == content, "{}", shard.name);
     }
+}
+
+/// Batches from S3, through connections that break, are those of the files.
+#[test]
+fn a_loader_reads_what_lies_in_files() {
+    let Some(python) = python("a_loader_reads_what_lies_in_files") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    write_shards(folder.path(), ShardFormat::TarZst);
+    let names = ["x-0.tar.zst", "x-1.tar.zst"];
+    let content = std::fs::read(folder.path().join("s-2.tar.zst")).unwrap();
+    for name in names {
+        std::fs::write(folder.path().join(name), &content).unwrap();
+    }
+    let moto = Moto::start(&python, &content, &names);
+    let local = resolve(
+        &format!("{}/x-*", folder.path().display()),
+        &RemoteOptions::default(),
+    );
+    let script = [usize::MAX, 10, 700, 5000, usize::MAX, PART + 200, 900];
+    let options = RemoteOptions {
+        retries: 10,
+        ..with(cutting_proxy(moto.address, &script), &KEYS)
+    };
+    let remote = resolve("s3://bucket/x-*.tar.zst", &options).unwrap();
+    let config = config(ShuffleMode::Buffer);
+    let expected = run(config.clone(), &local.unwrap(), None);
+    assert_eq!(expected.len(), 2 * 12);
+    assert!(run(config, &remote, None) == expected);
 }

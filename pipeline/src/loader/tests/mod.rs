@@ -426,7 +426,7 @@ fn too_few_samples_is_an_error_and_not_an_endless_loop() {
     .unwrap();
     let message = loader.next_batch().err().unwrap().to_string();
     assert!(
-        message.contains("3 usable samples") && message.contains("batch of 4"),
+        message.contains("hold 3 samples") && message.contains("batch of 4"),
         "{message}"
     );
 }
