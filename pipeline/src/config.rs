@@ -265,6 +265,12 @@ impl LoaderConfig {
             "shuffle_buffer_samples",
             "must be at most 16777216",
         )?;
+        for (setting, bytes) in [
+            ("shuffle_buffer_bytes", self.shuffle_buffer_bytes),
+            ("read_ahead_bytes", self.read_ahead_bytes),
+        ] {
+            check(bytes <= 1 << 40, setting, "must be at most 1 TiB")?;
+        }
         self.filters.validate()?;
         check(
             (1..=1024).contains(&self.prefetch_batches),

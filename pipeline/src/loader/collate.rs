@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crossbeam::channel;
 
-use super::place::PlaceId;
+use super::place::{PlaceId, RowStart};
 use super::queue::{Closed, QueueReceiver, QueueSender};
 use super::state::LoaderState;
 use super::stats::Meters;
@@ -25,11 +25,11 @@ pub(crate) enum Slot {
     /// The rows of the samples that follow, ahead of the first.
     Rows(Arc<EpochRows>),
     BadSample(PlaceId, SampleError),
-    BadShard(u32, ShardError),
+    BadShard(u32, ShardError, bool),
     /// Places at the end of an epoch that are not used.
     Dropped(u32, u64),
-    /// An epoch of this set is over, and so are this many rows of the run.
-    EndOfEpoch(u32, u64),
+    /// An epoch of this set is over; what comes next begins there.
+    EndOfEpoch(u32, Arc<RowStart>),
     /// All epochs are over, after this many rows of the run.
     LastRow(u64),
     /// The sequencer cannot go on.
@@ -44,6 +44,26 @@ pub(crate) enum Message {
     Failed(PipelineError),
 }
 
+/// What a data set gave this rank since its epoch began.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Progress {
+    seen: u64,
+    good: u64,
+    /// Epochs in a row of which this rank had samples, all of them bad.
+    fruitless: u32,
+}
+
+impl Progress {
+    /// A run that goes on in the middle of an epoch had `good` samples before.
+    pub(crate) fn new(good: u64) -> Progress {
+        Progress {
+            seen: good,
+            good,
+            fruitless: 0,
+        }
+    }
+}
+
 pub(crate) struct Collator {
     pub(crate) config: Arc<LoaderConfig>,
     /// Whether the run ends with the last epoch, or after as many batches as it has rows.
@@ -56,9 +76,8 @@ pub(crate) struct Collator {
     pub(crate) tracker: Tracker,
     /// The state that the run begins with.
     pub(crate) start: LoaderState,
-    /// Good samples of each data set since its epoch began; a run that goes on in the middle of one
-    /// had some before.
-    pub(crate) good: Vec<u64>,
+    /// What each data set gave.
+    pub(crate) progress: Vec<Progress>,
     /// Data sets of the samples of the batch that fills.
     pub(crate) sets: Vec<u32>,
     pub(crate) batches_of_epoch: u64,
@@ -105,6 +124,7 @@ impl Collator {
                         }
                         Err(error) => {
                             rows.count_bad();
+                            self.saw(place.set, 0);
                             self.tracker.bad_sample(place, error)?;
                         }
                     }
@@ -113,16 +133,22 @@ impl Collator {
                     rows = Some(new);
                     filled = 0;
                 }
-                Slot::BadSample(place, error) => self.tracker.bad_sample(place, error)?,
-                Slot::BadShard(set, error) => self.tracker.bad_shard(set, error)?,
+                Slot::BadSample(place, error) => {
+                    self.saw(place.set, 0);
+                    self.tracker.bad_sample(place, error)?;
+                }
+                Slot::BadShard(set, error, counts) => {
+                    self.tracker.bad_shard(set, error, counts)?;
+                }
                 Slot::Dropped(set, places) => self.tracker.dropped(set, places),
-                Slot::EndOfEpoch(set, of_run) => {
+                Slot::EndOfEpoch(set, next) => {
                     if self.epochs_end_batches {
+                        self.tracker.end_epoch(&next);
                         let rest = batch.take().zip(rows.take());
                         if let Some((batch, rows)) = rest.filter(|_| !self.config.drop_last) {
                             self.hand_on(batch, &rows, batches)?;
                         }
-                        self.tracker.end_epoch(self.sets.drain(..), of_run);
+                        self.tracker.left_over(self.sets.drain(..));
                     }
                     self.end_epoch(set)?;
                 }
@@ -130,6 +156,7 @@ impl Collator {
                     if self.ends_with_epochs {
                         return Ok(());
                     }
+                    self.tracker.last_row(of_run);
                     self.rows = Some(of_run);
                 }
                 Slot::Failed(error) => return Err(error.into()),
@@ -167,9 +194,7 @@ impl Collator {
         let set = place.set;
         self.tracker.good(place);
         self.sets.push(set);
-        if let Some(good) = self.good.get_mut(set as usize) {
-            *good += 1;
-        }
+        self.saw(set, 1);
         self.meters.collate.time(|| {
             if let Some(spare) = rows.put(at, sample.pixels)? {
                 self.work.recycle(spare);
@@ -209,12 +234,32 @@ impl Collator {
             .map_err(|Closed| Stop::Closed)
     }
 
-    /// Notices an epoch that gives nothing: the next would not either.
+    fn saw(&mut self, set: u32, good: u64) {
+        if let Some(progress) = self.progress.get_mut(set as usize) {
+            progress.seen += 1;
+            progress.good += good;
+        }
+    }
+
+    /// Notices epochs that give nothing: those after them would not either. Where batches span
+    /// epochs a rank may have seen little of a data set by chance, so one such epoch is forgiven.
     fn end_epoch(&mut self, set: u32) -> Result<(), Stop> {
-        let good = self.good.get_mut(set as usize).map_or(0, std::mem::take);
-        let is_only_set = self.good.len() == 1;
         let batches = std::mem::take(&mut self.batches_of_epoch);
-        if good > 0 && (batches > 0 || !is_only_set) {
+        let Some(progress) = self.progress.get_mut(set as usize) else {
+            return Ok(());
+        };
+        let Progress { seen, good, .. } = *progress;
+        progress.fruitless = match (seen, good) {
+            (0, _) => progress.fruitless,
+            (_, 0) => progress.fruitless + 1,
+            _ => 0,
+        };
+        (progress.seen, progress.good) = (0, 0);
+        let gives = match self.epochs_end_batches {
+            true => batches > 0,
+            false => progress.fruitless < 2,
+        };
+        if gives {
             return Ok(());
         }
         let counters = self.tracker.counters();

@@ -152,19 +152,37 @@ impl OpenSet {
     }
 }
 
+/// Headers of remote indices asked for at a time.
+const PARALLEL_OPENS: usize = 32;
+
 fn contents(shards: &[ShardLocation], stop: &Stop) -> Result<Contents, PipelineError> {
+    let open = |shard: &ShardLocation| ShardIndex::open(shard, stop).map_err(PipelineError::Index);
     let mut indices = Vec::with_capacity(shards.len());
-    for shard in shards {
-        let Some(index) = ShardIndex::open(shard, stop).map_err(PipelineError::Index)? else {
-            return Ok(Contents::Stream(format!("{} has no index", shard.name)));
+    for part in shards.chunks(PARALLEL_OPENS) {
+        let is_remote = part.iter().any(|shard| shard.path().is_none());
+        let opened: Vec<_> = match is_remote {
+            true => std::thread::scope(|scope| {
+                let threads: Vec<_> = part.iter().map(|s| scope.spawn(|| open(s))).collect();
+                let died = || PipelineError::Thread("an index reader died; this is a bug".into());
+                let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                    thread.join().unwrap_or_else(|_| Err(died()))
+                };
+                threads.into_iter().map(join).collect()
+            }),
+            false => part.iter().map(open).collect(),
         };
-        if index.access().is_none() {
-            return Ok(Contents::Stream(format!(
-                "{} can only be read from its beginning",
-                shard.name
-            )));
+        for (shard, index) in part.iter().zip(opened) {
+            let Some(index) = index? else {
+                return Ok(Contents::Stream(format!("{} has no index", shard.name)));
+            };
+            if index.access().is_none() {
+                return Ok(Contents::Stream(format!(
+                    "{} can only be read from its beginning",
+                    shard.name
+                )));
+            }
+            indices.push(Arc::new(index));
         }
-        indices.push(Arc::new(index));
     }
     Ok(Contents::Indexed(indices))
 }

@@ -27,6 +27,9 @@ const JOB_SAMPLES: usize = 32;
 /// Most samples that are planned, however small they are.
 const MAX_PLANNED: usize = 16_384;
 
+/// The ticket of no place.
+const NO_TICKET: u64 = u64::MAX;
+
 /// A sample, or why there is none, and whether its shard failed here for the first time.
 pub(crate) struct Fetched {
     pub(crate) sample: Result<EncodedSample, SampleError>,
@@ -88,7 +91,9 @@ impl Fetcher {
         let (sender, replies) = channel::unbounded::<Reply>();
         let held = Arc::new(AtomicUsize::new(0));
         // Nothing waits in a shuffle buffer here: its memory goes into reading ahead.
-        let budget = reading.read_ahead_bytes + reading.shuffle_bytes;
+        let budget = reading
+            .read_ahead_bytes
+            .saturating_add(reading.shuffle_bytes);
         let mut fetcher = Fetcher {
             sets,
             reading,
@@ -114,6 +119,7 @@ impl Fetcher {
             };
             let (job_queue, sender) = (job_queue.clone(), sender.clone());
             let thread = super::spawn(&format!("qf-read-{number}"), move || {
+                let _notice = DeathNotice(sender.clone());
                 for job in job_queue {
                     if reader.run(job, &sender).is_err() {
                         return;
@@ -127,7 +133,7 @@ impl Fetcher {
 
     /// Whether more places should be planned before the next one is taken.
     pub(crate) fn wants_more(&self) -> bool {
-        self.places.len() < MAX_PLANNED && self.planned_bytes <= self.budget * 3 / 4
+        self.places.len() < MAX_PLANNED && self.planned_bytes <= self.budget / 4 * 3
     }
 
     /// Plans a place behind those that are planned.
@@ -210,6 +216,9 @@ impl Fetcher {
                 },
                 None => return Err(died()),
             };
+            if ticket == NO_TICKET {
+                return Err(died());
+            }
             if let Some(place) = self.places.get_mut((ticket - self.first) as usize) {
                 place.2 = Some(outcome);
             }
@@ -300,6 +309,18 @@ impl Drop for Fetcher {
     }
 }
 
+/// Tells [`Fetcher::take`] of a thread that panics: its answers will not come.
+struct DeathNotice(channel::Sender<Reply>);
+
+impl Drop for DeathNotice {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Nobody listening is fine.
+            let _ = self.0.send((NO_TICKET, Outcome::PutOff));
+        }
+    }
+}
+
 /// Nobody takes answers any more.
 struct Gone;
 
@@ -320,62 +341,74 @@ impl Reader {
             return Ok(()); // Only indexed sets have planned places.
         };
         let samples: Vec<u32> = wanted.iter().map(|(sample, _)| *sample).collect();
-        let mut answered = 0;
-        let mut gone = false;
         let reading = &self.reading;
-        let mut visit = |sample: u32, result: Result<EncodedSample, SampleError>| {
-            let Some((_, ticket)) = wanted.get(answered) else {
-                return false;
-            };
-            debug_assert_eq!(samples.get(answered), Some(&sample));
-            answered += 1;
-            reading.meters.read.add_items(1);
-            let bytes = result.as_ref().map_or(0, EncodedSample::payload_bytes);
-            let before = self.held.fetch_add(bytes, Ordering::AcqRel);
-            let outcome = if before.saturating_add(bytes) > self.budget {
-                self.held.fetch_sub(bytes, Ordering::AcqRel);
-                Outcome::PutOff
-            } else {
-                Outcome::Sample(result)
-            };
-            gone = replies.send((*ticket, outcome)).is_err();
-            !gone
-        };
-        let observer = TimedReads::new(&reading.meters, &reading.bytes);
+        let location = &set.shards[shard as usize];
         // Where shards are kept on this machine, ranges come from there. Trouble shows in the read.
-        if let Err(error) = set.shards[shard as usize].prefetch(&reading.stop) {
-            log::debug!("{}: not cached ({error})", set.shards[shard as usize].name);
+        if let Err(error) = location.prefetch(&reading.stop) {
+            log::debug!("{}: not cached ({error})", location.name);
         }
-        let end = set.check_size(shard).and_then(|()| {
-            read_samples(
-                &set.shards[shard as usize],
-                set.first_shard + shard,
-                &indices[shard as usize],
-                &samples,
-                &reading.options,
-                &observer,
-                &reading.stop,
-                &mut visit,
-            )
-        });
-        if gone {
-            return Err(Gone);
-        }
-        let missing = || ShardError {
-            shard: set.shards[shard as usize].name.to_string(),
-            offset_bytes: 0,
-            message: "holds fewer samples than its index says; index it again with \
-                      `qfdata index --overwrite`"
-                .into(),
-        };
-        let error = end
-            .err()
-            .or_else(|| (answered < wanted.len()).then(missing));
-        if let Some(error) = error {
-            for (_, ticket) in &wanted[answered..] {
+        let observer = TimedReads::new(&reading.meters, &reading.bytes);
+        let mut answered = 0;
+        while answered < wanted.len() {
+            let mut gone = false;
+            let rest = &samples[answered..];
+            let mut visit = |sample: u32, result: Result<EncodedSample, SampleError>| {
+                let Some((_, ticket)) = wanted.get(answered) else {
+                    return false;
+                };
+                debug_assert_eq!(samples.get(answered), Some(&sample));
+                answered += 1;
+                reading.meters.read.add_items(1);
+                let bytes = result.as_ref().map_or(0, EncodedSample::payload_bytes);
+                let before = self.held.fetch_add(bytes, Ordering::AcqRel);
+                let outcome = if before.saturating_add(bytes) > self.budget {
+                    self.held.fetch_sub(bytes, Ordering::AcqRel);
+                    Outcome::PutOff
+                } else {
+                    Outcome::Sample(result)
+                };
+                gone = replies.send((*ticket, outcome)).is_err();
+                !gone
+            };
+            let is_same = set.check_size(shard);
+            let end = is_same.clone().and_then(|()| {
+                read_samples(
+                    location,
+                    set.first_shard + shard,
+                    &indices[shard as usize],
+                    rest,
+                    &reading.options,
+                    &observer,
+                    &reading.stop,
+                    &mut visit,
+                )
+            });
+            if gone {
+                return Err(Gone);
+            }
+            if answered == wanted.len() {
+                break;
+            }
+            let error = end.err().unwrap_or_else(|| ShardError {
+                shard: location.name.to_string(),
+                offset_bytes: 0,
+                message: "holds fewer samples than its index says; index it again with \
+                          `qfdata index --overwrite`"
+                    .into(),
+            });
+            // One that cannot be read costs itself alone, so that what is lost does not depend on
+            // which samples are read together. Nothing can be read of a shard that was replaced, and
+            // a server that gave up on one sample was asked often enough.
+            let is_lost = is_same.is_err() || location.path().is_none() || reading.stop.is_set();
+            let lost = match is_lost {
+                true => wanted.len(),
+                false => answered + 1,
+            };
+            for (_, ticket) in &wanted[answered..lost] {
                 let reply = (*ticket, Outcome::Failed(error.clone()));
                 replies.send(reply).map_err(|_| Gone)?;
             }
+            answered = lost;
         }
         Ok(())
     }

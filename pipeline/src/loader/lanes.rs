@@ -100,6 +100,18 @@ impl Lanes {
         merged
     }
 
+    /// Rows from `row` on that were used up in each lane before the run was resumed.
+    pub(crate) fn used_before(&self, row: u64) -> Vec<LaneRun> {
+        let mut runs = Vec::new();
+        if self.resumed_until() > row {
+            for run in &self.ahead {
+                let rows = (self.start + run.rows).saturating_sub(row);
+                push(&mut runs, run.lanes, rows);
+            }
+        }
+        runs
+    }
+
     /// Lanes that runs describe; `None` if they are more than numbers can count.
     pub(crate) fn total(runs: &[LaneRun]) -> Option<u64> {
         runs.iter()

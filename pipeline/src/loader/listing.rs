@@ -93,15 +93,18 @@ impl Listing {
                         return Ok(Some(self.batch()));
                     }
                 }
-                Event::BadShard(set, error) => self.tracker.bad_shard(set, error)?,
+                Event::BadShard(set, error, counts) => {
+                    self.tracker.bad_shard(set, error, counts)?;
+                }
                 Event::Dropped(set, places) => self.tracker.dropped(set, places),
-                Event::EndOfEpoch(_, of_run) => {
+                Event::EndOfEpoch(_, next) => {
                     if !self.epochs_end_batches {
                         continue;
                     }
+                    self.tracker.end_epoch(&next);
                     let rest = (!self.drop_last && !self.keys.is_empty()).then(|| self.batch());
                     self.keys.clear();
-                    self.tracker.end_epoch(self.in_batch.drain(..), of_run);
+                    self.tracker.left_over(self.in_batch.drain(..));
                     if rest.is_some() {
                         return Ok(rest);
                     }
@@ -111,6 +114,7 @@ impl Listing {
                         self.is_over = true;
                         return Ok(None);
                     }
+                    self.tracker.last_row(rows);
                     self.rows = Some(rows);
                 }
             }

@@ -19,6 +19,8 @@ pub(crate) struct MixOptions {
     pub(crate) needs_whole_row: bool,
     /// Passes over the only data set; 0 means without end.
     pub(crate) epochs: u64,
+    /// Rows of the run, if it had come to its last before.
+    pub(crate) last_row: Option<u64>,
     /// Whether this rank reports what all ranks see.
     pub(crate) is_first_rank: bool,
     /// Whether the order ends with the last epoch. Where a partial row is dropped, several ranks go
@@ -78,6 +80,14 @@ impl Mixer {
             failed: None,
         };
         mixer.begin_row();
+        let MixOptions { epochs, .. } = mixer.options;
+        if let Some(source) = mixer.sources.first().filter(|_| epochs != 0) {
+            if source.position().0 >= epochs {
+                // All epochs were over before the run was resumed.
+                let rows = mixer.options.last_row.unwrap_or(row);
+                mixer.ready.push_back(Event::LastRow(rows));
+            }
+        }
         mixer
     }
 
@@ -158,9 +168,8 @@ impl Mixer {
 
     fn hold_bad(&mut self) {
         for (set, error) in self.bad.drain(..) {
-            if self.options.is_first_rank {
-                self.held.push(Event::BadShard(set, error));
-            }
+            let counts = self.options.is_first_rank;
+            self.held.push(Event::BadShard(set, error, counts));
         }
     }
 
@@ -183,7 +192,8 @@ impl Mixer {
                     self.titles[set]
                 )));
             }
-            self.held.push(Event::EndOfEpoch(set_number, self.row));
+            self.held
+                .push(Event::EndOfEpoch(set_number, self.start.clone()));
             return Ok(());
         }
         if self.lane > 0 && !self.options.drop_last {
@@ -209,7 +219,7 @@ impl Mixer {
             return Ok(());
         }
         self.ready
-            .push_back(Event::EndOfEpoch(set_number, self.row));
+            .push_back(Event::EndOfEpoch(set_number, self.start.clone()));
         if self.options.epochs != 0 && epoch + 1 == self.options.epochs {
             self.ready.push_back(Event::LastRow(self.row));
         }

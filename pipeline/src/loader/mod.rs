@@ -47,7 +47,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel;
 
-use collate::{Collator, Message, Slot};
+use collate::{Collator, Message, Progress, Slot};
 use open::OpenRun;
 use place::Event;
 use queue::{bounded, Closed, QueueReceiver, QueueSender};
@@ -131,7 +131,7 @@ impl Loader {
             config.batch_size * work.image_len(),
         ));
         // An epoch that was begun before counts as one that gives something.
-        let resumed = u64::from(run.state.batches > 0);
+        let resumed = u64::from(run.state.is_under_way());
         let collator = Collator {
             pool: buffers.clone(),
             ends_with_epochs: run.ends_with_epochs(),
@@ -141,7 +141,7 @@ impl Loader {
             meters: meters.clone(),
             tracker: run.tracker(),
             start: run.state.clone(),
-            good: vec![resumed; run.sets.len()],
+            progress: vec![Progress::new(resumed); run.sets.len()],
             sets: Vec::new(),
             batches_of_epoch: resumed,
             rows: None,
@@ -299,15 +299,15 @@ fn sequence(
                 return Ok(Ok(true));
             }
             Event::Place(id, Err(error)) => (Slot::BadSample(id, error), 0),
-            Event::BadShard(set, error) => (Slot::BadShard(set, error), 0),
+            Event::BadShard(set, error, counts) => (Slot::BadShard(set, error, counts), 0),
             Event::Dropped(set, places) => (Slot::Dropped(set, places), 0),
-            Event::EndOfEpoch(set, of_run) => {
+            Event::EndOfEpoch(set, next) => {
                 if epochs_end_batches {
                     // What is left of the epoch becomes a batch of its own.
                     rows = None;
                     given = 0;
                 }
-                (Slot::EndOfEpoch(set, of_run), 0)
+                (Slot::EndOfEpoch(set, next), 0)
             }
             Event::LastRow(of_run) => {
                 goes_on = !sequencer.is_over();

@@ -31,6 +31,9 @@ pub(crate) enum Start {
     Resume(Box<LoaderState>),
 }
 
+/// No run gets that far.
+const MAX_EPOCH: u64 = 1 << 48;
+
 /// A run whose data sets are open and whose state fits them.
 pub(crate) struct OpenRun {
     pub(crate) config: Arc<LoaderConfig>,
@@ -78,7 +81,18 @@ impl OpenRun {
                 state.check(&order)?;
                 state.of_rank(world)
             }
-            Start::Epoch(epoch) => LoaderState::start(order, epoch),
+            Start::Epoch(epoch) => {
+                if epoch > MAX_EPOCH || (config.epochs != 0 && epoch >= config.epochs) {
+                    return Err(PipelineError::Config {
+                        setting: "epochs",
+                        message: format!(
+                            "{} epochs end before epoch {epoch}, counted from 0",
+                            config.epochs
+                        ),
+                    });
+                }
+                LoaderState::start(order, epoch)
+            }
         };
         let is_remote = sets
             .iter()
@@ -157,6 +171,7 @@ impl OpenRun {
             drop_last: !self.epochs_end_batches(),
             needs_whole_row: self.config.drop_last,
             epochs: self.config.epochs,
+            last_row: self.state.last_row,
             is_first_rank: self.world.is_first(),
             ends_with_epochs: self.ends_with_epochs(),
         };
@@ -177,20 +192,27 @@ impl OpenRun {
             true => Some(Fetcher::start(self.sets.clone(), self.reading())?),
             false => None,
         };
-        let max_read_bytes = self.config.read_ahead_bytes;
+        let max_read_bytes = self.reading().read_ahead_bytes;
         Ok(Sequencer::new(mixer, fetcher, max_read_bytes))
     }
 
+    /// What each reader of samples may use: those of a mixture share.
     fn reading(&self) -> Reading {
+        let is_stream = |set: &&Arc<OpenSet>| matches!(set.contents, Contents::Stream(_));
+        let streams = self.sets.iter().filter(is_stream).count();
+        // All indexed sets have one reader together.
+        let readers = streams + usize::from(streams < self.sets.len());
         Reading {
             options: Arc::new(self.config.read_options()),
             meters: self.meters.clone(),
             bytes: self.bytes.clone(),
             stop: self.stop.clone(),
             io_threads: self.io_threads,
-            read_ahead_bytes: self.config.read_ahead_bytes,
+            read_ahead_bytes: self.config.read_ahead_bytes / readers,
             shuffle_bytes: match self.config.shuffle {
-                ShuffleMode::Buffer | ShuffleMode::Full => self.config.shuffle_buffer_bytes,
+                ShuffleMode::Buffer | ShuffleMode::Full => {
+                    self.config.shuffle_buffer_bytes / readers
+                }
                 ShuffleMode::None | ShuffleMode::Shards => 0,
             },
             epochs: match self.ends_with_epochs() {

@@ -55,11 +55,12 @@ pub(crate) struct PlaceId {
 /// What happens next to this rank.
 pub(crate) enum Event<I> {
     Place(PlaceId, I),
-    BadShard(u32, ShardError),
+    /// Samples of this set are missing; whether this rank counts it, if all notice it.
+    BadShard(u32, ShardError, bool),
     /// This many places at the end of an epoch are not used.
     Dropped(u32, u64),
-    /// An epoch of this set is over, and so are this many rows of the run.
-    EndOfEpoch(u32, u64),
+    /// An epoch of this set is over; what comes next begins there.
+    EndOfEpoch(u32, Arc<RowStart>),
     /// All passes over the data are over; the whole run has this many rows.
     LastRow(u64),
 }

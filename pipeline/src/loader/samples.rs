@@ -51,7 +51,9 @@ impl Samples {
                     return Ok(Some(sample));
                 }
                 Event::Place(id, Err(error)) => self.tracker.bad_sample(id, error)?,
-                Event::BadShard(set, error) => self.tracker.bad_shard(set, error)?,
+                Event::BadShard(set, error, counts) => {
+                    self.tracker.bad_shard(set, error, counts)?;
+                }
                 Event::Dropped(set, places) => self.tracker.dropped(set, places),
                 Event::EndOfEpoch(..) => {}
                 Event::LastRow(_) => return Ok(None),

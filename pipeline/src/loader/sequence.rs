@@ -77,15 +77,15 @@ impl Sequencer {
                     match fetched.bad_shard {
                         Some(error) => {
                             self.ready.push_back(place);
-                            Event::BadShard(set, error)
+                            Event::BadShard(set, error, true)
                         }
                         None => place,
                     }
                 }
                 Event::Place(_, Item::Passed) => continue, // Never due, so never emitted.
-                Event::BadShard(set, error) => Event::BadShard(set, error),
+                Event::BadShard(set, error, counts) => Event::BadShard(set, error, counts),
                 Event::Dropped(set, places) => Event::Dropped(set, places),
-                Event::EndOfEpoch(set, rows) => Event::EndOfEpoch(set, rows),
+                Event::EndOfEpoch(set, next) => Event::EndOfEpoch(set, next),
                 Event::LastRow(row) => Event::LastRow(row),
             };
             return Ok(event);

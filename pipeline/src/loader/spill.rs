@@ -23,6 +23,13 @@ pub(super) struct Spilled {
     parts: Vec<(usize, u64, usize)>,
 }
 
+impl Spilled {
+    /// Bytes that stayed in memory.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.sample.payload_bytes()
+    }
+}
+
 impl Spill {
     /// Takes the long members out of a sample.
     pub(super) fn put(&mut self, mut sample: EncodedSample) -> io::Result<Spilled> {

@@ -20,20 +20,24 @@ const MAX_COUNT: u64 = 1 << 48;
 
 /// The loader's position after some batch, and everything the order depends on.
 ///
-/// As JSON below 1 KiB on one rank; with `W` ranks that skipped different numbers of bad samples up
+/// As JSON some 1 KiB on one rank, and 300 bytes for each further data set; with `W` ranks that skipped different numbers of bad samples up
 /// to 40 bytes a rank more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoaderState {
     /// Version of this layout.
     pub version: u32,
-    /// Batches handed out since the run began, on each rank.
+    /// Batches handed out since the run began, on each rank; samples handed out by themselves make
+    /// none.
     pub batches: u64,
-    /// The first row of the run, counted from 0, that is not used up in every lane.
+    /// A row of the run, counted from 0, before which every lane is used up.
     pub row: u64,
     /// Rows of epochs that one rank finished alone and that gave it no batch: partial ones, and what
     /// bad samples took. Several ranks that go on from there do not make up for them.
     pub rows_without_batch: u64,
+    /// Rows of the whole run, once a rank has seen all its epochs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_row: Option<u64>,
     /// Where each data set stands at the beginning of that row.
     pub sets: Vec<SetPosition>,
     /// How many rows from that one on are used up, for all lanes in turn.
@@ -191,6 +195,7 @@ impl LoaderState {
             batches: 0,
             row: 0,
             rows_without_batch: 0,
+            last_row: None,
             sets: vec![
                 SetPosition {
                     epoch,
@@ -230,6 +235,12 @@ impl LoaderState {
             self.lanes.is_empty() || Lanes::total(&self.lanes) == Some(self.order.global_batch);
         let counts = (self.lanes.iter().map(|run| run.rows))
             .chain([self.row, self.rows_without_batch, self.batches])
+            .chain(self.last_row)
+            .chain(
+                std::iter::once(&self.counters)
+                    .chain(&self.set_counters)
+                    .flat_map(Counters::all),
+            )
             .chain(
                 self.sets
                     .iter()
@@ -239,10 +250,11 @@ impl LoaderState {
             || !lanes_fit
             || !(books == 0 || books == self.sets.len())
             || counts.max() > Some(MAX_COUNT)
+            || !self.counters.balance()
         {
             return Err(PipelineError::State(
-                "it does not fit together: another number of data sets or lanes than its own order \
-                 says; it was edited or damaged"
+                "it does not fit together: impossible counts, books that do not balance, or another \
+                 number of data sets or lanes than its own order says; it was edited or damaged"
                     .into(),
             ));
         }
@@ -256,6 +268,11 @@ impl LoaderState {
             self.set_counters.fill(Counters::default());
         }
         self
+    }
+
+    /// Whether anything of the run is used up.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.batches > 0 || self.row > 0 || !self.lanes.is_empty()
     }
 
     /// Epoch of the only or first data set, from 0.
@@ -294,6 +311,7 @@ impl LoaderState {
             ));
         }
         let mut merged = first.clone();
+        merged.last_row = states.iter().filter_map(|state| state.last_row).max();
         merged.lanes = Lanes::merge(states, global_batch / ranks);
         for state in states.iter().filter(|state| !std::ptr::eq(*state, first)) {
             merged.counters.add(&state.counters);

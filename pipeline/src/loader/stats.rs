@@ -47,6 +47,17 @@ impl Counters {
     pub fn balance(&self) -> bool {
         self.read == self.delivered + self.skipped_total() + self.dropped_last
     }
+
+    /// Every number of the books.
+    pub(crate) fn all(&self) -> impl Iterator<Item = u64> + '_ {
+        let fixed = [
+            self.read,
+            self.delivered,
+            self.dropped_last,
+            self.bad_shards,
+        ];
+        fixed.into_iter().chain(self.skipped.values().copied())
+    }
 }
 
 /// Items, bytes and busy time of one stage, added up over its threads.

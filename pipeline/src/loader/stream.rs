@@ -208,6 +208,15 @@ enum Entry {
     Disk(Spilled),
 }
 
+impl Entry {
+    fn bytes_in_memory(&self) -> usize {
+        match self {
+            Entry::Memory(sample) => sample.as_ref().map_or(0, EncodedSample::payload_bytes),
+            Entry::Disk(spilled) => spilled.kept_bytes(),
+        }
+    }
+}
+
 impl Block {
     fn new(spec: &OrderSpec, epoch: u64, number: u64) -> Block {
         Block {
@@ -255,7 +264,9 @@ impl BlockShuffle {
                 let bytes = sample.as_ref().map_or(0, EncodedSample::payload_bytes);
                 let entry = match sample {
                     Ok(sample) if self.in_memory + bytes > self.max_bytes => {
-                        Entry::Disk(block.spill.put(sample).map_err(spill_error)?)
+                        let spilled = block.spill.put(sample).map_err(spill_error)?;
+                        self.in_memory += spilled.kept_bytes();
+                        Entry::Disk(spilled)
                     }
                     sample => {
                         self.in_memory += bytes;
@@ -281,11 +292,8 @@ impl BlockShuffle {
             if block.passed > 0 {
                 block.bad.clear();
                 for place in order.by_ref().take(block.passed) {
-                    if let Some(Some(Entry::Memory(Ok(sample)))) =
-                        block.entries.get_mut(place as usize).map(Option::take)
-                    {
-                        self.in_memory -= sample.payload_bytes();
-                    }
+                    let entry = block.entries.get_mut(place as usize).and_then(Option::take);
+                    self.in_memory -= entry.as_ref().map_or(0, Entry::bytes_in_memory);
                     self.held -= 1;
                 }
             }
@@ -314,12 +322,9 @@ impl BlockShuffle {
             if let Some(place) = order.next() {
                 let entry = block.entries.get_mut(place as usize).and_then(Option::take);
                 self.held -= 1;
+                self.in_memory -= entry.as_ref().map_or(0, Entry::bytes_in_memory);
                 let sample = match entry {
-                    Some(Entry::Memory(sample)) => {
-                        let bytes = sample.as_ref().map_or(0, EncodedSample::payload_bytes);
-                        self.in_memory -= bytes;
-                        sample
-                    }
+                    Some(Entry::Memory(sample)) => sample,
                     Some(Entry::Disk(spilled)) => {
                         let take = |len| self.bytes.take(len);
                         let back = block.spill.take(spilled, &take);

@@ -1,7 +1,7 @@
 //! Keeps the books of a run while its places come by.
 
 use super::lanes::Lanes;
-use super::place::PlaceId;
+use super::place::{PlaceId, RowStart};
 use super::state::LoaderState;
 use super::stats::Counters;
 use crate::config::OnBad;
@@ -75,12 +75,20 @@ impl Tracker {
         Ok(())
     }
 
-    pub(crate) fn bad_shard(&mut self, set: u32, error: ShardError) -> Result<(), PipelineError> {
-        self.count(set, |counters| counters.bad_shards += 1);
+    /// Samples are missing; where all ranks notice it, one of them `counts`.
+    pub(crate) fn bad_shard(
+        &mut self,
+        set: u32,
+        error: ShardError,
+        counts: bool,
+    ) -> Result<(), PipelineError> {
+        if counts {
+            self.count(set, |counters| counters.bad_shards += 1);
+        }
         match self.on_bad_shard {
             OnBad::Error => return Err(PipelineError::BadShard(error)),
-            OnBad::Warn => log::warn!("{error}; going on without the rest of it"),
-            OnBad::Skip => {}
+            OnBad::Warn if counts => log::warn!("{error}; going on without the rest of it"),
+            OnBad::Warn | OnBad::Skip => {}
         }
         Ok(())
     }
@@ -93,13 +101,25 @@ impl Tracker {
         });
     }
 
-    /// An epoch ends that batches do not span, after this many rows of the run, with good samples of
-    /// these sets that no batch will have.
-    pub(crate) fn end_epoch(&mut self, left_over: impl IntoIterator<Item = u32>, rows: u64) {
-        for set in left_over {
+    /// An epoch ends that batches do not span: whatever is handed on now, the run goes on at `next`.
+    pub(crate) fn end_epoch(&mut self, next: &RowStart) {
+        self.last = None;
+        self.state.row = next.row;
+        self.state.sets.clone_from(&next.sets);
+        self.state.lanes = self.lanes.used_before(next.row);
+    }
+
+    /// Good samples of these sets are left of that epoch, and no batch will have them.
+    pub(crate) fn left_over(&mut self, sets: impl IntoIterator<Item = u32>) {
+        for set in sets {
             self.count(set, |counters| counters.dropped_last += 1);
         }
-        self.state.rows_without_batch = rows.saturating_sub(self.state.batches);
+        self.state.rows_without_batch = self.state.row.saturating_sub(self.state.batches);
+    }
+
+    /// The run has this many rows.
+    pub(crate) fn last_row(&mut self, rows: u64) {
+        self.state.last_row = Some(rows);
     }
 
     /// Whether there was a batch for each of this many rows, those apart that never gave one.

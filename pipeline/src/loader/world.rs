@@ -48,7 +48,13 @@ impl World {
     /// [`PipelineError::Config`] when it cannot be shared evenly.
     pub fn share_of(self, global_batch: usize) -> Result<usize, PipelineError> {
         let size = self.size as usize;
-        if global_batch == 0 || !global_batch.is_multiple_of(size) {
+        if global_batch == 0 {
+            return Err(PipelineError::Config {
+                setting: "batch_size",
+                message: "must be at least 1".into(),
+            });
+        }
+        if !global_batch.is_multiple_of(size) {
             return Err(PipelineError::Config {
                 setting: "batch_size",
                 message: format!(

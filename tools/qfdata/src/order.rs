@@ -41,11 +41,16 @@ pub(crate) struct OrderArgs {
     seed: u64,
 
     /// The first epoch to list, from 0
-    #[arg(long, default_value_t = 0, conflicts_with = "from_state")]
+    #[arg(
+        long,
+        default_value_t = 0,
+        value_parser = clap::value_parser!(u64).range(..1 << 32),
+        conflicts_with = "from_state"
+    )]
     epoch: u64,
 
     /// How many epochs to list, all before a saved state included; 0 for no end [default: 1]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(..1 << 32))]
     epochs: Option<u64>,
 
     /// How samples are shuffled: none, shards, buffer or full
@@ -99,7 +104,10 @@ pub(crate) fn run(args: &OrderArgs) -> anyhow::Result<()> {
         Some(epochs) => args.epoch + epochs,
         None if args.data.is_mixture() => 0,
         // The rest of the epoch that the state is in.
-        None => resume.as_ref().map_or(args.epoch, LoaderState::epoch) + 1,
+        None => resume
+            .as_ref()
+            .map_or(args.epoch, LoaderState::epoch)
+            .saturating_add(1),
     };
     if epochs == 0 && args.stop_at.is_none() {
         bail!("the order has no end here: give --stop-at STEP");

@@ -1,5 +1,6 @@
 //! The loader's promises, on small generated shards of every format.
 
+mod edges;
 mod ranks;
 mod sources;
 
