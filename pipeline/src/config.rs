@@ -67,8 +67,9 @@ pub struct LoaderConfig {
     /// Passes over the data; 0 means without end. Default 0.
     pub epochs: u64,
     /// Whether the places at the end of an epoch that do not fill a batch of all ranks are dropped
-    /// (and counted as `dropped_last`). Default true; evaluation needs false, which makes a smaller
-    /// batch of them.
+    /// (and counted as `dropped_last`): one process drops good samples that fill no batch, several
+    /// ranks drop places before they are read. Default true; evaluation needs false, which makes
+    /// smaller batches of them, on some ranks none.
     pub drop_last: bool,
     /// Which good samples are left out. Default none.
     pub filters: Filters,

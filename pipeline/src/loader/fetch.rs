@@ -344,8 +344,10 @@ impl Reader {
         let reading = &self.reading;
         let location = &set.shards[shard as usize];
         // Where shards are kept on this machine, ranges come from there. Trouble shows in the read.
-        if let Err(error) = location.prefetch(&reading.stop) {
-            log::debug!("{}: not cached ({error})", location.name);
+        if reading.prefetches {
+            if let Err(error) = location.prefetch(&reading.stop) {
+                log::debug!("{}: not cached ({error})", location.name);
+            }
         }
         let observer = TimedReads::new(&reading.meters, &reading.bytes);
         let mut answered = 0;

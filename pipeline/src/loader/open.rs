@@ -196,6 +196,21 @@ impl OpenRun {
         Ok(Sequencer::new(mixer, fetcher, max_read_bytes))
     }
 
+    /// Whether all remote shards can be kept on this machine at once: a full shuffle comes back to
+    /// each again and again.
+    fn fits_cache(&self) -> bool {
+        let shards = self
+            .sets
+            .iter()
+            .flat_map(|set| set.shards.iter().zip(&set.sizes));
+        let remote = shards.filter_map(|(shard, size)| Some((shard.cache_bytes()?, *size)));
+        let (bounds, sizes): (Vec<u64>, Vec<u64>) = remote.unzip();
+        let all = sizes
+            .iter()
+            .fold(0u64, |sum, size| sum.saturating_add(*size));
+        bounds.iter().all(|bound| all <= *bound)
+    }
+
     /// What each reader of samples may use: those of a mixture share.
     fn reading(&self) -> Reading {
         let is_stream = |set: &&Arc<OpenSet>| matches!(set.contents, Contents::Stream(_));
@@ -208,6 +223,7 @@ impl OpenRun {
             bytes: self.bytes.clone(),
             stop: self.stop.clone(),
             io_threads: self.io_threads,
+            prefetches: self.config.shuffle != ShuffleMode::Full || self.fits_cache(),
             read_ahead_bytes: self.config.read_ahead_bytes / readers,
             shuffle_bytes: match self.config.shuffle {
                 ShuffleMode::Buffer | ShuffleMode::Full => {

@@ -31,6 +31,8 @@ pub(crate) struct Reading {
     pub(crate) bytes: Arc<BytePool>,
     pub(crate) stop: Stop,
     pub(crate) io_threads: usize,
+    /// Whether a remote shard is kept on this machine before single samples of it are read.
+    pub(crate) prefetches: bool,
     /// Bytes of samples read ahead.
     pub(crate) read_ahead_bytes: usize,
     /// Bytes of samples that wait in memory for their turn in a shuffled order.

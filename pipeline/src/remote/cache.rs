@@ -8,7 +8,8 @@
 //! | `.json` | URL, version, length and SHA-256; its time of change is that of the last opening | |
 //! | `.shard` | the shard | everyone who reads it, shared; who removes it, alone |
 //!
-//! `.part` files are made, and all files removed, under the lock of the file `lock`.
+//! `.part` files are made, and files removed to make room, under the lock of the file `lock`. A damaged
+//! shard is removed by whoever finds it; at worst that costs another process a fetch.
 
 use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
@@ -71,6 +72,10 @@ struct Notes {
 }
 
 impl Cache {
+    pub(super) fn max_bytes(&self) -> u64 {
+        self.max_bytes
+    }
+
     pub(super) fn new(options: &CacheOptions) -> io::Result<Cache> {
         fs::create_dir_all(&options.dir)?;
         Ok(Cache {

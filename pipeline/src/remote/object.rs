@@ -264,6 +264,10 @@ impl RemoteObject {
         )))
     }
 
+    pub(crate) fn cache_bytes(&self) -> Option<u64> {
+        self.store.cache.as_ref().map(|cache| cache.max_bytes())
+    }
+
     /// Brings it into the cache, if there is one and room can be made.
     pub(crate) fn prefetch(self: &Arc<Self>, stop: &Stop) -> io::Result<()> {
         let version = self.known(Some(stop))?;

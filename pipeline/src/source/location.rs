@@ -127,6 +127,14 @@ impl ShardLocation {
         }
     }
 
+    /// Greatest size of the cache that the shard may be kept in, in bytes; none for a local one.
+    pub fn cache_bytes(&self) -> Option<u64> {
+        match &self.place {
+            Place::Local(_) => None,
+            Place::Remote(object) => object.cache_bytes(),
+        }
+    }
+
     /// Brings a remote shard into the cache, if there is one, room can be made, and nobody else is
     /// at it. Reads it to the end; a local shard is left as it is.
     ///

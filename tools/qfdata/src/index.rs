@@ -122,9 +122,15 @@ pub(crate) fn run(args: &IndexArgs) -> anyhow::Result<()> {
         shards: shards.len(),
         ..Summary::default()
     };
+    let missed = shards.len().saturating_sub(outcomes.len());
     outcomes
         .into_iter()
         .for_each(|outcome| summary.count(outcome));
+    if missed > 0 {
+        summary.failed += missed;
+        let error = format!("{missed} shards were not treated, their thread died; this is a bug");
+        summary.errors.push(error);
+    }
     summary.seconds = started.elapsed().as_secs_f64();
     for error in &summary.errors {
         remark(format_args!("no index: {error}"));

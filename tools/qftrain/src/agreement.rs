@@ -11,7 +11,14 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 
 /// Settings that ranks may differ in: they change no number.
-const FREE: [&str; 1] = ["data.threads"];
+const FREE: [&str; 6] = [
+    "data.io_threads",
+    "data.prefetch_batches",
+    "data.read_ahead_bytes",
+    "data.shuffle_buffer_bytes",
+    "data.threads",
+    "remote.cache",
+];
 
 /// Differences that a message lists, at most.
 const SHOWN: usize = 4;
