@@ -45,7 +45,7 @@ fn threads_end_with_the_last_shard() {
         let start = Instant::now();
         drop(reader);
         assert!(start.elapsed() < Duration::from_secs(1));
-        server.wait_hanging(0);
+        server.wait_none_hanging();
         // A joined thread may be listed a moment longer.
         while request_threads() > 0 {
             assert!(start.elapsed() < Duration::from_secs(2), "threads stay");

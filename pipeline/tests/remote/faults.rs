@@ -247,12 +247,12 @@ fn a_stop_ends_a_read_that_hangs() {
     stop.set();
     let (result, end) = waiting.join().unwrap();
     assert!(
-        result.is_err() && end - start < Duration::from_millis(200),
+        result.is_err() && end - start < Duration::from_secs(1),
         "{:?}",
         end - start
     );
     // The reader is gone, and its requests with it.
-    server.wait_hanging(0);
+    server.wait_none_hanging();
     assert!(shard.open(&stop).is_err());
 }
 

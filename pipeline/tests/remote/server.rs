@@ -69,6 +69,8 @@ pub(crate) struct Server {
     shared: Arc<Shared>,
 }
 
+/// How long a test waits for what must come; nothing is proved by how soon it does.
+const PATIENCE: Duration = Duration::from_secs(60);
 const MODIFIED: &str = "Wed, 21 Oct 2015 07:28:00 GMT";
 
 impl Server {
@@ -157,16 +159,27 @@ impl Server {
         self.shared.connections.load(Ordering::Relaxed)
     }
 
-    /// Waits until `count` requests hang.
+    /// Waits until at least `count` requests hang.
     pub(crate) fn wait_hanging(&self, count: usize) {
+        self.wait_for(&format!("{count} requests hanging"), |hanging| {
+            hanging >= count
+        });
+    }
+
+    /// Waits until the clients of all requests that hung are gone.
+    pub(crate) fn wait_none_hanging(&self) {
+        self.wait_for("no request hanging", |hanging| hanging == 0);
+    }
+
+    fn wait_for(&self, what: &str, met: impl Fn(usize) -> bool) {
         let hanging = self.shared.hanging.lock().unwrap();
-        let limit = Duration::from_secs(10);
-        let (_hanging, waited) = self
+        let (hanging, waited) = self
             .shared
             .changed
-            .wait_timeout_while(hanging, limit, |hanging| *hanging != count)
+            .wait_timeout_while(hanging, PATIENCE, |hanging| !met(*hanging))
             .unwrap();
-        assert!(!waited.timed_out(), "never were {count} requests hanging");
+        let hanging = *hanging;
+        assert!(!waited.timed_out(), "never {what}; now {hanging}");
     }
 }
 

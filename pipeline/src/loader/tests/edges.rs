@@ -2,32 +2,6 @@
 
 use super::*;
 
-fn shards_with(dir: &Path, name: &str, per_shard: &[usize], bad: &[usize]) -> Vec<ShardLocation> {
-    let mut number = 0;
-    for (shard, &count) in per_shard.iter().enumerate() {
-        let path = dir.join(format!("{name}-{shard:03}.tar"));
-        let mut writer = ShardWriter::create(path, &ShardOptions::new(ShardFormat::Tar)).unwrap();
-        for _ in 0..count {
-            let image = match bad.contains(&number) {
-                true => b"no picture".to_vec(),
-                false => png(number),
-            };
-            let sample = ShardSample {
-                key: format!("{name}{number:05}"),
-                extension: "png".into(),
-                image,
-                captions: vec!["dog".into()],
-                text_member: true,
-                json: None,
-            };
-            writer.write(&sample).unwrap();
-            number += 1;
-        }
-        writer.finish().unwrap();
-    }
-    resolve_shards(&[format!("{}/{name}-*.tar", dir.display())]).unwrap()
-}
-
 fn set(name: &str, weight: f64, shards: &[ShardLocation]) -> DataSet {
     DataSet {
         name: name.into(),

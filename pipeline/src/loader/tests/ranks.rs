@@ -153,25 +153,8 @@ fn load(
 
 /// A shard of 200 samples, every one whose number `is_bad` says so undecodable.
 fn partly_bad(dir: &Path, is_bad: impl Fn(usize) -> bool) -> Vec<ShardLocation> {
-    let path = dir.join("bad.tar");
-    let mut writer = ShardWriter::create(&path, &ShardOptions::new(ShardFormat::Tar)).unwrap();
-    for number in 0..200 {
-        let image = match is_bad(number) {
-            true => png(number)[..50].to_vec(),
-            false => png(number),
-        };
-        let sample = ShardSample {
-            key: format!("{number:05}"),
-            extension: "png".into(),
-            image,
-            captions: vec!["dog".into()],
-            text_member: true,
-            json: None,
-        };
-        writer.write(&sample).unwrap();
-    }
-    writer.finish().unwrap();
-    resolve_shards(&[path.to_string_lossy()]).unwrap()
+    let bad: Vec<usize> = (0..200).filter(|&number| is_bad(number)).collect();
+    shards_with(dir, "", &[200], &bad)
 }
 
 /// Bad samples put ranks into different rows. Still every rank does every step, resumption at other
