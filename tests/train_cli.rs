@@ -623,15 +623,16 @@ fn bad_input_gets_one_clear_error() {
 
     let scene = fs::read(data().join("scenes/000000.jpg")).unwrap();
     let uncaptioned = at("uncaptioned.tar");
-    tar_shard(&uncaptioned, &[("0.jpg", &scene), ("1.jpg", &scene)]);
+    let names = ["0.jpg", "1.jpg", "2.jpg", "3.jpg"];
+    tar_shard(&uncaptioned, &names.map(|name| (name, &scene[..])));
     let uncaptioned = uncaptioned.to_str().unwrap();
     fresh(uncaptioned, &[], &["hold no caption"]);
     let vocabulary = path(&folder, "vocab.txt");
     let entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##a"].join("\n");
     fs::write(&vocabulary, entries + "\n").unwrap();
-    let words = ["0 usable samples", "2 skipped as no_caption"];
+    let words = ["0 usable samples", "4 skipped as no_caption"];
     fresh(uncaptioned, &["--tokenizer", &vocabulary], &words);
-    let words = ["24 usable samples", "one batch of 25", "batch_size"];
+    let words = ["hold 24 samples", "one batch of 25", "batch_size"];
     fresh(&good, &["--set", "data.batch_size=25"], &words);
     fresh(
         &good,

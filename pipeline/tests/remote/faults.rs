@@ -76,7 +76,7 @@ fn check(script: &[Fault], extra_requests: usize) {
     let url = server.put("a.tar", content.clone(), Some("one"));
     server.script("a.tar", script);
     let options = RemoteOptions {
-        stall_timeout: Duration::from_millis(300),
+        stall_timeout: Duration::from_secs(1),
         ..options()
     };
     let shard = one(&url, &options);
