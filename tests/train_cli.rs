@@ -220,7 +220,7 @@ fn a_run_writes_what_it_promises() {
     assert_eq!(stages, expected);
     let expected = [
         "wait",
-        "upload",
+        "agree",
         "forward",
         "backward",
         "optimiser",

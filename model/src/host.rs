@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use qf_pipeline::augment::{CLIP_MEAN, CLIP_STD};
+use qf_pipeline::augment::{normalise_batch, CLIP_MEAN, CLIP_STD};
 use qf_pipeline::batch::{Batch, HostAllocator, PlainAllocator};
 use tch::{Device, Kind, Tensor};
 
+use crate::accelerator::OwnStream;
 use crate::error::ModelError;
 
 /// A batch on the device.
@@ -63,7 +64,7 @@ fn row_ends(attention_mask: &[i64], text_len: usize) -> Vec<i64> {
     rows.map(|row| end(row) as i64).collect()
 }
 
-/// Copies a batch to `device` and normalises its pixels there.
+/// Copies a batch to `device`, its pixels normalised. Done when it returns.
 ///
 /// # Errors
 /// [`ModelError::Torch`] when the device has no room.
@@ -75,7 +76,29 @@ pub fn upload(batch: &Batch, device: Device) -> Result<DeviceBatch, ModelError> 
     })
 }
 
-/// Copies `[B, 3, S, S]` u8 pixels to `device` and normalises them there: `[B, 3, S, S]` f32.
+/// [`upload`] by way of this thread's own stream: beside what the device computes.
+pub(crate) fn upload_on(stream: &OwnStream, batch: &Batch) -> Result<DeviceBatch, ModelError> {
+    let text = |values: &[i64]| stream.copy(&text_rows(values, batch.text_len)?);
+    let uploaded = DeviceBatch {
+        images: pixels_to(
+            batch.pixels(),
+            batch.image_size,
+            stream.device(),
+            |pixels| stream.copy(pixels),
+        )?,
+        token_ids: text(&batch.token_ids)?,
+        attention_mask: text(&batch.attention_mask)?,
+    };
+    stream.hand_over(&[
+        &uploaded.images,
+        &uploaded.token_ids,
+        &uploaded.attention_mask,
+    ])?;
+    Ok(uploaded)
+}
+
+/// Copies `[B, 3, S, S]` u8 pixels to `device`, normalised: `[B, 3, S, S]` f32. A quarter of the
+/// bytes travel, and the numbers are those of the host.
 ///
 /// # Errors
 /// [`ModelError::Input`] for a length that is no whole number of images, [`ModelError::Torch`] when
@@ -85,10 +108,9 @@ pub fn upload_pixels(
     image_size: usize,
     device: Device,
 ) -> Result<Tensor, ModelError> {
-    let batch = pixels.len() / (3 * image_size * image_size).max(1);
-    let size = image_size as i64;
-    let shape = [batch as i64, 3, size, size];
-    normalise(&pinned::copy_pixels(pixels, &shape, device)?)
+    pixels_to(pixels, image_size, device, |pixels| {
+        Ok(pixels.f_to_device(device)?)
+    })
 }
 
 /// Copies rows of token ids or masks to `device`: `[N, T]` i64, T = `text_len`.
@@ -97,10 +119,39 @@ pub fn upload_pixels(
 /// [`ModelError::Torch`] for a length that is no whole number of rows, or when the device has no
 /// room.
 pub fn upload_text(values: &[i64], text_len: usize, device: Device) -> Result<Tensor, ModelError> {
+    Ok(text_rows(values, text_len)?.f_to_device(device)?)
+}
+
+/// `[N, T]` i64 on the host.
+fn text_rows(values: &[i64], text_len: usize) -> Result<Tensor, ModelError> {
     let rows = values.len() / text_len.max(1);
-    Ok(Tensor::f_from_slice(values)?
-        .f_view([rows as i64, text_len as i64])?
-        .f_to_device(device)?)
+    Ok(Tensor::f_from_slice(values)?.f_view([rows as i64, text_len as i64])?)
+}
+
+/// Normalised pixels on `device`, where `copy` brings them, as u8, unless they are there.
+fn pixels_to(
+    pixels: &[u8],
+    image_size: usize,
+    device: Device,
+    copy: impl Fn(&Tensor) -> Result<Tensor, ModelError>,
+) -> Result<Tensor, ModelError> {
+    let image_len = 3 * image_size * image_size;
+    if image_len == 0 || !pixels.len().is_multiple_of(image_len) {
+        return Err(ModelError::Input {
+            what: "pixels of a batch",
+            message: format!(
+                "{} bytes are no whole number of images of side {image_size}",
+                pixels.len()
+            ),
+        });
+    }
+    let size = image_size as i64;
+    let shape = [(pixels.len() / image_len) as i64, 3, size, size];
+    match device {
+        // Plain code: libtorch's would start threads of its own in the thread that uploads.
+        Device::Cpu => memory::filled(&shape, |out| normalise_batch(pixels, image_size, out)),
+        _ => memory::with_view(pixels, &shape, |view| normalise(&copy(view)?)),
+    }
 }
 
 /// `(x / 255 - mean) / std` per channel: `[B, 3, S, S]` u8 → f32, as torchvision computes it.
@@ -119,13 +170,13 @@ fn normalise(pixels: &Tensor) -> Result<Tensor, ModelError> {
 /// Page-locked memory for batches that go to a GPU, ordinary memory for the CPU.
 pub fn batch_allocator(device: Device) -> Arc<dyn HostAllocator> {
     match device {
-        Device::Cuda(_) => Arc::new(pinned::PinnedAllocator(device)),
+        Device::Cuda(_) => Arc::new(memory::PinnedAllocator(device)),
         _ => Arc::new(PlainAllocator),
     }
 }
 
 #[allow(unsafe_code)]
-mod pinned {
+mod memory {
     //! Slices over tensors and tensors over slices.
 
     use qf_pipeline::batch::{HostAllocator, HostBuffer};
@@ -162,7 +213,8 @@ mod pinned {
 
     impl HostAllocator for PinnedAllocator {
         fn allocate(&self, len: usize) -> Result<Box<dyn HostBuffer>, String> {
-            let size = i64::try_from(len).map_err(|error| error.to_string())?;
+            // An empty tensor's pointer is null.
+            let size = i64::try_from(len.max(1)).map_err(|error| error.to_string())?;
             let tensor = Tensor::f_zeros([size], (Kind::Uint8, Device::Cpu))
                 .and_then(|tensor| tensor.f_pin_memory(self.0))
                 .map_err(|error| format!("no page-locked memory ({error})"))?;
@@ -175,28 +227,38 @@ mod pinned {
         }
     }
 
-    /// A copy of `pixels` on `device`, u8. It is complete when this returns: the buffer may be
-    /// filled again at once.
-    pub(super) fn copy_pixels(
+    /// A new f32 tensor on the host that `fill` writes.
+    pub(super) fn filled(
+        shape: &[i64; 4],
+        fill: impl FnOnce(&mut [f32]),
+    ) -> Result<Tensor, ModelError> {
+        let tensor = Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?;
+        if tensor.numel() == 0 {
+            // Its pointer is null.
+            return Ok(tensor);
+        }
+        // SAFETY: the memory of a new, contiguous tensor: that many initialised numbers, which
+        // nobody else reaches.
+        let numbers = unsafe {
+            std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel())
+        };
+        fill(numbers);
+        Ok(tensor)
+    }
+
+    /// Runs `with` on a u8 tensor over `pixels`, as many as the shape says. `with` must not keep
+    /// the tensor.
+    pub(super) fn with_view(
         pixels: &[u8],
         shape: &[i64; 4],
-        device: Device,
+        with: impl FnOnce(&Tensor) -> Result<Tensor, ModelError>,
     ) -> Result<Tensor, ModelError> {
-        let expected: i64 = shape.iter().product();
-        if pixels.len() as i64 != expected {
-            return Err(ModelError::Input {
-                what: "pixels of a batch",
-                message: format!("{} bytes for a batch of shape {shape:?}", pixels.len()),
-            });
-        }
+        debug_assert_eq!(pixels.len() as i64, shape.iter().product::<i64>());
         // SAFETY: the tensor covers exactly `pixels`, is only read, and is dropped before this
         // function returns, while `pixels` is borrowed.
         let view =
             unsafe { Tensor::f_from_blob(pixels.as_ptr(), shape, &[], Kind::Uint8, Device::Cpu)? };
-        Ok(match device {
-            Device::Cpu => view.f_detach_copy()?,
-            _ => view.f_to_device(device)?,
-        })
+        with(&view)
     }
 }
 
@@ -285,5 +347,20 @@ mod tests {
         let pixels = Tensor::from_slice(&planar).view([1, 3, 16, 16]);
         let got: Vec<f32> = normalise(&pixels).unwrap().view([-1]).try_into().unwrap();
         assert_eq!(got, expected);
+        // The CPU's batches are normalised on the host.
+        let got = upload_pixels(&planar, 16, Device::Cpu).unwrap();
+        assert_eq!(got.size(), [1, 3, 16, 16]);
+        assert_eq!(Vec::<f32>::try_from(got.view([-1])).unwrap(), expected);
+    }
+
+    #[test]
+    fn pixels_that_are_no_whole_images_are_refused() {
+        for (bytes, size) in [(767, 16), (769, 16), (10, 0)] {
+            assert!(matches!(
+                upload_pixels(&vec![0; bytes], size, Device::Cpu),
+                Err(ModelError::Input { .. })
+            ));
+        }
+        assert_eq!(upload_pixels(&[], 16, Device::Cpu).unwrap().size()[0], 0);
     }
 }

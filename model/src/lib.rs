@@ -37,6 +37,7 @@
 //! }
 //! ```
 
+pub mod accelerator;
 pub mod blip2;
 pub mod checkpoint;
 pub mod collective;
@@ -44,6 +45,7 @@ pub mod config;
 pub mod device;
 pub mod error;
 pub mod eval;
+pub mod feed;
 pub mod flops;
 pub mod generate;
 pub mod host;

@@ -166,6 +166,11 @@ pub(crate) fn shim_message(message: *mut std::ffi::c_char) -> Option<String> {
     ffi::text_of(message)
 }
 
+/// The error behind a message from the shim, which is freed.
+pub(crate) fn shim_result(message: *mut std::ffi::c_char) -> Result<(), ModelError> {
+    ffi::check(message)
+}
+
 /// The C functions of `shim/ops.cpp`.
 #[allow(unsafe_code)]
 mod ffi {

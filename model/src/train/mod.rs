@@ -7,12 +7,13 @@ mod profile;
 mod record;
 mod scaler;
 mod step;
+#[cfg(test)]
+mod tests;
 mod validation;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use qf_pipeline::{Batch, Loader};
 use tch::{Kind, Tensor};
 
 pub use config::{MixedSet, RemoteConfig, TrainConfig, WeightsConfig};
@@ -29,6 +30,7 @@ use crate::checkpoint::{
 };
 use crate::collective::Ranks;
 use crate::error::ModelError;
+use crate::feed::{DeviceFeed, ReadyBatch};
 use crate::host::text_lengths;
 use crate::optim::AdamW;
 use crate::run_dir::RunDir;
@@ -55,10 +57,10 @@ pub struct RunContext<'a> {
     /// The resolved configuration.
     pub config: &'a TrainConfig,
     /// Where batches come from.
-    pub loader: &'a mut Loader,
+    pub feed: &'a mut DeviceFeed,
     /// Validation, where it is configured.
     pub validator: Option<&'a Validator>,
-    /// The other processes of the run. Each calls [`Trainer::run`] with a loader, a validator and a
+    /// The other processes of the run. Each calls [`Trainer::run`] with a feed, a validator and a
     /// configuration like this one's; rank 0 alone writes to the folder, except for what is kept of a
     /// broken batch.
     pub ranks: &'a dyn Ranks,
@@ -91,7 +93,7 @@ impl Trainer {
     pub fn run(&mut self, context: RunContext<'_>) -> Result<(Outcome, RunProfile), ModelError> {
         let RunContext {
             config,
-            loader,
+            feed,
             validator,
             ranks,
             run_dir,
@@ -159,7 +161,7 @@ impl Trainer {
             }
             if saves {
                 guard.settle()?;
-                let state = self.state(config, loader, ranks)?;
+                let state = self.state(config, feed, ranks)?;
                 if let Some(output) = &mut output {
                     phases.time(Phase::Snapshot, || self.save(output, config, state))?;
                 }
@@ -174,29 +176,29 @@ impl Trainer {
             }
             let mut batches = Vec::with_capacity(config.accumulate_steps);
             while batches.len() < config.accumulate_steps {
-                match phases.time(Phase::Wait, || loader.next_batch())? {
+                match phases.time(Phase::Wait, || feed.next_batch())? {
                     Some(batch) => batches.push(batch),
                     None => break,
                 }
             }
-            let agreed = parallel::agree(
-                ranks,
-                stop.load(Ordering::Relaxed),
-                config.accumulate_steps,
-                &batches.iter().map(longest_text).collect::<Vec<_>>(),
-            )?;
+            let columns: Vec<i64> = batches.iter().map(longest_text).collect();
+            let asked_to_stop = stop.load(Ordering::Relaxed);
+            let agreed = phases.time(Phase::Agree, || {
+                parallel::agree(ranks, asked_to_stop, config.accumulate_steps, &columns)
+            })?;
             stops = agreed.stops;
             batches.truncate(agreed.batches);
             peers.columns = agreed.columns;
             let Some(last) = batches.last() else {
                 break Outcome::OutOfData;
             };
+            let (epoch, counters) = (last.host.epoch, last.host.counters().clone());
             let lr = config
                 .schedule
                 .lr(self.step, config.steps, config.steps_per_epoch);
             let seed = config.seed;
-            let done = self.train_step(&batches, seed, lr, &peers, &mut guard, &mut phases)?;
-            let images: u64 = batches.iter().map(|batch| batch.batch_size as u64).sum();
+            let images: u64 = batches.iter().map(|b| b.host.batch_size as u64).sum();
+            let done = self.train_step(batches, seed, lr, &peers, &mut guard, &mut phases)?;
             phases.end_step(images * ranks.world_size().unsigned_abs());
             let logs =
                 self.step.is_multiple_of(config.log_every_steps) || self.step == config.steps;
@@ -205,10 +207,8 @@ impl Trainer {
                 Verdict::Update if logs => {
                     guard.settle()?;
                     let losses = parallel::mean(&done.losses, ranks)?;
-                    let counters = last.counters();
                     let counts = [counters.read, counters.skipped_total()];
                     let counts = parallel::sum(counts, ranks)?;
-                    let epoch = last.epoch;
                     let record = record(&done, &losses, epoch, counts, self.step, lr, &phases)?;
                     Some(MetricsRecord::Train(record))
                 }
@@ -223,7 +223,7 @@ impl Trainer {
         // Nothing to save without a step: the checkpoint that was resumed from is there.
         if saved_at != self.step {
             guard.settle()?;
-            let state = self.state(config, loader, ranks)?;
+            let state = self.state(config, feed, ranks)?;
             if let Some(output) = &mut output {
                 self.save(output, config, state)?;
             }
@@ -231,7 +231,7 @@ impl Trainer {
         if let Some(output) = output {
             output.writer.finish()?;
         }
-        Ok((outcome, phases.profile(loader)))
+        Ok((outcome, phases.profile(feed)))
     }
 
     /// Whether a validation beats all before it; it is then remembered as the best.
@@ -255,7 +255,7 @@ impl Trainer {
     fn state(
         &self,
         config: &TrainConfig,
-        loader: &Loader,
+        feed: &DeviceFeed,
         ranks: &dyn Ranks,
     ) -> Result<TrainState, ModelError> {
         Ok(TrainState {
@@ -269,7 +269,7 @@ impl Trainer {
                 next_step_seed: step_seed(config.seed, self.step),
             }),
             best: self.best.clone(),
-            ..TrainState::new(self.step, parallel::loader_state(loader, ranks)?)
+            ..TrainState::new(self.step, parallel::loader_state(feed.state(), ranks)?)
         })
     }
 
@@ -325,8 +325,8 @@ impl Output {
 }
 
 /// Tokens of the longest text of a batch.
-fn longest_text(batch: &Batch) -> i64 {
-    text_lengths(batch).into_iter().max().unwrap_or(0)
+fn longest_text(batch: &ReadyBatch) -> i64 {
+    text_lengths(&batch.host).into_iter().max().unwrap_or(0)
 }
 
 /// Checks that a run under `config` draws the random numbers that the run which wrote `state` would

@@ -56,15 +56,15 @@ pub(super) enum Verdict {
 pub(super) struct StepView<'a> {
     /// Number of the step, from 1.
     pub(super) step: u64,
-    pub(super) batches: &'a [MicroStep<'a>],
+    pub(super) batches: &'a [MicroStep],
     pub(super) model: &'a Blip2Qformer,
     /// Norm of all gradients together, unless an infinite one is nothing special.
     pub(super) gradient_norm: Option<&'a Tensor>,
 }
 
 /// One of a step's batches, with what was computed from it.
-pub(super) struct MicroStep<'a> {
-    pub(super) batch: &'a Batch,
+pub(super) struct MicroStep {
+    pub(super) batch: Batch,
     pub(super) input: DeviceBatch,
     pub(super) image_embeds: Tensor,
     pub(super) output: StepOutput,
@@ -336,7 +336,7 @@ impl Suspect {
                 tensors.push((format!("{name}{suffix}"), tensor.shallow_clone()));
             }
         }
-        let batches = || view.batches.iter().map(|done| done.batch);
+        let batches = || view.batches.iter().map(|done| &done.batch);
         let Some(last) = batches().next_back() else {
             return Err(ModelError::Input {
                 what: "step",
@@ -390,7 +390,7 @@ impl Suspect {
 }
 
 /// What a step computes, in order.
-fn outputs<'a>(done: &'a MicroStep<'_>) -> Vec<(&'static str, &'a Tensor)> {
+fn outputs(done: &MicroStep) -> Vec<(&'static str, &Tensor)> {
     let output = &done.output;
     vec![
         ("pixels", &done.input.images),

@@ -1,26 +1,26 @@
 //! What a step of several ranks adds to one of a single process.
 
 use qf_pipeline::loader::LoaderState;
-use qf_pipeline::Loader;
 use tch::{Device, Tensor};
 
 use crate::blip2::Blip2Qformer;
 use crate::collective::{Ranks, Reducer, Reduction};
 use crate::error::ModelError;
 
-/// Where the data of all ranks stands: what each of them skipped, and the books of all together.
+/// Where the data of all ranks stands, from this one's `own` state: what each of them skipped, and the
+/// books of all together.
 ///
 /// # Errors
 /// [`ModelError`] when a rank cannot be reached, or stands after another batch.
-pub fn loader_state(loader: &Loader, ranks: &dyn Ranks) -> Result<LoaderState, ModelError> {
+pub fn loader_state(own: &LoaderState, ranks: &dyn Ranks) -> Result<LoaderState, ModelError> {
     if ranks.world_size() == 1 {
-        return Ok(loader.state().clone());
+        return Ok(own.clone());
     }
     let unreadable = |error: serde_json::Error| ModelError::Input {
         what: "state of a rank's loader",
         message: error.to_string(),
     };
-    let own = serde_json::to_vec(loader.state()).map_err(unreadable)?;
+    let own = serde_json::to_vec(own).map_err(unreadable)?;
     let all = ranks.gather_bytes(&own)?;
     let states = all.iter().map(|state| serde_json::from_slice(state));
     let states: Vec<LoaderState> = states.collect::<Result<_, _>>().map_err(unreadable)?;

@@ -4,18 +4,18 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use qf_pipeline::loader::{LoaderReport, StageReport};
-use qf_pipeline::Loader;
 use serde::{Deserialize, Serialize};
 
 use super::secs;
+use crate::feed::DeviceFeed;
 
 /// What the training thread does in a step, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Waiting for the loader.
+    /// Waiting for a batch on the device.
     Wait,
-    /// Copying the batch to the device and normalising it.
-    Upload,
+    /// Agreeing with the other ranks on a step.
+    Agree,
     /// Vision tower, Q-Former passes and losses.
     Forward,
     /// Gradients.
@@ -30,7 +30,7 @@ pub enum Phase {
 
 const PHASE_NAMES: [&str; 7] = [
     "wait",
-    "upload",
+    "agree",
     "forward",
     "backward",
     "optimiser",
@@ -52,6 +52,8 @@ const WAIT_SHARE: f64 = 0.05;
 pub struct Phases {
     started: Instant,
     busy_secs: [f64; PHASE_NAMES.len()],
+    /// The wait for the first batch, while the loader starts.
+    first_batch_secs: Option<f64>,
     steps: u64,
     images: u64,
     /// End and images of recent steps.
@@ -65,6 +67,7 @@ impl Phases {
         Phases {
             started,
             busy_secs: [0.0; PHASE_NAMES.len()],
+            first_batch_secs: None,
             steps: 0,
             images: 0,
             recent: VecDeque::from([(started, 0)]),
@@ -75,7 +78,11 @@ impl Phases {
     pub fn time<T>(&mut self, phase: Phase, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = work();
-        self.busy_secs[phase as usize] += secs(start);
+        let busy = secs(start);
+        match (phase, self.first_batch_secs) {
+            (Phase::Wait, None) => self.first_batch_secs = Some(busy),
+            _ => self.busy_secs[phase as usize] += busy,
+        }
         result
     }
 
@@ -98,13 +105,14 @@ impl Phases {
         images as f64 / last.duration_since(*first).as_secs_f64().max(1e-9)
     }
 
-    /// Share of the time so far that was spent waiting for data.
+    /// Share of the time since the first batch that was spent waiting for the next ones.
     pub fn wait_share(&self) -> f64 {
-        self.busy_secs[Phase::Wait as usize] / secs(self.started).max(1e-9)
+        let running = secs(self.started) - self.first_batch_secs.unwrap_or(0.0);
+        self.busy_secs[Phase::Wait as usize] / running.max(1e-9)
     }
 
     /// The profile of the run up to now.
-    pub fn profile(&self, loader: &Loader) -> RunProfile {
+    pub fn profile(&self, feed: &DeviceFeed) -> RunProfile {
         let wall_secs = secs(self.started);
         let phases = PHASE_NAMES
             .iter()
@@ -113,12 +121,13 @@ impl Phases {
                 StageReport::new(name, 1, self.images, 0, busy_secs, wall_secs)
             });
         let phases: Vec<_> = phases.collect();
-        let loader = loader.report();
+        let loader = feed.report();
         RunProfile {
             wall_secs,
             steps: self.steps,
             images: self.images,
             images_per_s: self.images as f64 / wall_secs.max(1e-9),
+            first_batch_secs: self.first_batch_secs.unwrap_or(0.0),
             data_wait_share: self.wait_share(),
             bottleneck: bottleneck(&phases, &loader, self.wait_share()),
             phases,
@@ -138,7 +147,9 @@ pub struct RunProfile {
     pub images: u64,
     /// Images per second.
     pub images_per_s: f64,
-    /// Share of the time that was spent waiting for data.
+    /// Time until the first batch was there.
+    pub first_batch_secs: f64,
+    /// Share of the time after that which was spent waiting for data.
     pub data_wait_share: f64,
     /// One sentence: what limits the throughput and what would raise it.
     pub bottleneck: String,

@@ -1,6 +1,5 @@
 //! One step: batches in, weights changed.
 
-use qf_pipeline::Batch;
 use tch::{Kind, Tensor};
 
 use super::non_finite::{Guard, MicroStep, StepView, Verdict};
@@ -8,7 +7,8 @@ use super::parallel::{rank_seed, Peers};
 use super::{step_seed, Phase, Phases, Trainer};
 use crate::blip2::{NegativeSampling, StepInput};
 use crate::error::ModelError;
-use crate::host::{text_lengths, upload};
+use crate::feed::ReadyBatch;
+use crate::host::text_lengths;
 
 /// What a step leaves for the log.
 pub(super) struct StepResult {
@@ -27,7 +27,7 @@ impl Trainer {
     /// The contrastive loss and the negatives see one batch at a time.
     pub(super) fn train_step(
         &mut self,
-        batches: &[Batch],
+        batches: Vec<ReadyBatch>,
         seed: u64,
         lr: f64,
         peers: &Peers<'_>,
@@ -39,9 +39,10 @@ impl Trainer {
         tch::manual_seed(step_seed(rank_seed(seed, peers.ranks.rank()), self.step));
         self.model.clamp_temperature()?;
         self.optimizer.zero_grad()?;
-        let mut done = Vec::with_capacity(batches.len());
-        for (index, batch) in batches.iter().enumerate() {
-            done.push(self.accumulate(batch, (index, batches.len()), peers, phases)?);
+        let parts = batches.len();
+        let mut done = Vec::with_capacity(parts);
+        for (index, batch) in batches.into_iter().enumerate() {
+            done.push(self.accumulate(batch, (index, parts), peers, phases)?);
         }
         phases.time(Phase::Optimiser, || {
             let scaled_norm = self.optimizer.gradient_norm()?;
@@ -81,22 +82,19 @@ impl Trainer {
 
     /// Forward and backward of the batch `index` of `parts`. The last one's gradients are the mean
     /// over all ranks, and over the parts.
-    fn accumulate<'a>(
+    fn accumulate(
         &self,
-        batch: &'a Batch,
+        batch: ReadyBatch,
         (index, parts): (usize, usize),
         peers: &Peers<'_>,
         phases: &mut Phases,
-    ) -> Result<MicroStep<'a>, ModelError> {
-        let device = self.model.params().device();
-        let lengths = text_lengths(batch);
-        let input = phases.time(Phase::Upload, || {
-            let input = upload(batch, device)?;
-            match peers.columns.get(index) {
-                Some(&columns) => input.with_text_columns(columns),
-                None => input.without_padding_columns(&lengths),
-            }
-        })?;
+    ) -> Result<MicroStep, ModelError> {
+        let ReadyBatch { host, input } = batch;
+        let lengths = text_lengths(&host);
+        let input = match peers.columns.get(index) {
+            Some(&columns) => input.with_text_columns(columns)?,
+            None => input.without_padding_columns(&lengths)?,
+        };
         let (images, output) = phases.time(Phase::Forward, || {
             let images = self.model.encode_training_image(&input.images)?;
             let step = StepInput {
@@ -132,7 +130,7 @@ impl Trainer {
             }
         })?;
         Ok(MicroStep {
-            batch,
+            batch: host,
             input,
             image_embeds: images.features.f_detach()?,
             output,
@@ -196,12 +194,14 @@ mod tests {
     #[test]
     fn several_batches_make_one_step_from_the_mean_of_their_gradients() {
         let folder = tempfile::tempdir().unwrap();
-        let (mut trainer, mut loader) = setup_of(folder.path(), PAIR);
-        let batches = [(); 3].map(|()| loader.next_batch().unwrap().unwrap());
+        let (mut trainer, mut feed) = setup_of(folder.path(), PAIR);
+        let other = tempfile::tempdir().unwrap();
+        let (_, mut again) = setup_of(other.path(), PAIR);
         let mut phases = Phases::start();
         let mut sums: Vec<Tensor> = Vec::new();
         let mut losses = 0.0;
-        for batch in &batches {
+        for _ in 0..3 {
+            let batch = feed.next_batch().unwrap().unwrap();
             trainer.optimizer.zero_grad().unwrap();
             let done = trainer.accumulate(batch, (0, 1), &Peers::SINGLE, &mut phases);
             let done = done.unwrap();
@@ -215,7 +215,9 @@ mod tests {
         let means: Vec<Tensor> = sums.iter().map(|sum| sum / 3.0).collect();
         let done = trainer
             .train_step(
-                &batches,
+                (0..3)
+                    .map(|_| again.next_batch().unwrap().unwrap())
+                    .collect(),
                 3,
                 0.0,
                 &Peers::SINGLE,
@@ -243,7 +245,7 @@ mod tests {
     /// Parameters after three steps under these settings.
     fn trained(precision: Precision, config: &AdamWConfig) -> (Vec<Tensor>, f64, Option<f64>) {
         let folder = tempfile::tempdir().unwrap();
-        let (mut trainer, mut loader) = setup_of(folder.path(), PAIR);
+        let (mut trainer, mut feed) = setup_of(folder.path(), PAIR);
         trainer.model.set_precision(precision).unwrap();
         trainer.optimizer = AdamW::new(trainer.model.params(), config).unwrap();
         if precision == Precision::F16 {
@@ -252,10 +254,10 @@ mod tests {
         let mut guard = guard(folder.path());
         let mut loss = f64::NAN;
         for _ in 0..3 {
-            let batch = loader.next_batch().unwrap().unwrap();
+            let batch = feed.next_batch().unwrap().unwrap();
             let done = trainer
                 .train_step(
-                    &[batch],
+                    vec![batch],
                     3,
                     1e-3,
                     &Peers::SINGLE,

@@ -224,6 +224,36 @@ impl Loader {
     pub fn report(&self) -> LoaderReport {
         self.meters.report(self.capacities)
     }
+
+    /// What another thread can see and do while one waits in [`Loader::next_batch`].
+    pub fn monitor(&self) -> LoaderMonitor {
+        LoaderMonitor {
+            meters: self.meters.clone(),
+            capacities: self.capacities,
+            stop: self.stop.clone(),
+        }
+    }
+}
+
+/// A loader as threads see it that do not own it.
+#[derive(Clone)]
+pub struct LoaderMonitor {
+    meters: Arc<Meters>,
+    capacities: Capacities,
+    stop: Stop,
+}
+
+impl LoaderMonitor {
+    /// Where the loader's time has gone so far.
+    pub fn report(&self) -> LoaderReport {
+        self.meters.report(self.capacities)
+    }
+
+    /// Ends reads that wait, so that [`Loader::next_batch`] returns soon: a batch that was ready, or
+    /// an error.
+    pub fn stop(&self) {
+        self.stop.set();
+    }
 }
 
 impl Iterator for Loader {

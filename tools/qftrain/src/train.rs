@@ -9,6 +9,7 @@ use anyhow::{bail, Context};
 use clap::Args;
 use qf_model::checkpoint::{self, Checkpoint, TrainState};
 use qf_model::device::{open_device, DeviceChoice};
+use qf_model::feed::DeviceFeed;
 use qf_model::host::batch_allocator;
 use qf_model::run_dir::{RunDir, RunLock};
 use qf_model::train::{
@@ -283,7 +284,7 @@ fn train(
     for set in sets {
         loader = loader.data_set(set);
     }
-    let mut loader = loader.batches(tokenizer)?;
+    let mut feed = DeviceFeed::start(loader.batches(tokenizer)?, device)?;
     if ranks.is_first() {
         // Only now: settings that do not fit the checkpoint must not replace those that do.
         write_file(&run_dir.config(), toml::to_string(&config)?.as_bytes())?;
@@ -309,7 +310,7 @@ fn train(
     };
     let result = trainer.run(RunContext {
         config: &config,
-        loader: &mut loader,
+        feed: &mut feed,
         validator: validator.as_ref(),
         ranks,
         run_dir: &run_dir,
@@ -318,7 +319,7 @@ fn train(
     });
     progress.finish();
     let (outcome, profile) = result?;
-    let state = train::loader_state(&loader, ranks)?;
+    let state = train::loader_state(feed.state(), ranks)?;
     if !ranks.is_first() {
         return Ok(());
     }
@@ -611,11 +612,13 @@ fn describe(
 
 fn print_profile(profile: &RunProfile) -> anyhow::Result<()> {
     say(format_args!(
-        "profile: {} steps, {} images in {:.1} s: {:.1} images/s, {:.1} % of the time waiting for data",
+        "profile: {} steps, {} images in {:.1} s: {:.1} images/s; first batch after {:.2} s, then {:.1} % \
+         of the time waiting for data",
         profile.steps,
         profile.images,
         profile.wall_secs,
         profile.images_per_s,
+        profile.first_batch_secs,
         100.0 * profile.data_wait_share
     ))?;
     let stages = stage_table(profile.loader.stages.iter().chain(&profile.phases));

@@ -7,6 +7,7 @@ use qf_pipeline::{Loader, LoaderConfig};
 
 use super::*;
 use crate::config::{ModelConfig, VisionConfig, VitConfig};
+use crate::feed::{DeviceFeed, ReadyBatch};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::train::parallel::Peers;
 use crate::train::{Phases, Trainer};
@@ -34,13 +35,19 @@ fn bitmap(colour: u8) -> Vec<u8> {
     bytes
 }
 
-/// A loader of batches of 4 without end, and a trainer that fits it.
-fn setup(folder: &Path) -> (Trainer, Loader) {
+/// A feed of batches of 4 without end, and a trainer that fits it.
+fn setup(folder: &Path) -> (Trainer, DeviceFeed) {
     setup_of(folder, 4)
 }
 
 /// The same for batches of another size.
-pub(in crate::train) fn setup_of(folder: &Path, batch_size: usize) -> (Trainer, Loader) {
+pub(in crate::train) fn setup_of(folder: &Path, batch_size: usize) -> (Trainer, DeviceFeed) {
+    let (trainer, loader) = trainer_and_loader(folder, batch_size);
+    (trainer, DeviceFeed::start(loader, Device::Cpu).unwrap())
+}
+
+/// The same with the loader itself.
+pub(in crate::train) fn trainer_and_loader(folder: &Path, batch_size: usize) -> (Trainer, Loader) {
     let path = folder.join("colours.tar");
     let mut writer = ShardWriter::create(&path, &ShardOptions::new(ShardFormat::Tar)).unwrap();
     for number in 0..8u8 {
@@ -101,11 +108,11 @@ pub(in crate::train) fn setup_of(folder: &Path, batch_size: usize) -> (Trainer, 
 /// Makes a step with one entry of a parameter replaced for as long as it takes.
 fn step_with(
     trainer: &mut Trainer,
-    loader: &mut Loader,
+    feed: &mut DeviceFeed,
     guard: &mut Guard<'_>,
     poison: Option<(&str, f64)>,
 ) -> Result<Verdict, ModelError> {
-    let batch = loader.next_batch().unwrap().unwrap();
+    let batch = feed.next_batch().unwrap().unwrap();
     let entry = poison.map(|(name, value)| {
         let param = &trainer.model.params().get(name).unwrap().tensor;
         let entry = param.detach().view(-1).get(0);
@@ -114,7 +121,7 @@ fn step_with(
         (entry, old)
     });
     let result = trainer.train_step(
-        &[batch],
+        vec![batch],
         3,
         1e-3,
         &Peers::SINGLE,
@@ -139,11 +146,11 @@ fn same(one: &[Tensor], other: &[Tensor]) -> bool {
 #[test]
 fn a_bad_step_is_skipped_and_training_goes_on() {
     let folder = tempfile::tempdir().unwrap();
-    let (mut trainer, mut loader) = setup(folder.path());
+    let (mut trainer, mut feed) = setup(folder.path());
     let kept = folder.path().join("non-finite");
     let mut guard = Guard::new(OnNonFinite::Skip, 2, kept.clone(), Device::Cpu);
     let mut step = |trainer: &mut Trainer, guard: &mut Guard, poison| {
-        step_with(trainer, &mut loader, guard, poison)
+        step_with(trainer, &mut feed, guard, poison)
     };
     let bad = Some(("temp", f64::NAN));
     assert!(matches!(
@@ -193,12 +200,12 @@ fn the_first_bad_tensor_is_named() {
     ] {
         for defers in [false, true] {
             let folder = tempfile::tempdir().unwrap();
-            let (mut trainer, mut loader) = setup(folder.path());
+            let (mut trainer, mut feed) = setup(folder.path());
             let kept = folder.path().join("non-finite");
             let mut guard = Guard::new(OnNonFinite::Stop, 1, kept, Device::Cpu);
             guard.defers = defers;
             let mut step = |trainer: &mut Trainer, guard: &mut Guard, poison| {
-                step_with(trainer, &mut loader, guard, poison)
+                step_with(trainer, &mut feed, guard, poison)
             };
             step(&mut trainer, &mut guard, None).unwrap();
             let result = step(&mut trainer, &mut guard, Some((parameter, value)));
@@ -225,36 +232,25 @@ fn the_first_bad_tensor_is_named() {
 #[test]
 fn gradients_count_and_waiting_is_bounded() {
     let folder = tempfile::tempdir().unwrap();
-    let (mut trainer, mut loader) = setup(folder.path());
+    let (mut trainer, mut feed) = setup(folder.path());
     let kept = folder.path().join("non-finite");
     let mut guard = Guard::new(OnNonFinite::Stop, 1, kept, Device::Cpu);
     guard.defers = true;
     for _ in 0..20 {
-        step_with(&mut trainer, &mut loader, &mut guard, None).unwrap();
+        step_with(&mut trainer, &mut feed, &mut guard, None).unwrap();
         assert!(guard.pending.len() < MAX_PENDING);
     }
     guard.settle().unwrap();
     assert!(guard.pending.is_empty());
 
     // A loss that is finite with a gradient that is not.
-    let batch = loader.next_batch().unwrap().unwrap();
-    let batches = [batch];
-    trainer
-        .train_step(
-            &batches,
-            3,
-            1e-3,
-            &Peers::SINGLE,
-            &mut guard,
-            &mut Phases::start(),
-        )
-        .unwrap();
-    let [batch] = batches;
+    step_with(&mut trainer, &mut feed, &mut guard, None).unwrap();
+    let batch = feed.next_batch().unwrap().unwrap();
     guard.pending.clear();
     let name = "Qformer.bert.encoder.layer.0.attention.self.query.weight";
     let param = &trainer.model.params().get(name).unwrap().tensor;
     let _ = param.grad().fill_(f64::INFINITY);
-    let input = crate::host::upload(&batch, Device::Cpu).unwrap();
+    let ReadyBatch { host, input } = batch;
     let embeds = trainer.model.encode_image(&input.images).unwrap();
     let output = tch::no_grad(|| {
         let input = crate::StepInput {
@@ -271,7 +267,7 @@ fn gradients_count_and_waiting_is_bounded() {
     .unwrap();
     let norm = trainer.optimizer.gradient_norm().unwrap();
     let done = [MicroStep {
-        batch: &batch,
+        batch: host,
         input,
         image_embeds: embeds,
         output,

@@ -1,0 +1,86 @@
+// Streams, memory and profiling of an accelerator, through the interfaces that its part of libtorch
+// registers with c10 when it is loaded: nothing here needs the headers or libraries of CUDA.
+//
+// Every function returns null, or an error message that the caller frees with qf_free_message.
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include "protect.h"
+
+namespace {
+
+using at::Tensor;
+using qf::protect;
+
+c10::Device cuda(int index) {
+  return c10::Device(at::kCUDA, static_cast<c10::DeviceIndex>(index));
+}
+
+}  // namespace
+
+extern "C" {
+
+// Makes a stream of the pool the present one of this thread, ahead of others where the GPU has a
+// choice: its work is short.
+char* qf_stream_enter(int index) {
+  return protect([&] {
+    const c10::impl::VirtualGuardImpl guard(at::kCUDA);
+    guard.setDevice(cuda(index));
+    guard.exchangeStream(guard.getStreamFromGlobalPool(cuda(index), /*isHighPriority=*/true));
+  });
+}
+
+// Waits until all work of this thread's present stream is done.
+char* qf_stream_wait(int index) {
+  return protect([&] {
+    const c10::impl::VirtualGuardImpl guard(at::kCUDA);
+    c10::Event event(at::kCUDA);
+    event.record(guard.getStream(cuda(index)));
+    event.synchronize();
+  });
+}
+
+// The device's default stream reads this tensor of another stream: its memory is not used again
+// before what that stream was given up to the tensor's end is done.
+char* qf_stream_share(const Tensor* tensor) {
+  return protect([&] {
+    const c10::impl::VirtualGuardImpl guard(tensor->device().type());
+    tensor->record_stream(guard.getDefaultStream(tensor->device()));
+  });
+}
+
+// A copy on the device that is under way when this returns, if `source` is page-locked.
+char* qf_copy_begin(const Tensor* source, int index, Tensor** out) {
+  return protect([&] {
+    *out = new Tensor(source->to(cuda(index), source->scalar_type(), /*non_blocking=*/true));
+  });
+}
+
+// Bytes of a device: free, in all, held by this program's tensors, and the most of those since
+// qf_memory_restart.
+char* qf_memory(int index, uint64_t out[4]) {
+  return protect([&] {
+    auto* allocator = c10::getDeviceAllocator(at::kCUDA);
+    const auto [free, total] = allocator->getMemoryInfo(cuda(index).index());
+    constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    const auto stats = allocator->getDeviceStats(cuda(index).index());
+    out[0] = free;
+    out[1] = total;
+    out[2] = static_cast<uint64_t>(stats.allocated_bytes[all].current);
+    out[3] = static_cast<uint64_t>(stats.allocated_bytes[all].peak);
+  });
+}
+
+// Gives memory that no tensor holds back to the device, and begins a new peak.
+char* qf_memory_restart(int index) {
+  return protect([&] {
+    auto* allocator = c10::getDeviceAllocator(at::kCUDA);
+    allocator->emptyCache();
+    allocator->resetPeakStats(cuda(index).index());
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,237 @@
+//! Batches on the device before a step asks for them.
+//!
+//! ```text
+//! Loader ──▶ thread qf-upload: page-locked batch ──own stream──▶ device, normalised ──queue──▶ step
+//! ```
+//!
+//! While a step computes, one batch waits on the device and the next is on its way. The CPU takes the
+//! same path, with plain memory.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use qf_pipeline::loader::{LoaderMonitor, LoaderReport, LoaderState, QueueReport, StageReport};
+use qf_pipeline::{Batch, Loader, PipelineError};
+use tch::Device;
+
+use crate::accelerator::OwnStream;
+use crate::error::ModelError;
+use crate::host::{upload_on, DeviceBatch};
+
+/// Batches that wait on the device, beside the one that is on its way.
+const WAITING: usize = 1;
+
+/// A batch whose numbers are on the device.
+pub struct ReadyBatch {
+    /// What the loader gave: samples, captions, state.
+    pub host: Batch,
+    /// Its images and texts.
+    pub input: DeviceBatch,
+}
+
+/// Takes batches from a loader and puts them on a device, on a thread of its own. Dropping it stops
+/// the thread and the loader.
+pub struct DeviceFeed {
+    batches: Option<Receiver<Message>>,
+    thread: Option<JoinHandle<()>>,
+    monitor: LoaderMonitor,
+    meter: Arc<Meter>,
+    state: LoaderState,
+    taken: u64,
+    /// Those that lay there when they were asked for.
+    were_ready: u64,
+    wait: Duration,
+}
+
+enum Message {
+    Batch(Box<ReadyBatch>),
+    End(Box<LoaderState>),
+    Failed(ModelError),
+}
+
+/// What the thread has done so far.
+#[derive(Debug)]
+struct Meter {
+    started: Instant,
+    images: AtomicU64,
+    bytes: AtomicU64,
+    busy_ns: AtomicU64,
+    full_wait_ns: AtomicU64,
+}
+
+impl DeviceFeed {
+    /// Begins to take batches. The loader should have the device's
+    /// [allocator](crate::host::batch_allocator).
+    ///
+    /// # Errors
+    /// [`ModelError::Pipeline`] when no thread can be started.
+    pub fn start(loader: Loader, device: Device) -> Result<DeviceFeed, ModelError> {
+        DeviceFeed::start_with(loader, device, Loader::next_batch)
+    }
+
+    /// The same with another way of asking for the next batch.
+    pub(crate) fn start_with(
+        loader: Loader,
+        device: Device,
+        mut next: impl FnMut(&mut Loader) -> Result<Option<Batch>, PipelineError> + Send + 'static,
+    ) -> Result<DeviceFeed, ModelError> {
+        let meter = Arc::new(Meter {
+            started: Instant::now(),
+            images: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            busy_ns: AtomicU64::new(0),
+            full_wait_ns: AtomicU64::new(0),
+        });
+        let (sender, batches) = sync_channel(WAITING);
+        let (monitor, state) = (loader.monitor(), loader.state().clone());
+        let shared = meter.clone();
+        let thread = std::thread::Builder::new()
+            .name("qf-upload".into())
+            .spawn(move || {
+                let mut loader = loader;
+                let result = feed(&mut || next(&mut loader), device, &shared, &sender);
+                let last = match result {
+                    Ok(Closed::ByLoader) => Message::End(Box::new(loader.state().clone())),
+                    Ok(Closed::ByReceiver) => return,
+                    Err(error) => Message::Failed(error),
+                };
+                // The receiver may be gone: nobody wants to know.
+                let _ = sender.send(last);
+            })
+            .map_err(|error| {
+                PipelineError::Thread(format!("cannot start thread qf-upload: {error}"))
+            })?;
+        Ok(DeviceFeed {
+            batches: Some(batches),
+            thread: Some(thread),
+            monitor,
+            meter,
+            state,
+            taken: 0,
+            were_ready: 0,
+            wait: Duration::ZERO,
+        })
+    }
+
+    /// The next batch, waiting for it if need be; `None` when the loader's epochs are over.
+    ///
+    /// # Errors
+    /// What ended the loader, or [`ModelError::Torch`] when the device has no room; once, `None`
+    /// after that.
+    pub fn next_batch(&mut self) -> Result<Option<ReadyBatch>, ModelError> {
+        let Some(batches) = &self.batches else {
+            return Ok(None);
+        };
+        let message = match batches.try_recv() {
+            Ok(message) => {
+                self.were_ready += 1;
+                Ok(message)
+            }
+            Err(_) => {
+                let start = Instant::now();
+                let message = batches.recv();
+                self.wait += start.elapsed();
+                message
+            }
+        };
+        let last = match message {
+            Ok(Message::Batch(batch)) => {
+                self.state = batch.host.state.clone();
+                self.taken += 1;
+                return Ok(Some(*batch));
+            }
+            Ok(Message::End(state)) => {
+                self.state = *state;
+                Ok(None)
+            }
+            Ok(Message::Failed(error)) => Err(error),
+            Err(_) => {
+                let message = "the upload thread died; this is a bug".into();
+                Err(PipelineError::Thread(message).into())
+            }
+        };
+        self.batches = None;
+        last
+    }
+
+    /// The loader's state after the last batch that was handed out: what is on its way does not count.
+    pub fn state(&self) -> &LoaderState {
+        &self.state
+    }
+
+    /// Where the time of the loader and of the upload went.
+    pub fn report(&self) -> LoaderReport {
+        let mut report = self.monitor.report();
+        let meter = &*self.meter;
+        let load = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        let secs = |number: &AtomicU64| load(number) as f64 / 1e9;
+        report.stages.push(StageReport::new(
+            "upload",
+            1,
+            load(&meter.images),
+            load(&meter.bytes),
+            secs(&meter.busy_ns),
+            meter.started.elapsed().as_secs_f64(),
+        ));
+        report.queues.push(QueueReport {
+            name: "batches on the device".into(),
+            capacity_items: Some(WAITING),
+            mean_items: self.were_ready as f64 / self.taken.max(1) as f64,
+            full_wait_secs: secs(&meter.full_wait_ns),
+            empty_wait_secs: self.wait.as_secs_f64(),
+        });
+        report
+    }
+}
+
+impl Drop for DeviceFeed {
+    fn drop(&mut self) {
+        // The thread may be waiting for the loader, or for room in the queue.
+        self.monitor.stop();
+        self.batches = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic showed in `next_batch`.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Who ended the feed.
+enum Closed {
+    ByLoader,
+    ByReceiver,
+}
+
+fn feed(
+    next: &mut dyn FnMut() -> Result<Option<Batch>, PipelineError>,
+    device: Device,
+    meter: &Meter,
+    ready: &SyncSender<Message>,
+) -> Result<Closed, ModelError> {
+    let stream = OwnStream::enter(device)?;
+    let add = |total: &AtomicU64, start: Instant| {
+        let elapsed = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        total.fetch_add(elapsed, Ordering::Relaxed);
+    };
+    while let Some(host) = next()? {
+        let start = Instant::now();
+        let input = tch::no_grad(|| upload_on(&stream, &host))?;
+        add(&meter.busy_ns, start);
+        let texts = size_of_val(&host.token_ids[..]) + size_of_val(&host.attention_mask[..]);
+        let bytes = host.pixels().len() + texts;
+        meter
+            .images
+            .fetch_add(host.batch_size as u64, Ordering::Relaxed);
+        meter.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        let start = Instant::now();
+        let sent = ready.send(Message::Batch(Box::new(ReadyBatch { host, input })));
+        add(&meter.full_wait_ns, start);
+        if sent.is_err() {
+            return Ok(Closed::ByReceiver);
+        }
+    }
+    Ok(Closed::ByLoader)
+}
