@@ -52,6 +52,7 @@ impl OpenRun {
         data: Vec<DataSet>,
         world: World,
         start: Start,
+        meters: Meters,
     ) -> Result<OpenRun, PipelineError> {
         config.validate()?;
         check_sets(&data, &config)?;
@@ -109,7 +110,7 @@ impl OpenRun {
             world,
             state,
             stop,
-            meters: Arc::default(),
+            meters: Arc::new(meters),
             bytes: Arc::default(),
             io_threads,
         })

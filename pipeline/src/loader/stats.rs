@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::queue::{add_since, QueueMeter};
+use super::queue::{add_ns, QueueMeter, QueueName};
 use crate::error::SkipReason;
+use crate::sample::SampleId;
+use crate::trace::{Span, Trace, TraceStage};
 
 /// The books of a run: `read = delivered + skipped by reason + dropped_last`, at every batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,29 +62,45 @@ impl Counters {
     }
 }
 
-/// Items, bytes and busy time of one stage, added up over its threads.
-#[derive(Debug, Default)]
+/// Items, bytes and busy time of one stage, added up over its threads; and, in a loader that is
+/// traced, a span for each.
+#[derive(Default)]
 pub(crate) struct StageMeter {
     items: AtomicU64,
     bytes: AtomicU64,
     busy_ns: AtomicU64,
+    trace: Option<TraceStage>,
 }
 
 impl StageMeter {
-    /// Runs `work` as one item of the stage.
-    pub(crate) fn time<T>(&self, work: impl FnOnce() -> T) -> T {
-        let start = Instant::now();
-        let result = work();
-        add_since(&self.busy_ns, start);
-        self.items.fetch_add(1, Ordering::Relaxed);
-        result
+    fn new(name: &'static str, trace: Option<&Trace>) -> StageMeter {
+        StageMeter {
+            trace: trace.map(|trace| trace.stage(name)),
+            ..StageMeter::default()
+        }
     }
 
-    /// Books one item that took this long.
-    pub(crate) fn add_item(&self, bytes: u64, busy: Duration) {
+    /// Books one sample that took the stage from `start` until now. `bytes` are those that the sample
+    /// had for the stage; the meter's own are added with [`StageMeter::add_bytes`].
+    pub(crate) fn add_sample(&self, id: &SampleId, bytes: u64, start: Instant, busy: Duration) {
         self.add_items(1);
-        self.add_bytes(bytes);
         self.add_busy(busy);
+        if let Some(trace) = &self.trace {
+            let which = [
+                ("shard", (&*id.shard).into()),
+                ("key", id.key.as_str().into()),
+                ("bytes", bytes.into()),
+            ];
+            trace.record(start, busy, &[], &which);
+        }
+    }
+
+    /// A read of a shard in the trace, where there is one; the meter's numbers are added beside it.
+    pub(crate) fn trace_read(&self, shard: &str, bytes: u64, start: Instant, duration: Duration) {
+        if let Some(trace) = &self.trace {
+            let args = [("shard", shard.into()), ("bytes", bytes.into())];
+            trace.record(start, duration, &args, &[]);
+        }
     }
 
     pub(crate) fn add_items(&self, items: u64) {
@@ -94,10 +112,7 @@ impl StageMeter {
     }
 
     pub(crate) fn add_busy(&self, busy: Duration) {
-        self.busy_ns.fetch_add(
-            u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX),
-            Ordering::Relaxed,
-        );
+        add_ns(&self.busy_ns, busy);
     }
 
     fn report(&self, name: &str, threads: usize, wall: Duration) -> StageReport {
@@ -114,9 +129,10 @@ impl StageMeter {
 }
 
 /// All meters of a loader.
-#[derive(Debug)]
 pub(crate) struct Meters {
     started: Instant,
+    /// Where the loader is traced.
+    pub(crate) trace: Option<Trace>,
     pub(crate) read: StageMeter,
     pub(crate) decompress: StageMeter,
     pub(crate) decode: StageMeter,
@@ -128,20 +144,28 @@ pub(crate) struct Meters {
     pub(crate) batch_queue: Arc<QueueMeter>,
 }
 
-impl Default for Meters {
-    fn default() -> Self {
+impl Meters {
+    pub(crate) fn new(trace: Option<Trace>) -> Meters {
+        let stage = |name| StageMeter::new(name, trace.as_ref());
+        let queue = |name| Arc::new(QueueMeter::new(name, trace.as_ref()));
         Meters {
             started: Instant::now(),
-            read: StageMeter::default(),
-            decompress: StageMeter::default(),
-            decode: StageMeter::default(),
-            augment: StageMeter::default(),
-            tokenise: StageMeter::default(),
-            collate: StageMeter::default(),
-            shard_queue: Arc::default(),
-            work_queue: Arc::default(),
-            batch_queue: Arc::default(),
+            read: stage("read"),
+            decompress: stage("decompress"),
+            decode: stage("decode"),
+            augment: stage("augment"),
+            tokenise: stage("tokenise"),
+            collate: stage("collate"),
+            shard_queue: queue(QueueName::ReadAhead),
+            work_queue: queue(QueueName::InDecoding),
+            batch_queue: queue(QueueName::Batches),
+            trace,
         }
+    }
+
+    /// Until the guard is dropped, a span on this thread's track where the loader is traced.
+    pub(crate) fn span(&self, name: &'static str) -> Option<Span> {
+        self.trace.as_ref().map(|trace| trace.span(name))
     }
 }
 
@@ -163,10 +187,10 @@ impl Meters {
             work_items,
             batches,
         } = capacities;
-        let queue = |name: &str, meter: &QueueMeter, capacity: Option<usize>| {
+        let queue = |meter: &QueueMeter, capacity: Option<usize>| {
             let items = meter.items.load(Ordering::Relaxed);
             QueueReport {
-                name: name.to_string(),
+                name: meter.name.name().to_string(),
                 capacity_items: capacity,
                 mean_items: meter.occupancy_sum.load(Ordering::Relaxed) as f64
                     / items.max(1) as f64,
@@ -187,9 +211,9 @@ impl Meters {
                 self.collate.report("collate", 1, wall),
             ],
             queues: vec![
-                queue("samples read ahead", &self.shard_queue, None),
-                queue("samples in decoding", &self.work_queue, Some(work_items)),
-                queue("batches ready", &self.batch_queue, Some(batches)),
+                queue(&self.shard_queue, None),
+                queue(&self.work_queue, Some(work_items)),
+                queue(&self.batch_queue, Some(batches)),
             ],
         }
     }
