@@ -44,6 +44,8 @@ pub(crate) struct OpenRun {
     pub(crate) meters: Arc<Meters>,
     pub(crate) bytes: Arc<BytePool>,
     pub(crate) io_threads: usize,
+    /// Whether any shard comes over the network.
+    pub(crate) is_remote: bool,
 }
 
 impl OpenRun {
@@ -113,6 +115,7 @@ impl OpenRun {
             meters: Arc::new(meters),
             bytes: Arc::default(),
             io_threads,
+            is_remote,
         })
     }
 

@@ -172,8 +172,10 @@ impl Meters {
 /// Sizes that a report needs beside the meters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Capacities {
+    pub(crate) cores: usize,
     pub(crate) threads: usize,
     pub(crate) io_threads: usize,
+    pub(crate) is_remote: bool,
     pub(crate) work_items: usize,
     pub(crate) batches: usize,
 }
@@ -182,8 +184,10 @@ impl Meters {
     pub(crate) fn report(&self, capacities: Capacities) -> LoaderReport {
         let wall = self.started.elapsed();
         let Capacities {
+            cores,
             threads,
             io_threads,
+            is_remote,
             work_items,
             batches,
         } = capacities;
@@ -192,6 +196,7 @@ impl Meters {
             QueueReport {
                 name: meter.name.name().to_string(),
                 capacity_items: capacity,
+                items,
                 mean_items: meter.occupancy_sum.load(Ordering::Relaxed) as f64
                     / items.max(1) as f64,
                 full_wait_secs: meter.full_wait_ns.load(Ordering::Relaxed) as f64 / 1e9,
@@ -200,8 +205,10 @@ impl Meters {
         };
         LoaderReport {
             wall_secs: wall.as_secs_f64(),
+            cores,
             threads,
             io_threads,
+            is_remote,
             stages: vec![
                 self.read.report("read", io_threads, wall),
                 self.decompress.report("decompress", io_threads, wall),
@@ -271,6 +278,9 @@ pub struct QueueReport {
     pub name: String,
     /// Items it can hold, where bounded by items.
     pub capacity_items: Option<usize>,
+    /// Items that were taken from it.
+    #[serde(default)]
+    pub items: u64,
     /// Items found in it, averaged over takes.
     pub mean_items: f64,
     /// Time its producer was blocked because it was full: the consumer is slower.
@@ -284,12 +294,91 @@ pub struct QueueReport {
 pub struct LoaderReport {
     /// Time since the loader started.
     pub wall_secs: f64,
+    /// Cores that this process may use.
+    #[serde(default)]
+    pub cores: usize,
     /// Threads that decode, augment and tokenise.
     pub threads: usize,
     /// Threads that read and decompress.
     pub io_threads: usize,
+    /// Whether any shard comes over the network.
+    #[serde(default)]
+    pub is_remote: bool,
     /// One row per stage, in flow order.
     pub stages: Vec<StageReport>,
     /// One row per queue, in flow order.
     pub queues: Vec<QueueReport>,
+}
+
+impl LoaderReport {
+    /// What was done after an earlier report of the same loader.
+    pub fn since(&self, earlier: &LoaderReport) -> LoaderReport {
+        let wall_secs = self.wall_secs - earlier.wall_secs;
+        let stages = self.stages.iter().zip(&earlier.stages).map(|(now, then)| {
+            StageReport::new(
+                &now.name,
+                now.threads,
+                now.items.saturating_sub(then.items),
+                now.bytes.saturating_sub(then.bytes),
+                now.busy_secs - then.busy_secs,
+                wall_secs,
+            )
+        });
+        let queues = self.queues.iter().zip(&earlier.queues).map(|(now, then)| {
+            let items = now.items.saturating_sub(then.items);
+            let fill = now.mean_items * now.items as f64 - then.mean_items * then.items as f64;
+            QueueReport {
+                name: now.name.clone(),
+                capacity_items: now.capacity_items,
+                items,
+                mean_items: fill / items.max(1) as f64,
+                full_wait_secs: now.full_wait_secs - then.full_wait_secs,
+                empty_wait_secs: now.empty_wait_secs - then.empty_wait_secs,
+            }
+        });
+        LoaderReport {
+            wall_secs,
+            stages: stages.collect(),
+            queues: queues.collect(),
+            ..self.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_since_another_holds_what_came_between() {
+        let capacities = Capacities {
+            cores: 2,
+            threads: 2,
+            io_threads: 1,
+            is_remote: false,
+            work_items: 8,
+            batches: 4,
+        };
+        let meters = Meters::new(None);
+        let book = |items: u64, fill: u64| {
+            meters.decode.add_items(items);
+            meters.decode.add_bytes(100 * items);
+            meters.decode.add_busy(Duration::from_millis(items));
+            for _ in 0..items {
+                meters.batch_queue.add_taken(Instant::now(), fill);
+            }
+        };
+        book(10, 4);
+        let before = meters.report(capacities);
+        book(30, 1);
+        let between = meters.report(capacities).since(&before);
+        let decode = &between.stages[2];
+        assert_eq!((decode.items, decode.bytes), (30, 3000));
+        assert!((decode.busy_secs - 0.03).abs() < 1e-9);
+        assert!((decode.items_per_busy_sec - 1000.0).abs() < 1e-3);
+        let batches = &between.queues[2];
+        assert_eq!((batches.items, batches.capacity_items), (30, Some(4)));
+        assert!((batches.mean_items - 1.0).abs() < 1e-9);
+        assert!(between.wall_secs > 0.0 && between.wall_secs < 60.0);
+    }
 }

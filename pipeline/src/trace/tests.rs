@@ -194,15 +194,14 @@ fn the_slow_ones_say_which_they_are() {
     let folder = tempfile::tempdir().unwrap();
     let trace = new(&folder);
     let stage = trace.stage("decode");
-    let item = |millis: u64, key: &str| {
-        let took = Duration::from_millis(millis);
-        stage.record(
-            Instant::now(),
-            took,
-            &[("n", millis.into())],
-            &[("key", key.into())],
-        );
+    // One after another, as on a thread.
+    let mut now = Instant::now();
+    let mut record = |stage: &TraceStage, micros: u64, key: &str| {
+        let took = Duration::from_micros(micros);
+        stage.record(now, took, &[("n", micros.into())], &[("key", key.into())]);
+        now += took;
     };
+    let mut item = |millis: u64, key: &str| record(&stage, 1000 * millis, key);
     item(900, "first");
     for _ in 0..9 {
         item(100, "ordinary");
@@ -211,8 +210,7 @@ fn the_slow_ones_say_which_they_are() {
     item(1000, "above");
     let short = trace.stage("tokenise");
     for micros in [1; 20].into_iter().chain([99, 101]) {
-        let took = Duration::from_micros(micros);
-        short.record(Instant::now(), took, &[], &[("key", "short".into())]);
+        record(&short, micros, "short");
     }
     let file = finish(&trace);
     let all: Vec<_> = file.spans("decode").chain(file.spans("tokenise")).collect();
@@ -227,7 +225,7 @@ fn the_slow_ones_say_which_they_are() {
     assert_eq!(said.len(), 2, "{said:?}");
     assert_eq!(said[0], (1_000_000, &"above".into()));
     assert_eq!(said[1], (101, &"short".into()));
-    assert_eq!(slow[0].args["n"], 1000);
+    assert_eq!(slow[0].args["n"], 1_000_000);
     assert!(all
         .iter()
         .all(|span| span.args.len() != 2 || span.args.contains_key("slow")));

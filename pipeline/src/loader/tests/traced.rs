@@ -30,6 +30,7 @@ fn a_traced_loader_gives_the_same_batches_and_says_what_it_did() {
     let dir = tempfile::tempdir().unwrap();
     let config = LoaderConfig {
         threads: 3,
+        io_threads: 1,
         epochs: 2,
         ..config()
     };
