@@ -35,7 +35,7 @@ fn done(folder: &Path, line: &str) -> String {
 fn scenes() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for line in [
-        "synth --count 60 --size 48 --out scenes",
+        "synth --count 60 --size 64 --out scenes",
         "shard scenes --out shards --max-count 20",
     ] {
         let mut qfdata = Command::new(bin::qfdata());
@@ -156,7 +156,7 @@ fn mistakes_name_the_option() {
             "--trace plain/trace.json",
             &["--trace", "plain/trace.json"][..],
         ),
-        ("--trace .", &["--trace", "folder"]),
+        ("--trace scenes", &["--trace", "scenes", "folder"]),
         ("--seconds 0", &["--seconds 0"]),
         ("--seconds -1", &["--seconds -1"]),
         ("--seconds NaN --trace trace.json", &["--seconds NaN"]),

@@ -116,7 +116,7 @@ impl LoaderReport {
             _ => String::new(),
         };
         format!(
-            "every one of the {} cores has a thread already: {less_work}use more or faster cores",
+            "each of the {} cores has a thread already; {less_work}use more or faster cores",
             self.cores
         )
     }

@@ -156,12 +156,14 @@ pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         ..LoaderConfig::default()
     };
     config.validate()?;
+    // Caught from before there is a file to remove.
+    let interrupt = Interrupt::install()?;
     // Before anything is measured: a file that cannot be written should not cost a minute.
     let trace = match &args.trace {
         Some(path) => Some(Trace::create(path, TraceLimits::default()).context("--trace")?),
         None => None,
     };
-    let profile = profile(args, sets, config, trace.as_ref());
+    let profile = profile(args, sets, config, interrupt, trace.as_ref());
     if let (Some(trace), Err(_)) = (&trace, &profile) {
         // Threads of the loader may still hold it.
         trace.discard();
@@ -178,9 +180,9 @@ fn profile(
     args: &ProfileArgs,
     sets: Vec<DataSet>,
     config: LoaderConfig,
+    interrupt: Interrupt,
     trace: Option<&Trace>,
 ) -> anyhow::Result<Profile> {
-    let interrupt = Interrupt::install()?;
     let tokenizer = tokenizer(args, &sets, &config)?;
     let shards = sets.iter().map(|set| set.shards.len()).sum();
     let most = match config.threads {
