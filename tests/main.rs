@@ -14,6 +14,8 @@ mod hostile;
 mod interop;
 /// The order, memory and start of the loader, from the command line.
 mod loader_cli;
+/// `qfdata profile` as a user runs it.
+mod profile_cli;
 /// Checkpoints of runs that were killed or damaged, and numbers that are none.
 mod resume_cli;
 /// `qfdata shard` as a user runs it.

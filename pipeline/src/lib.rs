@@ -73,6 +73,7 @@ pub mod shard;
 pub mod source;
 pub mod stop;
 pub mod text;
+pub mod trace;
 pub mod vocabulary;
 
 pub use batch::Batch;

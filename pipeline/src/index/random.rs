@@ -245,11 +245,11 @@ impl Reading<'_> {
     fn open(&self, range: Range<u64>) -> Result<BufReader<Box<dyn Read>>, ShardError> {
         let length = range.end.saturating_sub(range.start);
         let capacity = length.min(READ_BUFFER_BYTES as u64) as usize;
+        let mut open = || self.shard.open_range(range.clone(), self.stop);
+        let file = self.observer.watch_open(&mut open);
         let file = self
-            .shard
-            .open_range(range, self.stop)
-            .map_err(|error| self.io_error(&error))?;
-        let file = self.observer.watch_file(file);
+            .observer
+            .watch_file(file.map_err(|error| self.io_error(&error))?);
         Ok(BufReader::with_capacity(capacity, file))
     }
 

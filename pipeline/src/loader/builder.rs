@@ -7,6 +7,7 @@ use super::listing::Listing;
 use super::open::{OpenRun, Start};
 use super::samples::Samples;
 use super::state::LoaderState;
+use super::stats::Meters;
 use super::world::World;
 use super::Loader;
 use crate::batch::{HostAllocator, PlainAllocator};
@@ -14,6 +15,7 @@ use crate::config::LoaderConfig;
 use crate::error::PipelineError;
 use crate::source::ShardLocation;
 use crate::text::CaptionTokenizer;
+use crate::trace::Trace;
 
 /// Settings and data of a run, to be read as batches, as samples or as a list of keys.
 ///
@@ -26,6 +28,7 @@ pub struct LoaderBuilder {
     first_epoch: u64,
     resume: Option<LoaderState>,
     allocator: Arc<dyn HostAllocator>,
+    trace: Option<Trace>,
 }
 
 impl LoaderBuilder {
@@ -37,6 +40,7 @@ impl LoaderBuilder {
             first_epoch: 0,
             resume: None,
             allocator: Arc::new(PlainAllocator),
+            trace: None,
         }
     }
 
@@ -76,6 +80,15 @@ impl LoaderBuilder {
         self
     }
 
+    /// Records what the loader's threads do: `open`, `read` and `decompress` with the shard; `decode`,
+    /// `augment`, `tokenise` and `collate` of each sample, with shard, key and bytes of those that take
+    /// more than 4 times the mean; `hand over batch`; waits on a queue, or for a sample, of 0.1 ms and
+    /// more; and how full the three queues are.
+    pub fn trace(mut self, trace: impl Into<Option<Trace>>) -> Self {
+        self.trace = trace.into();
+        self
+    }
+
     /// Starts reading, decoding and collating on threads of its own.
     ///
     /// # Errors
@@ -109,6 +122,7 @@ impl LoaderBuilder {
             Some(state) => Start::Resume(Box::new(state)),
             None => Start::Epoch(self.first_epoch),
         };
-        OpenRun::open(self.config, self.sets, self.world, start)
+        let meters = Meters::new(self.trace);
+        OpenRun::open(self.config, self.sets, self.world, start, meters)
     }
 }

@@ -1,11 +1,12 @@
 //! Takes finished samples in order and makes batches of them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam::channel;
 
 use super::place::{PlaceId, RowStart};
-use super::queue::{Closed, QueueReceiver, QueueSender};
+use super::queue::{Closed, QueueReceiver, QueueSender, MIN_TRACED_WAIT};
 use super::state::LoaderState;
 use super::stats::Meters;
 use super::tracker::Tracker;
@@ -15,13 +16,13 @@ use crate::config::LoaderConfig;
 use crate::error::{PipelineError, SampleError, ShardError};
 use crate::sample::DecodedSample;
 
+/// What a worker makes of a sample.
+pub(crate) type Finished = Result<DecodedSample, SampleError>;
+
 /// One place of the order, on its way from the sequencer to collation.
 pub(crate) enum Slot {
     /// A sample that a worker is busy with, or has finished.
-    Pending(
-        PlaceId,
-        channel::Receiver<Result<DecodedSample, SampleError>>,
-    ),
+    Pending(PlaceId, channel::Receiver<Finished>),
     /// The rows of the samples that follow, ahead of the first.
     Rows(Arc<EpochRows>),
     BadSample(PlaceId, SampleError),
@@ -114,7 +115,9 @@ impl Collator {
             let slot = slots.recv().ok_or_else(|| died("the sequencer thread"))?;
             match slot {
                 Slot::Pending(place, result) => {
-                    let result = result.recv().map_err(|_| died("a decoding worker"))?;
+                    let result = self
+                        .finished(&result)
+                        .ok_or_else(|| died("a decoding worker"))?;
                     let rows = rows.as_ref().ok_or_else(|| died("the order of an epoch"))?;
                     match result {
                         Ok(sample) => {
@@ -164,6 +167,28 @@ impl Collator {
         }
     }
 
+    /// What a worker made of a sample, waiting for it; `None` where the worker died.
+    fn finished(&self, result: &channel::Receiver<Finished>) -> Option<Finished> {
+        let Some(trace) = &self.meters.trace else {
+            return result.recv().ok();
+        };
+        let start = Instant::now();
+        let finished = result.recv().ok()?;
+        let waited = start.elapsed();
+        if waited >= MIN_TRACED_WAIT {
+            let id = match &finished {
+                Ok(sample) => &sample.id,
+                Err(error) => &*error.id,
+            };
+            let args = [
+                ("shard", (&*id.shard).into()),
+                ("key", id.key.as_str().into()),
+            ];
+            trace.record("wait: sample in decoding", start, waited, &args);
+        }
+        Some(finished)
+    }
+
     fn empty_batch(&self, first: &PlaceId) -> Batch {
         Batch {
             pixels: PooledBuffer::none(self.pool.clone()),
@@ -195,24 +220,25 @@ impl Collator {
         self.tracker.good(place);
         self.sets.push(set);
         self.saw(set, 1);
-        self.meters.collate.time(|| {
-            if let Some(spare) = rows.put(at, sample.pixels)? {
-                self.work.recycle(spare);
-            }
-            batch.token_ids.extend_from_slice(&sample.token_ids);
-            batch
-                .attention_mask
-                .extend_from_slice(&sample.attention_mask);
-            let image = batch.batch_size as u32;
-            batch
-                .caption_image
-                .extend(sample.captions.iter().map(|_| image));
-            batch.captions.extend(sample.captions);
-            batch.ids.push(sample.id);
-            batch.members.push(sample.members);
-            batch.batch_size += 1;
-            Ok::<_, PipelineError>(())
-        })?;
+        let start = Instant::now();
+        let bytes = self.work.image_len() as u64;
+        if let Some(spare) = rows.put(at, sample.pixels)? {
+            self.work.recycle(spare);
+        }
+        batch.token_ids.extend_from_slice(&sample.token_ids);
+        batch
+            .attention_mask
+            .extend_from_slice(&sample.attention_mask);
+        let image = batch.batch_size as u32;
+        batch
+            .caption_image
+            .extend(sample.captions.iter().map(|_| image));
+        batch.captions.extend(sample.captions);
+        batch.members.push(sample.members);
+        batch.batch_size += 1;
+        let collate = &self.meters.collate;
+        collate.add_sample(&sample.id, bytes, start, start.elapsed());
+        batch.ids.push(sample.id);
         if batch.batch_size < self.config.batch_size {
             return Ok(Some(batch));
         }
@@ -226,12 +252,16 @@ impl Collator {
         rows: &EpochRows,
         batches: &QueueSender<Message>,
     ) -> Result<(), Stop> {
+        let span = self.meters.span("hand over batch");
         batch.pixels = rows.finish_batch()?;
         batch.state = self.tracker.batch(self.sets.drain(..));
         self.batches_of_epoch += 1;
-        batches
-            .send(Message::Batch(Box::new(batch)), 0)
-            .map_err(|Closed| Stop::Closed)
+        let images = batch.batch_size as u64;
+        let sent = batches.send(Message::Batch(Box::new(batch)), 0);
+        if let Some(span) = span {
+            span.end(&[("images", images.into())]);
+        }
+        sent.map_err(|Closed| Stop::Closed)
     }
 
     fn saw(&mut self, set: u32, good: u64) {

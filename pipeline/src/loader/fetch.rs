@@ -15,7 +15,6 @@ use crossbeam::channel;
 
 use super::dataset::{Contents, OpenSet};
 use super::meter::TimedReads;
-use super::queue::add_since;
 use super::stream::Reading;
 use crate::error::{PipelineError, SampleError, ShardError, SkipReason};
 use crate::index::read_samples;
@@ -224,12 +223,9 @@ impl Fetcher {
             }
         }
         if waited {
-            add_since(&meter.empty_wait_ns, start);
+            meter.add_empty_wait(start);
         }
-        meter.items.fetch_add(1, Ordering::Relaxed);
-        meter
-            .occupancy_sum
-            .fetch_add(self.replies.len() as u64, Ordering::Relaxed);
+        meter.add_taken(start, self.replies.len() as u64);
         let Some((at, bytes, Some(outcome))) = self.places.pop_front() else {
             return Err(died());
         };
@@ -344,12 +340,19 @@ impl Reader {
         let reading = &self.reading;
         let location = &set.shards[shard as usize];
         // Where shards are kept on this machine, ranges come from there. Trouble shows in the read.
-        if reading.prefetches {
+        if reading.prefetches && location.cache_bytes().is_some() {
+            let start = Instant::now();
             if let Err(error) = location.prefetch(&reading.stop) {
                 log::debug!("{}: not cached ({error})", location.name);
             }
+            let took = start.elapsed();
+            reading.meters.read.add_busy(took);
+            if let Some(trace) = &reading.meters.trace {
+                let args = [("shard", (&*location.name).into())];
+                trace.record("cache shard", start, took, &args);
+            }
         }
-        let observer = TimedReads::new(&reading.meters, &reading.bytes);
+        let observer = TimedReads::new(&location.name, &reading.meters, &reading.bytes);
         let mut answered = 0;
         while answered < wanted.len() {
             let mut gone = false;

@@ -11,16 +11,19 @@ use super::stats::Meters;
 use crate::shard::read::ReadObserver;
 use crate::source::ShardBytes;
 
-/// Books the time and bytes of file reads under `read`, what decompression adds under `decompress`.
+/// Books the time and bytes of a shard's file reads under `read`, what decompression adds under
+/// `decompress`; and traces both.
 pub(crate) struct TimedReads {
+    shard: Arc<str>,
     meters: Arc<Meters>,
     bytes: Arc<BytePool>,
     file_time: Rc<Cell<Duration>>,
 }
 
 impl TimedReads {
-    pub(crate) fn new(meters: &Arc<Meters>, bytes: &Arc<BytePool>) -> TimedReads {
+    pub(crate) fn new(shard: &Arc<str>, meters: &Arc<Meters>, bytes: &Arc<BytePool>) -> TimedReads {
         TimedReads {
+            shard: shard.clone(),
             meters: meters.clone(),
             bytes: bytes.clone(),
             file_time: Rc::default(),
@@ -33,9 +36,22 @@ impl ReadObserver for TimedReads {
         self.bytes.take(len)
     }
 
+    fn watch_open(
+        &self,
+        open: &mut dyn FnMut() -> io::Result<ShardBytes>,
+    ) -> io::Result<ShardBytes> {
+        let span = self.meters.span("open");
+        let file = open();
+        if let Some(span) = span {
+            span.end(&[("shard", (&*self.shard).into())]);
+        }
+        file
+    }
+
     fn watch_file(&self, file: ShardBytes) -> Box<dyn Read> {
         Box::new(TimedFile {
             inner: file,
+            shard: self.shard.clone(),
             meters: self.meters.clone(),
             time: self.file_time.clone(),
         })
@@ -45,6 +61,7 @@ impl ReadObserver for TimedReads {
         let meters = self.meters.clone();
         Box::new(TimedDecompressor {
             inner: decompressor,
+            shard: self.shard.clone(),
             meters,
             file_time: self.file_time.clone(),
         })
@@ -53,6 +70,7 @@ impl ReadObserver for TimedReads {
 
 struct TimedFile {
     inner: Box<dyn Read>,
+    shard: Arc<str>,
     meters: Arc<Meters>,
     time: Rc<Cell<Duration>>,
 }
@@ -63,16 +81,18 @@ impl Read for TimedFile {
         let result = self.inner.read(buffer);
         let elapsed = start.elapsed();
         self.time.set(self.time.get() + elapsed);
-        self.meters.read.add_busy(elapsed);
-        if let Ok(count) = result {
-            self.meters.read.add_bytes(count as u64);
-        }
+        let count = result.as_ref().map_or(0, |count| *count as u64);
+        let meter = &self.meters.read;
+        meter.add_busy(elapsed);
+        meter.add_bytes(count);
+        meter.trace_read(&self.shard, count, start, elapsed);
         result
     }
 }
 
 struct TimedDecompressor {
     inner: Box<dyn Read>,
+    shard: Arc<str>,
     meters: Arc<Meters>,
     file_time: Rc<Cell<Duration>>,
 }
@@ -82,14 +102,15 @@ impl Read for TimedDecompressor {
         let file_before = self.file_time.get();
         let start = Instant::now();
         let result = self.inner.read(buffer);
+        let elapsed = start.elapsed();
         let in_file = self.file_time.get() - file_before;
-        self.meters
-            .decompress
-            .add_busy(start.elapsed().saturating_sub(in_file));
-        self.meters.decompress.add_items(1);
-        if let Ok(count) = result {
-            self.meters.decompress.add_bytes(count as u64);
-        }
+        let count = result.as_ref().map_or(0, |count| *count as u64);
+        let meter = &self.meters.decompress;
+        meter.add_busy(elapsed.saturating_sub(in_file));
+        meter.add_items(1);
+        meter.add_bytes(count);
+        // Reads of the file lie within.
+        meter.trace_read(&self.shard, count, start, elapsed);
         result
     }
 }

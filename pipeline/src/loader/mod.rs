@@ -55,6 +55,7 @@ use sequence::Sequencer;
 use stats::{Capacities, Meters};
 use work::Work;
 
+pub use bottleneck::SettingNames;
 pub use builder::LoaderBuilder;
 pub use dataset::{split_spec, DataSet};
 pub use lanes::LaneRun;
@@ -97,8 +98,9 @@ impl Loader {
         allocator: Arc<dyn HostAllocator>,
     ) -> Result<Loader, PipelineError> {
         let config = run.config.clone();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = match config.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            0 => cores,
             threads => threads,
         };
         let pool = rayon::ThreadPoolBuilder::new()
@@ -111,8 +113,10 @@ impl Loader {
         // Enough places that no worker idles while the collator waits for a slow image.
         let work_items = (threads * 4).max(config.batch_size);
         let capacities = Capacities {
+            cores,
             threads,
             io_threads: run.io_threads,
+            is_remote: run.is_remote,
             work_items,
             batches: config.prefetch_batches,
         };

@@ -44,6 +44,8 @@ pub(crate) struct OpenRun {
     pub(crate) meters: Arc<Meters>,
     pub(crate) bytes: Arc<BytePool>,
     pub(crate) io_threads: usize,
+    /// Whether any shard comes over the network.
+    pub(crate) is_remote: bool,
 }
 
 impl OpenRun {
@@ -52,6 +54,7 @@ impl OpenRun {
         data: Vec<DataSet>,
         world: World,
         start: Start,
+        meters: Meters,
     ) -> Result<OpenRun, PipelineError> {
         config.validate()?;
         check_sets(&data, &config)?;
@@ -109,9 +112,10 @@ impl OpenRun {
             world,
             state,
             stop,
-            meters: Arc::default(),
+            meters: Arc::new(meters),
             bytes: Arc::default(),
             io_threads,
+            is_remote,
         })
     }
 

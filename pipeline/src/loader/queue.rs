@@ -2,13 +2,55 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel;
 
+use crate::trace::Trace;
+
+/// Shorter waits are booked and not traced: nobody could see them.
+pub(crate) const MIN_TRACED_WAIT: Duration = Duration::from_micros(100);
+
+/// The queues of a loader.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) enum QueueName {
+    #[default]
+    ReadAhead,
+    InDecoding,
+    Batches,
+}
+
+impl QueueName {
+    /// In reports, and of its counter in a trace.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            QueueName::ReadAhead => "samples read ahead",
+            QueueName::InDecoding => "samples in decoding",
+            QueueName::Batches => "batches ready",
+        }
+    }
+
+    fn full_wait(self) -> &'static str {
+        match self {
+            QueueName::ReadAhead => "wait: samples read ahead full",
+            QueueName::InDecoding => "wait: samples in decoding full",
+            QueueName::Batches => "wait: batches full",
+        }
+    }
+
+    fn empty_wait(self) -> &'static str {
+        match self {
+            QueueName::ReadAhead => "wait: samples read ahead empty",
+            QueueName::InDecoding => "wait: samples in decoding empty",
+            QueueName::Batches => "wait: batches empty",
+        }
+    }
+}
+
 /// What a queue (or several of one kind) went through.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct QueueMeter {
+    pub(crate) name: QueueName,
     pub(crate) items: AtomicU64,
     /// Sum over receives of the items that lay in the queue.
     pub(crate) occupancy_sum: AtomicU64,
@@ -16,6 +58,53 @@ pub(crate) struct QueueMeter {
     pub(crate) full_wait_ns: AtomicU64,
     /// Time consumers were blocked because it was empty, in ns.
     pub(crate) empty_wait_ns: AtomicU64,
+    trace: Option<Trace>,
+    /// The fill that the trace knows of.
+    traced_fill: AtomicU64,
+}
+
+impl QueueMeter {
+    pub(crate) fn new(name: QueueName, trace: Option<&Trace>) -> QueueMeter {
+        QueueMeter {
+            name,
+            trace: trace.cloned(),
+            traced_fill: AtomicU64::new(u64::MAX),
+            ..QueueMeter::default()
+        }
+    }
+
+    /// Books that something was put in, which was asked for at `start`.
+    fn add_send(&self, start: Instant) {
+        let waited = start.elapsed();
+        add_ns(&self.full_wait_ns, waited);
+        self.trace_wait(self.name.full_wait(), start, waited);
+    }
+
+    /// Books the time that a consumer has waited since `start`.
+    pub(crate) fn add_empty_wait(&self, start: Instant) {
+        let waited = start.elapsed();
+        add_ns(&self.empty_wait_ns, waited);
+        self.trace_wait(self.name.empty_wait(), start, waited);
+    }
+
+    /// Books that something was taken out, which was asked for at `start` and found `fill` items.
+    pub(crate) fn add_taken(&self, start: Instant, fill: u64) {
+        self.items.fetch_add(1, Ordering::Relaxed);
+        self.occupancy_sum.fetch_add(fill, Ordering::Relaxed);
+        if let Some(trace) = &self.trace {
+            if trace.is_recording() && self.traced_fill.swap(fill, Ordering::Relaxed) != fill {
+                trace.counter_at(self.name.name(), start, fill as f64);
+            }
+        }
+    }
+
+    fn trace_wait(&self, name: &str, start: Instant, waited: Duration) {
+        if let Some(trace) = &self.trace {
+            if waited >= MIN_TRACED_WAIT {
+                trace.record(name, start, waited, &[]);
+            }
+        }
+    }
 }
 
 /// The other end is gone.
@@ -115,7 +204,7 @@ impl<T> QueueSender<T> {
         let start = Instant::now();
         self.budget.acquire(bytes)?;
         let sent = self.channel.send((item, bytes)).map_err(|_| Closed);
-        add_since(&self.meter.full_wait_ns, start);
+        self.meter.add_send(start);
         sent
     }
 }
@@ -126,11 +215,8 @@ impl<T> QueueReceiver<T> {
         let occupancy = self.channel.len() as u64;
         let start = Instant::now();
         let (item, bytes) = self.channel.recv().ok()?;
-        add_since(&self.meter.empty_wait_ns, start);
-        self.meter.items.fetch_add(1, Ordering::Relaxed);
-        self.meter
-            .occupancy_sum
-            .fetch_add(occupancy, Ordering::Relaxed);
+        self.meter.add_empty_wait(start);
+        self.meter.add_taken(start, occupancy);
         self.budget.release(bytes);
         Some(item)
     }
@@ -142,10 +228,10 @@ impl<T> Drop for QueueReceiver<T> {
     }
 }
 
-/// Adds the time since `start`, in ns.
-pub(crate) fn add_since(total_ns: &AtomicU64, start: Instant) {
-    let elapsed = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    total_ns.fetch_add(elapsed, Ordering::Relaxed);
+/// Adds a time in ns.
+pub(crate) fn add_ns(total_ns: &AtomicU64, time: Duration) {
+    let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    total_ns.fetch_add(ns, Ordering::Relaxed);
 }
 
 #[cfg(test)]

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::queue::{add_since, QueueMeter};
+use super::queue::{add_ns, QueueMeter, QueueName};
 use crate::error::SkipReason;
+use crate::sample::SampleId;
+use crate::trace::{Span, Trace, TraceStage};
 
 /// The books of a run: `read = delivered + skipped by reason + dropped_last`, at every batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,29 +62,45 @@ impl Counters {
     }
 }
 
-/// Items, bytes and busy time of one stage, added up over its threads.
-#[derive(Debug, Default)]
+/// Items, bytes and busy time of one stage, added up over its threads; and, in a loader that is
+/// traced, a span for each.
+#[derive(Default)]
 pub(crate) struct StageMeter {
     items: AtomicU64,
     bytes: AtomicU64,
     busy_ns: AtomicU64,
+    trace: Option<TraceStage>,
 }
 
 impl StageMeter {
-    /// Runs `work` as one item of the stage.
-    pub(crate) fn time<T>(&self, work: impl FnOnce() -> T) -> T {
-        let start = Instant::now();
-        let result = work();
-        add_since(&self.busy_ns, start);
-        self.items.fetch_add(1, Ordering::Relaxed);
-        result
+    fn new(name: &'static str, trace: Option<&Trace>) -> StageMeter {
+        StageMeter {
+            trace: trace.map(|trace| trace.stage(name)),
+            ..StageMeter::default()
+        }
     }
 
-    /// Books one item that took this long.
-    pub(crate) fn add_item(&self, bytes: u64, busy: Duration) {
+    /// Books one sample that took the stage from `start` until now. `bytes` are those that the sample
+    /// had for the stage; the meter's own are added with [`StageMeter::add_bytes`].
+    pub(crate) fn add_sample(&self, id: &SampleId, bytes: u64, start: Instant, busy: Duration) {
         self.add_items(1);
-        self.add_bytes(bytes);
         self.add_busy(busy);
+        if let Some(trace) = &self.trace {
+            let which = [
+                ("shard", (&*id.shard).into()),
+                ("key", id.key.as_str().into()),
+                ("bytes", bytes.into()),
+            ];
+            trace.record(start, busy, &[], &which);
+        }
+    }
+
+    /// A read of a shard in the trace, where there is one; the meter's numbers are added beside it.
+    pub(crate) fn trace_read(&self, shard: &str, bytes: u64, start: Instant, duration: Duration) {
+        if let Some(trace) = &self.trace {
+            let args = [("shard", shard.into()), ("bytes", bytes.into())];
+            trace.record(start, duration, &args, &[]);
+        }
     }
 
     pub(crate) fn add_items(&self, items: u64) {
@@ -94,10 +112,7 @@ impl StageMeter {
     }
 
     pub(crate) fn add_busy(&self, busy: Duration) {
-        self.busy_ns.fetch_add(
-            u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX),
-            Ordering::Relaxed,
-        );
+        add_ns(&self.busy_ns, busy);
     }
 
     fn report(&self, name: &str, threads: usize, wall: Duration) -> StageReport {
@@ -114,9 +129,10 @@ impl StageMeter {
 }
 
 /// All meters of a loader.
-#[derive(Debug)]
 pub(crate) struct Meters {
     started: Instant,
+    /// Where the loader is traced.
+    pub(crate) trace: Option<Trace>,
     pub(crate) read: StageMeter,
     pub(crate) decompress: StageMeter,
     pub(crate) decode: StageMeter,
@@ -128,28 +144,38 @@ pub(crate) struct Meters {
     pub(crate) batch_queue: Arc<QueueMeter>,
 }
 
-impl Default for Meters {
-    fn default() -> Self {
+impl Meters {
+    pub(crate) fn new(trace: Option<Trace>) -> Meters {
+        let stage = |name| StageMeter::new(name, trace.as_ref());
+        let queue = |name| Arc::new(QueueMeter::new(name, trace.as_ref()));
         Meters {
             started: Instant::now(),
-            read: StageMeter::default(),
-            decompress: StageMeter::default(),
-            decode: StageMeter::default(),
-            augment: StageMeter::default(),
-            tokenise: StageMeter::default(),
-            collate: StageMeter::default(),
-            shard_queue: Arc::default(),
-            work_queue: Arc::default(),
-            batch_queue: Arc::default(),
+            read: stage("read"),
+            decompress: stage("decompress"),
+            decode: stage("decode"),
+            augment: stage("augment"),
+            tokenise: stage("tokenise"),
+            collate: stage("collate"),
+            shard_queue: queue(QueueName::ReadAhead),
+            work_queue: queue(QueueName::InDecoding),
+            batch_queue: queue(QueueName::Batches),
+            trace,
         }
+    }
+
+    /// Until the guard is dropped, a span on this thread's track where the loader is traced.
+    pub(crate) fn span(&self, name: &'static str) -> Option<Span> {
+        self.trace.as_ref().map(|trace| trace.span(name))
     }
 }
 
 /// Sizes that a report needs beside the meters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Capacities {
+    pub(crate) cores: usize,
     pub(crate) threads: usize,
     pub(crate) io_threads: usize,
+    pub(crate) is_remote: bool,
     pub(crate) work_items: usize,
     pub(crate) batches: usize,
 }
@@ -158,16 +184,19 @@ impl Meters {
     pub(crate) fn report(&self, capacities: Capacities) -> LoaderReport {
         let wall = self.started.elapsed();
         let Capacities {
+            cores,
             threads,
             io_threads,
+            is_remote,
             work_items,
             batches,
         } = capacities;
-        let queue = |name: &str, meter: &QueueMeter, capacity: Option<usize>| {
+        let queue = |meter: &QueueMeter, capacity: Option<usize>| {
             let items = meter.items.load(Ordering::Relaxed);
             QueueReport {
-                name: name.to_string(),
+                name: meter.name.name().to_string(),
                 capacity_items: capacity,
+                items,
                 mean_items: meter.occupancy_sum.load(Ordering::Relaxed) as f64
                     / items.max(1) as f64,
                 full_wait_secs: meter.full_wait_ns.load(Ordering::Relaxed) as f64 / 1e9,
@@ -176,8 +205,10 @@ impl Meters {
         };
         LoaderReport {
             wall_secs: wall.as_secs_f64(),
+            cores,
             threads,
             io_threads,
+            is_remote,
             stages: vec![
                 self.read.report("read", io_threads, wall),
                 self.decompress.report("decompress", io_threads, wall),
@@ -187,9 +218,9 @@ impl Meters {
                 self.collate.report("collate", 1, wall),
             ],
             queues: vec![
-                queue("samples read ahead", &self.shard_queue, None),
-                queue("samples in decoding", &self.work_queue, Some(work_items)),
-                queue("batches ready", &self.batch_queue, Some(batches)),
+                queue(&self.shard_queue, None),
+                queue(&self.work_queue, Some(work_items)),
+                queue(&self.batch_queue, Some(batches)),
             ],
         }
     }
@@ -247,6 +278,9 @@ pub struct QueueReport {
     pub name: String,
     /// Items it can hold, where bounded by items.
     pub capacity_items: Option<usize>,
+    /// Items that were taken from it.
+    #[serde(default)]
+    pub items: u64,
     /// Items found in it, averaged over takes.
     pub mean_items: f64,
     /// Time its producer was blocked because it was full: the consumer is slower.
@@ -260,12 +294,91 @@ pub struct QueueReport {
 pub struct LoaderReport {
     /// Time since the loader started.
     pub wall_secs: f64,
+    /// Cores that this process may use.
+    #[serde(default)]
+    pub cores: usize,
     /// Threads that decode, augment and tokenise.
     pub threads: usize,
     /// Threads that read and decompress.
     pub io_threads: usize,
+    /// Whether any shard comes over the network.
+    #[serde(default)]
+    pub is_remote: bool,
     /// One row per stage, in flow order.
     pub stages: Vec<StageReport>,
     /// One row per queue, in flow order.
     pub queues: Vec<QueueReport>,
+}
+
+impl LoaderReport {
+    /// What was done after an earlier report of the same loader.
+    pub fn since(&self, earlier: &LoaderReport) -> LoaderReport {
+        let wall_secs = self.wall_secs - earlier.wall_secs;
+        let stages = self.stages.iter().zip(&earlier.stages).map(|(now, then)| {
+            StageReport::new(
+                &now.name,
+                now.threads,
+                now.items.saturating_sub(then.items),
+                now.bytes.saturating_sub(then.bytes),
+                now.busy_secs - then.busy_secs,
+                wall_secs,
+            )
+        });
+        let queues = self.queues.iter().zip(&earlier.queues).map(|(now, then)| {
+            let items = now.items.saturating_sub(then.items);
+            let fill = now.mean_items * now.items as f64 - then.mean_items * then.items as f64;
+            QueueReport {
+                name: now.name.clone(),
+                capacity_items: now.capacity_items,
+                items,
+                mean_items: fill / items.max(1) as f64,
+                full_wait_secs: now.full_wait_secs - then.full_wait_secs,
+                empty_wait_secs: now.empty_wait_secs - then.empty_wait_secs,
+            }
+        });
+        LoaderReport {
+            wall_secs,
+            stages: stages.collect(),
+            queues: queues.collect(),
+            ..self.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_since_another_holds_what_came_between() {
+        let capacities = Capacities {
+            cores: 2,
+            threads: 2,
+            io_threads: 1,
+            is_remote: false,
+            work_items: 8,
+            batches: 4,
+        };
+        let meters = Meters::new(None);
+        let book = |items: u64, fill: u64| {
+            meters.decode.add_items(items);
+            meters.decode.add_bytes(100 * items);
+            meters.decode.add_busy(Duration::from_millis(items));
+            for _ in 0..items {
+                meters.batch_queue.add_taken(Instant::now(), fill);
+            }
+        };
+        book(10, 4);
+        let before = meters.report(capacities);
+        book(30, 1);
+        let between = meters.report(capacities).since(&before);
+        let decode = &between.stages[2];
+        assert_eq!((decode.items, decode.bytes), (30, 3000));
+        assert!((decode.busy_secs - 0.03).abs() < 1e-9);
+        assert!((decode.items_per_busy_sec - 1000.0).abs() < 1e-3);
+        let batches = &between.queues[2];
+        assert_eq!((batches.items, batches.capacity_items), (30, Some(4)));
+        assert!((batches.mean_items - 1.0).abs() < 1e-9);
+        assert!(between.wall_secs > 0.0 && between.wall_secs < 60.0);
+    }
 }

@@ -496,7 +496,7 @@ fn read_job(set: &OpenSet, reading: &Reading, job: Job) {
     let Some(location) = set.shards.get(shard as usize) else {
         return; // The job list holds indices of this very list.
     };
-    let observer = TimedReads::new(&reading.meters, &reading.bytes);
+    let observer = TimedReads::new(&location.name, &reading.meters, &reading.bytes);
     let mut open = true;
     let mut visit = |sample: Result<EncodedSample, SampleError>| {
         let bytes = sample.as_ref().map_or(0, EncodedSample::payload_bytes);

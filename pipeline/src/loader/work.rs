@@ -13,7 +13,7 @@ use crate::captions::raw_captions;
 use crate::config::{CaptionChoice, LoaderConfig};
 use crate::decode::{is_image_extension, DecodeError, DecodeQuality, Decoder};
 use crate::error::{PipelineError, SampleError, SkipReason};
-use crate::sample::{DecodedSample, EncodedSample, Member, MemberData};
+use crate::sample::{DecodedSample, EncodedSample, Member, MemberData, SampleId};
 use crate::text::{CaptionProcessor, CaptionTokenizer};
 
 /// Everything the workers share.
@@ -116,7 +116,12 @@ impl Work {
                 format!("no image among its members ({})", names.join(", ")),
             )
         })?;
-        let (token_ids, attention_mask) = self.meters.tokenise.time(|| self.tokenise(&captions))?;
+        let start = Instant::now();
+        let tokens = self.tokenise(&captions);
+        let bytes_of_text = captions.iter().map(|caption| caption.len() as u64).sum();
+        let tokenise = &self.meters.tokenise;
+        tokenise.add_sample(id, bytes_of_text, start, start.elapsed());
+        let (token_ids, attention_mask) = tokens?;
         let mut pixels = row.unwrap_or_else(|| {
             let spare = self.spare.pop();
             Pixels::Spare(spare.unwrap_or_else(|| vec![0; self.image_len()]))
@@ -125,7 +130,7 @@ impl Work {
             decoder: Decoder::new(self.config.decode_limits(), self.config.on_truncated),
             processor: self.prototype.clone(),
         });
-        let result = self.image(bytes, &mut rng, &mut scratch, pixels.as_mut_slice());
+        let result = self.image(id, bytes, &mut rng, &mut scratch, pixels.as_mut_slice());
         self.scratch.push(scratch);
         result?;
         Ok(DecodedSample {
@@ -141,6 +146,7 @@ impl Work {
     /// Draws a crop on the image's header, decodes it and writes it to `out`, `[3, S, S]`.
     fn image(
         &self,
+        id: &SampleId,
         bytes: &[u8],
         rng: &mut SampleRng,
         scratch: &mut Scratch,
@@ -164,8 +170,10 @@ impl Work {
         let Meters {
             decode, augment, ..
         } = &*self.meters;
-        decode.add_item(bytes.len() as u64, decoded - start);
-        augment.add_item(0, decoded.elapsed());
+        let len = bytes.len() as u64;
+        decode.add_bytes(len);
+        decode.add_sample(id, len, start, decoded - start);
+        augment.add_sample(id, len, decoded, decoded.elapsed());
         Ok(())
     }
 

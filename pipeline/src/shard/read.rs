@@ -70,6 +70,16 @@ pub type Visit<'a> = &'a mut dyn FnMut(Result<EncodedSample, SampleError>) -> bo
 /// Wraps a raw or a decompressing reader, so that a caller can time it, and may provide memory; see
 /// [`read_shard`].
 pub trait ReadObserver {
+    /// Opens the file, which calls `open` once.
+    ///
+    /// # Errors
+    /// Those of `open`.
+    fn watch_open(
+        &self,
+        open: &mut dyn FnMut() -> io::Result<ShardBytes>,
+    ) -> io::Result<ShardBytes> {
+        open()
+    }
     /// Called once with the file.
     fn watch_file(&self, file: ShardBytes) -> Box<dyn Read>;
     /// Called with the decompressor, if the shard is compressed.
@@ -117,8 +127,8 @@ pub fn read_shard(
         message,
     };
     let io_error = |error: io::Error| at_start(format!("cannot be read ({error})"));
-    let file = location.open(stop).map_err(io_error)?;
-    let file = observer.watch_file(file);
+    let file = observer.watch_open(&mut || location.open(stop));
+    let file = observer.watch_file(file.map_err(io_error)?);
     let reader = decompress(file, observer).map_err(io_error)?;
     let (magic, reader) = peek(reader, 512).map_err(|error| shard_error(shard, 0, &error))?;
     match content_of(&magic) {

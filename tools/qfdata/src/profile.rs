@@ -4,14 +4,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{bail, Context};
 use clap::Args;
 use qf_pipeline::augment::normalise_batch;
 use qf_pipeline::decode::DecodeQuality;
-use qf_pipeline::loader::{queue_table, stage_table, Counters, DataSet, Loader, LoaderReport};
+use qf_pipeline::loader::{
+    queue_table, stage_table, Counters, DataSet, Loader, LoaderReport, SettingNames,
+};
 use qf_pipeline::order::ShuffleMode;
 use qf_pipeline::process::{cpu_time, peak_rss_bytes};
 use qf_pipeline::text::{CaptionTokenizer, VocabularyOptions};
+use qf_pipeline::trace::{Trace, TraceLimits, TraceSummary};
 use qf_pipeline::vocabulary::vocabulary_from_shards;
 use qf_pipeline::LoaderConfig;
 use serde::Serialize;
@@ -23,6 +26,9 @@ use crate::output::say;
 
 /// Captions that a vocabulary is trained from when none is given.
 const VOCABULARY_CAPTIONS: u64 = 20_000;
+
+/// Time before what is measured: threads start, queues fill.
+const WARM_UP: Duration = Duration::from_secs(1);
 
 #[derive(Args)]
 pub(crate) struct ProfileArgs {
@@ -65,6 +71,15 @@ pub(crate) struct ProfileArgs {
     #[arg(long)]
     f32: bool,
 
+    /// Measure at 1, 2, 4, ... threads up to --threads; what is said of stages is of the last
+    #[arg(long)]
+    scaling: bool,
+
+    /// Write what each thread and queue did in the measured seconds, for https://ui.perfetto.dev and
+    /// chrome://tracing
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -82,11 +97,45 @@ struct Profile {
     batch_size: usize,
     image_size: usize,
     shards: usize,
+    /// Megabytes a second that came from the shards, as they are stored.
+    read_mb_per_s: f64,
     bottleneck: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    scaling: Vec<ScalingRow>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace: Option<TraceWritten>,
     counters: Counters,
+    /// Of the measured seconds.
     #[serde(flatten)]
     loader: LoaderReport,
 }
+
+/// The rate at one number of threads.
+#[derive(Serialize)]
+struct ScalingRow {
+    threads: usize,
+    images_per_s: f64,
+    images_per_cpu_s: f64,
+    /// Times the images per second of one thread.
+    speed_up: f64,
+    /// Speed-up per thread.
+    efficiency: f64,
+}
+
+#[derive(Serialize)]
+struct TraceWritten {
+    path: PathBuf,
+    events: u64,
+    dropped: u64,
+}
+
+/// What the settings of the loader are called here.
+const OPTIONS: SettingNames = SettingNames {
+    threads: "--threads",
+    io_threads: "--io-threads",
+    decode_fast: "--decode-quality fast",
+    cache: "--cache",
+};
 
 pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     if !(args.seconds > 0.0 && args.seconds <= 86_400.0) {
@@ -107,21 +156,168 @@ pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         ..LoaderConfig::default()
     };
     config.validate()?;
-    let tokenizer = tokenizer(args, &sets, &config)?;
-    let num_shards = sets.iter().map(|set| set.shards.len()).sum();
+    // Caught from before there is a file to remove.
     let interrupt = Interrupt::install()?;
-    let mut loader = with_data(Loader::builder(config), sets).batches(tokenizer)?;
-    let mut floats = Vec::new();
-    let mut take = |limit: Duration| -> anyhow::Result<(u64, Duration)> {
+    // Before anything is measured: a file that cannot be written should not cost a minute.
+    let trace = match &args.trace {
+        Some(path) => Some(Trace::create(path, TraceLimits::default()).context("--trace")?),
+        None => None,
+    };
+    let profile = profile(args, sets, config, interrupt, trace.as_ref());
+    if let (Some(trace), Err(_)) = (&trace, &profile) {
+        // Threads of the loader may still hold it.
+        trace.discard();
+    }
+    let profile = profile?;
+    if args.json {
+        say(format_args!("{}", serde_json::to_string(&profile)?))
+    } else {
+        print(&profile)
+    }
+}
+
+fn profile(
+    args: &ProfileArgs,
+    sets: Vec<DataSet>,
+    config: LoaderConfig,
+    interrupt: Interrupt,
+    trace: Option<&Trace>,
+) -> anyhow::Result<Profile> {
+    let tokenizer = tokenizer(args, &sets, &config)?;
+    let shards = sets.iter().map(|set| set.shards.len()).sum();
+    let most = match config.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    let counts = match args.scaling {
+        true => thread_counts(most),
+        false => vec![most],
+    };
+    let bench = Bench {
+        sets,
+        config,
+        tokenizer,
+        interrupt,
+        to_f32: args.f32,
+        time: Duration::from_secs_f64(args.seconds),
+    };
+    let mut runs = Vec::new();
+    for threads in counts {
+        let trace = trace.filter(|_| threads == most);
+        runs.push((threads, bench.measure(threads, trace)?));
+    }
+    let scaling = match args.scaling {
+        true => scaling_rows(&runs),
+        false => Vec::new(),
+    };
+    let Some((_, last)) = runs.pop() else {
+        bail!("nothing was measured; this is a bug");
+    };
+    let trace = match trace {
+        Some(trace) => Some(trace_written(trace.finish().context("--trace")?)),
+        None => None,
+    };
+    let read = last.report.stages.iter().find(|stage| stage.name == "read");
+    let read_bytes = read.map_or(0, |stage| stage.bytes);
+    Ok(Profile {
+        images_per_s: last.images_per_s(),
+        images_per_cpu_s: last.images_per_cpu_s(),
+        peak_rss_mb: peak_rss_bytes().unwrap_or(0) as f64 / 1e6,
+        images: last.images,
+        seconds: last.wall.as_secs_f64(),
+        cpu_seconds: last.cpu.as_secs_f64(),
+        batch_size: args.batch_size,
+        image_size: args.image_size,
+        shards,
+        read_mb_per_s: read_bytes as f64 / 1e6 / last.wall.as_secs_f64(),
+        bottleneck: last.report.bottleneck_as(&OPTIONS),
+        scaling,
+        trace,
+        counters: last.counters,
+        loader: last.report,
+    })
+}
+
+/// What is measured again for each number of threads.
+struct Bench {
+    sets: Vec<DataSet>,
+    config: LoaderConfig,
+    tokenizer: Arc<CaptionTokenizer>,
+    interrupt: Interrupt,
+    to_f32: bool,
+    time: Duration,
+}
+
+struct Measured {
+    images: u64,
+    wall: Duration,
+    cpu: Duration,
+    counters: Counters,
+    report: LoaderReport,
+}
+
+impl Measured {
+    fn images_per_s(&self) -> f64 {
+        self.images as f64 / self.wall.as_secs_f64()
+    }
+
+    fn images_per_cpu_s(&self) -> f64 {
+        self.images as f64 / self.cpu.as_secs_f64().max(1e-9)
+    }
+}
+
+impl Bench {
+    /// Runs a loader with this many threads, and records the measured time.
+    fn measure(&self, threads: usize, trace: Option<&Trace>) -> anyhow::Result<Measured> {
+        let config = LoaderConfig {
+            threads,
+            ..self.config.clone()
+        };
+        let record = |on: bool| {
+            if let Some(trace) = trace {
+                trace.set_recording(on);
+            }
+        };
+        record(false);
+        let builder = with_data(Loader::builder(config), self.sets.clone());
+        let tokenizer = self.tokenizer.clone();
+        let mut loader = builder.trace(trace.cloned()).batches(tokenizer)?;
+        let mut floats = Vec::new();
+        self.take(&mut loader, WARM_UP, &mut floats)?;
+        let before = loader.report();
+        let cpu_before = cpu_time();
+        record(true);
+        let (images, wall) = self.take(&mut loader, self.time, &mut floats)?;
+        record(false);
+        let cpu = match (cpu_before, cpu_time()) {
+            (Some(before), Some(after)) => after.saturating_sub(before),
+            _ => bail!("this system does not tell the CPU time of a process"),
+        };
+        Ok(Measured {
+            images,
+            wall,
+            cpu,
+            counters: loader.state().counters.clone(),
+            report: loader.report().since(&before),
+        })
+    }
+
+    /// Takes batches for so long; the images, and how long it was.
+    fn take(
+        &self,
+        loader: &mut Loader,
+        limit: Duration,
+        floats: &mut Vec<f32>,
+    ) -> anyhow::Result<(u64, Duration)> {
         let start = Instant::now();
         let mut images = 0;
         // The loader goes round and round: it ends only with an error.
         while let Some(batch) = loader.next_batch()? {
-            interrupt.check()?;
+            self.interrupt.check()?;
             images += batch.batch_size as u64;
-            if args.f32 {
+            if self.to_f32 {
                 floats.resize(batch.pixels().len(), 0.0);
-                normalise_batch(batch.pixels(), batch.image_size, &mut floats);
+                normalise_batch(batch.pixels(), batch.image_size, floats);
                 std::hint::black_box(&floats);
             }
             if start.elapsed() >= limit {
@@ -129,33 +325,37 @@ pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
             }
         }
         Ok((images, start.elapsed()))
+    }
+}
+
+/// 1, 2, 4, ... and `most`.
+fn thread_counts(most: usize) -> Vec<usize> {
+    let powers = (0..usize::BITS).map(|exponent| 1usize << exponent);
+    let mut counts: Vec<usize> = powers.take_while(|threads| *threads < most).collect();
+    counts.push(most);
+    counts
+}
+
+fn scaling_rows(runs: &[(usize, Measured)]) -> Vec<ScalingRow> {
+    let one = runs.first().map_or(0.0, |(_, run)| run.images_per_s());
+    let row = |(threads, run): &(usize, Measured)| {
+        let speed_up = run.images_per_s() / one.max(1e-9);
+        ScalingRow {
+            threads: *threads,
+            images_per_s: run.images_per_s(),
+            images_per_cpu_s: run.images_per_cpu_s(),
+            speed_up,
+            efficiency: speed_up / *threads as f64,
+        }
     };
-    take(Duration::from_secs(1))?;
-    let cpu_before = cpu_time();
-    let (images, wall) = take(Duration::from_secs_f64(args.seconds))?;
-    let cpu_secs = match (cpu_before, cpu_time()) {
-        (Some(before), Some(after)) => after.saturating_sub(before).as_secs_f64(),
-        _ => bail!("this system does not tell the CPU time of a process"),
-    };
-    let report = loader.report();
-    let profile = Profile {
-        images_per_s: images as f64 / wall.as_secs_f64(),
-        images_per_cpu_s: images as f64 / cpu_secs.max(1e-9),
-        peak_rss_mb: peak_rss_bytes().unwrap_or(0) as f64 / 1e6,
-        images,
-        seconds: wall.as_secs_f64(),
-        cpu_seconds: cpu_secs,
-        batch_size: args.batch_size,
-        image_size: args.image_size,
-        shards: num_shards,
-        bottleneck: report.bottleneck(),
-        counters: loader.state().counters.clone(),
-        loader: report,
-    };
-    if args.json {
-        say(format_args!("{}", serde_json::to_string(&profile)?))
-    } else {
-        print(&profile)
+    runs.iter().map(row).collect()
+}
+
+fn trace_written(summary: TraceSummary) -> TraceWritten {
+    TraceWritten {
+        events: summary.events,
+        dropped: summary.dropped(),
+        path: summary.path,
     }
 }
 
@@ -192,10 +392,13 @@ fn print(profile: &Profile) -> anyhow::Result<()> {
         profile.images_per_cpu_s,
         profile.peak_rss_mb
     ))?;
-    // The loader's own meters include the warm-up.
     let stages = stage_table(&profile.loader.stages);
     let queues = queue_table(&profile.loader.queues);
     say(format_args!("{stages}{}", queues.trim_end()))?;
+    say(format_args!(
+        "read from shards: {:.2} MB/s",
+        profile.read_mb_per_s
+    ))?;
     let Counters {
         read,
         delivered,
@@ -209,5 +412,50 @@ fn print(profile: &Profile) -> anyhow::Result<()> {
     for (reason, count) in &profile.counters.skipped {
         say(format_args!("  skipped as {reason}: {count}"))?;
     }
+    if !profile.scaling.is_empty() {
+        say(format_args!(
+            "{:>8} {:>10} {:>14} {:>10} {:>12}",
+            "threads", "images/s", "images/CPU s", "speed-up", "efficiency"
+        ))?;
+    }
+    for row in &profile.scaling {
+        say(format_args!(
+            "{:>8} {:>10.1} {:>14.1} {:>10.2} {:>10.0} %",
+            row.threads,
+            row.images_per_s,
+            row.images_per_cpu_s,
+            row.speed_up,
+            100.0 * row.efficiency
+        ))?;
+    }
+    if let Some(trace) = &profile.trace {
+        let left_out = match trace.dropped {
+            0 => String::new(),
+            dropped => format!(", {dropped} left out"),
+        };
+        say(format_args!(
+            "trace: {} ({} events{left_out}); open it with https://ui.perfetto.dev",
+            trace.path.display(),
+            trace.events
+        ))?;
+    }
     say(format_args!("bottleneck: {}", profile.bottleneck))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_threads_end_with_the_last() {
+        for (most, counts) in [
+            (1, &[1][..]),
+            (2, &[1, 2]),
+            (3, &[1, 2, 3]),
+            (8, &[1, 2, 4, 8]),
+            (12, &[1, 2, 4, 8, 12]),
+        ] {
+            assert_eq!(thread_counts(most), counts);
+        }
+    }
 }

@@ -3,6 +3,7 @@
 mod edges;
 mod ranks;
 mod sources;
+mod traced;
 
 use std::path::Path;
 use std::sync::Arc;
