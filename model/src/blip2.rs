@@ -218,6 +218,16 @@ impl Blip2Qformer {
         })
     }
 
+    /// What is left out of the computation.
+    pub fn compute(&self) -> ComputeOptions {
+        self.compute
+    }
+
+    /// Element type of matrix products.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Sets what steps leave out.
     pub fn set_compute(&mut self, compute: ComputeOptions) {
         self.compute = compute;

@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use qf_pipeline::loader::{LoaderMonitor, LoaderReport, LoaderState, QueueReport, StageReport};
+use qf_pipeline::trace::{Arg, Trace};
 use qf_pipeline::{Batch, Loader, PipelineError};
 use tch::Device;
 
@@ -23,6 +24,11 @@ use crate::host::{upload_on, DeviceBatch};
 
 /// Batches that wait on the device, beside the one that is on its way.
 const WAITING: usize = 1;
+
+const QUEUE: &str = "batches on the device";
+
+/// Shorter waits are not traced: nobody could see them.
+const TRACED_WAIT: Duration = Duration::from_micros(100);
 
 /// A batch whose numbers are on the device.
 pub struct ReadyBatch {
@@ -92,7 +98,9 @@ impl DeviceFeed {
             .name("qf-upload".into())
             .spawn(move || {
                 let mut loader = loader;
-                let result = feed(&mut || next(&mut loader), device, &shared, &sender);
+                let trace = loader.monitor().trace();
+                let mut next = || next(&mut loader);
+                let result = feed(&mut next, device, &shared, &sender, trace.as_ref());
                 let last = match result {
                     Ok(Closed::ByLoader) => Message::End(Box::new(loader.state().clone())),
                     Ok(Closed::ByReceiver) => return,
@@ -177,8 +185,9 @@ impl DeviceFeed {
             meter.started.elapsed().as_secs_f64(),
         ));
         report.queues.push(QueueReport {
-            name: "batches on the device".into(),
+            name: QUEUE.into(),
             capacity_items: Some(WAITING),
+            items: self.taken,
             mean_items: self.were_ready as f64 / self.taken.max(1) as f64,
             full_wait_secs: secs(&meter.full_wait_ns),
             empty_wait_secs: self.wait.as_secs_f64(),
@@ -210,25 +219,39 @@ fn feed(
     device: Device,
     meter: &Meter,
     ready: &SyncSender<Message>,
+    trace: Option<&Trace>,
 ) -> Result<Closed, ModelError> {
     let stream = OwnStream::enter(device)?;
-    let add = |total: &AtomicU64, start: Instant| {
-        let elapsed = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let add = |total: &AtomicU64, elapsed: Duration| {
+        let elapsed = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
         total.fetch_add(elapsed, Ordering::Relaxed);
     };
     while let Some(host) = next()? {
         let start = Instant::now();
         let input = tch::no_grad(|| upload_on(&stream, &host))?;
-        add(&meter.busy_ns, start);
+        let elapsed = start.elapsed();
+        add(&meter.busy_ns, elapsed);
         let texts = size_of_val(&host.token_ids[..]) + size_of_val(&host.attention_mask[..]);
         let bytes = host.pixels().len() + texts;
         meter
             .images
             .fetch_add(host.batch_size as u64, Ordering::Relaxed);
         meter.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        if let Some(trace) = trace {
+            trace.record(
+                "upload",
+                start,
+                elapsed,
+                &[("bytes", Arg::from(bytes as u64))],
+            );
+        }
         let start = Instant::now();
         let sent = ready.send(Message::Batch(Box::new(ReadyBatch { host, input })));
-        add(&meter.full_wait_ns, start);
+        let waited = start.elapsed();
+        add(&meter.full_wait_ns, waited);
+        if let Some(trace) = trace.filter(|_| waited >= TRACED_WAIT) {
+            trace.record("wait: batches on the device full", start, waited, &[]);
+        }
         if sent.is_err() {
             return Ok(Closed::ByReceiver);
         }

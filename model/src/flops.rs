@@ -4,10 +4,14 @@
 //! count is that of LAVIS with PyTorch's `FlopCounterMode` (80.2 GFLOP an image forward at the
 //! published size).
 
+use std::time::Instant;
+
 use serde::Serialize;
+use tch::{Device, Kind, Tensor};
 
 use crate::blip2::ComputeOptions;
-use crate::config::{ModelConfig, QformerConfig, VitConfig};
+use crate::config::{ModelConfig, Precision, QformerConfig, VitConfig};
+use crate::error::ModelError;
 
 /// The shapes of one step.
 #[derive(Clone, Debug)]
@@ -271,6 +275,37 @@ fn tower_forward(vit: &VitConfig) -> f64 {
     let patches = (tokens - 1.0) * 3.0 * (vit.patch_size * vit.patch_size) as f64 * width;
     let block = tokens * width * (4.0 * width + 2.0 * mlp) + 2.0 * tokens * tokens * width;
     2.0 * (patches + vit.depth as f64 * block)
+}
+
+/// FLOP/s of a large matrix product on `device` in the element type of `precision`: the best of
+/// several.
+///
+/// # Errors
+/// [`ModelError::Torch`] where libtorch fails.
+pub fn matmul_peak(device: Device, precision: Precision) -> Result<f64, ModelError> {
+    let tries = 10;
+    let (size, wait): (i64, &dyn Fn()) = match device {
+        Device::Cuda(index) => (8192, &move || tch::Cuda::synchronize(index as i64)),
+        _ => (2048, &|| ()),
+    };
+    let kind = match precision {
+        Precision::F32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+        Precision::F16 => Kind::Half,
+    };
+    // Random numbers: a GPU is faster on constant ones, which cost it less power.
+    let operand = || Tensor::f_randn([size, size], (Kind::Float, device))?.f_to_kind(kind);
+    let (a, b) = (operand()?, operand()?);
+    let mut best = f64::INFINITY;
+    for _ in 0..tries {
+        wait();
+        let start = Instant::now();
+        let product = a.f_matmul(&b)?;
+        wait();
+        best = best.min(start.elapsed().as_secs_f64());
+        drop(product);
+    }
+    Ok(2.0 * (size as f64).powi(3) / best)
 }
 
 #[cfg(test)]

@@ -59,6 +59,7 @@ mod qformer;
 pub mod run_dir;
 pub mod schedule;
 pub mod tensor_file;
+pub mod torch_profiler;
 pub mod train;
 pub mod vision;
 pub mod weights;

@@ -51,6 +51,14 @@ impl RunDir {
         self.0.join("profile.json")
     }
 
+    /// Trace of a rank's first steps.
+    pub fn trace(&self, rank: i64) -> PathBuf {
+        self.0.join(match rank {
+            0 => "trace.json".to_string(),
+            rank => format!("trace-rank-{rank}.json"),
+        })
+    }
+
     /// Checkpoint folders.
     pub fn checkpoints(&self) -> PathBuf {
         self.0.join("checkpoints")

@@ -7,6 +7,7 @@ mod profile;
 mod record;
 mod scaler;
 mod step;
+mod step_trace;
 #[cfg(test)]
 mod tests;
 mod validation;
@@ -19,9 +20,10 @@ use tch::{Kind, Tensor};
 pub use config::{MixedSet, RemoteConfig, TrainConfig, WeightsConfig};
 pub use non_finite::OnNonFinite;
 pub use parallel::loader_state;
-pub use profile::{Phase, Phases, RunProfile};
+pub use profile::{Phase, Phases, Roofline, RunProfile};
 pub use record::{MetricsFile, MetricsRecord, SkippedRecord, StepRecord};
 pub use scaler::LossScaler;
+pub use step_trace::{StepTrace, TraceReport};
 pub use validation::{KeepBest, ValidationConfig, ValidationRecord, Validator};
 
 use crate::blip2::Blip2Qformer;
@@ -36,6 +38,7 @@ use crate::optim::AdamW;
 use crate::run_dir::RunDir;
 use non_finite::{Guard, Verdict};
 use parallel::{GradientMean, Peers};
+use profile::Place;
 use step::StepResult;
 
 /// Everything that one step changes.
@@ -68,6 +71,8 @@ pub struct RunContext<'a> {
     pub run_dir: &'a RunDir,
     /// Set from outside to end the run after the present step.
     pub stop: &'a AtomicBool,
+    /// Records the first steps, where that is wanted.
+    pub trace: Option<StepTrace>,
     /// Sees every line of metrics.jsonl, on rank 0.
     pub on_record: &'a mut dyn FnMut(&MetricsRecord),
 }
@@ -98,6 +103,7 @@ impl Trainer {
             ranks,
             run_dir,
             stop,
+            mut trace,
             on_record,
         } = context;
         let mut output = match ranks.is_first() {
@@ -123,7 +129,9 @@ impl Trainer {
             mean: GradientMean::new(ranks, &self.model)?,
             columns: Vec::new(),
         };
+        let device = self.model.params().device();
         let mut phases = Phases::start();
+        phases.set_trace(trace.as_ref().and_then(StepTrace::trace));
         let mut saves = false;
         let mut saved_at = self.step;
         let mut stops = false;
@@ -174,6 +182,7 @@ impl Trainer {
             if stops || (ranks.world_size() == 1 && stop.load(Ordering::Relaxed)) {
                 break Outcome::Interrupted;
             }
+            phases.begin_step();
             let mut batches = Vec::with_capacity(config.accumulate_steps);
             while batches.len() < config.accumulate_steps {
                 match phases.time(Phase::Wait, || feed.next_batch())? {
@@ -198,8 +207,15 @@ impl Trainer {
                 .lr(self.step, config.steps, config.steps_per_epoch);
             let seed = config.seed;
             let images: u64 = batches.iter().map(|b| b.host.batch_size as u64).sum();
+            if let Some(trace) = &mut trace {
+                trace.begin_step(device)?;
+            }
             let done = self.train_step(batches, seed, lr, &peers, &mut guard, &mut phases)?;
-            phases.end_step(images * ranks.world_size().unsigned_abs());
+            phases.end_step(self.step, images * ranks.world_size().unsigned_abs());
+            if let Some(trace) = &mut trace {
+                trace.end_step(device)?;
+                phases.set_trace(trace.trace());
+            }
             let logs =
                 self.step.is_multiple_of(config.log_every_steps) || self.step == config.steps;
             let line = match &done.verdict {
@@ -231,7 +247,15 @@ impl Trainer {
         if let Some(output) = output {
             output.writer.finish()?;
         }
-        Ok((outcome, phases.profile(feed)))
+        if let Some(trace) = &mut trace {
+            trace.finish(device)?;
+        }
+        let place = Place {
+            device,
+            precision: self.model.precision(),
+            trace: trace.as_ref().and_then(|trace| trace.report().cloned()),
+        };
+        Ok((outcome, phases.profile(feed, &place)))
     }
 
     /// Whether a validation beats all before it; it is then remembered as the best.

@@ -4,10 +4,16 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use qf_pipeline::loader::{LoaderReport, StageReport};
+use qf_pipeline::trace::{Arg, Trace};
 use serde::{Deserialize, Serialize};
+use tch::Device;
 
 use super::secs;
+use super::step_trace::TraceReport;
+use crate::config::Precision;
+use crate::error::ModelError;
 use crate::feed::DeviceFeed;
+use crate::flops::matmul_peak;
 
 /// What the training thread does in a step, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +54,6 @@ const WAIT_SHARE: f64 = 0.05;
 ///
 /// On a GPU these are the times the host takes: kernels run on after a call has returned, and
 /// their time shows up in the next phase that needs a result.
-#[derive(Debug)]
 pub struct Phases {
     started: Instant,
     busy_secs: [f64; PHASE_NAMES.len()],
@@ -56,6 +61,10 @@ pub struct Phases {
     first_batch_secs: Option<f64>,
     steps: u64,
     images: u64,
+    /// Operations of all steps.
+    flop: f64,
+    trace: Option<Trace>,
+    step_started: Instant,
     /// End and images of recent steps.
     recent: VecDeque<(Instant, u64)>,
 }
@@ -70,15 +79,27 @@ impl Phases {
             first_batch_secs: None,
             steps: 0,
             images: 0,
+            flop: 0.0,
+            trace: None,
+            step_started: started,
             recent: VecDeque::from([(started, 0)]),
         }
+    }
+
+    /// Records phases and steps in this trace from now on, or in none.
+    pub(super) fn set_trace(&mut self, trace: Option<&Trace>) {
+        self.trace = trace.cloned();
     }
 
     /// Runs `work` as part of a phase.
     pub fn time<T>(&mut self, phase: Phase, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = work();
-        let busy = secs(start);
+        let elapsed = start.elapsed();
+        if let Some(trace) = &self.trace {
+            trace.record(PHASE_NAMES[phase as usize], start, elapsed, &[]);
+        }
+        let busy = elapsed.as_secs_f64();
         match (phase, self.first_batch_secs) {
             (Phase::Wait, None) => self.first_batch_secs = Some(busy),
             _ => self.busy_secs[phase as usize] += busy,
@@ -86,11 +107,27 @@ impl Phases {
         result
     }
 
-    /// Counts a step of `images` images.
-    pub fn end_step(&mut self, images: u64) {
+    /// Begins a step.
+    pub(super) fn begin_step(&mut self) {
+        self.step_started = Instant::now();
+    }
+
+    /// Counts operations of the step.
+    pub(super) fn add_flop(&mut self, flop: f64) {
+        self.flop += flop;
+    }
+
+    /// Counts the step `number`, of `images` images.
+    pub(super) fn end_step(&mut self, number: u64, images: u64) {
+        let now = Instant::now();
+        if let Some(trace) = &self.trace {
+            let name = format!("step {number}");
+            let args = [("images", Arg::from(images))];
+            trace.record(&name, self.step_started, now - self.step_started, &args);
+        }
         self.steps += 1;
         self.images += images;
-        self.recent.push_back((Instant::now(), images));
+        self.recent.push_back((now, images));
         if self.recent.len() > RECENT_STEPS + 1 {
             self.recent.pop_front();
         }
@@ -112,7 +149,7 @@ impl Phases {
     }
 
     /// The profile of the run up to now.
-    pub fn profile(&self, feed: &DeviceFeed) -> RunProfile {
+    pub(super) fn profile(&self, feed: &DeviceFeed, place: &Place) -> RunProfile {
         let wall_secs = secs(self.started);
         let phases = PHASE_NAMES
             .iter()
@@ -122,18 +159,33 @@ impl Phases {
             });
         let phases: Vec<_> = phases.collect();
         let loader = feed.report();
+        let busy = |phase: Phase| self.busy_secs[phase as usize];
+        let beside = busy(Phase::Wait) + busy(Phase::Snapshot) + busy(Phase::Validate);
+        let first_batch_secs = self.first_batch_secs.unwrap_or(0.0);
+        let stepping = (wall_secs - beside - first_batch_secs).max(1e-9);
         RunProfile {
             wall_secs,
             steps: self.steps,
             images: self.images,
             images_per_s: self.images as f64 / wall_secs.max(1e-9),
-            first_batch_secs: self.first_batch_secs.unwrap_or(0.0),
+            first_batch_secs,
             data_wait_share: self.wait_share(),
-            bottleneck: bottleneck(&phases, &loader, self.wait_share()),
+            flop_per_step: self.flop / self.steps.max(1) as f64,
+            flop_per_s: self.flop / stepping,
+            bottleneck: bottleneck(&phases, &loader, self.wait_share(), place),
             phases,
             loader,
+            roofline: None,
+            trace: place.trace.clone(),
         }
     }
+}
+
+/// Where a run computes, as far as it matters for what limits it.
+pub(super) struct Place {
+    pub(super) device: Device,
+    pub(super) precision: Precision,
+    pub(super) trace: Option<TraceReport>,
 }
 
 /// Throughput of a run since it was started or resumed.
@@ -151,15 +203,74 @@ pub struct RunProfile {
     pub first_batch_secs: f64,
     /// Share of the time after that which was spent waiting for data.
     pub data_wait_share: f64,
+    /// Floating-point operations of a step on this rank, forward and backward, counted from its
+    /// shapes.
+    pub flop_per_step: f64,
+    /// Those of all steps over the time in which the run neither waited for data nor validated nor
+    /// copied a checkpoint.
+    pub flop_per_s: f64,
     /// One sentence: what limits the throughput and what would raise it.
     pub bottleneck: String,
     /// The training thread: what each of its phases took.
     pub phases: Vec<StageReport>,
     /// The loader's threads and queues.
     pub loader: LoaderReport,
+    /// What the machine could do, where that was measured.
+    pub roofline: Option<Roofline>,
+    /// The trace of its first steps, where one was written.
+    pub trace: Option<TraceReport>,
 }
 
-fn bottleneck(phases: &[StageReport], loader: &LoaderReport, wait_share: f64) -> String {
+/// What a run reaches of what the machine can do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Roofline {
+    /// FLOP/s of a large matrix product in the run's precision on its device, measured after the run.
+    pub matmul_flop_per_s: f64,
+    /// The run's own FLOP/s as a share of that.
+    pub share: f64,
+    /// Bytes of shards read per second.
+    pub read_bytes_per_s: f64,
+    /// Bytes copied to the device per second.
+    pub upload_bytes_per_s: f64,
+    /// What a copy to the device reaches while it lasts, bytes per second.
+    pub upload_peak_bytes_per_s: f64,
+}
+
+impl RunProfile {
+    /// Measures what the device can do, and sets [`RunProfile::roofline`]. Takes a second or two.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] where libtorch fails.
+    pub fn measure_roofline(
+        &mut self,
+        device: Device,
+        precision: Precision,
+    ) -> Result<(), ModelError> {
+        let peak = matmul_peak(device, precision)?;
+        let stage = |name: &str| self.loader.stages.iter().find(|stage| stage.name == name);
+        let bytes = |name: &str| stage(name).map_or(0.0, |stage| stage.bytes as f64);
+        let wall = self.wall_secs.max(1e-9);
+        let uploading = stage("upload").map_or(0.0, |stage| stage.busy_secs);
+        self.roofline = Some(Roofline {
+            matmul_flop_per_s: peak,
+            share: self.flop_per_s / peak.max(1.0),
+            read_bytes_per_s: bytes("read") / wall,
+            upload_bytes_per_s: bytes("upload") / wall,
+            upload_peak_bytes_per_s: bytes("upload") / uploading.max(1e-9),
+        });
+        Ok(())
+    }
+}
+
+/// A GPU that does nothing for more than this share of a step is waiting for the host.
+const IDLE_SHARE: f64 = 0.1;
+
+fn bottleneck(
+    phases: &[StageReport],
+    loader: &LoaderReport,
+    wait_share: f64,
+    place: &Place,
+) -> String {
     if wait_share > WAIT_SHARE {
         return format!(
             "the loader: {:.0} % of the time went into waiting for data; {}",
@@ -169,14 +280,33 @@ fn bottleneck(phases: &[StageReport], loader: &LoaderReport, wait_share: f64) ->
     }
     let compute = || phases.iter().filter(|phase| phase.name != PHASE_NAMES[0]);
     let busy: f64 = compute().map(|phase| phase.busy_secs).sum();
-    match compute().max_by(|a, b| a.busy_secs.total_cmp(&b.busy_secs)) {
-        Some(phase) => format!(
-            "the model: data was ready {:.1} % of the time, and {} takes {:.0} % of a step; a \
-             faster device or a smaller model would raise images/s, more loader threads would not",
-            100.0 * (1.0 - wait_share),
-            phase.name,
-            100.0 * phase.busy_secs / busy.max(1e-9)
-        ),
-        None => "nothing ran".into(),
+    let Some(most) = compute().max_by(|a, b| a.busy_secs.total_cmp(&b.busy_secs)) else {
+        return "nothing ran".into();
+    };
+    let share = 100.0 * most.busy_secs / busy.max(1e-9);
+    let ready = 100.0 * (1.0 - wait_share);
+    if most.name == PHASE_NAMES[Phase::Agree as usize] {
+        return format!(
+            "another rank: {share:.0} % of a step went into waiting for it, while this one's data was \
+             ready {ready:.1} % of the time; look at the profile of the slowest"
+        );
     }
+    let idle = place.trace.as_ref().and_then(|trace| trace.gpu_idle_share);
+    let remedy = match (place.device, place.precision, idle) {
+        (Device::Cuda(_), Precision::F32, _) => {
+            "precision = \"bf16\" would raise images/s".to_string()
+        }
+        (Device::Cuda(_), _, Some(idle)) if idle > IDLE_SHARE => format!(
+            "the GPU does nothing {:.0} % of the time, waiting for the host to start its kernels: a \
+             larger data.batch_size would raise images/s",
+            100.0 * idle
+        ),
+        (Device::Cuda(_), ..) => "more GPUs or a smaller model would raise images/s".into(),
+        _ => "a GPU or a smaller model would raise images/s".into(),
+    };
+    format!(
+        "the model: data was ready {ready:.1} % of the time, and {} takes {share:.0} % of a step; {remedy}, \
+         more loader threads would not",
+        most.name
+    )
 }

@@ -8,7 +8,8 @@ use super::{step_seed, Phase, Phases, Trainer};
 use crate::blip2::{NegativeSampling, StepInput};
 use crate::error::ModelError;
 use crate::feed::ReadyBatch;
-use crate::host::text_lengths;
+use crate::flops::{StepFlops, StepShape};
+use crate::host::{text_lengths, DeviceBatch};
 
 /// What a step leaves for the log.
 pub(super) struct StepResult {
@@ -95,6 +96,7 @@ impl Trainer {
             Some(&columns) => input.with_text_columns(columns)?,
             None => input.without_padding_columns(&lengths)?,
         };
+        phases.add_flop(self.flop(&lengths, &input));
         let (images, output) = phases.time(Phase::Forward, || {
             let images = self.model.encode_training_image(&input.images)?;
             let step = StepInput {
@@ -135,6 +137,22 @@ impl Trainer {
             image_embeds: images.features.f_detach()?,
             output,
         })
+    }
+
+    /// Operations of forward and backward on a batch.
+    fn flop(&self, lengths: &[i64], input: &DeviceBatch) -> f64 {
+        let config = self.model.config();
+        let image_tokens = match config.vision.vit() {
+            Some(vit) => vit.tokens(),
+            // Features as they are given: `[B, M, E]`.
+            None => input.images.size().get(1).copied().unwrap_or(0),
+        };
+        let shape = StepShape {
+            lengths,
+            text_len: input.token_ids.size().get(1).copied().unwrap_or(0),
+            image_tokens,
+        };
+        StepFlops::step(config, &shape, self.model.compute()).total()
     }
 
     /// The optimiser's step, clipped and unscaled.

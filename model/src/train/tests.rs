@@ -40,6 +40,7 @@ fn train(step: Duration, load: Duration) -> (f64, RunProfile) {
             ranks: &SingleProcess,
             run_dir: &run_dir,
             stop: &AtomicBool::new(false),
+            trace: None,
             on_record: &mut |_| std::thread::sleep(step),
         })
         .unwrap();

@@ -71,6 +71,7 @@ use crate::config::LoaderConfig;
 use crate::error::PipelineError;
 use crate::stop::Stop;
 use crate::text::CaptionTokenizer;
+use crate::trace::Trace;
 
 /// Bytes of compressed and processed images between sequencer and collator.
 const WORK_QUEUE_BYTES: usize = 64 << 20;
@@ -251,6 +252,11 @@ impl LoaderMonitor {
     /// Where the loader's time has gone so far.
     pub fn report(&self) -> LoaderReport {
         self.meters.report(self.capacities)
+    }
+
+    /// Where the loader is traced.
+    pub fn trace(&self) -> Option<Trace> {
+        self.meters.trace.clone()
     }
 
     /// Ends reads that wait, so that [`Loader::next_batch`] returns soon: a batch that was ready, or

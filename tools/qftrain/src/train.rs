@@ -13,13 +13,14 @@ use qf_model::feed::DeviceFeed;
 use qf_model::host::batch_allocator;
 use qf_model::run_dir::{RunDir, RunLock};
 use qf_model::train::{
-    self, check_random_state, LossScaler, Outcome, RunContext, RunProfile, TrainConfig, Trainer,
-    Validator, WeightsConfig,
+    self, check_random_state, LossScaler, Outcome, RunContext, RunProfile, StepTrace, TrainConfig,
+    Trainer, Validator, WeightsConfig,
 };
 use qf_model::{AdamW, Blip2Qformer, Precision, ProcessGroup, Ranks, SingleProcess};
 use qf_pipeline::error::full_message;
 use qf_pipeline::loader::{queue_table, split_spec, stage_table, Loader, World};
 use qf_pipeline::source::ShardLocation;
+use qf_pipeline::trace::{Trace, TraceLimits};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
@@ -114,6 +115,16 @@ pub(crate) struct TrainArgs {
     /// Train with so many processes on this machine, one per GPU or sharing the CPU
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     nproc: Option<u32>,
+
+    /// Write a trace of the first steps to RUN_DIR/trace.json (open it in ui.perfetto.dev), and
+    /// compare the run with what the machine can do
+    #[arg(long)]
+    profile: bool,
+
+    /// Steps in the trace
+    #[arg(long, value_name = "STEPS", default_value_t = 50, requires = "profile",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    profile_steps: u64,
 
     #[command(flatten)]
     timeouts: ranks::TimeoutArgs,
@@ -277,7 +288,12 @@ fn train(
         Validator::new(&config, validation, shards, tokenizer.clone())
     });
     let loader_state = state.map(|state| state.loader);
+    let trace = match args.profile {
+        true => Some(open_trace(&run_dir, ranks)?),
+        false => None,
+    };
     let mut loader = Loader::builder(config.data.clone())
+        .trace(trace.clone())
         .world(world)
         .resume(loader_state)
         .allocator(batch_allocator(device));
@@ -315,13 +331,17 @@ fn train(
         ranks,
         run_dir: &run_dir,
         stop: &stop,
+        trace: trace.map(|trace| StepTrace::new(trace, args.profile_steps)),
         on_record: &mut |record| progress.show(record),
     });
     progress.finish();
-    let (outcome, profile) = result?;
+    let (outcome, mut profile) = result?;
     let state = train::loader_state(feed.state(), ranks)?;
     if !ranks.is_first() {
         return Ok(());
+    }
+    if args.profile {
+        profile.measure_roofline(device, precision)?;
     }
     let profile_json = serde_json::to_string_pretty(&profile)?;
     write_file(&run_dir.profile(), profile_json.as_bytes())?;
@@ -610,6 +630,20 @@ fn describe(
     ));
 }
 
+/// The trace of a rank. Its folder may be on another machine than rank 0's.
+fn open_trace(run_dir: &RunDir, ranks: &dyn Ranks) -> anyhow::Result<Trace> {
+    std::fs::create_dir_all(run_dir.path())
+        .with_context(|| format!("cannot create the run folder {}", run_dir.path().display()))?;
+    let path = run_dir.trace(ranks.rank());
+    let trace = Trace::create(path, TraceLimits::default()).context("--profile")?;
+    trace.name_this_thread("train");
+    trace.name_process(&match ranks.world_size() {
+        1 => "qftrain".to_string(),
+        _ => format!("qftrain, rank {}", ranks.rank()),
+    });
+    Ok(trace)
+}
+
 fn print_profile(profile: &RunProfile) -> anyhow::Result<()> {
     say(format_args!(
         "profile: {} steps, {} images in {:.1} s: {:.1} images/s; first batch after {:.2} s, then {:.1} % \
@@ -623,8 +657,35 @@ fn print_profile(profile: &RunProfile) -> anyhow::Result<()> {
     ))?;
     let stages = stage_table(profile.loader.stages.iter().chain(&profile.phases));
     let queues = queue_table(&profile.loader.queues);
-    say(format_args!(
-        "{stages}{queues}bottleneck: {}",
-        profile.bottleneck
-    ))
+    say(format_args!("{stages}{}", queues.trim_end()))?;
+    if let Some(roofline) = &profile.roofline {
+        say(format_args!(
+            "roofline: {:.1} GFLOP a step, {:.1} GFLOP/s, {:.0} % of the {:.1} GFLOP/s of a large matrix \
+             product; {:.1} MB/s read, {:.1} MB/s to the device (which takes {:.0})",
+            profile.flop_per_step / 1e9,
+            profile.flop_per_s / 1e9,
+            100.0 * roofline.share,
+            roofline.matmul_flop_per_s / 1e9,
+            roofline.read_bytes_per_s / 1e6,
+            roofline.upload_bytes_per_s / 1e6,
+            roofline.upload_peak_bytes_per_s / 1e6
+        ))?;
+    }
+    if let Some(trace) = &profile.trace {
+        let idle = match trace.gpu_idle_share {
+            Some(idle) => format!(", the GPU idle {:.1} % of the time", 100.0 * idle),
+            None => String::new(),
+        };
+        let dropped = match trace.dropped {
+            0 => String::new(),
+            dropped => format!(" ({dropped} more had no room)"),
+        };
+        say(format_args!(
+            "trace: {} steps, {} events{dropped}{idle}, in {}; open it in https://ui.perfetto.dev",
+            trace.steps,
+            trace.events,
+            trace.path.display()
+        ))?;
+    }
+    say(format_args!("bottleneck: {}", profile.bottleneck))
 }
