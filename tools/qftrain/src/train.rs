@@ -248,6 +248,7 @@ fn train(
         let folder = newest.map(|checkpoint| checkpoint.folder.as_path());
         checkpoint::load_optimizer_on_ranks(folder, &mut optimizer, ranks)?;
     }
+    log::debug!("{} bytes of optimiser state", optimizer.state_bytes());
     let precision = config.precision.unwrap_or(match device {
         Device::Cuda(_) => Precision::Bf16,
         _ => Precision::F32,
