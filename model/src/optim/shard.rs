@@ -79,8 +79,8 @@ impl AdamW {
         group.send(&values, 0)
     }
 
-    /// On rank 0: what the others [send](Self::send_state), into those of `buffers` (one for each of `parts`, in host
-    /// memory) that are theirs.
+    /// On rank 0: what the others [send](Self::send_state), into those of `buffers` (one for each of
+    /// `parts`, contiguous, in host memory) that are theirs.
     ///
     /// # Errors
     /// [`ModelError::RankLost`] when a rank cannot be reached.
