@@ -1,6 +1,7 @@
 //! Several ranks as real processes over Gloo on the loopback: their gradients against the reference
 //! and against one graph of all ranks, and `qftrain` with them, as a user starts it and breaks it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
@@ -8,10 +9,12 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use qf_model::collective::Reduction;
 use qf_model::config::{FeaturesConfig, ModelConfig, VisionConfig};
+use qf_model::params::Init;
 use qf_model::{
-    Blip2Qformer, Collective, ComputeOptions, NegativeSampling, ProcessGroup, RankPlace,
-    RankTimeouts, Ranks, StepInput,
+    AdamW, AdamWConfig, Blip2Qformer, Collective, ComputeOptions, ModelError, NegativeSampling,
+    ParamStore, ProcessGroup, RankPlace, RankTimeouts, Ranks, SingleProcess, StepInput,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -20,7 +23,8 @@ use crate::golden::{
     COMPUTE,
 };
 use crate::train_cli::{
-    checkpoint, command, exact_metrics, glob, metrics, path, small_run, succeeds, weights,
+    checkpoint, command, exact_metrics, glob, metrics, path, qftrain, same_run, small_run,
+    succeeds, weights,
 };
 
 /// Tells a process of this test binary which rank of which job it is.
@@ -90,6 +94,9 @@ fn as_rank() {
         "collectives" => collectives(&group),
         "golden" => golden(&group),
         "one_graph" => one_graph(&group),
+        "sharded" => sharded(&group),
+        // Ends without parting: rank 1 is gone then.
+        "gone" => return gone(&group),
         _ => panic!("{job}"),
     }
     group.leave().unwrap();
@@ -145,7 +152,65 @@ fn collectives(group: &ProcessGroup) {
     for tensor in &mut tensors {
         assert_eq!(tensor.sum(Kind::Float).double_value(&[]), 0.0);
     }
+    point_to_point(group);
     averages(group);
+}
+
+/// Tensors that travel from their owners, and from one rank to another.
+fn point_to_point(group: &ProcessGroup) {
+    let (rank, world) = (group.rank(), group.world_size());
+    let full = |size: &[i64], value: i64| Tensor::full(size, value, (Kind::Float, Device::Cpu));
+    // More than a bucket (25 MiB), a bucket's worth, little, a scalar, a matrix that is transposed.
+    let sizes: [&[i64]; 6] = [
+        &[7_000_000],
+        &[5, 3],
+        &[],
+        &[3_300_000],
+        &[2, 4],
+        &[3_300_000],
+    ];
+    let mut tensors = Vec::new();
+    for (index, size) in (0i64..).zip((0..world).flat_map(|_| sizes)) {
+        let own = full(size, 100 * rank + index);
+        let own = if size == [2, 4] {
+            own.transpose(0, 1)
+        } else {
+            own
+        };
+        tensors.push((own, (index * 7 + index / 5) % world));
+    }
+    let owned: Vec<(&Tensor, i64)> = tensors.iter().map(|(t, owner)| (t, *owner)).collect();
+    group.share(&owned).unwrap();
+    for (index, (tensor, owner)) in (0i64..).zip(&tensors) {
+        let expected = (100 * owner + index) as f64;
+        let (low, high) = (tensor.min(), tensor.max());
+        assert_eq!(low.double_value(&[]), expected, "{index}");
+        assert_eq!(high.double_value(&[]), expected, "{index}");
+    }
+    group.share(&[]).unwrap();
+    assert!(group.share(&[(&tensors[0].0, world)]).is_err());
+
+    // Any number from each to rank 0, in the order of each; twice.
+    for round in 0..2 {
+        let count = |rank: i64| 3 * rank + 1;
+        let message = |rank: i64, index: i64| full(&[index, 2], 1000 * round + 100 * rank + index);
+        if rank > 0 {
+            let all: Vec<Tensor> = (1..=count(rank)).map(|i| message(rank, i)).collect();
+            let all: Vec<&Tensor> = all.iter().collect();
+            group.send(&all, 0).unwrap();
+            continue;
+        }
+        let mut buffers = Vec::new();
+        for index in 1..=count(world) {
+            let senders = (1..world).filter(|rank| index <= count(*rank));
+            buffers.extend(senders.map(|rank| (full(&[index, 2], -1), rank, index)));
+        }
+        let into: Vec<(&Tensor, i64)> = buffers.iter().map(|(t, from, _)| (t, *from)).collect();
+        group.receive(&into).unwrap();
+        for (buffer, from, index) in &buffers {
+            assert_eq!(*buffer, message(*from, *index), "{from} {index}");
+        }
+    }
 }
 
 /// The mean of gradients with accumulation, an unused parameter and a frozen one, over several steps;
@@ -357,6 +422,144 @@ fn one_graph(group: &ProcessGroup) {
     }
 }
 
+const OPTIMIZER: AdamWConfig = AdamWConfig {
+    beta1: 0.9,
+    beta2: 0.98,
+    eps: 1e-6,
+    weight_decay: 0.05,
+    decay_temperature: true,
+    max_grad_norm: None,
+    layer_decay: 1.0,
+    ema_decay: None,
+    shard_state: true,
+};
+
+/// Parameters with the same values on all ranks; the last is not trained.
+fn params(sizes: &[(&str, &[i64])]) -> ParamStore {
+    let mut store = ParamStore::new(Device::Cpu, 5);
+    let normal = || Init::Normal { std: 0.5 };
+    for (name, size) in sizes {
+        let _ = store.declare(name, size, normal(), true).unwrap();
+    }
+    let _ = store.declare("frozen", &[50], normal(), false).unwrap();
+    store
+}
+
+/// Steps of an optimiser whose state is spread over the ranks, against those of one that keeps all of
+/// it: the same parameters and moments, bit for bit.
+fn sharded(group: &ProcessGroup) {
+    let world = group.world_size();
+    let many: [(&str, &[i64]); 7] = [
+        ("visual_encoder.blocks.0.w", &[31, 5]),
+        ("visual_encoder.blocks.1.w", &[400, 70]),
+        ("a.weight", &[100, 30]),
+        ("a.bias", &[100]),
+        ("temp", &[]),
+        ("unused", &[900]),
+        ("b.weight", &[1_000_000]),
+    ];
+    let everything = AdamWConfig {
+        max_grad_norm: Some(1.0),
+        layer_decay: 0.5,
+        ema_decay: Some(0.9),
+        decay_temperature: false,
+        ..OPTIMIZER
+    };
+    for (sizes, config, scale) in [
+        (&many[..], &OPTIMIZER, None),
+        (&many[..], &everything, None),
+        (&many[..], &everything, Some(1024.0)),
+        // More ranks than parameters.
+        (&many[2..3], &everything, None),
+    ] {
+        let whole = AdamWConfig {
+            shard_state: false,
+            ..config.clone()
+        };
+        let (own, other) = (params(sizes), params(sizes));
+        let mut spread = AdamW::for_rank(&own, config, group).unwrap();
+        let mut single = AdamW::for_rank(&other, &whole, group).unwrap();
+        assert!(spread.is_sharded() && !single.is_sharded());
+        for step in 0..5 {
+            for (store, optimizer) in [(&own, &mut spread), (&other, &mut single)] {
+                tch::manual_seed(step);
+                optimizer.zero_grad().unwrap();
+                for param in store.trainable().filter(|param| param.name != "unused") {
+                    let gradient = Tensor::randn_like(&param.tensor) * scale.unwrap_or(1.0);
+                    (&param.tensor * gradient.detach())
+                        .sum(Kind::Float)
+                        .backward();
+                }
+                let norm = optimizer.gradient_norm().unwrap() / scale.unwrap_or(1.0);
+                let clip = optimizer.clip_divisor(&norm).unwrap();
+                let divisor = match (clip, scale) {
+                    (Some(clip), Some(scale)) => Some(clip * scale),
+                    (clip, _) => clip,
+                };
+                // One step overflows.
+                let skip = scale.map(|_| Tensor::from(f32::from(step == 2)));
+                optimizer
+                    .step_scaled(0.01, divisor.as_ref(), skip.as_ref())
+                    .unwrap();
+                optimizer.share_parameters(group).unwrap();
+            }
+            for (a, b) in own.named_parameters().iter().zip(other.named_parameters()) {
+                assert_eq!(a.tensor.detach(), b.tensor.detach(), "{} {step}", a.name);
+            }
+        }
+        let expected: HashMap<String, Tensor> = single.state().into_iter().collect();
+        let kept = spread.state();
+        for (name, tensor) in &kept {
+            assert_eq!(tensor, &expected[name], "{name}");
+        }
+        let mut sums = Tensor::from_slice(&[kept.len() as i64, spread.state_bytes() as i64]);
+        group.all_reduce(&mut sums, Reduction::Sum).unwrap();
+        let all = [expected.len(), single.state_bytes()].map(|sum| sum as i64);
+        assert_eq!(Vec::<i64>::try_from(sums).unwrap(), all);
+        let largest = sizes.iter().map(|(_, size)| size.iter().product::<i64>());
+        let share = all[1] / world + 12 * largest.max().unwrap() + 4 * sizes.len() as i64;
+        assert!(spread.state_bytes() as i64 <= share);
+        // Ranks that are not those it was made for.
+        let error = spread.share_parameters(&SingleProcess).unwrap_err();
+        assert!(
+            error.to_string().contains("other ranks keep part"),
+            "{error}"
+        );
+    }
+}
+
+/// What rank 0 sees when rank 1 ends instead of taking part.
+fn gone(group: &ProcessGroup) {
+    if group.rank() == 1 {
+        return;
+    }
+    let store = params(&[
+        ("a", &[70_000]),
+        ("b", &[70_000]),
+        ("c", &[70_000]),
+        ("d", &[70_000]),
+    ]);
+    let optimizer = AdamW::for_rank(&store, &OPTIMIZER, group).unwrap();
+    let error = optimizer.share_parameters(group).unwrap_err();
+    assert!(matches!(error, ModelError::RankLost { .. }), "{error}");
+    let buffer = Tensor::zeros([70_000], (Kind::Float, Device::Cpu));
+    for error in [group.receive(&[(&buffer, 1)]), group.send(&[&buffer], 1)] {
+        let error = error.unwrap_err();
+        assert!(matches!(error, ModelError::RankLost { .. }), "{error}");
+    }
+}
+
+#[test]
+fn state_spread_over_processes_makes_the_same_steps() {
+    in_processes("sharded", 2);
+    in_processes("sharded", 4);
+}
+
+#[test]
+fn a_rank_that_is_gone_is_an_error_of_the_one_that_shares() {
+    in_processes("gone", 2);
+}
+
 #[test]
 fn collectives_of_two_and_four_processes() {
     in_processes("collectives", 2);
@@ -499,10 +702,150 @@ fn nproc_trains_repeatably_and_resumes_with_any_number_of_ranks() {
     assert!(message.contains("all 12 steps are done"), "{message}");
 }
 
-/// A run of `ranks` processes without end, once it has made a step.
-fn endless(run_dir: &str, nproc: &str) -> (Child, BufReader<std::process::ChildStderr>) {
+/// Runs what must succeed with the lines of the ranks on standard error.
+fn says(arguments: &[&str]) -> String {
+    let output = qftrain(arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    stderr
+}
+
+/// What sharding may not change: a rate that does not depend on the length of the run.
+const STEADY: [&str; 6] = [
+    "--set",
+    "schedule.warmup_steps=0",
+    "--set",
+    "schedule.init_lr=1e-3",
+    "--set",
+    "schedule.min_lr=1e-3",
+];
+
+const SHARD: [&str; 2] = ["--set", "optimizer.shard_state=true"];
+const NO_SHARD: [&str; 2] = ["--set", "optimizer.shard_state=false"];
+
+#[test]
+fn sharded_state_changes_no_number_and_resumes_anywhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, held) = (glob("tar"), glob("arrow"));
+    let more = [
+        "--nproc",
+        "2",
+        "--val-shards",
+        &held,
+        "--val-every",
+        "3",
+        "--set",
+        "validation.rerank=2",
+        "--set",
+        "checkpoint_every_steps=2",
+        "--set",
+        "accumulate_steps=2",
+        "--set",
+        "optimizer.max_grad_norm=1.0",
+        "--set",
+        "optimizer.ema_decay=0.9",
+        "--set",
+        "optimizer.layer_decay=0.8",
+        "--set",
+        "freeze=[\"Qformer.bert.embeddings.*\"]",
+        "--steps",
+    ];
+    let run = |run_dir: &str, more: &[&[&str]]| says(&small_run(run_dir, &shards, &more.concat()));
+    let (whole, spread) = (path(&folder, "whole"), path(&folder, "spread"));
+    let said = run(&whole, &[&more, &["6"], &STEADY]);
+    assert!(!said.contains("optimiser state"), "{said}");
+    let said = run(&spread, &[&more, &["4"], &STEADY, &SHARD]);
+    assert!(
+        said.contains("MB of optimiser state on this rank"),
+        "{said}"
+    );
+
+    // From the same checkpoint, with the state spread over other ranks, or over none.
+    let resumed = |name: &str, more: &[&str]| {
+        let run_dir = path(&folder, name);
+        let copied = Command::new("cp").args(["-r", &spread, &run_dir]).status();
+        assert!(copied.unwrap().success());
+        let resume = ["--run-dir", &run_dir, "--resume", "--steps", "6"];
+        (says(&[&resume[..], more].concat()), run_dir)
+    };
+    let same = |one: &str, other: &str| same_run(Path::new(one), Path::new(other), 6);
+    let (said, again) = resumed("again", &["--nproc", "2"]);
+    assert!(said.contains("MB of optimiser state"), "{said}");
+    same(&whole, &again);
+    let (said, whole_again) = resumed("whole-again", &[&["--nproc", "2"], &NO_SHARD[..]].concat());
+    assert!(!said.contains("optimiser state"), "{said}");
+    same(&whole, &whole_again);
+    let (_, four) = resumed("four", &["--nproc", "4"]);
+    let (_, whole_four) = resumed("whole-four", &[&["--nproc", "4"], &NO_SHARD[..]].concat());
+    same(&four, &whole_four);
+    let (said, one) = resumed("one", &[]);
+    assert!(!said.contains("optimiser state"), "{said}");
+    assert!(checkpoint(Path::new(&one), 6).is_dir());
+    // What was not sharded may become so.
+    let resume = [
+        "--run-dir",
+        &whole,
+        "--resume",
+        "--steps",
+        "8",
+        "--nproc",
+        "2",
+    ];
+    says(&[&resume[..], &SHARD].concat());
+    let resume = [
+        "--run-dir",
+        &again,
+        "--resume",
+        "--steps",
+        "8",
+        "--nproc",
+        "2",
+    ];
+    says(&resume);
+    same_run(Path::new(&whole), Path::new(&again), 8);
+}
+
+#[test]
+fn sharded_state_with_a_loss_scale_and_with_fewer_parameters_than_ranks() {
+    let folder = tempfile::tempdir().unwrap();
     let shards = glob("tar");
-    let more = ["--nproc", nproc, "--steps", "1000000"];
+    let f16 = [
+        "--nproc",
+        "2",
+        "--set",
+        "precision=f16",
+        "--set",
+        "optimizer.max_grad_norm=0.5",
+    ];
+    // The temperature and the matching head stay: three tensors.
+    let few = [
+        "--nproc",
+        "4",
+        "--set",
+        "optimizer.ema_decay=0.5",
+        "--set",
+        "freeze=[\"Qformer.*\", \"visual_encoder.*\", \"ln_vision.*\", \"*_proj.*\", \"query_tokens\"]",
+    ];
+    for (name, more) in [("f16", f16), ("few", few)] {
+        let [whole, spread] =
+            ["whole", "spread"].map(|kind| path(&folder, &format!("{name}-{kind}")));
+        for (run_dir, shard) in [(&whole, &[][..]), (&spread, &SHARD[..])] {
+            let more = [&more[..], &["--steps", "3"], &STEADY, shard].concat();
+            says(&small_run(run_dir, &shards, &more));
+        }
+        same_run(Path::new(&whole), Path::new(&spread), 3);
+    }
+}
+
+/// A run of `ranks` processes without end, once it has made a step.
+fn endless(
+    run_dir: &str,
+    nproc: &str,
+    more: &[&str],
+) -> (Child, BufReader<std::process::ChildStderr>) {
+    let shards = glob("tar");
+    let more = [&["--nproc", nproc, "--steps", "1000000"], more].concat();
     let mut child = command(&small_run(run_dir, &shards, &more))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -554,9 +897,12 @@ fn is_gone(pid: u32) -> bool {
 #[test]
 fn a_killed_rank_ends_the_job_with_its_cause() {
     let folder = tempfile::tempdir().unwrap();
-    for victim in [1usize, 0] {
-        let run_dir = path(&folder, &format!("run-{victim}"));
-        let (mut child, mut stderr) = endless(&run_dir, "3");
+    // A save every step, so that ranks meet in all that they do together.
+    let saves = ["--set", "checkpoint_every_steps=1"];
+    let sharded = [&saves, &SHARD[..]].concat();
+    for (victim, more) in [(1usize, &[][..]), (0, &[]), (2, &sharded), (0, &sharded)] {
+        let run_dir = path(&folder, &format!("run-{victim}-{}", more.len()));
+        let (mut child, mut stderr) = endless(&run_dir, "3", more);
         let ranks = ranks_of(&child);
         assert_eq!(
             ranks.iter().map(|(rank, _)| *rank).collect::<Vec<_>>(),
@@ -585,7 +931,7 @@ fn a_signal_saves_and_ends_all_ranks() {
     let run_dir = path(&folder, "run");
     for (signal, to_launcher) in [("-TERM", true), ("-INT", true), ("-TERM", false)] {
         let _ = fs::remove_dir_all(&run_dir);
-        let (child, mut stderr) = endless(&run_dir, "2");
+        let (child, mut stderr) = endless(&run_dir, "2", &[]);
         match to_launcher {
             true => kill(signal, child.id()),
             // Of the ranks only the second is told.
@@ -604,7 +950,7 @@ fn a_signal_saves_and_ends_all_ranks() {
     }
     // A launcher that is killed leaves no rank behind.
     let _ = fs::remove_dir_all(&run_dir);
-    let (mut child, stderr) = endless(&run_dir, "2");
+    let (mut child, stderr) = endless(&run_dir, "2", &[]);
     let ranks = ranks_of(&child);
     child.kill().unwrap();
     child.wait().unwrap();

@@ -15,10 +15,13 @@
 #include <torch/csrc/distributed/c10d/comm.hpp>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "c10d.h"
@@ -105,6 +108,74 @@ std::vector<Tensor> list(Tensor* const* tensors, size_t count) {
   std::vector<Tensor> all;
   all.reserve(count);
   for (size_t i = 0; i < count; ++i) all.push_back(*tensors[i]);
+  return all;
+}
+
+// Tensors of one owner on their way to all ranks. Several are copied into a flat one and out of it
+// again; a single one travels as it is.
+struct Parcel {
+  explicit Parcel(int owner) : owner(owner) {}
+
+  int owner;
+  std::vector<Tensor> tensors;
+  size_t bytes = 0;
+  Tensor flat;
+  intrusive_ptr<c10d::Work> work;
+
+  void send(c10d::ProcessGroup& group) {
+    if (tensors.size() == 1 && tensors[0].is_contiguous()) {
+      flat = tensors[0];
+    } else if (owner == group.getRank()) {
+      std::vector<Tensor> parts;
+      for (const Tensor& tensor : tensors) parts.push_back(tensor.reshape({-1}));
+      flat = at::cat(parts);
+    } else {
+      int64_t numel = 0;
+      for (const Tensor& tensor : tensors) numel += tensor.numel();
+      flat = at::empty({numel}, tensors[0].options());
+    }
+    c10d::BroadcastOptions options;
+    options.rootRank = owner;
+    std::vector<Tensor> sent{flat};
+    work = group.broadcast(sent, options);
+  }
+
+  void arrive(const c10d::ProcessGroup& group) {
+    finish(work);
+    if (owner == group.getRank() || flat.is_same(tensors[0])) return;
+    std::vector<Tensor> parts;
+    int64_t at = 0;
+    for (const Tensor& tensor : tensors) {
+      parts.push_back(flat.narrow(0, at, tensor.numel()).view(tensor.sizes()));
+      at += tensor.numel();
+    }
+    at::_foreach_copy_(tensors, parts);
+  }
+};
+
+// The parcels of each owner, of `bucket_bytes` at most unless a tensor is larger, and then those of
+// all owners in turns: the first of each, the second of each.
+std::vector<Parcel> pack(const std::vector<Tensor>& tensors, const int* owners, int world,
+                         size_t bucket_bytes) {
+  std::vector<std::vector<Parcel>> by_owner(world);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const int owner = owners[i];
+    TORCH_CHECK(owner >= 0 && owner < world, "no rank ", owner, " among ", world);
+    auto& own = by_owner[owner];
+    const bool fits = !own.empty() && own.back().bytes + tensors[i].nbytes() <= bucket_bytes &&
+                      own.back().tensors[0].scalar_type() == tensors[i].scalar_type();
+    if (!fits) own.emplace_back(owner);
+    own.back().tensors.push_back(tensors[i].detach());
+    own.back().bytes += tensors[i].nbytes();
+  }
+  size_t turns = 0;
+  for (const auto& own : by_owner) turns = std::max(turns, own.size());
+  std::vector<Parcel> all;
+  for (size_t turn = 0; turn < turns; ++turn) {
+    for (auto& own : by_owner) {
+      if (turn < own.size()) all.push_back(std::move(own[turn]));
+    }
+  }
   return all;
 }
 
@@ -237,6 +308,64 @@ char* qf_group_broadcast(const Group* group, Tensor* const* tensors, size_t coun
     std::vector<Tensor> all;
     for (const Tensor& tensor : list(tensors, count)) all.push_back(tensor.detach());
     c10d::broadcast_coalesced(group->group, all, MESSAGE_BYTES, root);
+  });
+}
+
+// Each tensor from the rank that owns it to all, in place: flat buckets of `bucket_bytes`, a few of
+// them under way at once.
+char* qf_group_share(const Group* group, Tensor* const* tensors, const int* owners, size_t count,
+                     size_t bucket_bytes) {
+  return protect([&] {
+    // Bounds the memory of the flat copies.
+    constexpr size_t UNDER_WAY = 8;
+    at::NoGradGuard no_grad;
+    c10d::ProcessGroup& ranks = *group->group;
+    std::deque<Parcel> under_way;
+    const auto arrive = [&] {
+      under_way.front().arrive(ranks);
+      under_way.pop_front();
+    };
+    for (Parcel& parcel : pack(list(tensors, count), owners, ranks.getSize(), bucket_bytes)) {
+      if (under_way.size() == UNDER_WAY) arrive();
+      parcel.send(ranks);
+      under_way.push_back(std::move(parcel));
+    }
+    while (!under_way.empty()) arrive();
+  });
+}
+
+// Sends tensors to the rank `to`, which receives them in this order. They travel by way of the host,
+// where those of a GPU are copied a few at a time.
+char* qf_group_send(const Group* group, Tensor* const* tensors, size_t count, int to) {
+  return protect([&] {
+    constexpr size_t UNDER_WAY = 8;
+    at::NoGradGuard no_grad;
+    std::deque<std::pair<Tensor, intrusive_ptr<c10d::Work>>> under_way;
+    const auto arrive = [&] {
+      finish(under_way.front().second);
+      under_way.pop_front();
+    };
+    for (size_t i = 0; i < count; ++i) {
+      if (under_way.size() == UNDER_WAY) arrive();
+      std::vector<Tensor> sent{tensors[i]->detach().to(at::kCPU).contiguous()};
+      under_way.emplace_back(sent[0], group->group->send(sent, to, static_cast<int>(i)));
+    }
+    while (!under_way.empty()) arrive();
+  });
+}
+
+// Overwrites contiguous tensors on the host by what the ranks `from` send: from each in its order.
+char* qf_group_receive(const Group* group, Tensor* const* tensors, const int* from, size_t count) {
+  return protect([&] {
+    at::NoGradGuard no_grad;
+    std::vector<int> received(group->group->getSize());
+    std::vector<intrusive_ptr<c10d::Work>> works;
+    for (size_t i = 0; i < count; ++i) {
+      TORCH_CHECK(tensors[i]->is_cpu() && tensors[i]->is_contiguous(), "no plain host memory");
+      std::vector<Tensor> into{tensors[i]->detach()};
+      works.push_back(group->group->recv(into, from[i], received.at(from[i])++));
+    }
+    for (const auto& work : works) finish(work);
   });
 }
 

@@ -1,11 +1,14 @@
 //! AdamW (Loshchilov and Hutter, arXiv 1711.05101) as `torch.optim.AdamW` computes it, with the
 //! reference's two parameter groups.
 
-use std::collections::HashMap;
+mod shard;
+
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use crate::collective::{Ranks, SingleProcess};
 use crate::error::ModelError;
 use crate::ops::{self, AdamWStep, AdamWTensors};
 use crate::params::{misfit, Param, ParamStore};
@@ -38,6 +41,10 @@ pub struct AdamWConfig {
     /// None by default, as in the reference.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema_decay: Option<f64>,
+    /// With several ranks, each keeps the moments (and averages) of its share of the parameters alone
+    /// and sends what it has updated to the others: stage 1 of ZeRO (arXiv 1910.02054). The numbers of
+    /// the run and its checkpoints are the same. Default false.
+    pub shard_state: bool,
 }
 
 impl Default for AdamWConfig {
@@ -51,6 +58,7 @@ impl Default for AdamWConfig {
             max_grad_norm: None,
             layer_decay: 1.0,
             ema_decay: None,
+            shard_state: false,
         }
     }
 }
@@ -133,6 +141,8 @@ pub struct ParamGroup {
 pub struct AdamW {
     config: AdamWConfig,
     entries: Vec<Entry>,
+    /// Whether other ranks keep some of the state.
+    is_sharded: bool,
 }
 
 #[derive(Debug)]
@@ -141,22 +151,55 @@ struct Entry {
     decays: bool,
     /// Factor of the learning rate.
     rate: f64,
-    /// Moving average of the values.
-    ema: Option<Tensor>,
+    /// The rank that makes this parameter's step.
+    owner: i64,
+    /// None where the owner is another rank.
+    moments: Option<Moments>,
+}
+
+/// What the optimiser remembers of a parameter.
+#[derive(Debug)]
+struct Moments {
     /// f32 scalar: steps in which the parameter had a gradient.
     step: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
+    /// Moving average of the values.
+    ema: Option<Tensor>,
 }
 
-impl Entry {
-    /// What the optimiser remembers of a parameter, by name.
-    fn moments(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
-        let ema = self.ema.as_ref().map(|ema| ("ema", ema));
-        [("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)]
-            .into_iter()
-            .chain(ema)
+/// Names of a parameter's moments; the last only where averages are kept.
+const MOMENTS: [&str; 3] = ["exp_avg", "exp_avg_sq", "ema"];
+
+impl Moments {
+    fn new(values: &Tensor, keeps_average: bool) -> Result<Moments, ModelError> {
+        let average = keeps_average.then(|| values.f_detach_copy());
+        Ok(Moments {
+            step: Tensor::f_zeros([], (Kind::Float, values.device()))?,
+            exp_avg: values.f_zeros_like()?,
+            exp_avg_sq: values.f_zeros_like()?,
+            ema: average.transpose()?,
+        })
     }
+
+    /// In the order of [`MOMENTS`].
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.exp_avg, &self.exp_avg_sq]
+            .into_iter()
+            .chain(&self.ema)
+    }
+}
+
+/// A tensor of the optimiser's state as a checkpoint holds it.
+#[derive(Debug)]
+pub(crate) struct StatePart {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<i64>,
+    pub(crate) kind: Kind,
+    /// The rank that keeps it.
+    pub(crate) owner: i64,
+    /// Its values, where that is this one.
+    pub(crate) value: Option<Tensor>,
 }
 
 /// Whether weight decay acts on a parameter: not on vectors nor biases. A scalar is neither, so
@@ -192,14 +235,37 @@ impl AdamW {
     /// # Errors
     /// [`ModelError::Config`] for settings out of range.
     pub fn new(params: &ParamStore, config: &AdamWConfig) -> Result<AdamW, ModelError> {
+        AdamW::for_rank(params, config, &SingleProcess)
+    }
+
+    /// The same for one of several ranks, which all have parameters of these names and shapes. With
+    /// [`AdamWConfig::shard_state`] it keeps the state of its share of them, moves these alone, and
+    /// [`share_parameters`](Self::share_parameters) is to follow every step.
+    ///
+    /// # Errors
+    /// As [`AdamW::new`].
+    pub fn for_rank(
+        params: &ParamStore,
+        config: &AdamWConfig,
+        ranks: &dyn Ranks,
+    ) -> Result<AdamW, ModelError> {
         config.validate()?;
         let blocks = params
             .named_parameters()
             .iter()
             .filter_map(|p| tower_block(&p.name)?);
         let depth = blocks.max().map_or(0, |last| last + 1);
-        let entry = |param: &Param| {
+        let (rank, world_size) = (ranks.rank(), ranks.world_size());
+        let is_sharded = config.shard_state && world_size > 1;
+        let sizes: Vec<usize> = params.trainable().map(|p| p.tensor.numel()).collect();
+        let owners = match is_sharded {
+            true => shard::owners(&sizes, world_size),
+            false => vec![rank; sizes.len()],
+        };
+        let entry = |(param, owner): (&Param, i64)| {
             let values = param.tensor.f_detach()?;
+            let moments =
+                (owner == rank).then(|| Moments::new(&values, config.ema_decay.is_some()));
             Ok(Entry {
                 param: Param {
                     name: param.name.clone(),
@@ -208,21 +274,18 @@ impl AdamW {
                 },
                 decays: decays(param, config),
                 rate: rate(&param.name, depth, config.layer_decay),
-                ema: config
-                    .ema_decay
-                    .map(|_| values.f_detach_copy())
-                    .transpose()?,
-                step: Tensor::f_zeros([], (Kind::Float, values.device()))?,
-                exp_avg: values.f_zeros_like()?,
-                exp_avg_sq: values.f_zeros_like()?,
+                owner,
+                moments: moments.transpose()?,
             })
         };
         Ok(AdamW {
             config: config.clone(),
             entries: params
                 .trainable()
+                .zip(owners)
                 .map(entry)
                 .collect::<Result<_, ModelError>>()?,
+            is_sharded,
         })
     }
 
@@ -257,13 +320,17 @@ impl AdamW {
         let gradients = self.gradients()?;
         let present: Vec<&Tensor> = gradients.iter().filter(|grad| grad.defined()).collect();
         match (present.is_empty(), self.entries.first()) {
-            (true, Some(entry)) => Ok(entry.step.f_zeros_like()?),
+            (true, Some(entry)) => {
+                let device = entry.param.tensor.device();
+                Ok(Tensor::f_zeros([], (Kind::Float, device))?)
+            }
             (true, None) => Ok(Tensor::from(0f32)),
             _ => ops::global_norm(&present),
         }
     }
 
-    /// Moves every parameter that has a gradient, in place, at rate `lr`.
+    /// Moves every parameter that has a gradient, in place, at rate `lr`; of a sharded optimiser, every
+    /// one of this rank's share.
     ///
     /// # Errors
     /// [`ModelError::Input`] for a rate that is negative or no number, [`ModelError::Torch`] where
@@ -300,12 +367,15 @@ impl AdamW {
         for (decays, rate) in groups {
             let mut tensors = AdamWTensors::default();
             for (entry, gradient) in self.entries.iter().zip(&gradients) {
+                let Some(moments) = &entry.moments else {
+                    continue;
+                };
                 if entry.decays == decays && entry.rate == rate && gradient.defined() {
                     tensors.params.push(&entry.param.tensor);
                     tensors.gradients.push(gradient);
-                    tensors.exp_avgs.push(&entry.exp_avg);
-                    tensors.exp_avg_sqs.push(&entry.exp_avg_sq);
-                    tensors.steps.push(&entry.step);
+                    tensors.exp_avgs.push(&moments.exp_avg);
+                    tensors.exp_avg_sqs.push(&moments.exp_avg_sq);
+                    tensors.steps.push(&moments.step);
                 }
             }
             let step = AdamWStep {
@@ -324,7 +394,7 @@ impl AdamW {
         };
         let (mut averages, mut params) = (Vec::new(), Vec::new());
         for entry in &self.entries {
-            if let Some(ema) = &entry.ema {
+            if let Some(ema) = entry.moments.as_ref().and_then(|m| m.ema.as_ref()) {
                 averages.push(ema);
                 params.push(&entry.param.tensor);
             }
@@ -349,40 +419,53 @@ impl AdamW {
         Ok(gradients.collect::<Result<_, _>>()?)
     }
 
-    /// The state by name: `NAME.exp_avg`, `NAME.exp_avg_sq`, `NAME.ema` if averages are kept, and `NAME.step` (a scalar i64) of every
-    /// parameter. The moments share storage with the optimiser: a later step changes them.
+    /// The state by name: `NAME.exp_avg`, `NAME.exp_avg_sq`, `NAME.ema` if averages are kept, and
+    /// `NAME.step` (a scalar i64) of every parameter whose state this rank keeps. The moments share
+    /// storage with the optimiser: a later step changes them.
     pub fn state(&self) -> Vec<(String, Tensor)> {
-        let mut state = Vec::with_capacity(3 * self.entries.len());
-        for entry in &self.entries {
-            let name = &entry.param.name;
-            state.push((format!("{name}.exp_avg"), entry.exp_avg.shallow_clone()));
-            state.push((
-                format!("{name}.exp_avg_sq"),
-                entry.exp_avg_sq.shallow_clone(),
-            ));
-            if let Some(ema) = &entry.ema {
-                state.push((format!("{name}.ema"), ema.shallow_clone()));
-            }
-            let step = entry.step.to_device(Device::Cpu).to_kind(Kind::Int64);
-            state.push((format!("{name}.step"), step));
-        }
-        state
-    }
-
-    /// Every tensor that the optimiser keeps, in order of declaration, sharing its storage: what a rank
-    /// takes over from another.
-    pub fn tensors(&self) -> Vec<&Tensor> {
-        self.entries
-            .iter()
-            .flat_map(|entry| {
-                let moments = entry.moments().map(|(_, tensor)| tensor);
-                std::iter::once(&entry.step).chain(moments)
-            })
+        let parts = self.state_parts().into_iter();
+        parts
+            .filter_map(|part| Some((part.name, part.value?)))
             .collect()
     }
 
-    /// Takes over a state of [`AdamW::state`]. Nothing is changed unless everything fits; `origin`
-    /// names the source in the error.
+    /// The state of all ranks, with the values of this one's.
+    pub(crate) fn state_parts(&self) -> Vec<StatePart> {
+        let names = self.moment_names();
+        let mut parts = Vec::with_capacity(self.entries.len() * (names.len() + 1));
+        for entry in &self.entries {
+            let Param { name, tensor, .. } = &entry.param;
+            let mut values = entry.moments.iter().flat_map(Moments::tensors);
+            for moment in names {
+                parts.push(StatePart {
+                    name: format!("{name}.{moment}"),
+                    shape: tensor.size(),
+                    kind: tensor.kind(),
+                    owner: entry.owner,
+                    value: values.next().map(Tensor::shallow_clone),
+                });
+            }
+            let step = entry.moments.as_ref().map(|moments| &moments.step);
+            parts.push(StatePart {
+                name: format!("{name}.step"),
+                shape: Vec::new(),
+                kind: Kind::Int64,
+                owner: entry.owner,
+                value: step.map(|step| step.to_device(Device::Cpu).to_kind(Kind::Int64)),
+            });
+        }
+        parts
+    }
+
+    fn moment_names(&self) -> &'static [&'static str] {
+        match self.config.ema_decay {
+            Some(_) => &MOMENTS,
+            None => &MOMENTS[..2],
+        }
+    }
+
+    /// Takes over a state of [`AdamW::state`], of all parameters; a sharded optimiser takes its part.
+    /// Nothing is changed unless everything fits; `origin` names the source in the error.
     ///
     /// # Errors
     /// [`ModelError::Mismatch`] listing every missing, unexpected or unfitting tensor.
@@ -392,27 +475,25 @@ impl AdamW {
         origin: &str,
     ) -> Result<(), ModelError> {
         let mut problems = Vec::new();
-        let mut steps = Vec::with_capacity(self.entries.len());
+        let mut known = HashSet::new();
         for entry in &self.entries {
             let name = &entry.param.name;
-            for (part, moment) in entry.moments() {
-                let name = format!("{name}.{part}");
+            for moment in self.moment_names() {
+                let name = format!("{name}.{moment}");
                 match state.get(&name) {
-                    Some(tensor) => problems.extend(misfit(&name, moment, tensor)),
+                    Some(tensor) => problems.extend(misfit(&name, &entry.param.tensor, tensor)),
                     None => problems.push(format!("`{name}` is missing")),
                 }
+                known.insert(name);
             }
             let name = format!("{name}.step");
             match state.get(&name) {
-                Some(step) if step.dim() == 0 && step.kind() == Kind::Int64 => {
-                    steps.push(step.f_int64_value(&[])?.max(0));
-                }
+                Some(step) if step.dim() == 0 && step.kind() == Kind::Int64 => {}
                 Some(_) => problems.push(format!("`{name}` is no scalar 64-bit integer")),
                 None => problems.push(format!("`{name}` is missing")),
             }
+            known.insert(name);
         }
-        let known: std::collections::HashSet<String> =
-            self.state().into_iter().map(|(name, _)| name).collect();
         let mut unexpected: Vec<_> = state.keys().filter(|name| !known.contains(*name)).collect();
         unexpected.sort();
         problems.extend(
@@ -426,14 +507,25 @@ impl AdamW {
                 problems,
             });
         }
-        for (entry, step) in self.entries.iter_mut().zip(steps) {
+        self.take(state)
+    }
+
+    /// Copies from a state that fits what this rank keeps.
+    fn take(&mut self, state: &HashMap<String, Tensor>) -> Result<(), ModelError> {
+        for entry in &mut self.entries {
+            let Some(moments) = &mut entry.moments else {
+                continue;
+            };
             let name = &entry.param.name;
-            for (part, moment) in entry.moments() {
-                if let Some(tensor) = state.get(&format!("{name}.{part}")) {
-                    moment.shallow_clone().f_copy_(tensor)?;
+            for (moment, own) in MOMENTS.iter().zip(moments.tensors()) {
+                if let Some(tensor) = state.get(&format!("{name}.{moment}")) {
+                    own.shallow_clone().f_copy_(tensor)?;
                 }
             }
-            let _ = entry.step.f_fill_(step)?;
+            if let Some(step) = state.get(&format!("{name}.step")) {
+                let step = step.f_int64_value(&[])?.max(0);
+                let _ = moments.step.f_fill_(step)?;
+            }
         }
         Ok(())
     }
@@ -453,6 +545,7 @@ mod tests {
         max_grad_norm: None,
         layer_decay: 1.0,
         ema_decay: None,
+        shard_state: false,
     };
 
     fn store(values: &[(&str, &[i64], f64)]) -> ParamStore {

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::blip2::Blip2Qformer;
+use crate::collective::Ranks;
 use crate::error::ModelError;
 use crate::optim::AdamW;
 use crate::params::LoadScope;
@@ -325,6 +326,23 @@ pub fn load_averages(checkpoint: &Path, model: &mut Blip2Qformer) -> Result<(), 
 pub fn load_optimizer(checkpoint: &Path, optimizer: &mut AdamW) -> Result<(), ModelError> {
     let (origin, tensors) = read_tensors(checkpoint, OPTIMIZER_FILE)?;
     optimizer.load_state(&tensors, &origin)
+}
+
+/// [`load_optimizer`] on every rank, from a folder that rank 0 alone reads; the others give none. Of
+/// an optimiser whose state is spread over the ranks, each receives its part. There may have been any
+/// number of ranks when it was written, sharing its state or not.
+///
+/// # Errors
+/// As [`load_optimizer`] on rank 0; [`ModelError::RankLost`] when a rank cannot be reached.
+pub fn load_optimizer_on_ranks(
+    checkpoint: Option<&Path>,
+    optimizer: &mut AdamW,
+    ranks: &dyn Ranks,
+) -> Result<(), ModelError> {
+    let read = checkpoint.map(|folder| read_tensors(folder, OPTIMIZER_FILE));
+    let read = read.transpose()?;
+    let state = read.as_ref().map(|(origin, all)| (all, origin.as_str()));
+    optimizer.load_shared_state(state, ranks)
 }
 
 fn read_tensors(

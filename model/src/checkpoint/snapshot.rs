@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::blip2::Blip2Qformer;
+use crate::collective::Ranks;
 use crate::error::ModelError;
 use crate::optim::AdamW;
 use crate::params::Param;
@@ -21,25 +22,37 @@ pub(super) struct Snapshot {
 
 impl Snapshot {
     /// Copies the present values. Buffers of an earlier snapshot are used again where they fit, so
-    /// a run allocates them once. Complete when it returns.
+    /// a run allocates them once. Complete when it returns. What other ranks keep of the optimiser's
+    /// state comes from their [`AdamW::send_state`].
     pub(super) fn take(
         &mut self,
         model: &Blip2Qformer,
         optimizer: &AdamW,
+        ranks: &dyn Ranks,
     ) -> Result<(), ModelError> {
         let device = model.params().device();
         let named = |param: &Param| (param.name.clone(), param.tensor.shallow_clone());
         let all = model.params().named_parameters();
         self.model.truncate(self.num_copies);
-        refill(
-            &mut self.model,
-            model.params().trainable().map(named),
-            device,
-        )?;
+        let mut old = std::mem::take(&mut self.model).into_iter();
+        for (name, value) in model.params().trainable().map(named) {
+            let mut buffer = fitting(old.next(), &value.size(), value.f_kind()?, device)?;
+            tch::no_grad(|| buffer.f_copy_(&value))?;
+            self.model.push((name, buffer));
+        }
         self.num_copies = self.model.len();
         let frozen = all.iter().filter(|param| !param.trainable);
         self.model.extend(frozen.map(named));
-        refill(&mut self.optimizer, optimizer.state(), device)
+        let parts = optimizer.state_parts();
+        let mut old = std::mem::take(&mut self.optimizer).into_iter();
+        for part in &parts {
+            let mut buffer = fitting(old.next(), &part.shape, part.kind, device)?;
+            if let Some(value) = &part.value {
+                tch::no_grad(|| buffer.f_copy_(value))?;
+            }
+            self.optimizer.push((part.name.clone(), buffer));
+        }
+        optimizer.receive_state(&parts, &self.optimizer, ranks)
     }
 
     /// The first trained parameter that holds a number that is not finite.
@@ -53,28 +66,20 @@ impl Snapshot {
     }
 }
 
-fn refill(
-    buffers: &mut Vec<(String, Tensor)>,
-    values: impl IntoIterator<Item = (String, Tensor)>,
+/// The buffer of an earlier snapshot if it fits, else a new one. Page-locked for a GPU, which then
+/// copies several times as fast.
+fn fitting(
+    old: Option<(String, Tensor)>,
+    shape: &[i64],
+    kind: Kind,
     device: Device,
-) -> Result<(), ModelError> {
-    let mut old = std::mem::take(buffers).into_iter();
-    for (name, value) in values {
-        let fits = |buffer: &Tensor| buffer.size() == value.size() && buffer.kind() == value.kind();
-        let mut buffer = match old.next() {
-            Some((_, buffer)) if fits(&buffer) => buffer,
-            _ => allocate(&value, device)?,
-        };
-        tch::no_grad(|| buffer.f_copy_(&value))?;
-        buffers.push((name, buffer));
+) -> Result<Tensor, ModelError> {
+    if let Some((_, buffer)) = old {
+        if buffer.size() == shape && buffer.kind() == kind {
+            return Ok(buffer);
+        }
     }
-    Ok(())
-}
-
-/// Host memory for a copy of `value`; page-locked for a GPU, which then copies several times as
-/// fast.
-fn allocate(value: &Tensor, device: Device) -> Result<Tensor, ModelError> {
-    let buffer = Tensor::f_empty(value.size(), (value.f_kind()?, Device::Cpu))?;
+    let buffer = Tensor::f_empty(shape, (kind, Device::Cpu))?;
     if !device.is_cuda() {
         return Ok(buffer);
     }

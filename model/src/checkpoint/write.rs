@@ -12,6 +12,7 @@ use super::{
     MODEL_FILE, OPTIMIZER_FILE, STATE_FILE,
 };
 use crate::blip2::Blip2Qformer;
+use crate::collective::Ranks;
 use crate::error::ModelError;
 use crate::optim::AdamW;
 use crate::tensor_file::write_safetensors;
@@ -84,15 +85,19 @@ impl CheckpointWriter {
 
     /// Takes over a copy of weights and moments and begins to write them with `state` and `config`
     /// (TOML). When `state.best` is of this very step, `best.json` will name it. `metrics` is synced
-    /// to disk before the checkpoint appears, so that no logged step before it can be lost.
+    /// to disk before the checkpoint appears, so that no logged step before it can be lost. Of an
+    /// optimiser whose state is spread over `ranks`, this rank receives the rest in host memory: the
+    /// others are to call [`AdamW::send_state`] meanwhile.
     ///
     /// # Errors
     /// What went wrong with the save before this one; [`ModelError::Torch`] when there is no room
-    /// for the copy.
+    /// for the copy; [`ModelError::RankLost`] when a rank that keeps some of the state cannot be
+    /// reached.
     pub fn save(
         &mut self,
         model: &Blip2Qformer,
         optimizer: &AdamW,
+        ranks: &dyn Ranks,
         state: TrainState,
         config: String,
         metrics: Option<File>,
@@ -108,7 +113,7 @@ impl CheckpointWriter {
             );
         }
         let mut snapshot = self.snapshot.take().ok_or_else(died)?;
-        snapshot.take(model, optimizer)?;
+        snapshot.take(model, optimizer, ranks)?;
         let job = Job {
             snapshot,
             state,

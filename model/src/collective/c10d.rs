@@ -91,6 +91,25 @@ extern "C" {
         count: usize,
         root: c_int,
     ) -> Message;
+    fn qf_group_share(
+        group: *const Opaque,
+        tensors: *const *const C_tensor,
+        owners: *const c_int,
+        count: usize,
+        bucket_bytes: usize,
+    ) -> Message;
+    fn qf_group_send(
+        group: *const Opaque,
+        tensors: *const *const C_tensor,
+        count: usize,
+        to: c_int,
+    ) -> Message;
+    fn qf_group_receive(
+        group: *const Opaque,
+        tensors: *const *const C_tensor,
+        from: *const c_int,
+        count: usize,
+    ) -> Message;
     fn qf_group_average(
         group: *const Opaque,
         gradients: *const *const C_tensor,
@@ -122,6 +141,11 @@ fn millis(duration: Duration) -> i64 {
 
 fn pointers(tensors: &[&Tensor]) -> Vec<*const C_tensor> {
     tensors.iter().map(|tensor| tensor.as_ptr()).collect()
+}
+
+fn unzip(tensors: &[(&Tensor, i32)]) -> (Vec<*const C_tensor>, Vec<c_int>) {
+    let pairs = tensors.iter();
+    pairs.map(|(tensor, rank)| (tensor.as_ptr(), *rank)).unzip()
 }
 
 /// A connection to the key-value store that the ranks meet at.
@@ -291,6 +315,38 @@ impl Group {
         let pointers = pointers(tensors);
         // SAFETY: the pointers are of live tensors.
         check(unsafe { qf_group_broadcast(self.0, pointers.as_ptr(), pointers.len(), 0) })
+    }
+
+    /// Pairs of a tensor and the rank it comes from.
+    pub(super) fn share(
+        &self,
+        tensors: &[(&Tensor, i32)],
+        bucket_bytes: usize,
+    ) -> Result<(), Said> {
+        let (tensors, owners) = unzip(tensors);
+        // SAFETY: `count` pointers of live tensors and as many ranks.
+        check(unsafe {
+            qf_group_share(
+                self.0,
+                tensors.as_ptr(),
+                owners.as_ptr(),
+                tensors.len(),
+                bucket_bytes,
+            )
+        })
+    }
+
+    pub(super) fn send(&self, tensors: &[&Tensor], to: i32) -> Result<(), Said> {
+        let pointers = pointers(tensors);
+        // SAFETY: the pointers are of live tensors.
+        check(unsafe { qf_group_send(self.0, pointers.as_ptr(), pointers.len(), to) })
+    }
+
+    /// Pairs of a tensor and the rank it comes from.
+    pub(super) fn receive(&self, tensors: &[(&Tensor, i32)]) -> Result<(), Said> {
+        let (tensors, from) = unzip(tensors);
+        // SAFETY: `count` pointers of live tensors and as many ranks.
+        check(unsafe { qf_group_receive(self.0, tensors.as_ptr(), from.as_ptr(), tensors.len()) })
     }
 
     pub(super) fn average(&self, gradients: &[&Tensor], bucket_bytes: usize) -> Result<(), Said> {

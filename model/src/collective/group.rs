@@ -151,6 +151,35 @@ impl ProcessGroup {
         })
     }
 
+    /// Overwrites each tensor by that of the rank it is paired with, in few large messages.
+    ///
+    /// # Errors
+    /// [`ModelError::RankLost`] when a rank cannot be reached.
+    pub fn share(&self, tensors: &[(&Tensor, i64)]) -> Result<(), ModelError> {
+        let shared = self.group.share(&with_ranks(tensors), BUCKET_BYTES);
+        shared.map_err(|said| self.lost(&said))
+    }
+
+    /// Sends tensors to the rank `to`, which is to [`receive`](Self::receive) them in this order.
+    /// They travel by way of the host: a GPU needs no memory for them at either end.
+    ///
+    /// # Errors
+    /// [`ModelError::RankLost`] when the rank cannot be reached.
+    pub fn send(&self, tensors: &[&Tensor], to: i64) -> Result<(), ModelError> {
+        let sent = self.group.send(tensors, to as i32);
+        sent.map_err(|said| self.lost(&said))
+    }
+
+    /// Overwrites each tensor, contiguous and in host memory, by one that the rank it is paired with
+    /// sends.
+    ///
+    /// # Errors
+    /// [`ModelError::RankLost`] when a rank cannot be reached.
+    pub fn receive(&self, tensors: &[(&Tensor, i64)]) -> Result<(), ModelError> {
+        let received = self.group.receive(&with_ranks(tensors));
+        received.map_err(|said| self.lost(&said))
+    }
+
     /// Averages the gradients of `params` over all ranks, in place, after the backward pass. A
     /// parameter must have a gradient on all ranks or on none.
     ///
@@ -240,6 +269,12 @@ impl ProcessGroup {
             message: first_line(said).to_string(),
         }
     }
+}
+
+/// Ranks as c10d numbers them; they are below [`MAX_WORLD_SIZE`].
+fn with_ranks<'a>(tensors: &[(&'a Tensor, i64)]) -> Vec<(&'a Tensor, i32)> {
+    let pairs = tensors.iter();
+    pairs.map(|&(tensor, rank)| (tensor, rank as i32)).collect()
 }
 
 /// Whether an error says no more than that another process is no longer there.

@@ -170,9 +170,9 @@ impl Trainer {
             if saves {
                 guard.settle()?;
                 let state = self.state(config, feed, ranks)?;
-                if let Some(output) = &mut output {
-                    phases.time(Phase::Snapshot, || self.save(output, config, state))?;
-                }
+                phases.time(Phase::Snapshot, || {
+                    self.save(output.as_mut(), config, state, ranks)
+                })?;
                 saved_at = self.step;
             }
             if is_last {
@@ -240,9 +240,7 @@ impl Trainer {
         if saved_at != self.step {
             guard.settle()?;
             let state = self.state(config, feed, ranks)?;
-            if let Some(output) = &mut output {
-                self.save(output, config, state)?;
-            }
+            self.save(output.as_mut(), config, state, ranks)?;
         }
         if let Some(output) = output {
             output.writer.finish()?;
@@ -297,12 +295,17 @@ impl Trainer {
         })
     }
 
+    /// Saves on rank 0, to which the others send what they keep of the optimiser's state.
     fn save(
         &self,
-        output: &mut Output,
+        output: Option<&mut Output>,
         config: &TrainConfig,
         state: TrainState,
+        ranks: &dyn Ranks,
     ) -> Result<(), ModelError> {
+        let Some(output) = output else {
+            return self.optimizer.send_state(ranks);
+        };
         let text = toml::to_string(config).map_err(|error| ModelError::Input {
             what: "configuration",
             message: format!("cannot be written as TOML: {error}"),
@@ -312,7 +315,8 @@ impl Trainer {
             source,
         })?;
         let writer = &mut output.writer;
-        writer.save(&self.model, &self.optimizer, state, text, Some(metrics))
+        let optimizer = &self.optimizer;
+        writer.save(&self.model, optimizer, ranks, state, text, Some(metrics))
     }
 }
 

@@ -60,6 +60,7 @@ impl Trainer {
             })?;
             if let Verdict::Update = verdict {
                 self.update(lr, &scaled_norm, &gradient_norm)?;
+                self.optimizer.share_parameters(peers.ranks)?;
             }
             let losses = done.iter().map(|done| {
                 let output = &done.output;

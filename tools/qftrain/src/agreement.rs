@@ -185,5 +185,10 @@ mod tests {
             &[("a.tar", 1), ("b.tar", 2)],
         );
         check(clip, &["optimizer.max_grad_norm = 1.0 against unset"]);
+        let sharded = describe(
+            &["optimizer.shard_state=true"],
+            &[("a.tar", 1), ("b.tar", 2)],
+        );
+        check(sharded, &["optimizer.shard_state = true against false"]);
     }
 }

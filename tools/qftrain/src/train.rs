@@ -248,13 +248,19 @@ fn train(
         origins = first.weights.load(model.params_mut())?;
     }
     model.params_mut().freeze(&config.freeze)?;
-    let mut optimizer = AdamW::new(model.params(), &config.optimizer)?;
-    if let Some(Checkpoint { folder, state }) = first.as_ref().and_then(|f| f.newest.as_ref()) {
+    let newest = first.as_ref().and_then(|first| first.newest.as_ref());
+    if let Some(Checkpoint { folder, state }) = newest {
         check_random_state(state, &config)?;
         checkpoint::load_model(folder, &mut model)?;
-        checkpoint::load_optimizer(folder, &mut optimizer)?;
     }
-    share_weights(&model, &optimizer, ranks)?;
+    share_weights(&model, ranks)?;
+    // Only now: averages start from the weights.
+    let mut optimizer = AdamW::for_rank(model.params(), &config.optimizer, ranks)?;
+    if start.state.is_some() {
+        let folder = newest.map(|checkpoint| checkpoint.folder.as_path());
+        checkpoint::load_optimizer_on_ranks(folder, &mut optimizer, ranks)?;
+    }
+    log::debug!("{} bytes of optimiser state", optimizer.state_bytes());
     let precision = config.precision.unwrap_or(match device {
         Device::Cuda(_) => Precision::Bf16,
         _ => Precision::F32,
@@ -280,7 +286,16 @@ fn train(
         _ => None,
     };
     if ranks.is_first() {
-        describe(&config, shards.len(), device, step, &run_dir, &model, ranks);
+        let trained = (&model, &optimizer);
+        describe(
+            &config,
+            shards.len(),
+            device,
+            step,
+            &run_dir,
+            trained,
+            ranks,
+        );
     }
     // All ranks know when it is due; rank 0 alone has the data and does it.
     let validator = config.validation.as_ref().map(|validation| {
@@ -441,11 +456,10 @@ fn share(start: Option<Start>, ranks: &dyn Ranks) -> anyhow::Result<Start> {
     serde_json::from_slice(&json).context("what rank 0 sent")
 }
 
-/// Weights and moments of rank 0, on every rank: the others need no checkpoint of their own.
-fn share_weights(model: &Blip2Qformer, optimizer: &AdamW, ranks: &dyn Ranks) -> anyhow::Result<()> {
+/// Weights of rank 0, on every rank: the others need no checkpoint of their own.
+fn share_weights(model: &Blip2Qformer, ranks: &dyn Ranks) -> anyhow::Result<()> {
     let params = model.params().named_parameters().iter();
-    let mut tensors: Vec<&Tensor> = params.map(|param| &param.tensor).collect();
-    tensors.extend(optimizer.tensors());
+    let tensors: Vec<&Tensor> = params.map(|param| &param.tensor).collect();
     Ok(ranks.broadcast(&tensors)?)
 }
 
@@ -600,7 +614,7 @@ fn describe(
     device: Device,
     step: u64,
     run_dir: &RunDir,
-    model: &Blip2Qformer,
+    (model, optimizer): (&Blip2Qformer, &AdamW),
     ranks: &dyn Ranks,
 ) {
     let trained: usize = model
@@ -621,9 +635,16 @@ fn describe(
             format!("{batch} on each"),
         ),
     };
+    let state = match optimizer.is_sharded() {
+        true => {
+            let megabytes = optimizer.state_bytes() as f64 / 1e6;
+            format!(", {megabytes:.1} MB of optimiser state on this rank")
+        }
+        false => String::new(),
+    };
     remark(format_args!(
-        "training on {place}: {num_shards} shards, batch {batch}, {} steps{at}, {:.1} M trainable parameters, \
-         run in {}",
+        "training on {place}: {num_shards} shards, batch {batch}, {} steps{at}, {:.1} M trainable parameters\
+         {state}, run in {}",
         config.steps,
         trained as f64 / 1e6,
         run_dir.path().display()

@@ -4,6 +4,7 @@ use tch::Device;
 
 use super::*;
 use crate::checkpoint;
+use crate::collective::SingleProcess;
 use crate::config::{FeaturesConfig, ModelConfig, VisionConfig};
 use crate::optim::AdamWConfig;
 
@@ -51,7 +52,14 @@ fn a_save_keeps_the_moment_it_was_asked_for() {
         fill(&model, step as f64);
         let config = format!("steps = {step}\n");
         writer
-            .save(&model, &optimizer, state(step, None), config, None)
+            .save(
+                &model,
+                &optimizer,
+                &SingleProcess,
+                state(step, None),
+                config,
+                None,
+            )
             .unwrap();
         // Training goes on while the thread writes.
         fill(&model, -1.0);
@@ -87,7 +95,14 @@ fn a_frozen_tower_is_in_every_checkpoint() {
     let mut writer = CheckpointWriter::start(folder.path().into(), retention).unwrap();
     for step in 1..=3 {
         writer
-            .save(&model, &optimizer, state(step, None), String::new(), None)
+            .save(
+                &model,
+                &optimizer,
+                &SingleProcess,
+                state(step, None),
+                String::new(),
+                None,
+            )
             .unwrap();
     }
     writer.finish().unwrap();
@@ -111,7 +126,14 @@ fn the_newest_and_the_best_stay() {
         let mut writer = CheckpointWriter::start(folder.path().into(), retention).unwrap();
         for &(step, best) in steps {
             writer
-                .save(&model, &optimizer, state(step, best), String::new(), None)
+                .save(
+                    &model,
+                    &optimizer,
+                    &SingleProcess,
+                    state(step, best),
+                    String::new(),
+                    None,
+                )
                 .unwrap();
         }
         writer.finish().unwrap();
@@ -140,7 +162,14 @@ fn what_goes_wrong_comes_back_and_leaves_the_ones_before() {
     let retention = Retention { newest: 1 };
     let mut writer = CheckpointWriter::start(folder.path().into(), retention).unwrap();
     let save = |writer: &mut CheckpointWriter, step: u64| {
-        writer.save(&model, &optimizer, state(step, None), String::new(), None)
+        writer.save(
+            &model,
+            &optimizer,
+            &SingleProcess,
+            state(step, None),
+            String::new(),
+            None,
+        )
     };
     save(&mut writer, 1).unwrap();
     let param = model.params().get("itm_head.bias").unwrap();

@@ -1,0 +1,212 @@
+//! State spread over the ranks: stage 1 of ZeRO (Rajbhandari et al., arXiv 1910.02054), by whole
+//! parameters as in torch's `ZeroRedundancyOptimizer`.
+//!
+//! ```text
+//! averaged gradients, all on every rank ──step──▶ own parameters ──share_parameters──▶ all parameters
+//!                                                 own moments    ──send_state───────▶ rank 0's checkpoint
+//! ```
+//!
+//! The norm that clips is that of all gradients, and a parameter's step is the one that every rank
+//! would have made, so the numbers are those of a run that is not sharded, bit for bit.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+
+use tch::{Device, Tensor};
+
+use super::{AdamW, StatePart};
+use crate::collective::{ProcessGroup, Ranks};
+use crate::error::ModelError;
+
+/// The rank that keeps the state of each parameter, given their numbers of elements: from the largest
+/// to the smallest, each goes to the rank that has the least. Where that leaves a choice, the first.
+pub(super) fn owners(sizes: &[usize], world_size: i64) -> Vec<i64> {
+    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    order.sort_by_key(|&index| Reverse(sizes[index]));
+    let mut loads: BinaryHeap<_> = (0..world_size)
+        .map(|rank| Reverse((0usize, rank)))
+        .collect();
+    let mut owners = vec![0; sizes.len()];
+    for index in order {
+        if let Some(mut least) = loads.peek_mut() {
+            let Reverse((load, rank)) = &mut *least;
+            owners[index] = *rank;
+            *load = load.saturating_add(sizes[index]);
+        }
+    }
+    owners
+}
+
+impl AdamW {
+    /// Whether other ranks keep some of the state.
+    pub fn is_sharded(&self) -> bool {
+        self.is_sharded
+    }
+
+    /// Bytes of moments, averages and step counts on this rank.
+    pub fn state_bytes(&self) -> usize {
+        let bytes = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
+        let kept = self.entries.iter().filter_map(|e| e.moments.as_ref());
+        kept.map(|m| bytes(&m.step) + m.tensors().map(bytes).sum::<usize>())
+            .sum()
+    }
+
+    /// After a step of all ranks: every parameter as its owner has moved it, on every rank. Without
+    /// sharding all have it already.
+    ///
+    /// # Errors
+    /// [`ModelError::RankLost`] when a rank cannot be reached.
+    pub fn share_parameters(&self, ranks: &dyn Ranks) -> Result<(), ModelError> {
+        let Some(group) = self.peers(ranks)? else {
+            return Ok(());
+        };
+        let entries = self.entries.iter();
+        let owned: Vec<(&Tensor, i64)> = entries.map(|e| (&e.param.tensor, e.owner)).collect();
+        group.share(&owned)
+    }
+
+    /// For a checkpoint: sends what this rank keeps to rank 0, which takes it in
+    /// [`CheckpointWriter::save`](crate::checkpoint::CheckpointWriter::save). Nothing without sharding.
+    ///
+    /// # Errors
+    /// [`ModelError::RankLost`] when rank 0 cannot be reached.
+    pub fn send_state(&self, ranks: &dyn Ranks) -> Result<(), ModelError> {
+        let Some(group) = self.peers(ranks)? else {
+            return Ok(());
+        };
+        let state = self.state();
+        let values: Vec<&Tensor> = state.iter().map(|(_, value)| value).collect();
+        group.send(&values, 0)
+    }
+
+    /// On rank 0: what the others [send](Self::send_state), into those of `buffers` (one for each of
+    /// `parts`, contiguous, in host memory) that are theirs.
+    ///
+    /// # Errors
+    /// [`ModelError::RankLost`] when a rank cannot be reached.
+    pub(crate) fn receive_state(
+        &self,
+        parts: &[StatePart],
+        buffers: &[(String, Tensor)],
+        ranks: &dyn Ranks,
+    ) -> Result<(), ModelError> {
+        let Some(group) = self.peers(ranks)? else {
+            return Ok(());
+        };
+        let pairs = parts.iter().zip(buffers);
+        let theirs = pairs.filter(|(part, _)| part.value.is_none());
+        let theirs: Vec<(&Tensor, i64)> = theirs
+            .map(|(part, (_, buffer))| (buffer, part.owner))
+            .collect();
+        group.receive(&theirs)
+    }
+
+    /// Takes over a state that rank 0 has read (`state`, and where from), on every rank; each gets what
+    /// it keeps.
+    ///
+    /// # Errors
+    /// As [`AdamW::load_state`] on rank 0; [`ModelError::RankLost`] when a rank cannot be reached.
+    pub(crate) fn load_shared_state(
+        &mut self,
+        state: Option<(&HashMap<String, Tensor>, &str)>,
+        ranks: &dyn Ranks,
+    ) -> Result<(), ModelError> {
+        if let Some((state, origin)) = state {
+            self.load_state(state, origin)?;
+        }
+        let Some(group) = self.peers(ranks)? else {
+            let kept = self.entries.iter().filter_map(|e| e.moments.as_ref());
+            let all = kept.flat_map(|m| std::iter::once(&m.step).chain(m.tensors()));
+            return ranks.broadcast(&all.collect::<Vec<_>>());
+        };
+        let parts = self.state_parts();
+        let Some((state, _)) = state else {
+            let mut own = HashMap::new();
+            for part in parts.iter().filter(|part| part.value.is_some()) {
+                let buffer = Tensor::f_empty(&part.shape, (part.kind, Device::Cpu))?;
+                own.insert(part.name.clone(), buffer);
+            }
+            let kept = parts.iter().filter_map(|part| own.get(&part.name));
+            group.receive(&kept.map(|buffer| (buffer, 0)).collect::<Vec<_>>())?;
+            return self.take(&own);
+        };
+        for rank in 1..ranks.world_size() {
+            let mut theirs = Vec::new();
+            for part in parts.iter().filter(|part| part.owner == rank) {
+                // The file may hold numbers of another width.
+                let tensor = state.get(&part.name).map(|t| t.f_to_kind(part.kind));
+                theirs.extend(tensor.transpose()?);
+            }
+            group.send(&theirs.iter().collect::<Vec<_>>(), rank)?;
+        }
+        Ok(())
+    }
+
+    /// The ranks that keep the rest of the state; none if there is no rest.
+    fn peers<'a>(&self, ranks: &'a dyn Ranks) -> Result<Option<&'a ProcessGroup>, ModelError> {
+        match ranks.process_group() {
+            _ if !self.is_sharded => Ok(None),
+            Some(group) => Ok(Some(group)),
+            None => Err(ModelError::Input {
+                what: "optimiser",
+                message: "other ranks keep part of its state; pass the ranks that it was made for"
+                    .into(),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loads(sizes: &[usize], world_size: i64) -> Vec<usize> {
+        let owners = owners(sizes, world_size);
+        let of = |rank| {
+            let all = owners.iter().zip(sizes);
+            all.filter(|(owner, _)| **owner == rank)
+                .map(|(_, s)| s)
+                .sum()
+        };
+        (0..world_size).map(of).collect()
+    }
+
+    #[test]
+    fn the_largest_goes_first_and_to_whom_has_least() {
+        for (sizes, world_size, expected) in [
+            (&[][..], 3, &[][..]),
+            (&[5], 1, &[0]),
+            (&[1, 9, 5, 5], 2, &[0, 0, 1, 1]),
+            // Equal ones in their order, to ranks in theirs.
+            (&[2, 2, 2, 2, 2], 2, &[0, 1, 0, 1, 0]),
+            (&[4, 4], 4, &[0, 1]),
+            (&[0, 0, 1], 2, &[1, 1, 0]),
+        ] {
+            assert_eq!(
+                owners(sizes, world_size),
+                expected,
+                "{sizes:?} {world_size}"
+            );
+        }
+        assert_eq!(owners(&[usize::MAX; 3], 2), [0, 1, 0]);
+    }
+
+    #[test]
+    fn shares_differ_by_less_than_the_largest_parameter() {
+        // Sizes as in a transformer: a few large ones, many small ones.
+        let sizes: Vec<usize> = (0..500)
+            .map(|i| [768, 768 * 768, 4 * 768 * 768][i % 3] + i)
+            .collect();
+        let total: usize = sizes.iter().sum();
+        for world_size in [1, 2, 3, 4, 8, 64] {
+            let loads = loads(&sizes, world_size);
+            assert_eq!(loads.iter().sum::<usize>(), total);
+            let (least, most) = (loads.iter().min(), loads.iter().max());
+            let (least, most) = (*least.unwrap(), *most.unwrap());
+            assert!(most - least <= 4 * 768 * 768 + 500, "{loads:?}");
+            if world_size <= 8 {
+                assert!(most * world_size as usize <= total * 101 / 100, "{loads:?}");
+            }
+        }
+    }
+}
