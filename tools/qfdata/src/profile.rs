@@ -75,8 +75,8 @@ pub(crate) struct ProfileArgs {
     #[arg(long)]
     scaling: bool,
 
-    /// Write what each thread and queue did in the measured seconds, for https://ui.perfetto.dev and
-    /// chrome://tracing
+    /// Write what each thread and queue did in the measured seconds, for Perfetto (ui.perfetto.dev)
+    /// and chrome://tracing
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
 
