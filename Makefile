@@ -1,6 +1,6 @@
 # `make test` and `make demo` do everything, from set-up on. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint demo clean-demo bench bench-instructions bench-peers bench-start bench-step
+.PHONY: help setup build test lint demo clean-demo bench bench-gpu bench-instructions bench-peers bench-start bench-step
 SHELL := /bin/bash
 
 # Set-up alone sees a libtorch that is given here; cargo is told through .cargo/config.toml.
@@ -64,6 +64,9 @@ bench-instructions: ## Set-up, then instructions per image of every stage (valgr
 bench-peers: build ## Build, then qfdata beside other loaders (PAIRS=folder: your photographs)
 	@bench/peers/run.py --qfdata target/release/qfdata --cache '$(QF_PEERS)' \
 		$(if $(PAIRS),--pairs '$(PAIRS)') --rounds $(ROUNDS) --seconds $(SECONDS_EACH)
+
+bench-gpu: build ## Build, then train ViT-g on a GPU: images/s, share of peak, idle time (SHARDS=...: yours)
+	@bench/gpu.sh target/release/qfdata target/release/qftrain $(SHARDS)
 
 bench-start: build ## Build, then the time to the first batch of 10,000 shards, and to resume
 	@bench/start.sh target/release/qfdata

@@ -38,6 +38,16 @@ pub enum Precision {
     F16,
 }
 
+impl Precision {
+    /// What a run takes that asks for nothing: bf16 on a GPU, f32 on the CPU.
+    pub fn for_device(device: tch::Device) -> Precision {
+        match device {
+            tch::Device::Cuda(_) => Precision::Bf16,
+            _ => Precision::F32,
+        }
+    }
+}
+
 /// What turns pixels into image features `[B, M, E]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

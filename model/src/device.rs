@@ -48,41 +48,79 @@ impl fmt::Display for DeviceChoice {
 
 /// Opens what the choice needs and returns the device.
 ///
+/// [`DeviceChoice::Auto`] logs a warning where there is a GPU that cannot be used.
+///
 /// # Errors
 /// [`ModelError::Config`] when a GPU is asked for and cannot be used, saying which part is missing.
 pub fn open_device(choice: DeviceChoice) -> Result<Device, ModelError> {
-    let missing = |message: String| ModelError::Config {
-        setting: "device",
-        message,
+    if choice == DeviceChoice::Cpu {
+        return Ok(Device::Cpu);
+    }
+    let libraries = cuda::open();
+    // Only now can libtorch tell.
+    let gpus = match libraries {
+        Ok(()) if tch::Cuda::is_available() => tch::Cuda::device_count(),
+        _ => 0,
     };
-    match choice {
-        DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Auto => match cuda::open() {
-            Ok(()) if tch::Cuda::is_available() => Ok(Device::Cuda(0)),
-            _ => Ok(Device::Cpu),
-        },
-        DeviceChoice::Cuda(index) => {
-            cuda::open().map_err(|error| {
-                missing(format!(
-                    "the CUDA libraries of libtorch cannot be opened ({error}); run `make setup` \
-                     on a machine with an NVIDIA GPU, or set device = \"cpu\""
-                ))
-            })?;
-            let count = tch::Cuda::device_count();
-            if !tch::Cuda::is_available() || count <= 0 {
-                return Err(missing(
-                    "the CUDA libraries are there, but the NVIDIA driver shows no GPU; check \
-                     nvidia-smi, or set device = \"cpu\""
-                        .into(),
-                ));
+    let found = Found {
+        driver: cuda::has_driver(),
+        libraries: libraries.map_err(|error| error.to_string()),
+        gpus: usize::try_from(gpus).unwrap_or(0),
+    };
+    match (choice, choose(choice, &found)) {
+        (_, Ok(device)) => Ok(device),
+        (DeviceChoice::Auto, Err(missing)) => {
+            // A machine without a GPU misses nothing.
+            if found.driver {
+                log::warn!("{missing}; going on with the CPU");
             }
-            if index as i64 >= count {
-                return Err(missing(format!(
-                    "cuda:{index} is asked for, of {count} GPUs"
-                )));
-            }
-            Ok(Device::Cuda(index))
+            Ok(Device::Cpu)
         }
+        (_, Err(message)) => Err(ModelError::Config {
+            setting: "device",
+            message: format!("{message}, or set device = \"cpu\""),
+        }),
+    }
+}
+
+/// What a machine has of what a GPU needs.
+struct Found {
+    /// The driver's library.
+    driver: bool,
+    /// The CUDA libraries of libtorch, or why they cannot be opened.
+    libraries: Result<(), String>,
+    /// GPUs that libtorch can use.
+    gpus: usize,
+}
+
+/// The device, or what is missing and what to do about it.
+fn choose(choice: DeviceChoice, found: &Found) -> Result<Device, String> {
+    let index = match choice {
+        DeviceChoice::Cpu => return Ok(Device::Cpu),
+        DeviceChoice::Auto => 0,
+        DeviceChoice::Cuda(index) => index,
+    };
+    match (found.driver, &found.libraries) {
+        (true, Err(error)) => Err(format!(
+            "there is an NVIDIA driver, but the CUDA libraries of libtorch are not there ({error}); run \
+             `make setup QF_CUDA=1`"
+        )),
+        (false, Err(_)) => Err("there is no NVIDIA driver (libcuda.so.1), and the CUDA libraries of \
+             libtorch are not there; install the driver and run `make setup QF_CUDA=1`"
+            .into()),
+        (false, Ok(())) => Err("the CUDA libraries are there, but no NVIDIA driver (libcuda.so.1); \
+             install it, or give a container access to the GPU"
+            .into()),
+        (true, Ok(())) if found.gpus == 0 => Err(
+            "driver and CUDA libraries are there, but libtorch can use no GPU; look at nvidia-smi, \
+             CUDA_VISIBLE_DEVICES and the driver's version"
+                .into(),
+        ),
+        (true, Ok(())) if index >= found.gpus => Err(format!(
+            "cuda:{index} is asked for, of {} GPUs (cuda:0 is the first)",
+            found.gpus
+        )),
+        (true, Ok(())) => Ok(Device::Cuda(index)),
     }
 }
 
@@ -92,6 +130,12 @@ mod cuda {
     //! links the CPU library alone.
 
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+
+    /// Whether the driver's library is there. It does nothing before it is asked to.
+    pub(super) fn has_driver() -> bool {
+        // SAFETY: the initialisers of the driver's library have no preconditions.
+        unsafe { Library::open(Some("libcuda.so.1"), RTLD_NOW) }.is_ok()
+    }
 
     /// Loads `libtorch_cuda.so` for the rest of the process.
     pub(super) fn open() -> Result<(), libloading::Error> {
@@ -122,5 +166,32 @@ mod tests {
             assert!(wrong.parse::<DeviceChoice>().is_err(), "{wrong}");
         }
         assert_eq!(open_device(DeviceChoice::Cpu).unwrap(), Device::Cpu);
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let choose = |choice, driver, libraries: Result<(), &str>, gpus| {
+            let found = Found {
+                driver,
+                libraries: libraries.map_err(String::from),
+                gpus,
+            };
+            super::choose(choice, &found)
+        };
+        use DeviceChoice::{Auto, Cpu, Cuda};
+        let none = Err("no such file");
+        assert_eq!(choose(Cpu, false, none, 0), Ok(Device::Cpu));
+        assert_eq!(choose(Auto, true, Ok(()), 2), Ok(Device::Cuda(0)));
+        assert_eq!(choose(Cuda(1), true, Ok(()), 2), Ok(Device::Cuda(1)));
+        for (choice, driver, libraries, gpus, words) in [
+            (Auto, true, none, 0, "make setup QF_CUDA=1"),
+            (Cuda(0), false, none, 0, "install the driver"),
+            (Cuda(0), false, Ok(()), 0, "no NVIDIA driver"),
+            (Cuda(0), true, Ok(()), 0, "nvidia-smi"),
+            (Cuda(2), true, Ok(()), 2, "cuda:2 is asked for, of 2 GPUs"),
+        ] {
+            let missing = choose(choice, driver, libraries, gpus).unwrap_err();
+            assert!(missing.contains(words), "{missing}");
+        }
     }
 }

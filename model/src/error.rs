@@ -151,6 +151,18 @@ pub enum ModelError {
         /// The word of the network library.
         message: String,
     },
+    /// A step that needs more memory than the device has.
+    #[error("a step on a batch of {batch_size} does not fit {device}: {}; {cause}", room(*.fits))]
+    DeviceMemory {
+        /// Where it was to run.
+        device: String,
+        /// Images of the batch.
+        batch_size: usize,
+        /// About the largest batch that fits, 0 if none does, where it could be found out.
+        fits: Option<usize>,
+        /// libtorch's word.
+        cause: String,
+    },
     /// Work that was broken off because the caller asked for it.
     #[error("stopped on request")]
     Stopped,
@@ -160,6 +172,36 @@ pub enum ModelError {
     /// An operation that libtorch refused.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
+}
+
+impl ModelError {
+    /// Whether libtorch found no memory for a tensor.
+    pub fn is_out_of_memory(&self) -> bool {
+        let ModelError::Torch(TchError::Torch(text)) = self else {
+            return false;
+        };
+        // The allocators of GPUs and of the CPU.
+        [
+            "out of memory",
+            "not enough memory",
+            "can't allocate memory",
+        ]
+        .iter()
+        .any(|words| text.contains(words))
+    }
+}
+
+fn room(fits: Option<usize>) -> String {
+    const SAVINGS: &str = "precision=bf16, model.vision.checkpoint_activations=true for a tower that is \
+                           trained, and optimizer.shard_state=true on several ranks save memory too";
+    match fits {
+        Some(0) => format!("no batch does; take a smaller model or another device ({SAVINGS})"),
+        Some(size) => format!(
+            "about {size} images would; set data.batch_size={size}, with accumulate_steps for the same \
+             number of images a step ({SAVINGS})"
+        ),
+        None => format!("lower data.batch_size ({SAVINGS})"),
+    }
 }
 
 fn saved(batch: &Option<PathBuf>) -> String {

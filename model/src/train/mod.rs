@@ -1,6 +1,7 @@
 //! The training loop, and the folder it writes to.
 
 mod config;
+mod memory;
 mod non_finite;
 mod parallel;
 mod profile;
@@ -210,7 +211,9 @@ impl Trainer {
             if let Some(trace) = &mut trace {
                 trace.begin_step(device)?;
             }
-            let done = self.train_step(batches, seed, lr, &peers, &mut guard, &mut phases)?;
+            let done = self
+                .train_step(batches, seed, lr, &peers, &mut guard, &mut phases)
+                .map_err(|error| self.explain(error, config, ranks))?;
             phases.end_step(self.step, images * ranks.world_size().unsigned_abs());
             if let Some(trace) = &mut trace {
                 trace.end_step(device)?;

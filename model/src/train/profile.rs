@@ -10,6 +10,7 @@ use tch::Device;
 
 use super::secs;
 use super::step_trace::TraceReport;
+use crate::accelerator::memory;
 use crate::config::Precision;
 use crate::error::ModelError;
 use crate::feed::DeviceFeed;
@@ -175,6 +176,7 @@ impl Phases {
             bottleneck: bottleneck(&phases, &loader, self.wait_share(), place),
             phases,
             loader,
+            device_memory_peak_bytes: memory(place.device).map(|memory| memory.peak),
             roofline: None,
             trace: place.trace.clone(),
         }
@@ -215,6 +217,8 @@ pub struct RunProfile {
     pub phases: Vec<StageReport>,
     /// The loader's threads and queues.
     pub loader: LoaderReport,
+    /// The most that tensors held at once on a GPU.
+    pub device_memory_peak_bytes: Option<u64>,
     /// What the machine could do, where that was measured.
     pub roofline: Option<Roofline>,
     /// The trace of its first steps, where one was written.

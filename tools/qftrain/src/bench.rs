@@ -6,10 +6,10 @@ use anyhow::{bail, Context};
 use clap::Args;
 use qf_model::config::FeaturesConfig;
 use qf_model::device::{open_device, DeviceChoice};
-use qf_model::flops::{savings, StepFlops, StepShape};
+use qf_model::flops::{matmul_peak, savings, StepFlops, StepShape};
 use qf_model::{
-    AdamW, Blip2Qformer, ComputeOptions, ModelConfig, NegativeSampling, SingleProcess, StepInput,
-    VisionConfig,
+    AdamW, Blip2Qformer, ComputeOptions, ModelConfig, NegativeSampling, Precision, SingleProcess,
+    StepInput, VisionConfig,
 };
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
@@ -60,6 +60,10 @@ pub(crate) struct BenchArgs {
     /// Threads of libtorch [default: one per core]
     #[arg(long)]
     threads: Option<u32>,
+
+    /// Element type of matrix products: f32, bf16 or f16 [default: bf16 on a GPU, f32 on the CPU]
+    #[arg(long, value_name = "TYPE", value_parser = parse_precision)]
+    precision: Option<Precision>,
 
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value_t = DeviceChoice::Auto)]
@@ -136,6 +140,11 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
 
     let mut model = Blip2Qformer::new(&model_config, device, config.seed)?;
     model.set_compute(compute);
+    let precision = args
+        .precision
+        .or(config.precision)
+        .unwrap_or(Precision::for_device(device));
+    model.set_precision(precision)?;
     let mut optimizer = AdamW::new(model.params(), &config.optimizer)?;
     let batch = Inputs::new(&model_config, &shape, image_size, device)?;
     let mut times = Vec::new();
@@ -157,8 +166,17 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         &shape,
         compute,
         &times,
-        matmul_peak(device)?,
+        matmul_peak(device, precision)?,
     )
+}
+
+fn parse_precision(text: &str) -> Result<Precision, String> {
+    match text {
+        "f32" => Ok(Precision::F32),
+        "bf16" => Ok(Precision::Bf16),
+        "f16" => Ok(Precision::F16),
+        _ => Err("expected f32, bf16 or f16".into()),
+    }
 }
 
 /// A batch that stays the same.
@@ -240,25 +258,6 @@ fn synchronize(device: Device) {
     if let Device::Cuda(index) = device {
         tch::Cuda::synchronize(index as i64);
     }
-}
-
-/// The highest rate of a large matrix product in 32 bits, FLOP/s: best of several.
-fn matmul_peak(device: Device) -> anyhow::Result<f64> {
-    const SIZE: i64 = 2048;
-    const TRIES: usize = 10;
-    let options = (Kind::Float, device);
-    let a = Tensor::f_randn([SIZE, SIZE], options)?;
-    let b = Tensor::f_randn([SIZE, SIZE], options)?;
-    let mut best = f64::INFINITY;
-    for _ in 0..TRIES {
-        synchronize(device);
-        let start = Instant::now();
-        let product = a.f_matmul(&b)?;
-        synchronize(device);
-        best = best.min(start.elapsed().as_secs_f64());
-        drop(product);
-    }
-    Ok(2.0 * (SIZE as f64).powi(3) / best)
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {

@@ -5,15 +5,17 @@
 //! an order of magnitude slower. OpenMP reads its wait policy when it is loaded, before `main`, so
 //! the program starts itself once more with the policy set. A policy that the user has set stands.
 //!
-//! libtorch's own log is set at the same moment, for the same reason: what goes wrong between ranks it
-//! logs with its stack, beside the error that this program prints.
+//! libtorch's own logs are set at the same moment, for the same reason: what goes wrong between ranks it
+//! logs with its stack, beside the error that this program prints, and its profiler calls a machine
+//! without a GPU an error.
 
 use std::ffi::OsStr;
 
 const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
 const TORCH_LOG: &str = "TORCH_CPP_LOG_LEVEL";
+const PROFILER_LOG: &str = "KINETO_LOG_LEVEL";
 
-/// Returns at once when policy and log level are set; else they are, and the program starts over in the
+/// Returns at once when policy and log levels are set; else they are, and the program starts over in the
 /// same process.
 #[cfg(unix)]
 #[allow(clippy::disallowed_methods)] // The environment belongs to the tools.
@@ -21,7 +23,7 @@ pub(crate) fn wait_passively() {
     use std::os::unix::process::CommandExt;
     let is_set = |name: &str| std::env::var_os(name).is_some();
     let waits = is_set(WAIT_POLICY) || is_set("GOMP_SPINCOUNT");
-    if waits && is_set(TORCH_LOG) {
+    if waits && is_set(TORCH_LOG) && is_set(PROFILER_LOG) {
         return;
     }
     let Ok(program) = std::env::current_exe() else {
@@ -39,9 +41,12 @@ pub(crate) fn wait_passively() {
     if !is_set(TORCH_LOG) {
         command.env(TORCH_LOG, "FATAL");
     }
+    if !is_set(PROFILER_LOG) {
+        command.env(PROFILER_LOG, "99"); // Above all its levels.
+    }
     let error = command.exec();
     // `exec` returns only when it failed; training works all the same.
-    log::debug!("cannot set {WAIT_POLICY} and {TORCH_LOG}: {error}");
+    log::debug!("cannot set {WAIT_POLICY}, {TORCH_LOG} and {PROFILER_LOG}: {error}");
 }
 
 /// Other systems keep their default.

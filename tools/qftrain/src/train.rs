@@ -261,10 +261,7 @@ fn train(
         checkpoint::load_optimizer_on_ranks(folder, &mut optimizer, ranks)?;
     }
     log::debug!("{} bytes of optimiser state", optimizer.state_bytes());
-    let precision = config.precision.unwrap_or(match device {
-        Device::Cuda(_) => Precision::Bf16,
-        _ => Precision::F32,
-    });
+    let precision = config.precision.unwrap_or(Precision::for_device(device));
     // The run keeps it, wherever it is resumed.
     config.precision = Some(precision);
     model.set_precision(precision)?;
