@@ -14,7 +14,7 @@ mod hostile;
 mod interop;
 /// The order, memory and start of the loader, from the command line.
 mod loader_cli;
-/// `qfdata profile` as a user runs it.
+/// Profiles and traces of both programs.
 mod profile_cli;
 /// Checkpoints of runs that were killed or damaged, and numbers that are none.
 mod resume_cli;

@@ -343,7 +343,10 @@ fn train(
         ranks,
         run_dir: &run_dir,
         stop: &stop,
-        trace: trace.map(|trace| StepTrace::new(trace, args.profile_steps)),
+        trace: trace.map(|trace| {
+            let left = config.steps.saturating_sub(step);
+            StepTrace::new(trace, args.profile_steps.min(left))
+        }),
         on_record: &mut |record| progress.show(record),
     });
     progress.finish();
