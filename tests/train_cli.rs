@@ -216,6 +216,7 @@ fn a_run_writes_what_it_promises() {
         "augment",
         "tokenise",
         "collate",
+        "upload",
     ];
     assert_eq!(stages, expected);
     let expected = [

@@ -74,6 +74,12 @@ fn a_slow_step_and_a_slow_loader_take_as_long_as_the_slower() {
 
 #[test]
 fn a_step_never_waits_for_a_loader_that_is_faster() {
+    // One that is a little faster is for a quiet machine to judge: see docs/performance.md.
+    let (_, little) = train(Duration::from_millis(100), Duration::from_millis(80));
+    println!(
+        "a loader 1.25 times as fast: {:.2} % of the time waiting",
+        100.0 * little.data_wait_share
+    );
     let (_, profile) = train(Duration::from_millis(100), Duration::from_millis(20));
     assert!(
         profile.data_wait_share <= 0.01,
