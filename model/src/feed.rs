@@ -7,8 +7,8 @@
 //! While a step computes, one batch waits on the device and the next is on its way. The CPU takes the
 //! same path, with plain memory.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{sync_channel, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,6 +24,9 @@ use crate::host::{upload_on, DeviceBatch};
 
 /// Batches that wait on the device, beside the one that is on its way.
 const WAITING: usize = 1;
+
+/// How often a waiting caller looks whether it is to stop.
+const STOP_INTERVAL: Duration = Duration::from_millis(50);
 
 const QUEUE: &str = "batches on the device";
 
@@ -130,33 +133,56 @@ impl DeviceFeed {
     /// What ended the loader, or [`ModelError::Torch`] when the device has no room; once, `None`
     /// after that.
     pub fn next_batch(&mut self) -> Result<Option<ReadyBatch>, ModelError> {
+        self.next_batch_unless(&AtomicBool::new(false))
+    }
+
+    /// The same, but `None` soon after `stop` is set while no batch is there: a read from a server that
+    /// hangs keeps nobody from ending. Another call may follow.
+    ///
+    /// # Errors
+    /// As [`DeviceFeed::next_batch`].
+    pub fn next_batch_unless(
+        &mut self,
+        stop: &AtomicBool,
+    ) -> Result<Option<ReadyBatch>, ModelError> {
         let Some(batches) = &self.batches else {
             return Ok(None);
         };
         let message = match batches.try_recv() {
             Ok(message) => {
                 self.were_ready += 1;
-                Ok(message)
+                Some(message)
             }
             Err(_) => {
                 let start = Instant::now();
-                let message = batches.recv();
+                let message = loop {
+                    match batches.recv_timeout(STOP_INTERVAL) {
+                        Err(RecvTimeoutError::Timeout) if stop.load(Ordering::Relaxed) => {
+                            break None
+                        }
+                        Err(RecvTimeoutError::Timeout) => {}
+                        message => break Some(message.ok()),
+                    }
+                };
                 self.wait += start.elapsed();
-                message
+                match message {
+                    Some(message) => message,
+                    None => return Ok(None),
+                }
             }
         };
         let last = match message {
-            Ok(Message::Batch(batch)) => {
+            Some(Message::Batch(batch)) => {
                 self.state = batch.host.state.clone();
                 self.taken += 1;
                 return Ok(Some(*batch));
             }
-            Ok(Message::End(state)) => {
+            Some(Message::End(state)) => {
                 self.state = *state;
                 Ok(None)
             }
-            Ok(Message::Failed(error)) => Err(error),
-            Err(_) => {
+            Some(Message::Failed(error)) => Err(error),
+            None => {
                 let message = "the upload thread died; this is a bug".into();
                 Err(PipelineError::Thread(message).into())
             }

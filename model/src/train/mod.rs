@@ -16,6 +16,7 @@ mod validation;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use qf_pipeline::loader::LoaderState;
 use tch::{Kind, Tensor};
 
 pub use config::{MixedSet, RemoteConfig, TrainConfig, WeightsConfig};
@@ -89,6 +90,16 @@ pub enum Outcome {
     OutOfData,
 }
 
+/// What a call of [`Trainer::run`] leaves.
+pub struct RunEnd {
+    /// Why it ended.
+    pub outcome: Outcome,
+    /// Where the time went.
+    pub profile: RunProfile,
+    /// This rank's place in the data, after the last batch that was used; see [`loader_state`].
+    pub data: LoaderState,
+}
+
 impl Trainer {
     /// Trains until the configured step, the end of the data or `stop`, and writes a checkpoint.
     ///
@@ -96,7 +107,7 @@ impl Trainer {
     /// Whatever stops the loader, the model or a file, that of the checkpoint writer included;
     /// [`ModelError::NonFinite`] for a loss or gradient that is no number, naming the step and its
     /// samples. No checkpoint holds weights from behind such a step.
-    pub fn run(&mut self, context: RunContext<'_>) -> Result<(Outcome, RunProfile), ModelError> {
+    pub fn run(&mut self, context: RunContext<'_>) -> Result<RunEnd, ModelError> {
         let RunContext {
             config,
             feed,
@@ -136,6 +147,8 @@ impl Trainer {
         let mut saves = false;
         let mut saved_at = self.step;
         let mut stops = false;
+        // Batches that were taken and not used come again when the run goes on.
+        let mut data = feed.state().clone();
         let outcome = loop {
             if let Some(output) = &mut output {
                 output.writer.poll()?;
@@ -170,7 +183,7 @@ impl Trainer {
             }
             if saves {
                 guard.settle()?;
-                let state = self.state(config, feed, ranks)?;
+                let state = self.state(config, &data, ranks)?;
                 phases.time(Phase::Snapshot, || {
                     self.save(output.as_mut(), config, state, ranks)
                 })?;
@@ -186,7 +199,7 @@ impl Trainer {
             phases.begin_step();
             let mut batches = Vec::with_capacity(config.accumulate_steps);
             while batches.len() < config.accumulate_steps {
-                match phases.time(Phase::Wait, || feed.next_batch())? {
+                match phases.time(Phase::Wait, || feed.next_batch_unless(stop))? {
                     Some(batch) => batches.push(batch),
                     None => break,
                 }
@@ -197,11 +210,18 @@ impl Trainer {
                 parallel::agree(ranks, asked_to_stop, config.accumulate_steps, &columns)
             })?;
             stops = agreed.stops;
+            if stops && agreed.batches < config.accumulate_steps {
+                break Outcome::Interrupted;
+            }
+            if batches.is_empty() {
+                data = feed.state().clone();
+            }
             batches.truncate(agreed.batches);
             peers.columns = agreed.columns;
             let Some(last) = batches.last() else {
                 break Outcome::OutOfData;
             };
+            data = last.host.state.clone();
             let (epoch, counters) = (last.host.epoch, last.host.counters().clone());
             let lr = config
                 .schedule
@@ -242,7 +262,7 @@ impl Trainer {
         // Nothing to save without a step: the checkpoint that was resumed from is there.
         if saved_at != self.step {
             guard.settle()?;
-            let state = self.state(config, feed, ranks)?;
+            let state = self.state(config, &data, ranks)?;
             self.save(output.as_mut(), config, state, ranks)?;
         }
         if let Some(output) = output {
@@ -256,7 +276,11 @@ impl Trainer {
             precision: self.model.precision(),
             trace: trace.as_ref().and_then(|trace| trace.report().cloned()),
         };
-        Ok((outcome, phases.profile(feed, &place)))
+        Ok(RunEnd {
+            outcome,
+            profile: phases.profile(feed, &place),
+            data,
+        })
     }
 
     /// Whether a validation beats all before it; it is then remembered as the best.
@@ -280,7 +304,7 @@ impl Trainer {
     fn state(
         &self,
         config: &TrainConfig,
-        feed: &DeviceFeed,
+        data: &LoaderState,
         ranks: &dyn Ranks,
     ) -> Result<TrainState, ModelError> {
         Ok(TrainState {
@@ -294,7 +318,7 @@ impl Trainer {
                 next_step_seed: step_seed(config.seed, self.step),
             }),
             best: self.best.clone(),
-            ..TrainState::new(self.step, parallel::loader_state(feed.state(), ranks)?)
+            ..TrainState::new(self.step, parallel::loader_state(data, ranks)?)
         })
     }
 

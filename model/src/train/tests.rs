@@ -17,6 +17,17 @@ fn train(
     in_step: impl Fn(u64),
     before_batch: impl Fn() + Send + 'static,
 ) -> Result<RunProfile, ModelError> {
+    let end = run(in_step, before_batch, &AtomicBool::new(false))?;
+    assert_eq!((end.outcome, end.profile.steps), (Outcome::Finished, STEPS));
+    Ok(end.profile)
+}
+
+/// The same until `stop` is set.
+fn run(
+    in_step: impl Fn(u64),
+    before_batch: impl Fn() + Send + 'static,
+    stop: &AtomicBool,
+) -> Result<RunEnd, ModelError> {
     let folder = tempfile::tempdir().unwrap();
     // With two pairs the negatives are certain, whatever other tests draw from torch's generator.
     let (mut trainer, loader) = trainer_and_loader(folder.path(), 2);
@@ -31,21 +42,19 @@ fn train(
     let config: TrainConfig = table.try_into().unwrap();
     let run_dir = RunDir::new(folder.path().join("run"));
     std::fs::create_dir(run_dir.path()).unwrap();
-    let (outcome, profile) = trainer.run(RunContext {
+    trainer.run(RunContext {
         config: &config,
         feed: &mut feed,
         validator: None,
         ranks: &SingleProcess,
         run_dir: &run_dir,
-        stop: &AtomicBool::new(false),
+        stop,
         trace: None,
         on_record: &mut |record| match record {
             MetricsRecord::Train(record) => in_step(record.step),
             _ => unreachable!("nothing else is logged"),
         },
-    })?;
-    assert_eq!((outcome, profile.steps), (Outcome::Finished, STEPS));
-    Ok(profile)
+    })
 }
 
 #[test]
@@ -72,6 +81,43 @@ fn while_a_step_runs_the_batches_after_the_next_are_asked_for() {
     let images = 2 * STEPS..=2 * (STEPS + 2);
     assert!(images.contains(&upload.items), "{}", upload.items);
     assert_eq!(profile.loader.queues.last().unwrap().items, STEPS);
+}
+
+#[test]
+fn a_run_that_waits_for_data_in_vain_can_be_stopped() {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (hangs, asked) = (stop.clone(), AtomicU64::new(0));
+    let end = run(
+        |step| {
+            if step == 3 {
+                // The fourth batch does not come before this, and until it is set nothing ends.
+                let stop = stop.clone();
+                std::thread::spawn(move || {
+                    std::thread::sleep(Duration::from_millis(200));
+                    stop.store(true, Ordering::Relaxed);
+                });
+            }
+        },
+        move || {
+            if asked.fetch_add(1, Ordering::Relaxed) == 3 {
+                while !hangs.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                // Long enough that the run looks first; it may as well get the batch.
+                std::thread::sleep(Duration::from_millis(500));
+            }
+        },
+        &stop,
+    );
+    let end = end.unwrap();
+    assert_eq!(end.outcome, Outcome::Interrupted);
+    // Batches of two; one that came at the last moment and was not used is not counted.
+    assert_eq!(end.data.counters.delivered, 2 * end.profile.steps);
+    assert!(
+        (3..=4).contains(&end.profile.steps),
+        "{}",
+        end.profile.steps
+    );
 }
 
 #[test]

@@ -13,8 +13,8 @@ use qf_model::feed::DeviceFeed;
 use qf_model::host::batch_allocator;
 use qf_model::run_dir::{RunDir, RunLock};
 use qf_model::train::{
-    self, check_random_state, LossScaler, Outcome, RunContext, RunProfile, StepTrace, TrainConfig,
-    Trainer, Validator, WeightsConfig,
+    self, check_random_state, LossScaler, Outcome, RunContext, RunEnd, RunProfile, StepTrace,
+    TrainConfig, Trainer, Validator, WeightsConfig,
 };
 use qf_model::{AdamW, Blip2Qformer, Precision, ProcessGroup, Ranks, SingleProcess};
 use qf_pipeline::error::full_message;
@@ -350,8 +350,12 @@ fn train(
         on_record: &mut |record| progress.show(record),
     });
     progress.finish();
-    let (outcome, mut profile) = result?;
-    let state = train::loader_state(feed.state(), ranks)?;
+    let RunEnd {
+        outcome,
+        mut profile,
+        data,
+    } = result?;
+    let state = train::loader_state(&data, ranks)?;
     if !ranks.is_first() {
         return Ok(());
     }
