@@ -99,6 +99,7 @@ fn start(rank: u32, nproc: u32, port: u16) -> anyhow::Result<Rank> {
         .args(own_arguments(std::env::args_os().skip(1)))
         .env("RANK", rank.to_string())
         .env("LOCAL_RANK", rank.to_string())
+        .env("LOCAL_WORLD_SIZE", nproc.to_string())
         .env("WORLD_SIZE", nproc.to_string())
         .env("MASTER_ADDR", "127.0.0.1")
         .env("MASTER_PORT", port.to_string())

@@ -18,6 +18,8 @@ pub(crate) struct Ranks {
     pub(crate) place: RankPlace,
     /// This process among those of its machine.
     local_rank: usize,
+    /// Ranks on this machine.
+    local_world: usize,
     /// Whether the job has been started before, so that a run is to be continued where there is one.
     pub(crate) is_restart: bool,
 }
@@ -96,6 +98,10 @@ fn torchrun(get: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Ranks> {
         Some(text) => number("LOCAL_RANK", &text)?,
         None => usize::try_from(rank).unwrap_or(0),
     };
+    let local_world = match get("LOCAL_WORLD_SIZE") {
+        Some(text) => number("LOCAL_WORLD_SIZE", &text)?,
+        None => 1,
+    };
     let attempt = get("TORCHELASTIC_RESTART_COUNT").unwrap_or_else(|| "0".into());
     let agent_has_store = get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value == "True");
     Ok(Ranks {
@@ -109,6 +115,7 @@ fn torchrun(get: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Ranks> {
             interface: get("GLOO_SOCKET_IFNAME").filter(|name| !name.is_empty()),
         },
         local_rank,
+        local_world,
         is_restart: attempt != "0",
     })
 }
@@ -158,6 +165,8 @@ fn slurm(get: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Ranks> {
             interface: get("GLOO_SOCKET_IFNAME").filter(|name| !name.is_empty()),
         },
         local_rank,
+        // SLURM gives each of its tasks cores of its own.
+        local_world: 1,
         is_restart: restarts != "0",
     })
 }
@@ -181,6 +190,12 @@ fn first_host(list: &str) -> Option<String> {
 }
 
 impl Ranks {
+    /// Threads of this rank's loader where none are set: its share of the machine's cores.
+    pub(crate) fn loader_threads(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        (cores / self.local_world.max(1)).max(1)
+    }
+
     /// The device of this rank: of several GPUs the one of its number on the machine, unless the user
     /// names another.
     pub(crate) fn open_device(&self, choice: DeviceChoice) -> anyhow::Result<Device> {
@@ -226,6 +241,12 @@ mod tests {
         assert_eq!((place.rank, place.world_size, ranks.local_rank), (3, 4, 1));
         assert_eq!((place.host.as_str(), place.port), ("node1", 29500));
         assert!(!place.hosts_store && !ranks.is_restart);
+        let cores = std::thread::available_parallelism().unwrap().get();
+        assert_eq!(ranks.loader_threads(), cores);
+        for (size, share) in [("2", (cores / 2).max(1)), ("100000", 1), ("0", cores)] {
+            let ranks = find_in(&with(&[("LOCAL_WORLD_SIZE", size)])).unwrap();
+            assert_eq!(ranks.unwrap().loader_threads(), share);
+        }
         assert!(
             find_in(&with(&[("RANK", "0")]))
                 .unwrap()
@@ -268,6 +289,7 @@ mod tests {
             ("WORLD_SIZE", "99999999"),
             ("WORLD_SIZE", "18446744073709551616"),
             ("LOCAL_RANK", "a"),
+            ("LOCAL_WORLD_SIZE", "b"),
             ("MASTER_PORT", "65536"),
             ("MASTER_ADDR", ""),
         ] {

@@ -96,7 +96,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "WEIGHTS", conflicts_with = "resume")]
     weights: Option<String>,
 
-    /// Threads that decode, augment and tokenise [default: one per core]
+    /// Threads that decode, augment and tokenise, of each rank [default: one per core of the machine]
     #[arg(long)]
     threads: Option<u32>,
 
@@ -143,7 +143,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         ),
         (Some(ranks), None) => run_as_rank(args, ranks),
         (None, Some(nproc)) if nproc > 1 => launch::run(nproc),
-        (None, _) => train(args, open_device(args.device)?, false, &SingleProcess),
+        (None, _) => train(args, open_device(args.device)?, None, &SingleProcess),
     }
 }
 
@@ -157,8 +157,10 @@ fn run_as_rank(args: &TrainArgs, ranks: ranks::Ranks) -> anyhow::Result<()> {
         signal_hook::low_level::exit(1)
     };
     let timeouts = args.timeouts.resolve();
-    let group = ProcessGroup::join(ranks.place, device, timeouts, move |cause| end(&cause))?;
-    match train(args, device, ranks.is_restart, &group) {
+    let group = ProcessGroup::join(ranks.place.clone(), device, timeouts, move |cause| {
+        end(&cause)
+    })?;
+    match train(args, device, Some(&ranks), &group) {
         Ok(()) => Ok(group.leave()?),
         Err(error) => end(&group.fail(&full_message(error.as_ref()))),
     }
@@ -182,14 +184,15 @@ struct FirstRank {
     _lock: RunLock,
 }
 
-/// One rank's training, from the options to the last checkpoint. `is_restart` continues a run that
-/// is there.
+/// One rank's training, from the options to the last checkpoint; `own` is its place among several. One
+/// that is started again continues the run that is there.
 fn train(
     args: &TrainArgs,
     device: Device,
-    is_restart: bool,
+    own: Option<&ranks::Ranks>,
     ranks: &dyn Ranks,
 ) -> anyhow::Result<()> {
+    let is_restart = own.is_some_and(|own| own.is_restart);
     let run_dir = RunDir::new(args.run_dir.clone().unwrap_or_else(default_run_dir));
     let restarts = is_restart && args.run_dir.is_some() && run_dir.holds_run()?;
     let is_restart = ranks.max(&[i64::from(ranks.is_first() && restarts)])? == [1];
@@ -304,7 +307,12 @@ fn train(
         true => Some(open_trace(&run_dir, ranks)?),
         false => None,
     };
-    let mut loader = Loader::builder(config.data.clone())
+    let mut data_config = config.data.clone();
+    if let Some(own) = own.filter(|_| data_config.threads == 0) {
+        // Not in the run's configuration: the next machine may have other cores.
+        data_config.threads = own.loader_threads();
+    }
+    let mut loader = Loader::builder(data_config)
         .trace(trace.clone())
         .world(world)
         .resume(loader_state)
