@@ -9,12 +9,10 @@ import random
 import socketserver
 
 import numpy as np
-from measured import BATCH, FOLDER, MEAN, SHARDS, SIZE, STD, WORKERS, ids, run
+from measured import BATCH, FOLDER, SHARDS, SIZE, WORKERS, ids, planes, run
 
 os.environ["DATAGO_MAX_TASKS"] = str(WORKERS)
 os.environ.setdefault("RUST_LOG", "error")
-FACTOR = (1 / (255 * np.array(STD, np.float32)))[:, None, None]
-SHIFT = (np.array(MEAN, np.float32) / np.array(STD, np.float32))[:, None, None]
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -40,7 +38,7 @@ def batches(port):
         pixels = np.asarray(sample["image"])
         if random.random() < 0.5:
             pixels = pixels[:, ::-1]
-        images.append(pixels.transpose(2, 0, 1).astype(np.float32) * FACTOR - SHIFT)
+        images.append(planes(pixels))
         rows.append(ids(sample["attributes"].get("txt", "")))
         if len(images) == BATCH:
             yield np.stack(images), np.array(rows)

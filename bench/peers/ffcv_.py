@@ -1,4 +1,5 @@
-"""FFCV: its own format (JPEG, quality 95) and area resize; ids made beforehand. Written by `--write`."""
+"""FFCV: its own format (JPEG of quality 95, and ids made beforehand), which run.py has this script
+write (`--write`); area resize. Its images stay rows of RGB in memory, its default."""
 import os
 import sys
 

@@ -1,4 +1,4 @@
-"""What every peer shares: settings of the work, captions to ids, and the measured window.
+"""What the peers share: the settings, captions to ids, bytes to floats, and the measured window.
 
 A peer is a script `PEER.py SET_FOLDER WORKERS SECONDS`. It writes `start` when it has run for a
 while, and `stop IMAGES` SECONDS later; run.py measures the processor time of its session between.
@@ -18,14 +18,19 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import numpy as np
+
 FOLDER, WORKERS, SECONDS = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 SHARDS = sorted(glob.glob(os.path.join(FOLDER, "*.tar")))
+
+FACTOR = (1 / (255 * np.array(STD, np.float32)))[:, None, None]
+SHIFT = (np.array(MEAN, np.float32) / np.array(STD, np.float32))[:, None, None]
 
 _tokenizer = None
 
 
 def ids(caption):
-    """The first line of a caption file as BERT's ids."""
+    """A line of a caption file as BERT's ids."""
     global _tokenizer
     if _tokenizer is None:
         from tokenizers import BertWordPieceTokenizer
@@ -36,6 +41,14 @@ def ids(caption):
         caption = caption.decode("utf-8", "replace")
     lines = caption.strip().split("\n")
     return _tokenizer.encode(random.choice(lines)).ids
+
+
+def planes(pixels):
+    """Rows of RGB bytes as normalised planes."""
+    floats = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+    floats *= FACTOR
+    floats -= SHIFT
+    return floats
 
 
 def run(batches):

@@ -2,18 +2,23 @@
 """Images per second of `qfdata profile` and of other loaders, on the same shards: `make bench-peers`.
 
 Each peer gets a virtual environment in the cache; one that cannot be installed is named and left
-out. All run in turn, ours among them, for a number of rounds; the table holds medians. Processor
-time is user and system of all processes of a peer, memory the peak of their summed Pss.
+out. System packages that one needs are installed by apt, as root or with a sudo that asks for no
+password (QF_NO_APT=1: never). All run in turn, ours among them, for a number of rounds; the table
+holds medians. Processor time is user and system of all processes of a peer, memory the peak of
+their summed Pss.
 """
 import argparse
+import ctypes.util
 import datetime
 import json
 import os
 import platform
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 
@@ -29,7 +34,26 @@ ENVIRONMENTS = {
     "tf": ["tensorflow-cpu", "tokenizers"],
     "spdl": ["spdl", "tokenizers", "numpy"],
     "datago": ["datago", "tokenizers", "numpy", "pillow"],
-    "ffcv": ["ffcv", "opencv-python-headless", "tokenizers"],
+    "ffcv": ["ffcv"],
+}
+# Environments that also see the packages of another one.
+BORROWS = {"ffcv": "torch"}
+
+
+def has_library(module):
+    return subprocess.getstatusoutput(f"pkg-config --exists {module}")[0] == 0
+
+
+# System packages of an environment, by Debian's names, and how to tell that they are there.
+SYSTEM = {
+    "ffcv": {
+        "build-essential": lambda: shutil.which("c++"),
+        "python3-dev": lambda: os.path.exists(sysconfig.get_path("include") + "/Python.h"),
+        "pkg-config": lambda: shutil.which("pkg-config"),
+        "libopencv-dev": lambda: has_library("opencv4"),
+        "libturbojpeg0-dev": lambda: has_library("libturbojpeg"),
+    },
+    "spdl": {"ffmpeg": lambda: ctypes.util.find_library("avdevice")},
 }
 # Name in the table: (environment, script, variables, whether it writes its own format first).
 PEERS = {
@@ -45,21 +69,49 @@ PEERS = {
 OURS = "qfdata"
 
 
+class Unavailable(Exception):
+    """Why an environment cannot be made."""
+
+
+def system_packages(name):
+    """Installs the system packages that an environment lacks, where that is allowed."""
+    missing = [package for package, found in SYSTEM.get(name, {}).items() if not found()]
+    if not missing:
+        return
+    names = " ".join(missing)
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    install = f"apt-get install -qq -y --no-install-recommends {names}"
+    allowed = os.environ.get("QF_NO_APT") != "1" and shutil.which("apt-get")
+    if not allowed or (sudo and subprocess.getstatusoutput("sudo -n true")[0]):
+        raise Unavailable(f"missing system packages: {names}; install them ({sudo}{install})")
+    print(f"bench: missing system packages: {names}; running: {sudo}{install}", file=sys.stderr)
+    command = f"{sudo}apt-get update -qq && {sudo}env DEBIAN_FRONTEND=noninteractive {install}"
+    if subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, stdout=sys.stderr).returncode:
+        raise Unavailable(f"apt-get could not install {names}; see its messages above")
+
+
 def environment(cache, name):
-    """The python of an environment, made on first use; None if it cannot be."""
+    """The python of an environment, made on first use."""
+    system_packages(name)
     home = os.path.join(cache, name)
     python = os.path.join(home, "bin", "python")
     done = os.path.join(home, "complete")
     if not os.path.exists(done):
-        print(f"bench: installing {', '.join(ENVIRONMENTS[name])}", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", home], check=True)
+        packages = ", ".join(ENVIRONMENTS[name])
+        print(f"bench: installing {packages}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
+        if name in BORROWS:
+            environment(cache, BORROWS[name])
+            lent, own = (sysconfig.get_path("purelib", "posix_prefix", {"base": base})
+                         for base in (os.path.join(cache, BORROWS[name]), home))
+            with open(os.path.join(own, "borrowed.pth"), "w") as file:
+                file.write(lent + "\n")
         pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         source = [] if name == "ffcv" else ["--only-binary=:all:"]
         result = subprocess.run(pip + source + ENVIRONMENTS[name], capture_output=True, text=True)
         if result.returncode:
             lines = [line for line in result.stderr.splitlines() if "error" in line.lower()]
-            print(f"bench: {name} cannot be installed: {lines[-1:]}", file=sys.stderr)
-            return None
+            raise Unavailable(f"pip could not install {packages}: {''.join(lines[-1:])}")
         open(done, "w").close()
     return python
 
@@ -152,13 +204,14 @@ def main():
     subprocess.run(make, check=True)
 
     words = args.only.lower().split(",") if args.only else [""]
-    peers = {OURS: None}
+    peers, results, failed = {OURS: None}, {}, {}
     for name, peer in PEERS.items():
         if any(word in name.lower() for word in words):
-            interpreter = environment(args.cache, peer[0])
-            if interpreter:
-                peers[name] = (interpreter, *peer[1:])
-    results, failed = {}, {}
+            try:
+                peers[name] = (environment(args.cache, peer[0]), *peer[1:])
+            except Unavailable as why:
+                failed[name] = str(why)
+                print(f"bench: {name} is left out: {why}", file=sys.stderr)
     for number in range(args.rounds):
         for which in ("A", "B"):
             folder = os.path.join(sets, which)
@@ -174,7 +227,7 @@ def main():
                     else:
                         interpreter, script, variables, writes = peer
                         command = [interpreter, script, folder, str(workers), str(args.seconds)]
-                        if writes:
+                        if writes and number == 0 and workers == args.workers[0]:
                             subprocess.run(command + ["--write"], cwd=HERE, check=False,
                                            capture_output=True)
                     found, why = measure(command, variables, 60 + args.seconds)
@@ -187,6 +240,8 @@ def main():
                     print(f"bench: round {number + 1} {which} {workers} {name}: {shown}",
                           file=sys.stderr)
     table(results, args, kind)
+    for name, why in failed.items():
+        print(f"{name} was left out: {why}")
 
 
 def table(results, args, kind):

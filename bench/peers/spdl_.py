@@ -4,11 +4,8 @@ import random
 
 import numpy as np
 import spdl.io
-from measured import BATCH, MEAN, RATIO, SCALE, SHARDS, SIZE, STD, WORKERS, ids, run
+from measured import BATCH, RATIO, SCALE, SHARDS, SIZE, WORKERS, ids, planes, run
 from spdl.pipeline import PipelineBuilder
-
-FACTOR = (1 / (255 * np.array(STD, np.float32)))[:, None, None]
-SHIFT = (np.array(MEAN, np.float32) / np.array(STD, np.float32))[:, None, None]
 
 
 def samples():
@@ -36,8 +33,7 @@ def sample(item):
     filters = (f"crop=w={width}:h={height}:{at},scale={SIZE}:{SIZE}:flags=bicubic{flip},"
                "format=pix_fmts=rgb24")
     frames = spdl.io.decode_packets(spdl.io.demux_image(data), filter_desc=filters)
-    pixels = spdl.io.to_numpy(spdl.io.convert_frames(frames))
-    return pixels.transpose(2, 0, 1).astype(np.float32) * FACTOR - SHIFT, ids(text)
+    return planes(spdl.io.to_numpy(spdl.io.convert_frames(frames))), ids(text)
 
 
 def batch(items):

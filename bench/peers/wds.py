@@ -5,17 +5,14 @@ import math
 import os
 import random
 
-import numpy as np
 import torch
 import webdataset
-from measured import BATCH, MEAN, RATIO, SCALE, SHARDS, SIZE, STD, WORKERS, ids, run
+from measured import BATCH, MEAN, RATIO, SCALE, SHARDS, SIZE, STD, WORKERS, ids, planes, run
 
 if os.environ.get("DECODER") == "turbo":
     import cv2
     import simplejpeg
     cv2.setNumThreads(0)
-    FACTOR = (1 / (255 * np.array(STD, np.float32)))[:, None, None]
-    SHIFT = (np.array(MEAN, np.float32) / np.array(STD, np.float32))[:, None, None]
 
     def crop_of(height, width):
         for _ in range(10):
@@ -37,7 +34,7 @@ if os.environ.get("DECODER") == "turbo":
         image = cv2.resize(image[y:y + h, x:x + w], (SIZE, SIZE), interpolation=cv2.INTER_AREA)
         if random.random() < 0.5:
             image = image[:, ::-1]
-        return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) * FACTOR - SHIFT)
+        return torch.from_numpy(planes(image))
 else:
     import io
 
