@@ -149,6 +149,7 @@ impl Entropy {
         let options = Options {
             lenient: false,
             max_scans: 100,
+            entropy: Default::default(),
         };
         let size = (photo.width, photo.height);
         let decoded = self.decompressor.decode(

@@ -4,6 +4,9 @@
  * has to stay within C. Every entry point below arms `escape` first, returns a status, and leaves
  * the handle in a state from which qf_jpeg_begin or qf_jpeg_free can go on. No entry point holds
  * resources of its own in locals, so nothing leaks when it is left by longjmp.
+ *
+ * The Huffman-coded data of a sequential picture is decoded by huffman.rs: qf_jpeg_begin describes
+ * its scan, qf_jpeg_rows takes a function for the MCUs and puts it in the place of libjpeg's own.
  */
 
 #include <setjmp.h>
@@ -16,7 +19,7 @@
 #include "jpeglib.h"
 #include "jerror.h"
 
-enum qf_jpeg_status { QF_OK = 0, QF_BROKEN = 1, QF_TRUNCATED = 2, QF_DAMAGED = 3 };
+enum qf_jpeg_status { QF_OK = 0, QF_BROKEN = 1, QF_TRUNCATED = 2, QF_DAMAGED = 3, QF_GIVEN_UP = 4 };
 
 /* Mirrored by `Layout` in jpeg.rs. */
 struct qf_jpeg_layout {
@@ -25,6 +28,35 @@ struct qf_jpeg_layout {
   uint32_t first_column, columns; /* of the scaled picture: what rows hold */
   uint32_t channels;              /* 3: RGB, 4: CMYK as Adobe stores it */
 };
+
+/* A block of an MCU. Mirrored by `Block` in jpeg.rs. */
+struct qf_jpeg_block {
+  uint8_t component, dc, ac, wants_ac;
+};
+
+/* The scan of a picture. Mirrored by `Scan` in jpeg.rs. */
+struct qf_jpeg_scan {
+  size_t offset; /* of its data */
+  /* By number of the table: counts of codes by length, and symbols; null where there is none. */
+  const uint8_t *dc_counts[NUM_HUFF_TBLS], *dc_symbols[NUM_HUFF_TBLS];
+  const uint8_t *ac_counts[NUM_HUFF_TBLS], *ac_symbols[NUM_HUFF_TBLS];
+  uint32_t mcus_per_row, first_mcu, last_mcu, restart_interval;
+  uint32_t block_count; /* 0: a scan that libjpeg has to decode */
+  struct qf_jpeg_block blocks[D_MAX_BLOCKS_IN_MCU];
+};
+
+/* Decodes the next MCU of `scan` into `blocks`, or passes over it if they are null. Returns 0 if it
+ * cannot. */
+typedef int (*qf_jpeg_next_mcu)(void *scan, JCOEF (*blocks)[DCTSIZE2]);
+
+/* The head of libjpeg-turbo's entropy decoder (its jpegint.h, which is not installed). */
+struct entropy_decoder {
+  void (*start_pass)(j_decompress_ptr info);
+  boolean (*decode_mcu)(j_decompress_ptr info, JBLOCKROW *blocks);
+};
+
+/* Whether the head is known to look like that. */
+#define KNOWN_LIBJPEG (LIBJPEG_TURBO_VERSION_NUMBER >= 3000000 && LIBJPEG_TURBO_VERSION_NUMBER < 3002000)
 
 struct qf_jpeg {
   struct jpeg_decompress_struct info;
@@ -35,6 +67,8 @@ struct qf_jpeg {
   int created;
   int lenient;
   int max_scans;
+  qf_jpeg_next_mcu next_mcu;
+  void *scan;
   int status;
   char message[JMSG_LENGTH_MAX];
 };
@@ -159,9 +193,58 @@ const char *qf_jpeg_message(const struct qf_jpeg *jpeg)
   return jpeg->message;
 }
 
+/* Describes the scan, where it is a kind that huffman.rs decodes: one that holds all components, sequential,
+ * of Huffman codes. `first_column` and `columns` are whole MCUs, but for the last. */
+static void describe_scan(struct qf_jpeg *jpeg, const uint8_t *bytes, uint32_t eighths,
+                          uint32_t first_column, uint32_t columns, struct qf_jpeg_scan *scan)
+{
+  struct jpeg_decompress_struct *info = &jpeg->info;
+  uint32_t mcu_columns;
+  int i;
+
+  scan->block_count = 0;
+  if (!KNOWN_LIBJPEG || info->progressive_mode || info->arith_code || info->data_precision != 8 ||
+      info->comps_in_scan != info->num_components)
+    return;
+  mcu_columns = eighths * (info->num_components == 1 ? 1 : (uint32_t)info->max_h_samp_factor);
+  scan->offset = (size_t)(info->src->next_input_byte - bytes);
+  scan->mcus_per_row = info->MCUs_per_row;
+  scan->first_mcu = first_column / mcu_columns;
+  scan->last_mcu = (first_column + columns - 1) / mcu_columns;
+  scan->restart_interval = info->restart_interval;
+  for (i = 0; i < NUM_HUFF_TBLS; i++) {
+    JHUFF_TBL *dc = info->dc_huff_tbl_ptrs[i], *ac = info->ac_huff_tbl_ptrs[i];
+    scan->dc_counts[i] = dc ? dc->bits : NULL;
+    scan->dc_symbols[i] = dc ? dc->huffval : NULL;
+    scan->ac_counts[i] = ac ? ac->bits : NULL;
+    scan->ac_symbols[i] = ac ? ac->huffval : NULL;
+  }
+  for (i = 0; i < info->blocks_in_MCU; i++) {
+    const jpeg_component_info *component = info->cur_comp_info[info->MCU_membership[i]];
+    scan->blocks[i].component = (uint8_t)info->MCU_membership[i];
+    scan->blocks[i].dc = (uint8_t)component->dc_tbl_no;
+    scan->blocks[i].ac = (uint8_t)component->ac_tbl_no;
+    scan->blocks[i].wants_ac = component->DCT_scaled_size > 1;
+  }
+  scan->block_count = (uint32_t)info->blocks_in_MCU;
+}
+
+/* Stands in for libjpeg's function of this name. libjpeg's buffer holds the blocks of an MCU one
+ * behind the other, filled with zeros. */
+static boolean decode_mcu(j_decompress_ptr info, JBLOCKROW *blocks)
+{
+  struct qf_jpeg *jpeg = info->client_data;
+  if (!jpeg->next_mcu(jpeg->scan, blocks ? blocks[0] : NULL)) {
+    snprintf(jpeg->message, sizeof jpeg->message, "its data is damaged");
+    escape(jpeg, QF_GIVEN_UP);
+  }
+  return TRUE;
+}
+
 /* What qf_jpeg_begin does under the protection of `escape`. */
 static int begin(struct qf_jpeg *jpeg, const uint8_t *bytes, size_t len, uint32_t eighths,
-                 uint32_t first_column, uint32_t columns, struct qf_jpeg_layout *layout)
+                 uint32_t first_column, uint32_t columns, struct qf_jpeg_layout *layout,
+                 struct qf_jpeg_scan *scan)
 {
   struct jpeg_decompress_struct *info = &jpeg->info;
 
@@ -215,14 +298,16 @@ static int begin(struct qf_jpeg *jpeg, const uint8_t *bytes, size_t len, uint32_
   }
   layout->first_column = first_column;
   layout->columns = columns;
+  describe_scan(jpeg, bytes, eighths, first_column, columns, scan);
   return QF_OK;
 }
 
 /* Reads the header and prepares for rows of the columns [first_column, first_column + columns) of
- * the picture scaled by eighths / 8; more columns may come, to whole blocks: see `layout`. */
+ * the picture scaled by eighths / 8; more columns may come, to whole blocks: see `layout`. What
+ * `scan` points to is there until the next call of qf_jpeg_begin, qf_jpeg_end or qf_jpeg_free. */
 int qf_jpeg_begin(struct qf_jpeg *jpeg, const uint8_t *bytes, size_t len, int lenient,
                   int max_scans, uint32_t eighths, uint32_t first_column, uint32_t columns,
-                  struct qf_jpeg_layout *layout)
+                  struct qf_jpeg_layout *layout, struct qf_jpeg_scan *scan)
 {
   /* A fresh object for each picture: libjpeg keeps tables from one to the next, and a damaged file
    * without its own would be decoded with those of whichever came before it. */
@@ -238,7 +323,7 @@ int qf_jpeg_begin(struct qf_jpeg *jpeg, const uint8_t *bytes, size_t len, int le
   jpeg->info.client_data = jpeg;
   if (setjmp(jpeg->escape))
     return jpeg->status;
-  return begin(jpeg, bytes, len, eighths, first_column, columns, layout);
+  return begin(jpeg, bytes, len, eighths, first_column, columns, layout, scan);
 }
 
 static int read_rows(struct qf_jpeg *jpeg, uint32_t rows, uint8_t *out, size_t stride)
@@ -260,12 +345,19 @@ static int read_rows(struct qf_jpeg *jpeg, uint32_t rows, uint8_t *out, size_t s
 }
 
 /* Passes over `skipped` rows and writes the next `rows` to `out`, `stride` bytes apart. The caller
- * answers for: begun, skipped + rows within scaled_height, stride at least columns x channels. */
+ * answers for: begun, skipped + rows within scaled_height, stride at least columns x channels.
+ * MCUs come from `next_mcu` unless it is null, which it has to be where the scan has no block_count.
+ * Returns QF_GIVEN_UP if `next_mcu` cannot go on. */
 int qf_jpeg_rows(struct qf_jpeg *jpeg, uint32_t skipped, uint32_t rows, uint8_t *out,
-                 size_t stride)
+                 size_t stride, qf_jpeg_next_mcu next_mcu, void *scan)
 {
   if (!jpeg->created)
     return QF_BROKEN;
+  if (next_mcu) {
+    jpeg->next_mcu = next_mcu;
+    jpeg->scan = scan;
+    ((struct entropy_decoder *)jpeg->info.entropy)->decode_mcu = decode_mcu;
+  }
   if (setjmp(jpeg->escape))
     return jpeg->status;
   if (skipped > 0 && jpeg_skip_scanlines(&jpeg->info, skipped) != skipped)

@@ -2,11 +2,14 @@
 //!
 //! Entropy decoding is sequential, so everything above the region is decoded that far; the inverse
 //! transform, upsampling and colour conversion run for the region alone, and nothing below it is
-//! touched. The inverse transform is libjpeg's accurate integer one with its smooth chroma
+//! touched. Huffman codes of sequential pictures are decoded by our own code, which is faster than
+//! libjpeg's and gives up on damaged data, for libjpeg to judge. The inverse transform is libjpeg's accurate integer one with its smooth chroma
 //! upsampling: the settings of PIL.
 
 use std::ffi::CStr;
 use std::fmt;
+
+use crate::huffman;
 
 /// Columns that smooth upsampling of chroma looks at beside a pixel. A region is decoded with as
 /// many more on each side, so that its pixels are those of the whole picture.
@@ -20,6 +23,19 @@ pub struct Options {
     pub lenient: bool,
     /// Most scans of one picture.
     pub max_scans: u16,
+    /// Who decodes the Huffman codes of a sequential picture.
+    pub entropy: Entropy,
+}
+
+/// Who decodes Huffman codes. The pixels and the errors are the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Entropy {
+    /// Our code, where it can: sequential pictures of one scan. Damaged ones are then decoded once
+    /// more, by libjpeg.
+    #[default]
+    Fast,
+    /// libjpeg: for tests and comparisons.
+    Libjpeg,
 }
 
 /// How much a picture is reduced while it is decoded.
@@ -90,7 +106,10 @@ pub enum Error {
 }
 
 /// A decoder of one thread; it holds libjpeg's state between calls.
-pub struct Decompressor(ffi::Handle);
+pub struct Decompressor {
+    handle: ffi::Handle,
+    tables: huffman::Tables,
+}
 
 impl fmt::Debug for Decompressor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -104,7 +123,10 @@ impl Decompressor {
     /// # Errors
     /// [`Error::NoMemory`].
     pub fn new() -> Result<Decompressor, Error> {
-        ffi::Handle::new().map(Decompressor)
+        Ok(Decompressor {
+            handle: ffi::Handle::new()?,
+            tables: huffman::Tables::default(),
+        })
     }
 
     /// Decodes `region` of the picture of `size` (width, height as its header declares) reduced to
@@ -121,6 +143,30 @@ impl Decompressor {
         options: Options,
         pixels: &mut Vec<u8>,
     ) -> Result<Placed, Error> {
+        if options.entropy == Entropy::Fast {
+            let placed = self.attempt(bytes, size, scale, region, options, pixels)?;
+            if let Some(placed) = placed {
+                return Ok(placed);
+            }
+        }
+        let options = Options {
+            entropy: Entropy::Libjpeg,
+            ..options
+        };
+        let placed = self.attempt(bytes, size, scale, region, options, pixels)?;
+        placed.ok_or_else(|| Error::Broken("it cannot be decoded".into()))
+    }
+
+    /// Decodes with one of the decoders of Huffman codes; None if that gave up.
+    fn attempt(
+        &mut self,
+        bytes: &[u8],
+        size: (u32, u32),
+        scale: Scale,
+        region: Region,
+        options: Options,
+        pixels: &mut Vec<u8>,
+    ) -> Result<Option<Placed>, Error> {
         let scaled_width = size.0.div_ceil(scale.reduction());
         let left = region.x.saturating_sub(CHROMA_CONTEXT);
         let right = region
@@ -129,7 +175,7 @@ impl Decompressor {
             .saturating_add(CHROMA_CONTEXT)
             .min(scaled_width);
         let columns = right.saturating_sub(left);
-        let picture = self.0.begin(bytes, options, scale, left, columns)?;
+        let picture = self.handle.begin(bytes, options, scale, left, columns)?;
         let layout = picture.layout();
         if (layout.width, layout.height) != size {
             let (width, height) = size;
@@ -153,25 +199,36 @@ impl Decompressor {
                 .map_err(|_| Error::NoMemory(needed))?;
             pixels.resize(needed, 0);
         }
-        picture.rows(region.y, region.height, &mut pixels[..needed], stride)?;
-        Ok(Placed {
+        let tables = match options.entropy {
+            Entropy::Fast => Some(&mut self.tables),
+            Entropy::Libjpeg => None,
+        };
+        let pixels = &mut pixels[..needed];
+        let whole = picture.rows(region.y, region.height, pixels, stride, tables)?;
+        Ok(whole.then_some(Placed {
             stride,
             offset: (region.x - layout.first_column) as usize * channels,
             channels,
-        })
+        }))
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 #[allow(unsafe_code)]
 mod ffi {
     //! The functions of `jpeg.c`.
 
-    use std::ffi::{c_char, c_int};
+    use std::ffi::{c_char, c_int, c_void};
     use std::ptr::NonNull;
 
-    use super::{CStr, Error, Options, Scale};
+    use super::{huffman, CStr, Error, Options, Scale};
     // The archive is named in its build script; this keeps the crate linked.
     use turbojpeg_sys as _;
+
+    /// `QF_GIVEN_UP`.
+    const GIVEN_UP: c_int = 4;
 
     #[repr(C)]
     struct Opaque {
@@ -190,6 +247,90 @@ mod ffi {
         pub(super) channels: u32,
     }
 
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Block {
+        component: u8,
+        dc: u8,
+        ac: u8,
+        wants_ac: u8,
+    }
+
+    /// Pointers to the counts (17) and symbols (256) of codes, which live as long as the picture.
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct Scan {
+        offset: usize,
+        dc_counts: [*const [u8; 17]; 4],
+        dc_symbols: [*const [u8; 256]; 4],
+        ac_counts: [*const [u8; 17]; 4],
+        ac_symbols: [*const [u8; 256]; 4],
+        mcus_per_row: u32,
+        first_mcu: u32,
+        last_mcu: u32,
+        restart_interval: u32,
+        block_count: u32,
+        blocks: [Block; huffman::MAX_BLOCKS],
+    }
+
+    impl Default for Scan {
+        fn default() -> Scan {
+            Scan {
+                offset: 0,
+                dc_counts: [std::ptr::null(); 4],
+                dc_symbols: [std::ptr::null(); 4],
+                ac_counts: [std::ptr::null(); 4],
+                ac_symbols: [std::ptr::null(); 4],
+                mcus_per_row: 0,
+                first_mcu: 0,
+                last_mcu: 0,
+                restart_interval: 0,
+                block_count: 0,
+                blocks: Default::default(),
+            }
+        }
+    }
+
+    impl Scan {
+        fn plan(&self) -> huffman::ScanPlan {
+            huffman::ScanPlan {
+                blocks: self.blocks.map(|block| huffman::BlockPlan {
+                    component: block.component,
+                    dc: block.dc,
+                    ac: block.ac,
+                    wants_ac: block.wants_ac != 0,
+                }),
+                block_count: self.block_count as usize,
+                mcus_per_row: self.mcus_per_row,
+                wanted_mcus: (self.first_mcu, self.last_mcu),
+                restart_interval: self.restart_interval,
+            }
+        }
+    }
+
+    /// What C calls for an MCU: its scan, and the number of its blocks.
+    struct Caller<'a> {
+        scan: huffman::Scan<'a>,
+        block_count: usize,
+    }
+
+    type NextMcu = unsafe extern "C" fn(*mut c_void, *mut huffman::Block) -> c_int;
+
+    /// # Safety
+    /// `caller` points to a [`Caller`], and `blocks` to as many blocks as its MCUs have, or nowhere.
+    unsafe extern "C" fn next_mcu(caller: *mut c_void, blocks: *mut huffman::Block) -> c_int {
+        // SAFETY: the caller's promise.
+        let (caller, blocks) = unsafe {
+            let caller = &mut *caller.cast::<Caller<'_>>();
+            let blocks = match blocks.is_null() {
+                true => None,
+                false => Some(std::slice::from_raw_parts_mut(blocks, caller.block_count)),
+            };
+            (caller, blocks)
+        };
+        caller.scan.next_mcu(blocks).is_some().into()
+    }
+
     unsafe extern "C" {
         fn qf_jpeg_new() -> *mut Opaque;
         fn qf_jpeg_free(jpeg: *mut Opaque);
@@ -205,6 +346,7 @@ mod ffi {
             first_column: u32,
             columns: u32,
             layout: *mut Layout,
+            scan: *mut Scan,
         ) -> c_int;
         fn qf_jpeg_rows(
             jpeg: *mut Opaque,
@@ -212,6 +354,8 @@ mod ffi {
             rows: u32,
             out: *mut u8,
             stride: usize,
+            next_mcu: Option<NextMcu>,
+            scan: *mut c_void,
         ) -> c_int;
     }
 
@@ -239,10 +383,11 @@ mod ffi {
         ) -> Result<Picture<'a>, Error> {
             let mut picture = Picture {
                 handle: self,
-                _bytes: bytes,
+                bytes,
                 layout: Layout::default(),
+                scan: Scan::default(),
             };
-            // SAFETY: the handle is valid; `bytes` and `layout` are valid for the call. The handle
+            // SAFETY: the handle is valid; `bytes`, `layout` and `scan` are valid for the call. The handle
             // keeps a pointer to `bytes` that `qf_jpeg_rows` alone reads through: `Picture` is the
             // only way there, and it borrows them. If a `Picture` is leaked, the pointer is
             // replaced unread by the next `begin`, or dropped with the handle.
@@ -257,6 +402,7 @@ mod ffi {
                     first_column,
                     columns,
                     &mut picture.layout,
+                    &mut picture.scan,
                 )
             };
             picture.handle.check(status)?;
@@ -288,8 +434,9 @@ mod ffi {
     /// A picture whose header is read and whose rows are not.
     pub(super) struct Picture<'a> {
         handle: &'a mut Handle,
-        _bytes: &'a [u8],
+        bytes: &'a [u8],
         layout: Layout,
+        scan: Scan,
     }
 
     impl Picture<'_> {
@@ -297,14 +444,34 @@ mod ffi {
             self.layout
         }
 
-        /// Passes over `skipped` rows and writes the next ones to `out`, `stride` bytes apart.
+        /// The code of this class and number.
+        fn code(&self, is_dc: bool, number: u8) -> Option<huffman::Code> {
+            let scan = &self.scan;
+            let (counts, symbols) = match is_dc {
+                true => (&scan.dc_counts, &scan.dc_symbols),
+                false => (&scan.ac_counts, &scan.ac_symbols),
+            };
+            let counts = *counts.get(usize::from(number))?;
+            let symbols = *symbols.get(usize::from(number))?;
+            // SAFETY: they point into libjpeg's tables, which are there until the picture ends, or
+            // nowhere.
+            let (counts, symbols) = unsafe { (counts.as_ref()?, symbols.as_ref()?) };
+            Some(huffman::Code {
+                counts: *counts,
+                symbols: *symbols,
+            })
+        }
+
+        /// Passes over `skipped` rows and writes the next ones to `out`, `stride` bytes apart; with
+        /// `tables`, Huffman codes are decoded by our code. Returns whether that went well.
         pub(super) fn rows(
             self,
             skipped: u32,
             rows: u32,
             out: &mut [u8],
             stride: usize,
-        ) -> Result<(), Error> {
+            tables: Option<&mut huffman::Tables>,
+        ) -> Result<bool, Error> {
             let Layout {
                 columns,
                 channels,
@@ -319,13 +486,34 @@ mod ffi {
             if !fits {
                 return Err(Error::Broken("rows beyond the picture".into()));
             }
+            let plan = self.scan.plan();
+            let data = self.bytes.get(self.scan.offset..).unwrap_or_default();
+            let mut caller = tables.filter(|_| plan.block_count > 0).and_then(|tables| {
+                let codes = |is_dc, number| self.code(is_dc, number);
+                Some(Caller {
+                    scan: huffman::Scan::new(tables, plan, codes, data)?,
+                    block_count: plan.block_count,
+                })
+            });
+            let (function, context) = match &mut caller {
+                Some(caller) => (
+                    Some(next_mcu as NextMcu),
+                    std::ptr::from_mut(caller).cast::<c_void>(),
+                ),
+                None => (None, std::ptr::null_mut()),
+            };
             // SAFETY: the picture is begun and its bytes are borrowed; the rows lie within it, each
-            // fits its stride, and together they fit `out`.
+            // fits its stride, and together they fit `out`. `caller` outlives the call, is used by
+            // nothing else in it, and counts the blocks that libjpeg has in an MCU.
             let status = unsafe {
                 let jpeg = self.handle.0.as_ptr();
-                qf_jpeg_rows(jpeg, skipped, rows, out.as_mut_ptr(), stride)
+                let out = out.as_mut_ptr();
+                qf_jpeg_rows(jpeg, skipped, rows, out, stride, function, context)
             };
-            self.handle.check(status)
+            if status == GIVEN_UP {
+                return Ok(false);
+            }
+            self.handle.check(status).map(|()| true)
         }
     }
 

@@ -3,7 +3,8 @@
 //! Both decode a region of a picture into the caller's memory. All `unsafe` of image decoding is
 //! in this crate.
 
+mod huffman;
 pub mod jpeg;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod webp;

@@ -31,6 +31,8 @@ pub struct Encoding {
     pub progressive: bool,
     /// Arithmetic instead of Huffman coding.
     pub arithmetic: bool,
+    /// Huffman codes made for this picture, instead of the standard's.
+    pub optimized: bool,
     /// Blocks between restart markers; 0 for none.
     pub restart_blocks: u16,
     /// Four channels (CMYK) instead of three (RGB); stored as YCCK if subsampled, else as CMYK.
@@ -45,6 +47,7 @@ impl Default for Encoding {
             sampling: Sampling::S420,
             progressive: false,
             arithmetic: false,
+            optimized: false,
             restart_blocks: 0,
             cmyk: false,
         }
@@ -181,6 +184,7 @@ mod ffi {
                 c_int::from(encoding.progressive),
             ),
             (TJPARAM_TJPARAM_ARITHMETIC, c_int::from(encoding.arithmetic)),
+            (TJPARAM_TJPARAM_OPTIMIZE, c_int::from(encoding.optimized)),
             (
                 TJPARAM_TJPARAM_RESTARTBLOCKS,
                 c_int::from(encoding.restart_blocks),

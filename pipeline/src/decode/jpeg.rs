@@ -7,7 +7,7 @@
 //! and delivers a partly grey picture: that is [`OnTruncated::Grey`].
 
 use image::metadata::Orientation;
-use qf_codecs::jpeg::{Decompressor, Error, Options, Placed, Region, Scale};
+use qf_codecs::jpeg::{Decompressor, Entropy, Error, Options, Placed, Region, Scale};
 
 use super::{orientation, DecodeError, DecodeLimits, ImageFormat, OnTruncated};
 
@@ -35,6 +35,7 @@ pub(super) fn decode(
     let options = Options {
         lenient: on_truncated == OnTruncated::Grey,
         max_scans: scans as u16,
+        entropy: Entropy::Fast,
     };
     let size = (u32::from(header.width), u32::from(header.height));
     decompressor

@@ -1,0 +1,592 @@
+//! Huffman decoding of a sequential JPEG scan, in place of libjpeg's own.
+//!
+//! Half of the time of a decode goes into this. libjpeg looks a code up, then takes the bits of its
+//! value from the stream, and finds their sign. Here one look-up at ten bits gives the length of
+//! code and value together, the run of zeros, and the value with its sign, for the nine in ten
+//! coefficients that are that short. Blocks whose coefficients nobody reads (those beside and above
+//! the region, and all but the first coefficient at an eighth of the size) are passed over, several
+//! coefficients at a look-up.
+//!
+//! It decodes sound data only. At anything else (a code that does not exist, data that ends early,
+//! a marker out of place) it gives up, and the caller decodes the picture again with libjpeg, whose
+//! judgement of damaged files is the one that counts. Specification: ITU-T T.81, annex F.2.2.
+
+/// Bits that one look-up sees.
+const LOOKUP_BITS: u32 = 10;
+const ENTRIES: usize = 1 << LOOKUP_BITS;
+
+/// Most bits of a coefficient: a code of 16, a value of 15.
+const LONGEST: u32 = 31;
+
+/// Bits that there are after a refill, unless the data ends.
+const FULL: u32 = 56;
+
+/// Most blocks of an MCU, by the standard.
+pub(crate) const MAX_BLOCKS: usize = 10;
+
+/// Where the coefficients in their coded order stand in a block.
+const NATURAL_ORDER: [u8; 64] = [
+    0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20,
+    13, 6, 7, 14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59,
+    52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+];
+
+/// Coefficients of a block, in natural order, not yet dequantised.
+pub(crate) type Block = [i16; 64];
+
+/// A Huffman code as a file declares it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Code {
+    /// Number of codes of each length; the first entry is unused.
+    pub(crate) counts: [u8; 17],
+    /// What they stand for, shortest code first.
+    pub(crate) symbols: [u8; 256],
+}
+
+/// Whether a code is that of first coefficients or of the others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Dc,
+    Ac,
+}
+
+/// An entry of a table, for the bits at the head of the stream:
+///
+/// | bits | |
+/// |---|---|
+/// | 0–5 | bits to take from the stream |
+/// | 6 | [`PARTIAL`]: the bits of the value follow; their number stands in place of the value |
+/// | 7 | [`LONG`]: the code is longer than a look-up |
+/// | 8–15 | coefficients to go on by, counting the one that is coded; [`END`] at the end of a block |
+/// | 16–31 | the value |
+type Entry = u32;
+
+const PARTIAL: Entry = 1 << 6;
+const LONG: Entry = 1 << 7;
+const END: u32 = 64;
+
+fn entry(len: u32, advance: u32, value: i32) -> Entry {
+    len | advance << 8 | (value as u32) << 16
+}
+
+/// An entry for passing over: bits, coefficients to go on by, and those before the last of them
+/// (beyond any block if there is none).
+fn skip_entry(len: u32, advance: u32, before_last: u32) -> Entry {
+    len | advance << 8 | before_last << 16
+}
+
+/// A code, made ready to be looked up.
+struct Table {
+    code: Code,
+    entries: [Entry; ENTRIES],
+    /// For passing over; made when it is first needed.
+    skips: Option<Box<[Entry; ENTRIES]>>,
+    /// Codes of at most `l` bits are less than `limits[l]`, when both are extended to 16 bits.
+    limits: [u32; 17],
+    /// What to add to a code of `l` bits for its place among the symbols.
+    offsets: [i32; 17],
+    class: Class,
+}
+
+impl Table {
+    /// None if there are more codes than symbols, or than there can be.
+    fn new(code: &Code, class: Class) -> Option<Table> {
+        let mut table = Table {
+            code: *code,
+            entries: [LONG; ENTRIES],
+            skips: None,
+            limits: [0; 17],
+            offsets: [0; 17],
+            class,
+        };
+        let (mut next, mut place) = (0u32, 0usize);
+        for len in 1..=16u32 {
+            let count = u32::from(code.counts[len as usize]);
+            table.offsets[len as usize] = place as i32 - next as i32;
+            let symbols = code.symbols.get(place..place + count as usize)?;
+            if next + count > 1 << len {
+                return None;
+            }
+            if len <= LOOKUP_BITS {
+                for (code, &symbol) in (next..).zip(symbols) {
+                    table.fill(code, len, symbol);
+                }
+            }
+            place += count as usize;
+            next += count;
+            table.limits[len as usize] = next << (16 - len);
+            next <<= 1;
+        }
+        Some(table)
+    }
+
+    /// The entries that begin with this code.
+    fn fill(&mut self, code: u32, len: u32, symbol: u8) {
+        let (advance, size) = self.meaning(symbol);
+        let free = LOOKUP_BITS - len;
+        let start = (code << free) as usize;
+        if size > free {
+            let partial = entry(len, advance, size as i32) | PARTIAL;
+            self.entries[start..start + (1 << free)].fill(partial);
+            return;
+        }
+        let each = 1usize << (free - size);
+        for (bits, entries) in (0u32..1 << size).zip(self.entries[start..].chunks_mut(each)) {
+            entries.fill(entry(len + size, advance, extend(bits, size)));
+        }
+    }
+
+    /// How many coefficients a symbol goes on by, and the bits of its value.
+    fn meaning(&self, symbol: u8) -> (u32, u32) {
+        let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
+        match self.class {
+            Class::Dc => (1, size),
+            Class::Ac if size == 0 && run < 15 => (END, 0),
+            Class::Ac => (run + 1, size),
+        }
+    }
+
+    /// The symbol of a code longer than a look-up at the head of `head`, and its length.
+    #[cold]
+    fn long(&self, head: u64) -> Option<(u32, u8)> {
+        let bits = (head >> 48) as u32;
+        let len = (LOOKUP_BITS + 1..=16).find(|&len| bits < self.limits[len as usize])?;
+        let place = (bits >> (16 - len)) as i32 + self.offsets[len as usize];
+        let symbol = self.code.symbols.get(usize::try_from(place).ok()?)?;
+        Some((len, *symbol))
+    }
+
+    /// Fills `skips`: as many whole coefficients as a look-up holds.
+    fn prepare_skips(&mut self) {
+        if self.skips.is_some() {
+            return;
+        }
+        let mut skips = Box::new([0; ENTRIES]);
+        for (at, skip) in skips.iter_mut().enumerate() {
+            let (mut len, mut advance, mut before_last) = (0, 0, 255);
+            while advance < END {
+                let entry = self.entries[(at << len) & (ENTRIES - 1)];
+                let of_entry = entry & 63;
+                if entry & (PARTIAL | LONG) != 0 || len + of_entry > LOOKUP_BITS {
+                    break;
+                }
+                before_last = advance;
+                advance += entry >> 8 & 255;
+                len += of_entry;
+                if len == LOOKUP_BITS {
+                    break;
+                }
+            }
+            *skip = skip_entry(len, advance, before_last);
+        }
+        self.skips = Some(skips);
+    }
+}
+
+/// The number that `size` bits stand for (T.81, table F.1 and figure F.12): those that begin with 0
+/// are negative.
+fn extend(bits: u32, size: u32) -> i32 {
+    let half = 1u32 << size >> 1;
+    let below = if bits < half { (1 << size) - 1 } else { 0 };
+    bits as i32 - below
+}
+
+/// The codes of a picture. Those of the picture before are used again where they are the same, as
+/// the standard's own are in most files.
+#[derive(Default)]
+pub(crate) struct Tables {
+    dc: [Option<Box<Table>>; 4],
+    ac: [Option<Box<Table>>; 4],
+}
+
+fn prepare(slot: &mut Option<Box<Table>>, code: &Code, class: Class) -> Option<()> {
+    if slot.as_ref().is_none_or(|table| table.code != *code) {
+        *slot = None;
+        *slot = Some(Box::new(Table::new(code, class)?));
+    }
+    Some(())
+}
+
+/// A block of an MCU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct BlockPlan {
+    /// The component it is of, 0–3.
+    pub(crate) component: u8,
+    /// Number of its code for first coefficients, 0–3.
+    pub(crate) dc: u8,
+    /// Number of its code for the others, 0–3.
+    pub(crate) ac: u8,
+    /// Whether more than the first coefficient is read.
+    pub(crate) wants_ac: bool,
+}
+
+/// How a scan is laid out, and what of it is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ScanPlan {
+    /// The blocks of an MCU.
+    pub(crate) blocks: [BlockPlan; MAX_BLOCKS],
+    /// How many there are, 1 to [`MAX_BLOCKS`].
+    pub(crate) block_count: usize,
+    /// MCUs side by side.
+    pub(crate) mcus_per_row: u32,
+    /// The first and the last of a row that are wanted.
+    pub(crate) wanted_mcus: (u32, u32),
+    /// MCUs between restart markers; 0 for none.
+    pub(crate) restart_interval: u32,
+}
+
+/// A scan that is being decoded.
+pub(crate) struct Scan<'a> {
+    tables: &'a Tables,
+    plan: ScanPlan,
+    bits: Bits<'a>,
+    /// Value of the last first coefficient of each component.
+    predictions: [i32; 4],
+    column: u32,
+    until_restart: u32,
+    restarts: u8,
+    decode: DecodeMcu,
+}
+
+type DecodeMcu =
+    for<'a> fn(&mut Bits<'a>, &Parts<'_>, &mut [i32; 4], Option<&mut [Block]>) -> Option<()>;
+
+struct Parts<'a> {
+    tables: &'a Tables,
+    blocks: &'a [BlockPlan],
+}
+
+impl<'a> Scan<'a> {
+    /// Reads the scan at the beginning of `data`. `codes` gives the codes by class (first
+    /// coefficients or others) and number. None if the plan or a code cannot be.
+    pub(crate) fn new(
+        tables: &'a mut Tables,
+        plan: ScanPlan,
+        codes: impl Fn(bool, u8) -> Option<Code>,
+        data: &'a [u8],
+    ) -> Option<Scan<'a>> {
+        let blocks = plan.blocks.get(..plan.block_count)?;
+        for block in blocks {
+            let slot = tables.dc.get_mut(usize::from(block.dc))?;
+            prepare(slot, &codes(true, block.dc)?, Class::Dc)?;
+            let slot = tables.ac.get_mut(usize::from(block.ac))?;
+            prepare(slot, &codes(false, block.ac)?, Class::Ac)?;
+            slot.as_mut()?.prepare_skips();
+            if block.component > 3 {
+                return None;
+            }
+        }
+        Some(Scan {
+            tables,
+            plan,
+            bits: Bits::new(data),
+            predictions: [0; 4],
+            column: 0,
+            until_restart: plan.restart_interval,
+            restarts: 0,
+            decode: best_decoder(),
+        })
+    }
+
+    /// Decodes the next MCU. Its coefficients go to `blocks`, which hold zeros, unless nobody wants
+    /// them. None if the data is not sound: the scan is then of no more use.
+    pub(crate) fn next_mcu(&mut self, blocks: Option<&mut [Block]>) -> Option<()> {
+        if self.plan.restart_interval > 0 {
+            if self.until_restart == 0 {
+                self.restart()?;
+            }
+            self.until_restart -= 1;
+        }
+        let (first, last) = self.plan.wanted_mcus;
+        let blocks = blocks.filter(|_| (first..=last).contains(&self.column));
+        self.column += 1;
+        if self.column == self.plan.mcus_per_row {
+            self.column = 0;
+        }
+        let parts = Parts {
+            tables: self.tables,
+            blocks: self.plan.blocks.get(..self.plan.block_count)?,
+        };
+        (self.decode)(&mut self.bits, &parts, &mut self.predictions, blocks)
+    }
+
+    /// Passes the restart marker that has to come here.
+    fn restart(&mut self) -> Option<()> {
+        self.bits.pass_marker(0xd0 + (self.restarts & 7))?;
+        self.restarts = self.restarts.wrapping_add(1);
+        self.predictions = [0; 4];
+        self.until_restart = self.plan.restart_interval;
+        Some(())
+    }
+}
+
+/// Shifts by a number in any register are instructions of their own (BMI2), not in every processor.
+fn best_decoder() -> DecodeMcu {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("bmi1") && std::arch::is_x86_feature_detected!("bmi2") {
+        return x86::decode_mcu;
+    }
+    decode_mcu
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod x86 {
+    use super::{Bits, Block, Parts};
+
+    #[target_feature(enable = "bmi1,bmi2")]
+    fn with_bmi(
+        bits: &mut Bits<'_>,
+        parts: &Parts<'_>,
+        predictions: &mut [i32; 4],
+        blocks: Option<&mut [Block]>,
+    ) -> Option<()> {
+        super::decode_mcu(bits, parts, predictions, blocks)
+    }
+
+    pub(super) fn decode_mcu(
+        bits: &mut Bits<'_>,
+        parts: &Parts<'_>,
+        predictions: &mut [i32; 4],
+        blocks: Option<&mut [Block]>,
+    ) -> Option<()> {
+        // SAFETY: `best_decoder` gives this function out where the processor has both.
+        unsafe { with_bmi(bits, parts, predictions, blocks) }
+    }
+}
+
+#[inline(always)]
+fn decode_mcu(
+    bits: &mut Bits<'_>,
+    parts: &Parts<'_>,
+    predictions: &mut [i32; 4],
+    blocks: Option<&mut [Block]>,
+) -> Option<()> {
+    // A copy lives in registers.
+    let mut own = *bits;
+    let mut blocks = blocks.map(|blocks| blocks.iter_mut());
+    for plan in parts.blocks {
+        let dc = parts.tables.dc[usize::from(plan.dc & 3)].as_deref()?;
+        let ac = parts.tables.ac[usize::from(plan.ac & 3)].as_deref()?;
+        let block = match &mut blocks {
+            Some(blocks) => Some(blocks.next()?),
+            None => None,
+        };
+        let difference = own.first(dc)?;
+        let prediction = &mut predictions[usize::from(plan.component & 3)];
+        *prediction = prediction.wrapping_add(difference);
+        match block {
+            Some(block) => {
+                block[0] = *prediction as i16;
+                if plan.wants_ac {
+                    own.rest(ac, block)?;
+                } else {
+                    own.skip_rest(ac)?;
+                }
+            }
+            None => own.skip_rest(ac)?,
+        }
+    }
+    *bits = own;
+    Some(())
+}
+
+/// The coded bits. Zeros that are stuffed behind each byte 0xff are taken out; it ends at the first
+/// marker, or with the data.
+#[derive(Clone, Copy)]
+struct Bits<'a> {
+    data: &'a [u8],
+    /// The next byte that is not in `head`.
+    at: usize,
+    /// The next bits, the first of them on top. Below the `count` that count there may be some of
+    /// those that follow.
+    head: u64,
+    /// At most 63.
+    count: u32,
+}
+
+impl<'a> Bits<'a> {
+    fn new(data: &'a [u8]) -> Bits<'a> {
+        Bits {
+            data,
+            at: 0,
+            head: 0,
+            count: 0,
+        }
+    }
+
+    /// Brings `count` to at least [`FULL`], unless the data ends.
+    #[inline(always)]
+    fn refill(&mut self) {
+        let next = self.data.get(self.at..).and_then(|rest| rest.first_chunk());
+        if let Some(&bytes) = next {
+            let word = u64::from_be_bytes(bytes);
+            if !has_ff(word) {
+                self.head |= word >> self.count;
+                self.at += ((63 - self.count) >> 3) as usize;
+                self.count |= 56;
+                return;
+            }
+        }
+        self.refill_bytewise();
+    }
+
+    #[inline(never)]
+    fn refill_bytewise(&mut self) {
+        while self.count < FULL {
+            let Some(&byte) = self.data.get(self.at) else {
+                return;
+            };
+            if byte == 0xff {
+                if self.data.get(self.at + 1) != Some(&0) {
+                    return;
+                }
+                self.at += 1;
+            }
+            self.at += 1;
+            self.head |= u64::from(byte) << (56 - self.count);
+            self.count += 8;
+        }
+    }
+
+    /// Takes `len` bits; None if there are not as many, or if the data ends without a marker.
+    #[inline(always)]
+    fn take<const CHECKED: bool>(&mut self, len: u32) -> Option<()> {
+        if CHECKED && (len > self.count || self.at + 2 > self.data.len()) {
+            return None;
+        }
+        self.head <<= len & 63;
+        self.count -= len;
+        Some(())
+    }
+
+    /// Takes a code and its value: coefficients to go on by, and the value. `entry` is that of the
+    /// bits at the head; they are enough unless `CHECKED` is set.
+    #[inline(always)]
+    fn coefficient<const CHECKED: bool>(
+        &mut self,
+        table: &Table,
+        entry: Entry,
+    ) -> Option<(u32, i32)> {
+        if entry & (PARTIAL | LONG) == 0 {
+            self.take::<CHECKED>(entry & 63)?;
+            return Some((entry >> 8 & 255, entry as i32 >> 16));
+        }
+        let (len, advance, size) = if entry & PARTIAL != 0 {
+            (entry & 63, entry >> 8 & 255, entry >> 16)
+        } else {
+            let (len, symbol) = table.long(self.head)?;
+            let (advance, size) = table.meaning(symbol);
+            (len, advance, size)
+        };
+        self.take::<CHECKED>(len)?;
+        let bits = (self.head >> 1 >> (63 - (size & 63))) as u32;
+        self.take::<CHECKED>(size)?;
+        Some((advance, extend(bits, size)))
+    }
+
+    #[inline(always)]
+    fn look_up(&self, entries: &[Entry; ENTRIES]) -> Entry {
+        entries[(self.head >> (64 - LOOKUP_BITS)) as usize]
+    }
+
+    /// A first coefficient, as the difference from the one before. Leaves bits for a look-up, unless
+    /// the data ends.
+    #[inline(always)]
+    fn first(&mut self, table: &Table) -> Option<i32> {
+        self.refill();
+        let entry = self.look_up(&table.entries);
+        let (_, value) = if self.count < FULL {
+            self.coefficient::<true>(table, entry)?
+        } else {
+            self.coefficient::<false>(table, entry)?
+        };
+        Some(value)
+    }
+
+    /// The coefficients behind the first.
+    #[inline(always)]
+    fn rest(&mut self, table: &Table, block: &mut Block) -> Option<()> {
+        let mut last = 0u32;
+        // Two at a time for one refill, which runs beside the first look-up. That has bits enough
+        // from before, unless the data ends: then it is not relied upon.
+        let value = loop {
+            let entry = self.look_up(&table.entries);
+            self.refill();
+            let (advance, value) = if self.count < FULL {
+                let entry = self.look_up(&table.entries);
+                self.coefficient::<true>(table, entry)?
+            } else {
+                self.coefficient::<false>(table, entry)?
+            };
+            last += advance;
+            if last >= 63 {
+                break value;
+            }
+            block[usize::from(NATURAL_ORDER[last as usize])] = value as i16;
+            if self.count < LONGEST + LOOKUP_BITS {
+                continue;
+            }
+            let entry = self.look_up(&table.entries);
+            let (advance, value) = self.coefficient::<false>(table, entry)?;
+            last += advance;
+            if last >= 63 {
+                break value;
+            }
+            block[usize::from(NATURAL_ORDER[last as usize])] = value as i16;
+        };
+        // The last one; what a run leads beyond the block takes its place, as in libjpeg.
+        if value != 0 {
+            block[63] = value as i16;
+        }
+        Some(())
+    }
+
+    /// Passes over the coefficients behind the first.
+    #[inline(always)]
+    fn skip_rest(&mut self, table: &Table) -> Option<()> {
+        let skips = table.skips.as_deref()?;
+        let mut last = 0;
+        while last < 63 {
+            if self.count < LONGEST {
+                self.refill();
+            }
+            let skip = self.look_up(skips);
+            let is_short = last + (skip >> 16) < 63;
+            if self.count < LONGEST {
+                let entry = self.look_up(&table.entries);
+                last += self.coefficient::<true>(table, entry)?.0;
+            } else if is_short {
+                self.take::<false>(skip & 63)?;
+                last += skip >> 8 & 255;
+            } else {
+                let entry = self.look_up(&table.entries);
+                last += self.coefficient::<false>(table, entry)?.0;
+            }
+        }
+        Some(())
+    }
+
+    /// Passes this marker, which has to be next but for the padding of the last byte.
+    fn pass_marker(&mut self, marker: u8) -> Option<()> {
+        self.refill();
+        let next = self.data.get(self.at..self.at + 2)?;
+        if self.count >= 8 || next != [0xff, marker] {
+            return None;
+        }
+        *self = Bits {
+            at: self.at + 2,
+            head: 0,
+            count: 0,
+            ..*self
+        };
+        Some(())
+    }
+}
+
+/// Whether one of the bytes is 0xff.
+#[inline(always)]
+fn has_ff(word: u64) -> bool {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    (!word).wrapping_sub(ONES) & word & (ONES << 7) != 0
+}

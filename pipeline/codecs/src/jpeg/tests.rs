@@ -1,0 +1,177 @@
+//! Our decoder of Huffman codes against libjpeg's.
+
+use super::*;
+use crate::testing::{encode, photograph, Encoding, Sampling};
+
+fn options(entropy: Entropy, lenient: bool) -> Options {
+    Options {
+        lenient,
+        max_scans: 100,
+        entropy,
+    }
+}
+
+/// A region's pixels, row by row without what stands beside it.
+fn cut(pixels: &[u8], placed: Placed, region: Region) -> Vec<u8> {
+    let rows = pixels.chunks(placed.stride).take(region.height as usize);
+    rows.flat_map(|row| &row[placed.offset..][..region.width as usize * placed.channels])
+        .copied()
+        .collect()
+}
+
+fn decode(
+    decompressor: &mut Decompressor,
+    (bytes, size): (&[u8], (u32, u32)),
+    (scale, region): (Scale, Region),
+    options: Options,
+) -> Result<Vec<u8>, Error> {
+    let mut pixels = Vec::new();
+    let placed = decompressor.decode(bytes, size, scale, region, options, &mut pixels)?;
+    Ok(cut(&pixels, placed, region))
+}
+
+/// Numbers that look random, the same in each run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: u32) -> u32 {
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        ((self.0 >> 33) as u32) % end.max(1)
+    }
+
+    fn region(&mut self, (width, height): (u32, u32)) -> Region {
+        let (x, y) = (self.below(width), self.below(height));
+        Region {
+            x,
+            y,
+            width: 1 + self.below(width - x),
+            height: 1 + self.below(height - y),
+        }
+    }
+}
+
+fn encodings() -> Vec<Encoding> {
+    let mut encodings = Vec::new();
+    for sampling in [
+        Sampling::S444,
+        Sampling::S422,
+        Sampling::S420,
+        Sampling::S440,
+        Sampling::S411,
+        Sampling::Grey,
+    ] {
+        for (quality, restart_blocks) in [(5, 0), (50, 7), (90, 0), (98, 1), (100, 0)] {
+            for optimized in [false, true] {
+                encodings.push(Encoding {
+                    quality,
+                    sampling,
+                    optimized,
+                    restart_blocks,
+                    ..Encoding::default()
+                });
+            }
+        }
+    }
+    for sampling in [Sampling::S444, Sampling::S420] {
+        encodings.push(Encoding {
+            sampling,
+            cmyk: true,
+            ..Encoding::default()
+        });
+    }
+    encodings
+}
+
+fn file(encoding: Encoding, (width, height): (u32, u32)) -> Vec<u8> {
+    let channels = if encoding.cmyk { 4 } else { 3 };
+    let pixels = photograph(width, height, channels, 11);
+    encode(&pixels, width, height, encoding).expect("encodes")
+}
+
+#[test]
+fn sound_pictures_are_those_of_libjpeg() {
+    let size = (203, 149);
+    let mut decompressor = Decompressor::new().expect("memory");
+    let mut numbers = Numbers(1);
+    for encoding in encodings() {
+        let bytes = file(encoding, size);
+        for scale in Scale::ALL {
+            let scaled = (
+                size.0.div_ceil(scale.reduction()),
+                size.1.div_ceil(scale.reduction()),
+            );
+            for _ in 0..8 {
+                let what = (scale, numbers.region(scaled));
+                let mut pixels = Vec::new();
+                let fast = options(Entropy::Fast, false);
+                // Not `decode`, which would hide that our code gave up.
+                let placed = decompressor
+                    .attempt(&bytes, size, what.0, what.1, fast, &mut pixels)
+                    .expect("decodes")
+                    .unwrap_or_else(|| panic!("{encoding:?} {what:?}: gave up"));
+                let libjpeg = options(Entropy::Libjpeg, false);
+                let expected = decode(&mut decompressor, (&bytes, size), what, libjpeg);
+                let same = cut(&pixels, placed, what.1) == expected.expect("decodes");
+                assert!(same, "{encoding:?} {what:?}");
+            }
+        }
+    }
+}
+
+/// Bytes are changed, left out, put in and cut off: pixels and errors stay those of libjpeg.
+#[test]
+fn damaged_pictures_are_those_of_libjpeg() {
+    let size = (97, 81);
+    let mut decompressor = Decompressor::new().expect("memory");
+    let mut numbers = Numbers(2);
+    let (mut sound, mut broken) = (0, 0);
+    for (number, encoding) in encodings().into_iter().enumerate() {
+        let whole = file(encoding, size);
+        let scan = whole.windows(2).position(|pair| pair == [0xff, 0xda]);
+        let scan = scan.expect("a scan") as u32;
+        for _ in 0..60 {
+            let mut bytes = whole.clone();
+            // Half of the damage is behind the headers.
+            let first = [0, scan][numbers.below(2) as usize];
+            for _ in 0..1 + numbers.below(3) {
+                let at = (first + numbers.below(bytes.len() as u32 - first)) as usize;
+                match numbers.below(5) {
+                    0 => bytes[at] ^= 1 << numbers.below(8),
+                    1 => bytes[at] = [0xff, 0, 0xd0, 0xd9, 0x7f][numbers.below(5) as usize],
+                    2 => drop(bytes.remove(at)),
+                    3 => bytes.insert(at, [0xff, 0, 0xd1][numbers.below(3) as usize]),
+                    _ => bytes.truncate(at.max(scan as usize)),
+                }
+            }
+            let scale = Scale::ALL[numbers.below(4) as usize];
+            let scaled = (
+                size.0.div_ceil(scale.reduction()),
+                size.1.div_ceil(scale.reduction()),
+            );
+            let what = (scale, numbers.region(scaled));
+            for lenient in [false, true] {
+                let [ours, theirs] = [Entropy::Fast, Entropy::Libjpeg].map(|entropy| {
+                    let picture = (bytes.as_slice(), size);
+                    decode(&mut decompressor, picture, what, options(entropy, lenient))
+                });
+                assert!(
+                    ours == theirs,
+                    "{number} {encoding:?} {what:?} {lenient}: {:?}, {:?}",
+                    ours.err(),
+                    theirs.err()
+                );
+                match ours {
+                    Ok(_) => sound += 1,
+                    Err(_) => broken += 1,
+                }
+            }
+        }
+    }
+    assert!(
+        sound > 1000 && broken > 1000,
+        "{sound} sound, {broken} broken"
+    );
+}
