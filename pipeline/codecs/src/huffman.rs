@@ -392,12 +392,12 @@ fn decode_mcu(
 }
 
 /// The coded bits. Zeros that are stuffed behind each byte 0xff are taken out; it ends at the first
-/// marker, or with the data.
+/// marker, or with the data. Methods that are not inlined take it by value, so that it stays in
+/// registers.
 #[derive(Clone, Copy)]
 struct Bits<'a> {
+    /// The bytes that are not in `head`.
     data: &'a [u8],
-    /// The next byte that is not in `head`.
-    at: usize,
     /// The next bits, the first of them on top. Below the `count` that count there may be some of
     /// those that follow.
     head: u64,
@@ -409,7 +409,6 @@ impl<'a> Bits<'a> {
     fn new(data: &'a [u8]) -> Bits<'a> {
         Bits {
             data,
-            at: 0,
             head: 0,
             count: 0,
         }
@@ -418,41 +417,37 @@ impl<'a> Bits<'a> {
     /// Brings `count` to at least [`FULL`], unless the data ends.
     #[inline(always)]
     fn refill(&mut self) {
-        let next = self.data.get(self.at..).and_then(|rest| rest.first_chunk());
-        if let Some(&bytes) = next {
+        if let Some(&bytes) = self.data.first_chunk() {
             let word = u64::from_be_bytes(bytes);
             if !has_ff(word) {
                 self.head |= word >> self.count;
-                self.at += ((63 - self.count) >> 3) as usize;
-                self.count |= 56;
+                self.data = &self.data[((63 - self.count) >> 3 & 7) as usize..];
+                self.count |= FULL;
                 return;
             }
         }
-        self.refill_bytewise();
+        *self = self.refilled_bytewise();
     }
 
     #[inline(never)]
-    fn refill_bytewise(&mut self) {
+    fn refilled_bytewise(mut self) -> Bits<'a> {
         while self.count < FULL {
-            let Some(&byte) = self.data.get(self.at) else {
-                return;
+            let len = match *self.data {
+                [0xff, 0, ..] => 2,
+                [0xff, ..] | [] => break,
+                _ => 1,
             };
-            if byte == 0xff {
-                if self.data.get(self.at + 1) != Some(&0) {
-                    return;
-                }
-                self.at += 1;
-            }
-            self.at += 1;
-            self.head |= u64::from(byte) << (56 - self.count);
+            self.head |= u64::from(self.data[0]) << (FULL - self.count);
+            self.data = &self.data[len..];
             self.count += 8;
         }
+        self
     }
 
     /// Takes `len` bits; None if there are not as many, or if the data ends without a marker.
     #[inline(always)]
     fn take<const CHECKED: bool>(&mut self, len: u32) -> Option<()> {
-        if CHECKED && (len > self.count || self.at + 2 > self.data.len()) {
+        if CHECKED && (len > self.count || self.data.len() < 2) {
             return None;
         }
         self.head <<= len & 63;
@@ -570,17 +565,13 @@ impl<'a> Bits<'a> {
     /// Passes this marker, which has to be next but for the padding of the last byte.
     fn pass_marker(&mut self, marker: u8) -> Option<()> {
         self.refill();
-        let next = self.data.get(self.at..self.at + 2)?;
-        if self.count >= 8 || next != [0xff, marker] {
-            return None;
+        match self.data {
+            [0xff, next, rest @ ..] if *next == marker && self.count < 8 => {
+                *self = Bits::new(rest);
+                Some(())
+            }
+            _ => None,
         }
-        *self = Bits {
-            at: self.at + 2,
-            head: 0,
-            count: 0,
-            ..*self
-        };
-        Some(())
     }
 }
 

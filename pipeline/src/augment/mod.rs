@@ -11,6 +11,7 @@ mod rng;
 use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
+use qf_codecs::planes::split_rgb;
 
 use crate::decode::{orientation::Turn, DecodedCrop, RgbImage};
 use crate::error::PipelineError;
@@ -306,15 +307,16 @@ fn to_planes(stored: &[u8], size: usize, turn: Turn, mirrored: bool, planes: &mu
     }
     for (y, ((red, green), blue)) in lines.enumerate() {
         let row = if flip_rows { size - 1 - y } else { y };
-        let pixels = stored[row * size * 3..(row + 1) * size * 3].chunks_exact(3);
-        let samples = red.iter_mut().zip(green).zip(blue);
-        let copy = |(pixel, ((red, green), blue)): (&[u8], ((&mut u8, &mut u8), &mut u8))| {
-            (*red, *green, *blue) = (pixel[0], pixel[1], pixel[2]);
-        };
+        split_rgb(
+            &stored[row * size * 3..(row + 1) * size * 3],
+            red,
+            green,
+            blue,
+        );
         if flip_columns {
-            pixels.rev().zip(samples).for_each(copy);
-        } else {
-            pixels.zip(samples).for_each(copy);
+            for samples in [red, green, blue] {
+                samples.reverse();
+            }
         }
     }
 }
