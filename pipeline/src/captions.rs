@@ -73,10 +73,7 @@ mod tests {
             key: "k".into(),
             offset_bytes: 0,
         };
-        let member = Member {
-            name: name.into(),
-            data: MemberData::Bytes(data.to_vec()),
-        };
+        let member = Member::new(name, MemberData::Bytes(data.to_vec()));
         let sample = EncodedSample {
             id,
             members: vec![member],

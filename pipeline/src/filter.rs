@@ -203,10 +203,10 @@ mod tests {
                     key: "k".into(),
                     offset_bytes: 0,
                 },
-                members: vec![Member {
-                    name: "json".into(),
-                    data: MemberData::Bytes(json.as_bytes().to_vec()),
-                }],
+                members: vec![Member::new(
+                    "json",
+                    MemberData::Bytes(json.as_bytes().to_vec()),
+                )],
             };
             let filters = Filters {
                 metadata: metadata.to_vec(),

@@ -54,16 +54,34 @@ impl EncodedSample {
 }
 
 /// One member of an [`EncodedSample`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Member {
     /// Lower-cased extension (everything after the first dot of the base name) in a tar shard, the
     /// column name in an Arrow shard.
     pub name: String,
     /// What it holds.
     pub data: MemberData,
+    /// Where its bytes begin in the shard's file, if they stand there as they are.
+    pub(crate) offset_in_file: Option<u64>,
+}
+
+/// Where it lies does not count.
+impl PartialEq for Member {
+    fn eq(&self, other: &Member) -> bool {
+        (&self.name, &self.data) == (&other.name, &other.data)
+    }
 }
 
 impl Member {
+    /// A member of this name.
+    pub fn new(name: impl Into<String>, data: MemberData) -> Member {
+        Member {
+            name: name.into(),
+            data,
+            offset_in_file: None,
+        }
+    }
+
     /// The member as JSON.
     ///
     /// # Errors

@@ -18,6 +18,9 @@ const ENTRIES: usize = 1 << LOOKUP_BITS;
 /// Most bits of a coefficient: a code of 16, a value of 15.
 const LONGEST: u32 = 31;
 
+/// Coefficients that are taken without a refill behind one that had one.
+const SHORT_ONES: usize = 3;
+
 /// Bits that there are after a refill, unless the data ends.
 const FULL: u32 = 56;
 
@@ -503,9 +506,9 @@ impl<'a> Bits<'a> {
     #[inline(always)]
     fn rest(&mut self, table: &Table, block: &mut Block) -> Option<()> {
         let mut last = 0u32;
-        // Two at a time for one refill, which runs beside the first look-up. That has bits enough
-        // from before, unless the data ends: then it is not relied upon.
-        let value = loop {
+        let value = 'block: loop {
+            // The refill runs beside the first look-up, which has bits enough from before, unless the
+            // data ends: then it is not relied upon.
             let entry = self.look_up(&table.entries);
             self.refill();
             let (advance, value) = if self.count < FULL {
@@ -519,16 +522,19 @@ impl<'a> Bits<'a> {
                 break value;
             }
             block[usize::from(NATURAL_ORDER[last as usize])] = value as i16;
-            if self.count < LONGEST + LOOKUP_BITS {
-                continue;
+            // Short ones need no refill, for a while.
+            for _ in 0..SHORT_ONES {
+                let entry = self.look_up(&table.entries);
+                if entry & (PARTIAL | LONG) != 0 || self.count < 2 * LOOKUP_BITS {
+                    break;
+                }
+                let (advance, value) = self.coefficient::<false>(table, entry)?;
+                last += advance;
+                if last >= 63 {
+                    break 'block value;
+                }
+                block[usize::from(NATURAL_ORDER[last as usize])] = value as i16;
             }
-            let entry = self.look_up(&table.entries);
-            let (advance, value) = self.coefficient::<false>(table, entry)?;
-            last += advance;
-            if last >= 63 {
-                break value;
-            }
-            block[usize::from(NATURAL_ORDER[last as usize])] = value as i16;
         };
         // The last one; what a run leads beyond the block takes its place, as in libjpeg.
         if value != 0 {

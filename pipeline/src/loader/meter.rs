@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::recycle::BytePool;
+use super::shard_file::ShardFile;
 use super::stats::Meters;
 use crate::shard::read::ReadObserver;
 use crate::source::ShardBytes;
+use crate::stop::Stop;
 
 /// Books the time and bytes of a shard's file reads under `read`, what decompression adds under
 /// `decompress`; and traces both.
@@ -18,6 +20,8 @@ pub(crate) struct TimedReads {
     meters: Arc<Meters>,
     bytes: Arc<BytePool>,
     file_time: Rc<Cell<Duration>>,
+    /// The shard, where it is open already.
+    opened: Option<(Arc<ShardFile>, Stop)>,
 }
 
 impl TimedReads {
@@ -27,6 +31,15 @@ impl TimedReads {
             meters: meters.clone(),
             bytes: bytes.clone(),
             file_time: Rc::default(),
+            opened: None,
+        }
+    }
+
+    /// Reads from this file, if there is one, instead of opening the shard.
+    pub(crate) fn with_file(self, file: Option<Arc<ShardFile>>, stop: &Stop) -> TimedReads {
+        TimedReads {
+            opened: file.map(|file| (file, stop.clone())),
+            ..self
         }
     }
 }
@@ -41,7 +54,10 @@ impl ReadObserver for TimedReads {
         open: &mut dyn FnMut() -> io::Result<ShardBytes>,
     ) -> io::Result<ShardBytes> {
         let span = self.meters.span("open");
-        let file = open();
+        let file = match &self.opened {
+            Some((file, stop)) => Ok(file.bytes(stop)),
+            None => open(),
+        };
         if let Some(span) = span {
             span.end(&[("shard", (&*self.shard).into())]);
         }

@@ -30,6 +30,7 @@ mod queue;
 mod recycle;
 mod samples;
 mod sequence;
+mod shard_file;
 mod spill;
 mod state;
 mod stats;

@@ -1,9 +1,12 @@
-//! Memory for shuffling that overflows to disk.
+//! Memory for shuffling that overflows to disk. What stands in a local shard as it is is read from there
+//! a second time; the rest goes to a temporary file.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::sync::Arc;
 
-use crate::sample::{EncodedSample, MemberData};
+use super::shard_file::ShardFile;
+use crate::sample::{EncodedSample, Member, MemberData};
 
 /// Shorter members stay in memory: their books would take as much.
 const MIN_BYTES: usize = 4 << 10;
@@ -15,15 +18,22 @@ pub(super) struct Spill {
     end: u64,
 }
 
-/// A sample whose long members are in a [`Spill`].
+/// A sample whose long members are in a [`Spill`] or in their shard.
 #[derive(Debug)]
 pub(super) struct Spilled {
     sample: EncodedSample,
+    /// The shard, if it is there that they are.
+    shard: Option<Arc<ShardFile>>,
     /// Member, offset and length.
     parts: Vec<(usize, u64, usize)>,
 }
 
 impl Spilled {
+    /// The sample's name, if it is in its shard.
+    pub(super) fn in_shard(&self) -> Option<String> {
+        self.shard.as_ref().map(|_| self.sample.id.to_string())
+    }
+
     /// Bytes that stayed in memory.
     pub(super) fn kept_bytes(&self) -> usize {
         self.sample.payload_bytes()
@@ -31,14 +41,27 @@ impl Spilled {
 }
 
 impl Spill {
-    /// Takes the long members out of a sample.
-    pub(super) fn put(&mut self, mut sample: EncodedSample) -> io::Result<Spilled> {
+    /// Takes the long members out of a sample; `shard` is the file that it is from, where there is one.
+    pub(super) fn put(
+        &mut self,
+        mut sample: EncodedSample,
+        shard: Option<Arc<ShardFile>>,
+    ) -> io::Result<Spilled> {
+        let long = |member: &Member| matches!(&member.data, MemberData::Bytes(bytes) if bytes.len() >= MIN_BYTES);
+        let in_shard = |member: &Member| member.offset_in_file.is_some();
+        let members = &sample.members;
+        let shard = shard.filter(|_| members.iter().filter(|m| long(m)).all(in_shard));
         let mut parts = Vec::new();
         for (number, member) in sample.members.iter_mut().enumerate() {
+            if !long(member) {
+                continue;
+            }
             let MemberData::Bytes(bytes) = &mut member.data else {
                 continue;
             };
-            if bytes.len() < MIN_BYTES {
+            if let (Some(_), Some(offset)) = (&shard, member.offset_in_file) {
+                parts.push((number, offset, bytes.len()));
+                *bytes = Vec::new();
                 continue;
             }
             if self.file.is_none() {
@@ -52,7 +75,11 @@ impl Spill {
             self.end += bytes.len() as u64;
             *bytes = Vec::new();
         }
-        Ok(Spilled { sample, parts })
+        Ok(Spilled {
+            sample,
+            shard,
+            parts,
+        })
     }
 
     /// Puts them back; `new_bytes` makes vectors with room for a length.
@@ -61,8 +88,19 @@ impl Spill {
         spilled: Spilled,
         new_bytes: &dyn Fn(usize) -> Vec<u8>,
     ) -> io::Result<EncodedSample> {
-        let Spilled { mut sample, parts } = spilled;
+        let Spilled {
+            mut sample,
+            shard,
+            parts,
+        } = spilled;
         for (number, offset, len) in parts {
+            if let Some(shard) = &shard {
+                let mut bytes = new_bytes(len);
+                bytes.resize(len, 0);
+                shard.read_at(&mut bytes, offset)?;
+                sample.members[number].data = MemberData::Bytes(bytes);
+                continue;
+            }
             let Some(file) = &mut self.file else {
                 return Err(io::Error::other("a spilled sample without its file"));
             };
@@ -79,8 +117,10 @@ impl Spill {
 
 #[cfg(test)]
 mod tests {
+    use super::super::shard_file::ShardFiles;
     use super::*;
-    use crate::sample::{Member, SampleId};
+    use crate::sample::SampleId;
+    use crate::source::ShardLocation;
 
     #[test]
     fn samples_come_back_as_they_were() {
@@ -93,23 +133,17 @@ mod tests {
                 offset_bytes: 0,
             },
             members: vec![
-                Member {
-                    name: "jpg".into(),
-                    data: MemberData::Bytes(vec![number as u8; 3000 * number]),
-                },
-                Member {
-                    name: "txt".into(),
-                    data: MemberData::Text(vec!["a".into()]),
-                },
-                Member {
-                    name: "png".into(),
-                    data: MemberData::Bytes(vec![!number as u8; MIN_BYTES + number]),
-                },
+                Member::new("jpg", MemberData::Bytes(vec![number as u8; 3000 * number])),
+                Member::new("txt", MemberData::Text(vec!["a".into()])),
+                Member::new(
+                    "png",
+                    MemberData::Bytes(vec![!number as u8; MIN_BYTES + number]),
+                ),
             ],
         };
         let mut spill = Spill::default();
         let mut spilled: Vec<_> = (0..5)
-            .map(|number| spill.put(sample(number)).unwrap())
+            .map(|number| spill.put(sample(number), None).unwrap())
             .collect();
         assert!(spilled
             .iter()
@@ -118,5 +152,49 @@ mod tests {
             let back = spill.take(spilled.pop().unwrap(), &Vec::with_capacity);
             assert_eq!(back.unwrap(), sample(number));
         }
+        assert!(spill.file.is_some());
+    }
+
+    #[test]
+    fn what_stands_in_a_shard_comes_from_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.tar");
+        let image: Vec<u8> = (0..3 * MIN_BYTES).map(|at| (at % 251) as u8).collect();
+        std::fs::write(&path, [&[0; 512], image.as_slice()].concat()).unwrap();
+        let shard = ShardFiles::default().open(&ShardLocation::local(&path));
+        let id = SampleId {
+            shard: "s".into(),
+            shard_index: 0,
+            sample_index: 0,
+            key: "k".into(),
+            offset_bytes: 0,
+        };
+        let text = Member::new("txt", MemberData::Bytes(b"short".to_vec()));
+        let mut picture = Member::new("jpg", MemberData::Bytes(image));
+        picture.offset_in_file = Some(512);
+        let elsewhere = Member::new("png", MemberData::Bytes(vec![7; MIN_BYTES]));
+        for (members, spills) in [
+            (vec![text, picture.clone()], false),
+            // One place for all of a sample.
+            (vec![picture, elsewhere], true),
+        ] {
+            let sample = EncodedSample {
+                id: id.clone(),
+                members,
+            };
+            let mut spill = Spill::default();
+            let spilled = spill.put(sample.clone(), shard.clone()).unwrap();
+            assert!(spilled.kept_bytes() < MIN_BYTES);
+            assert_eq!(spill.file.is_some(), spills);
+            let back = spill.take(spilled, &Vec::with_capacity);
+            assert_eq!(back.unwrap(), sample);
+        }
+        // A shard that was cut off meanwhile.
+        let mut picture = Member::new("jpg", MemberData::Bytes(vec![1; MIN_BYTES]));
+        picture.offset_in_file = Some(1 << 20);
+        let members = vec![picture];
+        let mut spill = Spill::default();
+        let spilled = spill.put(EncodedSample { id, members }, shard).unwrap();
+        assert!(spill.take(spilled, &Vec::with_capacity).is_err());
     }
 }

@@ -11,6 +11,7 @@ use super::meter::TimedReads;
 use super::place::{Item, Next, Source};
 use super::queue::{bounded, QueueReceiver, QueueSender};
 use super::recycle::BytePool;
+use super::shard_file::{ShardFile, ShardFiles};
 use super::spill::{Spill, Spilled};
 use super::stats::Meters;
 use crate::error::{PipelineError, SampleError, ShardError};
@@ -43,7 +44,8 @@ pub(crate) struct Reading {
 
 /// What a shard's reader hands on.
 enum FromShard {
-    Sample(Result<EncodedSample, SampleError>),
+    /// A sample, and the file that it is from.
+    Sample(Result<EncodedSample, SampleError>, Option<Arc<ShardFile>>),
     /// The shard's last word.
     End(Result<(), ShardError>),
 }
@@ -105,7 +107,7 @@ impl StreamSource {
         loop {
             let arrival = self.shards.next()?;
             match arrival {
-                Arrival::Sample(_) if self.to_pass > 0 => self.to_pass -= 1,
+                Arrival::Sample(..) if self.to_pass > 0 => self.to_pass -= 1,
                 Arrival::BadShard(_) if self.to_pass > 0 => {}
                 Arrival::EndOfEpoch if self.to_pass > 0 => {
                     return Err(PipelineError::State(format!(
@@ -163,7 +165,7 @@ impl Source for StreamSource {
             return self.next_shuffled(shuffle);
         }
         Ok(match self.arrival()? {
-            Arrival::Sample(sample) => {
+            Arrival::Sample(sample, _) => {
                 self.position += 1;
                 Next::Place(Item::Read(sample))
             }
@@ -235,6 +237,15 @@ impl Block {
     }
 }
 
+/// What went wrong with a sample that is read a second time.
+fn reread_error(sample: String, source: std::io::Error) -> PipelineError {
+    let message = format!("its shard has changed since it was first read ({source})");
+    PipelineError::Io {
+        path: sample.into(),
+        source: std::io::Error::new(source.kind(), message),
+    }
+}
+
 fn spill_error(source: std::io::Error) -> PipelineError {
     PipelineError::Io {
         path: "temporary file of the shuffle buffer (lower shuffle_buffer_samples, or index the \
@@ -262,11 +273,11 @@ impl BlockShuffle {
             ));
         };
         let ends_epoch = match arrival {
-            Arrival::Sample(sample) => {
+            Arrival::Sample(sample, shard) => {
                 let bytes = sample.as_ref().map_or(0, EncodedSample::payload_bytes);
                 let entry = match sample {
                     Ok(sample) if self.in_memory + bytes > self.max_bytes => {
-                        let spilled = block.spill.put(sample).map_err(spill_error)?;
+                        let spilled = block.spill.put(sample, shard).map_err(spill_error)?;
                         self.in_memory += spilled.kept_bytes();
                         Entry::Disk(spilled)
                     }
@@ -329,8 +340,12 @@ impl BlockShuffle {
                     Some(Entry::Memory(sample)) => sample,
                     Some(Entry::Disk(spilled)) => {
                         let take = |len| self.bytes.take(len);
+                        let in_shard = spilled.in_shard();
                         let back = block.spill.take(spilled, &take);
-                        Ok(back.map_err(spill_error)?)
+                        Ok(back.map_err(|error| match in_shard {
+                            Some(sample) => reread_error(sample, error),
+                            None => spill_error(error),
+                        })?)
                     }
                     None => {
                         return Err(PipelineError::Thread(
@@ -351,7 +366,7 @@ impl BlockShuffle {
 
 /// What comes from the shards, in the order of shards.
 enum Arrival {
-    Sample(Result<EncodedSample, SampleError>),
+    Sample(Result<EncodedSample, SampleError>, Option<Arc<ShardFile>>),
     BadShard(ShardError),
     EndOfEpoch,
 }
@@ -384,11 +399,13 @@ impl ShardStream {
     ) -> Result<ShardStream, PipelineError> {
         let (jobs, job_queue) = channel::unbounded::<Job>();
         let mut threads = Vec::new();
+        let files = ShardFiles::default();
         for number in 0..reading.io_threads {
             let (job_queue, set, reading) = (job_queue.clone(), set.clone(), reading.clone());
+            let files = files.clone();
             threads.push(super::spawn(&format!("qf-read-{number}"), move || {
                 for job in job_queue {
-                    read_job(&set, &reading, job);
+                    read_job(&set, &reading, &files, job);
                 }
             })?);
         }
@@ -428,7 +445,9 @@ impl ShardStream {
                 continue;
             };
             match samples.recv() {
-                Some(FromShard::Sample(sample)) => return Ok(Arrival::Sample(sample)),
+                Some(FromShard::Sample(sample, shard)) => {
+                    return Ok(Arrival::Sample(sample, shard));
+                }
                 Some(FromShard::End(end)) => {
                     self.current = None;
                     if let Err(error) = end {
@@ -491,17 +510,20 @@ impl Drop for ShardStream {
     }
 }
 
-fn read_job(set: &OpenSet, reading: &Reading, job: Job) {
+fn read_job(set: &OpenSet, reading: &Reading, files: &ShardFiles, job: Job) {
     let Job { shard, samples } = job;
     let Some(location) = set.shards.get(shard as usize) else {
         return; // The job list holds indices of this very list.
     };
-    let observer = TimedReads::new(&location.name, &reading.meters, &reading.bytes);
+    let file = files.open(location);
+    let observer = TimedReads::new(&location.name, &reading.meters, &reading.bytes)
+        .with_file(file.clone(), &reading.stop);
     let mut open = true;
     let mut visit = |sample: Result<EncodedSample, SampleError>| {
         let bytes = sample.as_ref().map_or(0, EncodedSample::payload_bytes);
         reading.meters.read.add_items(1);
-        open = samples.send(FromShard::Sample(sample), bytes).is_ok();
+        let arrival = FromShard::Sample(sample, file.clone());
+        open = samples.send(arrival, bytes).is_ok();
         open
     };
     let end = set.check_size(shard).and_then(|()| {

@@ -37,6 +37,8 @@ pub(crate) struct Grouper {
     seen: HashSet<[u64; 2]>,
     /// Whether the index knows that the only key was seen earlier in the shard.
     is_repeated_key: bool,
+    /// Whether offsets in the tar stream are those in the shard's file.
+    is_plain_file: bool,
 }
 
 struct Group {
@@ -55,6 +57,15 @@ impl Grouper {
             current: None,
             seen: HashSet::new(),
             is_repeated_key: false,
+            is_plain_file: false,
+        }
+    }
+
+    /// For a shard that is not compressed and read from its beginning: members know where they lie.
+    pub(crate) fn of_plain_file(self, is_plain_file: bool) -> Self {
+        Grouper {
+            is_plain_file,
+            ..self
         }
     }
 
@@ -85,8 +96,10 @@ impl Grouper {
         } else {
             self.begin(key, member.offset_bytes)
         };
+        let offset_in_file = self.is_plain_file.then_some(member.data_offset_bytes);
         if let Some(group) = &mut self.current {
-            group.add(extension, member.content, self.max_sample_bytes);
+            let max_bytes = self.max_sample_bytes;
+            group.add(extension, member.content, offset_in_file, max_bytes);
         }
         finished
     }
@@ -124,7 +137,13 @@ impl Grouper {
 }
 
 impl Group {
-    fn add(&mut self, extension: String, content: MemberContent, max_sample_bytes: u64) {
+    fn add(
+        &mut self,
+        extension: String,
+        content: MemberContent,
+        offset_in_file: Option<u64>,
+        max_sample_bytes: u64,
+    ) {
         if self.problem.is_some() {
             return;
         }
@@ -149,6 +168,7 @@ impl Group {
         self.sample.members.push(Member {
             name: extension,
             data: MemberData::Bytes(bytes),
+            offset_in_file,
         });
     }
 

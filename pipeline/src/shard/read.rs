@@ -129,10 +129,14 @@ pub fn read_shard(
     let io_error = |error: io::Error| at_start(format!("cannot be read ({error})"));
     let file = observer.watch_open(&mut || location.open(stop));
     let file = observer.watch_file(file.map_err(io_error)?);
-    let reader = decompress(file, observer).map_err(io_error)?;
+    let (compression, reader) = decompress(file, observer).map_err(io_error)?;
     let (magic, reader) = peek(reader, 512).map_err(|error| shard_error(shard, 0, &error))?;
     match content_of(&magic) {
-        Content::Tar => read_tar(shard, shard_index, reader, options, observer, visit),
+        Content::Tar => {
+            let grouper = Grouper::new(shard.clone(), shard_index, options.max_sample_bytes)
+                .of_plain_file(compression == Compression::None);
+            read_tar(grouper, shard, reader, options, observer, visit)
+        }
         Content::Arrow => read_arrow(shard, shard_index, reader, options, visit),
         Content::Unknown => Err(not_a_shard(shard, &magic)),
     }
@@ -174,19 +178,21 @@ pub(crate) fn compression_of(magic: &[u8]) -> Compression {
     }
 }
 
-fn decompress(reader: Box<dyn Read>, observer: &dyn ReadObserver) -> io::Result<Box<dyn Read>> {
+fn decompress(
+    reader: Box<dyn Read>,
+    observer: &dyn ReadObserver,
+) -> io::Result<(Compression, Box<dyn Read>)> {
     let (magic, reader) = peek(reader, 4)?;
     let reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
-    Ok(match compression_of(&magic) {
-        Compression::Gzip => {
-            observer.watch_decompressor(Box::new(flate2::bufread::MultiGzDecoder::new(reader)))
-        }
-        Compression::Zstd => observer.watch_decompressor(Box::new(FrameReader::new(reader)?)),
-        Compression::None => return Ok(Box::new(reader)),
-    })
-    .map(|reader: Box<dyn Read>| -> Box<dyn Read> {
-        Box::new(BufReader::with_capacity(READ_BUFFER_BYTES, reader))
-    })
+    let compression = compression_of(&magic);
+    let decompressor: Box<dyn Read> = match compression {
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
+        Compression::Zstd => Box::new(FrameReader::new(reader)?),
+        Compression::None => return Ok((compression, Box::new(reader))),
+    };
+    let decompressor = observer.watch_decompressor(decompressor);
+    let reader = BufReader::with_capacity(READ_BUFFER_BYTES, decompressor);
+    Ok((compression, Box::new(reader)))
 }
 
 /// Up to `count` first bytes, and a reader that still yields them.
@@ -244,14 +250,13 @@ pub(crate) fn content_of(head: &[u8]) -> Content {
 }
 
 fn read_tar(
+    mut grouper: Grouper,
     shard: &Arc<str>,
-    shard_index: u32,
     reader: impl Read,
     options: &ReadOptions,
     observer: &dyn ReadObserver,
     visit: Visit<'_>,
 ) -> Result<(), ShardError> {
-    let mut grouper = Grouper::new(shard.clone(), shard_index, options.max_sample_bytes);
     let mut on_member = |member: TarMember| match grouper.push(member) {
         Some(sample) => visit(sample),
         None => true,

@@ -102,12 +102,15 @@ impl ShardLocation {
     /// may turn out to be gone, or another, only at the first read: that ends with the error.
     pub fn open(&self, stop: &Stop) -> io::Result<ShardBytes> {
         match &self.place {
-            Place::Local(path) => Ok(Box::new(LocalFile {
-                file: File::open(path)?,
-                stop: stop.clone(),
-            })),
+            Place::Local(path) => Ok(ShardLocation::bytes_of(Arc::new(File::open(path)?), stop)),
             Place::Remote(object) => object.open(stop),
         }
+    }
+
+    /// Those of a file that was opened before, from where it stands.
+    pub(crate) fn bytes_of(file: Arc<File>, stop: &Stop) -> ShardBytes {
+        let stop = stop.clone();
+        Box::new(LocalFile { file, stop })
     }
 
     /// The bytes of `range`, or as many of them as there are.
@@ -119,9 +122,9 @@ impl ShardLocation {
             Place::Local(path) => {
                 let mut file = File::open(path)?;
                 file.seek(SeekFrom::Start(range.start))?;
-                let stop = stop.clone();
                 let length = range.end.saturating_sub(range.start);
-                Ok(Box::new(LocalFile { file, stop }.take(length)))
+                let bytes = ShardLocation::bytes_of(Arc::new(file), stop);
+                Ok(Box::new(bytes.take(length)))
             }
             Place::Remote(object) => object.open_range(range, stop),
         }
@@ -149,14 +152,14 @@ impl ShardLocation {
 }
 
 struct LocalFile {
-    file: File,
+    file: Arc<File>,
     stop: Stop,
 }
 
 impl Read for LocalFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.stop.check()?;
-        self.file.read(buffer)
+        (&*self.file).read(buffer)
     }
 }
 

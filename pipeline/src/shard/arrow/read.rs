@@ -237,32 +237,32 @@ impl<R: Read> ArrowShardReader<R> {
                     (SkipReason::NoImage, message)
                 })?;
                 let bytes = self.within_limit("image", bytes)?;
-                Ok(Some(Member {
-                    name: extension_of(path, bytes).to_string(),
-                    data: MemberData::Bytes(bytes.to_vec()),
-                }))
+                Ok(Some(Member::new(
+                    extension_of(path, bytes),
+                    MemberData::Bytes(bytes.to_vec()),
+                )))
             }
             Role::Caption => {
                 let captions = self.texts(CAPTION_MEMBER, column, row)?;
                 match captions {
-                    Some(captions) if !captions.is_empty() => Ok(Some(Member {
-                        name: CAPTION_MEMBER.to_string(),
-                        data: MemberData::Text(captions),
-                    })),
+                    Some(captions) if !captions.is_empty() => Ok(Some(Member::new(
+                        CAPTION_MEMBER,
+                        MemberData::Text(captions),
+                    ))),
                     _ => Err((SkipReason::NoCaption, "the caption is null".to_string())),
                 }
             }
             Role::Bytes(name) => match column.bytes(row) {
                 None => Ok(None),
-                Some(bytes) => Ok(Some(Member {
-                    name: name.clone(),
-                    data: MemberData::Bytes(self.within_limit(name, bytes)?.to_vec()),
-                })),
+                Some(bytes) => {
+                    let bytes = self.within_limit(name, bytes)?.to_vec();
+                    Ok(Some(Member::new(name, MemberData::Bytes(bytes))))
+                }
             },
-            Role::Text(name) => Ok(self.texts(name, column, row)?.map(|texts| Member {
-                name: name.clone(),
-                data: MemberData::Text(texts),
-            })),
+            Role::Text(name) => {
+                let texts = self.texts(name, column, row)?;
+                Ok(texts.map(|texts| Member::new(name, MemberData::Text(texts))))
+            }
         }
     }
 
