@@ -345,7 +345,7 @@ fn index_tar(
         end = member_end;
         too_many.is_none()
     };
-    let new_bytes = Vec::with_capacity;
+    let new_bytes = |len| vec![0; len];
     for_each_member(
         &shard.name,
         reader,

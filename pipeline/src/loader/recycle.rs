@@ -45,20 +45,21 @@ fn class_for(len: usize) -> Option<usize> {
 }
 
 impl BytePool {
-    /// An empty vector with room for `len` bytes.
+    /// A vector of `len` bytes; they are those of its last use, or zeros.
     pub(crate) fn take(&self, len: usize) -> Vec<u8> {
         let Some(class) = class_for(len) else {
-            return Vec::with_capacity(len);
+            return vec![0; len];
         };
-        match self.classes[class].pop() {
-            Some(mut bytes) => {
+        let mut bytes = match self.classes[class].pop() {
+            Some(bytes) => {
                 self.free_bytes
                     .fetch_sub(bytes.capacity(), Ordering::Relaxed);
-                bytes.clear();
                 bytes
             }
-            None => Vec::with_capacity(class_bytes(class)),
-        }
+            None => vec![0; class_bytes(class)],
+        };
+        bytes.resize(len, 0);
+        bytes
     }
 
     /// Keeps a vector that [`BytePool::take`] made; any other is freed.
@@ -86,16 +87,16 @@ mod tests {
         let pool = BytePool::default();
         for len in [0, 1, MIN_BYTES - 1, MIN_BYTES, 150_001, 9 << 20, 100 << 20] {
             let bytes = pool.take(len);
-            assert!(bytes.is_empty() && bytes.capacity() >= len);
+            assert_eq!(bytes.len(), len);
             let waste = bytes.capacity() - len;
             assert!(waste <= len / 4 + 1, "{len}: {waste}");
         }
         let mut bytes = pool.take(100_000);
-        bytes.push(1);
+        bytes[0] = 1;
         let at = bytes.as_ptr();
         pool.give_back(bytes);
         let again = pool.take(99_000);
-        assert!(again.is_empty() && again.as_ptr() == at);
+        assert!(again.len() == 99_000 && again.as_ptr() == at);
         pool.give_back(again);
         pool.give_back(vec![1; 100_000]);
         let many: Vec<_> = (0..300).map(|_| pool.take(100_000)).collect();

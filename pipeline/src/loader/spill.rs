@@ -82,7 +82,7 @@ impl Spill {
         })
     }
 
-    /// Puts them back; `new_bytes` makes vectors with room for a length.
+    /// Puts them back; `new_bytes` makes vectors of a length.
     pub(super) fn take(
         &mut self,
         spilled: Spilled,
@@ -96,7 +96,6 @@ impl Spill {
         for (number, offset, len) in parts {
             if let Some(shard) = &shard {
                 let mut bytes = new_bytes(len);
-                bytes.resize(len, 0);
                 shard.read_at(&mut bytes, offset)?;
                 sample.members[number].data = MemberData::Bytes(bytes);
                 continue;
@@ -106,9 +105,7 @@ impl Spill {
             };
             file.seek(SeekFrom::Start(offset))?;
             let mut bytes = new_bytes(len);
-            if file.take(len as u64).read_to_end(&mut bytes)? != len {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
+            file.read_exact(&mut bytes)?;
             sample.members[number].data = MemberData::Bytes(bytes);
         }
         Ok(sample)
@@ -149,7 +146,7 @@ mod tests {
             .iter()
             .all(|s| s.sample.payload_bytes() < 2 * MIN_BYTES));
         for number in (0..5).rev() {
-            let back = spill.take(spilled.pop().unwrap(), &Vec::with_capacity);
+            let back = spill.take(spilled.pop().unwrap(), &|len| vec![0; len]);
             assert_eq!(back.unwrap(), sample(number));
         }
         assert!(spill.file.is_some());
@@ -186,7 +183,7 @@ mod tests {
             let spilled = spill.put(sample.clone(), shard.clone()).unwrap();
             assert!(spilled.kept_bytes() < MIN_BYTES);
             assert_eq!(spill.file.is_some(), spills);
-            let back = spill.take(spilled, &Vec::with_capacity);
+            let back = spill.take(spilled, &|len| vec![0; len]);
             assert_eq!(back.unwrap(), sample);
         }
         // A shard that was cut off meanwhile.
@@ -195,6 +192,6 @@ mod tests {
         let members = vec![picture];
         let mut spill = Spill::default();
         let spilled = spill.put(EncodedSample { id, members }, shard).unwrap();
-        assert!(spill.take(spilled, &Vec::with_capacity).is_err());
+        assert!(spill.take(spilled, &|len| vec![0; len]).is_err());
     }
 }

@@ -84,10 +84,10 @@ pub trait ReadObserver {
     fn watch_file(&self, file: ShardBytes) -> Box<dyn Read>;
     /// Called with the decompressor, if the shard is compressed.
     fn watch_decompressor(&self, decompressor: Box<dyn Read>) -> Box<dyn Read>;
-    /// Makes the vector that a member's data is read into, empty, with room for `len` bytes. A
+    /// Makes the vector that a member's data is read into: `len` bytes, whatever they are. A
     /// caller that takes members apart can put their memory to use again here.
     fn new_bytes(&self, len: usize) -> Vec<u8> {
-        Vec::with_capacity(len)
+        vec![0; len]
     }
 }
 

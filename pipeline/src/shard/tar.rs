@@ -47,7 +47,7 @@ pub(crate) enum MemberContent {
 /// Which members to load.
 pub(crate) type Wanted<'a> = &'a dyn Fn(&str) -> bool;
 
-/// Makes the vector that a member's data is read into, empty, with room for this many bytes.
+/// Makes the vector that a member's data is read into: this many bytes, whatever they are.
 pub(crate) type NewBytes<'a> = &'a dyn Fn(usize) -> Vec<u8>;
 
 /// Calls `visit` for each regular file of the stream, in order, until it returns `false`.
@@ -101,7 +101,7 @@ pub(crate) fn for_each_member<R: Read>(
                     format!("an extension header of {size} bytes (at most {MAX_EXTENSION_BYTES})"),
                 ));
             }
-            let data = read_exactly(shard, &mut entry, size, header_offset, &Vec::with_capacity)?;
+            let data = read_exactly(shard, &mut entry, size, header_offset, &|len| vec![0; len])?;
             extension.offset.get_or_insert(header_offset);
             if kind.is_gnu_longname() {
                 let end = data
@@ -214,12 +214,23 @@ fn read_exactly(
     header_offset: u64,
     new_bytes: NewBytes<'_>,
 ) -> Result<Vec<u8>, ShardError> {
-    const FIRST_RESERVE: u64 = 1 << 20;
-    let mut data = new_bytes(size.min(FIRST_RESERVE) as usize);
-    reader
-        .take(size)
-        .read_to_end(&mut data)
-        .map_err(|error| shard_error(shard, header_offset, &error))?;
+    // No more than that is believed at once.
+    const FIRST_BYTES: u64 = 1 << 20;
+    let mut data = new_bytes(size.min(FIRST_BYTES) as usize);
+    let mut filled = 0;
+    while (filled as u64) < size {
+        if filled == data.len() {
+            let larger = size.min(2 * filled as u64) as usize;
+            data.resize(larger, 0);
+        }
+        match reader.read(&mut data[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(shard_error(shard, header_offset, &error)),
+        }
+    }
+    data.truncate(filled);
     if (data.len() as u64) < size {
         return Err(error_at(
             shard,
