@@ -234,10 +234,8 @@ static void describe_scan(struct qf_jpeg *jpeg, const uint8_t *bytes, uint32_t e
 static boolean decode_mcu(j_decompress_ptr info, JBLOCKROW *blocks)
 {
   struct qf_jpeg *jpeg = info->client_data;
-  if (!jpeg->next_mcu(jpeg->scan, blocks ? blocks[0] : NULL)) {
-    snprintf(jpeg->message, sizeof jpeg->message, "its data is damaged");
+  if (!jpeg->next_mcu(jpeg->scan, blocks ? blocks[0] : NULL))
     escape(jpeg, QF_GIVEN_UP);
-  }
   return TRUE;
 }
 

@@ -3,8 +3,8 @@
 //! Entropy decoding is sequential, so everything above the region is decoded that far; the inverse
 //! transform, upsampling and colour conversion run for the region alone, and nothing below it is
 //! touched. Huffman codes of sequential pictures are decoded by our own code, which is faster than
-//! libjpeg's and gives up on damaged data, for libjpeg to judge. The inverse transform is libjpeg's accurate integer one with its smooth chroma
-//! upsampling: the settings of PIL.
+//! libjpeg's and gives up on damaged data, for libjpeg to judge. The inverse transform is libjpeg's
+//! accurate integer one with its smooth chroma upsampling: the settings of PIL.
 
 use std::ffi::CStr;
 use std::fmt;
