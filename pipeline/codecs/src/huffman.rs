@@ -82,7 +82,7 @@ fn skip_entry(len: u32, advance: u32, before_last: u32) -> Entry {
 struct Table {
     code: Code,
     entries: [Entry; ENTRIES],
-    /// For passing over; made when it is first needed.
+    /// For passing over; of the coefficients behind the first alone.
     skips: Option<Box<[Entry; ENTRIES]>>,
     /// Codes of at most `l` bits are less than `limits[l]`, when both are extended to 16 bits.
     limits: [u32; 17],
