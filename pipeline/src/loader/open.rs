@@ -10,6 +10,7 @@ use super::mix::{MixOptions, Mixer};
 use super::place::Source;
 use super::recycle::BytePool;
 use super::sequence::Sequencer;
+use super::shard_file::ShardFiles;
 use super::state::{LoaderState, OrderKey};
 use super::stats::Meters;
 use super::stream::{Reading, StreamSource};
@@ -43,6 +44,7 @@ pub(crate) struct OpenRun {
     pub(crate) stop: Stop,
     pub(crate) meters: Arc<Meters>,
     pub(crate) bytes: Arc<BytePool>,
+    pub(crate) shard_files: ShardFiles,
     pub(crate) io_threads: usize,
     /// Whether any shard comes over the network.
     pub(crate) is_remote: bool,
@@ -114,6 +116,7 @@ impl OpenRun {
             stop,
             meters: Arc::new(meters),
             bytes: Arc::default(),
+            shard_files: ShardFiles::default(),
             io_threads,
             is_remote,
         })
@@ -225,6 +228,7 @@ impl OpenRun {
             options: Arc::new(self.config.read_options()),
             meters: self.meters.clone(),
             bytes: self.bytes.clone(),
+            shard_files: self.shard_files.clone(),
             stop: self.stop.clone(),
             io_threads: self.io_threads,
             prefetches: self.config.shuffle != ShuffleMode::Full || self.fits_cache(),

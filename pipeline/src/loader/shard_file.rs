@@ -12,7 +12,7 @@ use crate::stop::Stop;
 /// Most files that are open at a time: a process may have 1024 in all.
 const MAX_OPEN: usize = 64;
 
-/// Opens shards of one data set.
+/// Opens shards, of one loader.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ShardFiles {
     open: Arc<AtomicUsize>,

@@ -6,7 +6,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 
 use super::shard_file::ShardFile;
-use crate::sample::{EncodedSample, Member, MemberData};
+use crate::error::PipelineError;
+use crate::sample::{EncodedSample, MemberData};
 
 /// Shorter members stay in memory: their books would take as much.
 const MIN_BYTES: usize = 4 << 10;
@@ -22,18 +23,21 @@ pub(super) struct Spill {
 #[derive(Debug)]
 pub(super) struct Spilled {
     sample: EncodedSample,
-    /// The shard, if it is there that they are.
     shard: Option<Arc<ShardFile>>,
-    /// Member, offset and length.
-    parts: Vec<(usize, u64, usize)>,
+    parts: Vec<Part>,
+}
+
+/// A member that was taken out.
+#[derive(Debug)]
+struct Part {
+    member: usize,
+    /// In the shard, else in the temporary file.
+    in_shard: bool,
+    offset: u64,
+    len: usize,
 }
 
 impl Spilled {
-    /// The sample's name, if it is in its shard.
-    pub(super) fn in_shard(&self) -> Option<String> {
-        self.shard.as_ref().map(|_| self.sample.id.to_string())
-    }
-
     /// Bytes that stayed in memory.
     pub(super) fn kept_bytes(&self) -> usize {
         self.sample.payload_bytes()
@@ -46,33 +50,25 @@ impl Spill {
         &mut self,
         mut sample: EncodedSample,
         shard: Option<Arc<ShardFile>>,
-    ) -> io::Result<Spilled> {
-        let long = |member: &Member| matches!(&member.data, MemberData::Bytes(bytes) if bytes.len() >= MIN_BYTES);
-        let in_shard = |member: &Member| member.offset_in_file.is_some();
-        let members = &sample.members;
-        let shard = shard.filter(|_| members.iter().filter(|m| long(m)).all(in_shard));
+    ) -> Result<Spilled, PipelineError> {
         let mut parts = Vec::new();
         for (number, member) in sample.members.iter_mut().enumerate() {
-            if !long(member) {
-                continue;
-            }
             let MemberData::Bytes(bytes) = &mut member.data else {
                 continue;
             };
-            if let (Some(_), Some(offset)) = (&shard, member.offset_in_file) {
-                parts.push((number, offset, bytes.len()));
-                *bytes = Vec::new();
+            if bytes.len() < MIN_BYTES {
                 continue;
             }
-            if self.file.is_none() {
-                self.file = Some(tempfile::tempfile()?);
-            }
-            if let Some(file) = &mut self.file {
-                file.seek(SeekFrom::Start(self.end))?;
-                file.write_all(bytes)?;
-            }
-            parts.push((number, self.end, bytes.len()));
-            self.end += bytes.len() as u64;
+            let in_shard = shard.as_ref().and(member.offset_in_file);
+            parts.push(Part {
+                member: number,
+                in_shard: in_shard.is_some(),
+                offset: match in_shard {
+                    Some(offset) => offset,
+                    None => self.write(bytes).map_err(spill_error)?,
+                },
+                len: bytes.len(),
+            });
             *bytes = Vec::new();
         }
         Ok(Spilled {
@@ -87,28 +83,62 @@ impl Spill {
         &mut self,
         spilled: Spilled,
         new_bytes: &dyn Fn(usize) -> Vec<u8>,
-    ) -> io::Result<EncodedSample> {
+    ) -> Result<EncodedSample, PipelineError> {
         let Spilled {
             mut sample,
             shard,
             parts,
         } = spilled;
-        for (number, offset, len) in parts {
-            if let Some(shard) = &shard {
-                let mut bytes = new_bytes(len);
-                shard.read_at(&mut bytes, offset)?;
-                sample.members[number].data = MemberData::Bytes(bytes);
-                continue;
+        for part in parts {
+            let mut bytes = new_bytes(part.len);
+            match &shard {
+                Some(shard) if part.in_shard => shard
+                    .read_at(&mut bytes, part.offset)
+                    .map_err(|error| reread_error(&sample, error))?,
+                _ => self.read(&mut bytes, part.offset).map_err(spill_error)?,
             }
-            let Some(file) = &mut self.file else {
-                return Err(io::Error::other("a spilled sample without its file"));
-            };
-            file.seek(SeekFrom::Start(offset))?;
-            let mut bytes = new_bytes(len);
-            file.read_exact(&mut bytes)?;
-            sample.members[number].data = MemberData::Bytes(bytes);
+            sample.members[part.member].data = MemberData::Bytes(bytes);
         }
         Ok(sample)
+    }
+
+    /// Writes to the end of the temporary file; returns where that was.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<u64> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(tempfile::tempfile()?),
+        };
+        let offset = self.end;
+        file.seek(SeekFrom::Start(offset))?;
+        file.write_all(bytes)?;
+        self.end += bytes.len() as u64;
+        Ok(offset)
+    }
+
+    fn read(&mut self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let Some(file) = &mut self.file else {
+            return Err(io::Error::other("a spilled sample without its file"));
+        };
+        file.seek(SeekFrom::Start(offset))?;
+        file.read_exact(bytes)
+    }
+}
+
+/// What went wrong with a sample that is read a second time.
+fn reread_error(sample: &EncodedSample, source: io::Error) -> PipelineError {
+    let message = format!("its shard has changed since it was first read ({source})");
+    PipelineError::Io {
+        path: sample.id.to_string().into(),
+        source: io::Error::new(source.kind(), message),
+    }
+}
+
+fn spill_error(source: io::Error) -> PipelineError {
+    PipelineError::Io {
+        path: "temporary file of the shuffle buffer (lower shuffle_buffer_samples, or index the \
+               shards with `qfdata index`)"
+            .into(),
+        source,
     }
 }
 
@@ -116,7 +146,7 @@ impl Spill {
 mod tests {
     use super::super::shard_file::ShardFiles;
     use super::*;
-    use crate::sample::SampleId;
+    use crate::sample::{Member, SampleId};
     use crate::source::ShardLocation;
 
     #[test]
@@ -172,7 +202,7 @@ mod tests {
         let elsewhere = Member::new("png", MemberData::Bytes(vec![7; MIN_BYTES]));
         for (members, spills) in [
             (vec![text, picture.clone()], false),
-            // One place for all of a sample.
+            // Each from where it can be had.
             (vec![picture, elsewhere], true),
         ] {
             let sample = EncodedSample {
@@ -192,6 +222,11 @@ mod tests {
         let members = vec![picture];
         let mut spill = Spill::default();
         let spilled = spill.put(EncodedSample { id, members }, shard).unwrap();
-        assert!(spill.take(spilled, &|len| vec![0; len]).is_err());
+        let error = spill.take(spilled, &|len| vec![0; len]).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.starts_with("s#k@0: its shard has changed"),
+            "{message}"
+        );
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct Reading {
     pub(crate) bytes: Arc<BytePool>,
     pub(crate) stop: Stop,
     pub(crate) io_threads: usize,
+    /// Local shards that are open, of all data sets.
+    pub(crate) shard_files: ShardFiles,
     /// Whether a remote shard is kept on this machine before single samples of it are read.
     pub(crate) prefetches: bool,
     /// Bytes of samples read ahead.
@@ -237,24 +239,6 @@ impl Block {
     }
 }
 
-/// What went wrong with a sample that is read a second time.
-fn reread_error(sample: String, source: std::io::Error) -> PipelineError {
-    let message = format!("its shard has changed since it was first read ({source})");
-    PipelineError::Io {
-        path: sample.into(),
-        source: std::io::Error::new(source.kind(), message),
-    }
-}
-
-fn spill_error(source: std::io::Error) -> PipelineError {
-    PipelineError::Io {
-        path: "temporary file of the shuffle buffer (lower shuffle_buffer_samples, or index the \
-               shards with `qfdata index`)"
-            .into(),
-        source,
-    }
-}
-
 impl BlockShuffle {
     fn front_is_whole(&self) -> bool {
         self.blocks
@@ -277,7 +261,7 @@ impl BlockShuffle {
                 let bytes = sample.as_ref().map_or(0, EncodedSample::payload_bytes);
                 let entry = match sample {
                     Ok(sample) if self.in_memory + bytes > self.max_bytes => {
-                        let spilled = block.spill.put(sample, shard).map_err(spill_error)?;
+                        let spilled = block.spill.put(sample, shard)?;
                         self.in_memory += spilled.kept_bytes();
                         Entry::Disk(spilled)
                     }
@@ -340,12 +324,7 @@ impl BlockShuffle {
                     Some(Entry::Memory(sample)) => sample,
                     Some(Entry::Disk(spilled)) => {
                         let take = |len| self.bytes.take(len);
-                        let in_shard = spilled.in_shard();
-                        let back = block.spill.take(spilled, &take);
-                        Ok(back.map_err(|error| match in_shard {
-                            Some(sample) => reread_error(sample, error),
-                            None => spill_error(error),
-                        })?)
+                        Ok(block.spill.take(spilled, &take)?)
                     }
                     None => {
                         return Err(PipelineError::Thread(
@@ -399,13 +378,11 @@ impl ShardStream {
     ) -> Result<ShardStream, PipelineError> {
         let (jobs, job_queue) = channel::unbounded::<Job>();
         let mut threads = Vec::new();
-        let files = ShardFiles::default();
         for number in 0..reading.io_threads {
             let (job_queue, set, reading) = (job_queue.clone(), set.clone(), reading.clone());
-            let files = files.clone();
             threads.push(super::spawn(&format!("qf-read-{number}"), move || {
                 for job in job_queue {
-                    read_job(&set, &reading, &files, job);
+                    read_job(&set, &reading, job);
                 }
             })?);
         }
@@ -510,12 +487,12 @@ impl Drop for ShardStream {
     }
 }
 
-fn read_job(set: &OpenSet, reading: &Reading, files: &ShardFiles, job: Job) {
+fn read_job(set: &OpenSet, reading: &Reading, job: Job) {
     let Job { shard, samples } = job;
     let Some(location) = set.shards.get(shard as usize) else {
         return; // The job list holds indices of this very list.
     };
-    let file = files.open(location);
+    let file = reading.shard_files.open(location);
     let observer = TimedReads::new(&location.name, &reading.meters, &reading.bytes)
         .with_file(file.clone(), &reading.stop);
     let mut open = true;

@@ -96,7 +96,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "WEIGHTS", conflicts_with = "resume")]
     weights: Option<String>,
 
-    /// Threads that decode, augment and tokenise, of each rank [default: one per core of the machine]
+    /// Threads that decode, augment and tokenise, of each rank [default: its share of the machine's cores]
     #[arg(long)]
     threads: Option<u32>,
 
