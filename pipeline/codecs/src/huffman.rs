@@ -15,24 +15,35 @@
 const LOOKUP_BITS: u32 = 10;
 const ENTRIES: usize = 1 << LOOKUP_BITS;
 
-/// Most bits of a coefficient: a code of 16, a value of 15.
-const LONGEST: u32 = 31;
-
-/// Coefficients that are taken without a refill behind one that had one.
-const SHORT_ONES: usize = 3;
-
 /// Bits that there are after a refill, unless the data ends.
 const FULL: u32 = 56;
+
+/// Look-ups, of [`LOOKUP_BITS`] at most, that a refill is enough for.
+const AFTER_REFILL: usize = 4;
+
+/// Look-ups that are left for where a first coefficient was taken, of 31 bits at most.
+const AFTER_FIRST: usize = 2;
 
 /// Most blocks of an MCU, by the standard.
 pub(crate) const MAX_BLOCKS: usize = 10;
 
-/// Where the coefficients in their coded order stand in a block.
-const NATURAL_ORDER: [u8; 64] = [
-    0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20,
-    13, 6, 7, 14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59,
-    52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
-];
+/// Where the coefficients in their coded order stand in a block. What a run leads beyond a block
+/// takes its last place, as in libjpeg; what stands behind [`END`] goes to the first, which is
+/// written last.
+const NATURAL_ORDER: [u8; 512] = {
+    const WITHIN: [u8; 64] = [
+        0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27,
+        20, 13, 6, 7, 14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
+        58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+    ];
+    let mut order = [0; 512];
+    let mut at = 0;
+    while at < END as usize {
+        order[at] = if at < 64 { WITHIN[at] } else { 63 };
+        at += 1;
+    }
+    order
+};
 
 /// Coefficients of a block, in natural order, not yet dequantised.
 pub(crate) type Block = [i16; 64];
@@ -66,24 +77,52 @@ type Entry = u32;
 
 const PARTIAL: Entry = 1 << 6;
 const LONG: Entry = 1 << 7;
-const END: u32 = 64;
+const END: u32 = 128;
 
 fn entry(len: u32, advance: u32, value: i32) -> Entry {
     len | advance << 8 | (value as u32) << 16
 }
 
-/// An entry for passing over: bits, coefficients to go on by, and those before the last of them
-/// (beyond any block if there is none).
+/// An entry for one or two coefficients at once:
+///
+/// | bits | |
+/// |---|---|
+/// | 0–5 | bits to take from the stream for all of it |
+/// | 6–7 | as of an [`Entry`]; then it says nothing else |
+/// | 8–15 | coefficients to go on by to the first |
+/// | 24–31 | coefficients to go on by in all, [`END`] included |
+/// | 32–47 | the first value |
+/// | 48–63 | the second, if there is one: it has the last place |
+type Pair = u64;
+
+/// Both entries as one, if they fit a look-up.
+fn pair(first: Entry, second: Entry) -> Pair {
+    if first & (PARTIAL | LONG) != 0 {
+        return u64::from(first & 255);
+    }
+    let (len, advance) = (first & 63, first >> 8 & 255);
+    let value = u64::from(first >> 16) << 32;
+    let (second_len, further) = (second & 63, second >> 8 & 255);
+    if advance == END || second & (PARTIAL | LONG) != 0 || len + second_len > LOOKUP_BITS {
+        return u64::from(len | advance << 8 | advance << 24) | value;
+    }
+    let low = (len + second_len) | advance << 8 | (advance + further) << 24;
+    u64::from(low) | value | u64::from(second >> 16) << 48
+}
+
+/// An entry for passing over; as a [`Pair`] it has the bits at 0–5 and the coefficients to go on by
+/// at 24–31. At 8–15 there are those before the last (beyond any block if there is none).
 fn skip_entry(len: u32, advance: u32, before_last: u32) -> Entry {
-    len | advance << 8 | before_last << 16
+    len | before_last << 8 | advance << 24
 }
 
 /// A code, made ready to be looked up.
 struct Table {
     code: Code,
     entries: [Entry; ENTRIES],
-    /// For passing over; of the coefficients behind the first alone.
-    skips: Option<Box<[Entry; ENTRIES]>>,
+    /// For the coefficients behind the first: one or two at once, and as many as fit, to pass over.
+    pairs: [Pair; ENTRIES],
+    skips: [Entry; ENTRIES],
     /// Codes of at most `l` bits are less than `limits[l]`, when both are extended to 16 bits.
     limits: [u32; 17],
     /// What to add to a code of `l` bits for its place among the symbols.
@@ -97,7 +136,8 @@ impl Table {
         let mut table = Table {
             code: *code,
             entries: [LONG; ENTRIES],
-            skips: None,
+            pairs: [0; ENTRIES],
+            skips: [0; ENTRIES],
             limits: [0; 17],
             offsets: [0; 17],
             class,
@@ -119,6 +159,10 @@ impl Table {
             next += count;
             table.limits[len as usize] = next << (16 - len);
             next <<= 1;
+        }
+        if class == Class::Ac {
+            table.set_pairs();
+            table.set_skips();
         }
         Some(table)
     }
@@ -159,15 +203,25 @@ impl Table {
         Some((len, *symbol))
     }
 
-    /// Fills `skips`: as many whole coefficients as a look-up holds.
-    fn prepare_skips(&mut self) {
-        if self.skips.is_some() {
-            return;
+    fn set_pairs(&mut self) {
+        for (at, both) in self.pairs.iter_mut().enumerate() {
+            let first = self.entries[at];
+            *both = pair(first, self.entries[(at << (first & 15)) & (ENTRIES - 1)]);
         }
-        let mut skips = Box::new([0; ENTRIES]);
-        for (at, skip) in skips.iter_mut().enumerate() {
-            let (mut len, mut advance, mut before_last) = (0, 0, 255);
-            while advance < END {
+    }
+
+    /// From the pairs, with as many more as there is room for.
+    fn set_skips(&mut self) {
+        for (at, (skip, &pair)) in self.skips.iter_mut().zip(&self.pairs).enumerate() {
+            let pair = pair as u32;
+            if pair & (PARTIAL | LONG) != 0 {
+                *skip = skip_entry(0, 0, 255);
+                continue;
+            }
+            let (mut len, mut advance) = (pair & 63, pair >> 24);
+            let first = pair >> 8 & 255;
+            let mut before_last = if first == advance { 0 } else { first };
+            while advance < END && len < LOOKUP_BITS {
                 let entry = self.entries[(at << len) & (ENTRIES - 1)];
                 let of_entry = entry & 63;
                 if entry & (PARTIAL | LONG) != 0 || len + of_entry > LOOKUP_BITS {
@@ -176,13 +230,9 @@ impl Table {
                 before_last = advance;
                 advance += entry >> 8 & 255;
                 len += of_entry;
-                if len == LOOKUP_BITS {
-                    break;
-                }
             }
             *skip = skip_entry(len, advance, before_last);
         }
-        self.skips = Some(skips);
     }
 }
 
@@ -238,9 +288,18 @@ pub(crate) struct ScanPlan {
     pub(crate) restart_interval: u32,
 }
 
+/// A block of an MCU with its codes at hand.
+#[derive(Clone, Copy)]
+struct ReadyBlock<'a> {
+    dc: &'a Table,
+    ac: &'a Table,
+    component: u8,
+    wants_ac: bool,
+}
+
 /// A scan that is being decoded.
 pub(crate) struct Scan<'a> {
-    tables: &'a Tables,
+    blocks: [ReadyBlock<'a>; MAX_BLOCKS],
     plan: ScanPlan,
     bits: Bits<'a>,
     /// Value of the last first coefficient of each component.
@@ -252,12 +311,7 @@ pub(crate) struct Scan<'a> {
 }
 
 type DecodeMcu =
-    for<'a> fn(&mut Bits<'a>, &Parts<'_>, &mut [i32; 4], Option<&mut [Block]>) -> Option<()>;
-
-struct Parts<'a> {
-    tables: &'a Tables,
-    blocks: &'a [BlockPlan],
-}
+    for<'a> fn(&mut Bits<'a>, &[ReadyBlock<'_>], &mut [i32; 4], Option<&mut [Block]>) -> Option<()>;
 
 impl<'a> Scan<'a> {
     /// Reads the scan at the beginning of `data`. `codes` gives the codes by class (first
@@ -274,13 +328,25 @@ impl<'a> Scan<'a> {
             prepare(slot, &codes(true, block.dc)?, Class::Dc)?;
             let slot = tables.ac.get_mut(usize::from(block.ac))?;
             prepare(slot, &codes(false, block.ac)?, Class::Ac)?;
-            slot.as_mut()?.prepare_skips();
             if block.component > 3 {
                 return None;
             }
         }
+        let tables: &Tables = tables;
+        let ready = |block: &BlockPlan| {
+            Some(ReadyBlock {
+                dc: tables.dc[usize::from(block.dc)].as_deref()?,
+                ac: tables.ac[usize::from(block.ac)].as_deref()?,
+                component: block.component,
+                wants_ac: block.wants_ac,
+            })
+        };
+        let mut all = [ready(blocks.first()?)?; MAX_BLOCKS];
+        for (place, block) in all.iter_mut().zip(blocks) {
+            *place = ready(block)?;
+        }
         Some(Scan {
-            tables,
+            blocks: all,
             plan,
             bits: Bits::new(data),
             predictions: [0; 4],
@@ -306,11 +372,8 @@ impl<'a> Scan<'a> {
         if self.column == self.plan.mcus_per_row {
             self.column = 0;
         }
-        let parts = Parts {
-            tables: self.tables,
-            blocks: self.plan.blocks.get(..self.plan.block_count)?,
-        };
-        (self.decode)(&mut self.bits, &parts, &mut self.predictions, blocks)
+        let ready = self.blocks.get(..self.plan.block_count)?;
+        (self.decode)(&mut self.bits, ready, &mut self.predictions, blocks)
     }
 
     /// Passes the restart marker that has to come here.
@@ -335,63 +398,77 @@ fn best_decoder() -> DecodeMcu {
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod x86 {
-    use super::{Bits, Block, Parts};
+    use super::{Bits, Block, ReadyBlock};
 
     #[target_feature(enable = "bmi1,bmi2")]
     fn with_bmi(
         bits: &mut Bits<'_>,
-        parts: &Parts<'_>,
+        ready: &[ReadyBlock<'_>],
         predictions: &mut [i32; 4],
         blocks: Option<&mut [Block]>,
     ) -> Option<()> {
-        super::decode_mcu(bits, parts, predictions, blocks)
+        super::decode_mcu(bits, ready, predictions, blocks)
     }
 
     pub(super) fn decode_mcu(
         bits: &mut Bits<'_>,
-        parts: &Parts<'_>,
+        ready: &[ReadyBlock<'_>],
         predictions: &mut [i32; 4],
         blocks: Option<&mut [Block]>,
     ) -> Option<()> {
         // SAFETY: `best_decoder` gives this function out where the processor has both.
-        unsafe { with_bmi(bits, parts, predictions, blocks) }
+        unsafe { with_bmi(bits, ready, predictions, blocks) }
     }
 }
 
 #[inline(always)]
 fn decode_mcu(
     bits: &mut Bits<'_>,
-    parts: &Parts<'_>,
+    ready: &[ReadyBlock<'_>],
     predictions: &mut [i32; 4],
     blocks: Option<&mut [Block]>,
 ) -> Option<()> {
     // A copy lives in registers.
     let mut own = *bits;
     let mut blocks = blocks.map(|blocks| blocks.iter_mut());
-    for plan in parts.blocks {
-        let dc = parts.tables.dc[usize::from(plan.dc & 3)].as_deref()?;
-        let ac = parts.tables.ac[usize::from(plan.ac & 3)].as_deref()?;
+    for ready in ready {
         let block = match &mut blocks {
             Some(blocks) => Some(blocks.next()?),
             None => None,
         };
-        let difference = own.first(dc)?;
-        let prediction = &mut predictions[usize::from(plan.component & 3)];
+        let prediction = &mut predictions[usize::from(ready.component & 3)];
+        own.refill();
+        if own.count < FULL {
+            own = own.to_the_end(ready, prediction, block)?;
+            continue;
+        }
+        let entry = own.look_up(&ready.dc.entries);
+        let (_, difference) = own.coefficient::<false>(ready.dc, entry)?;
         *prediction = prediction.wrapping_add(difference);
         match block {
+            Some(block) if ready.wants_ac => {
+                own.rest(ready.ac, block)?;
+                block[0] = *prediction as i16;
+            }
             Some(block) => {
                 block[0] = *prediction as i16;
-                if plan.wants_ac {
-                    own.rest(ac, block)?;
-                } else {
-                    own.skip_rest(ac)?;
-                }
+                own.skip_rest(ready.ac)?;
             }
-            None => own.skip_rest(ac)?,
+            None => own.skip_rest(ready.ac)?,
         }
     }
     *bits = own;
     Some(())
+}
+
+/// Why look-ups ended.
+enum Stop {
+    /// There were as many as were asked for.
+    Used,
+    /// The next coefficient is not for this kind of look-up.
+    Single,
+    /// The block is whole.
+    Done,
 }
 
 /// The coded bits. Zeros that are stuffed behind each byte 0xff are taken out; it ends at the first
@@ -399,8 +476,10 @@ fn decode_mcu(
 /// registers.
 #[derive(Clone, Copy)]
 struct Bits<'a> {
-    /// The bytes that are not in `head`.
-    data: &'a [u8],
+    /// Bytes that are not in `head`, none of them 0xff.
+    plain: &'a [u8],
+    /// The bytes behind them: 0xff and what follows.
+    behind: &'a [u8],
     /// The next bits, the first of them on top. Below the `count` that count there may be some of
     /// those that follow.
     head: u64,
@@ -410,8 +489,10 @@ struct Bits<'a> {
 
 impl<'a> Bits<'a> {
     fn new(data: &'a [u8]) -> Bits<'a> {
+        let (plain, behind) = until_ff(data);
         Bits {
-            data,
+            plain,
+            behind,
             head: 0,
             count: 0,
         }
@@ -420,37 +501,44 @@ impl<'a> Bits<'a> {
     /// Brings `count` to at least [`FULL`], unless the data ends.
     #[inline(always)]
     fn refill(&mut self) {
-        if let Some(&bytes) = self.data.first_chunk() {
-            let word = u64::from_be_bytes(bytes);
-            if !has_ff(word) {
-                self.head |= word >> self.count;
-                self.data = &self.data[((63 - self.count) >> 3 & 7) as usize..];
-                self.count |= FULL;
-                return;
-            }
+        if let Some(&bytes) = self.plain.first_chunk() {
+            self.head |= u64::from_be_bytes(bytes) >> self.count;
+            self.plain = &self.plain[((63 - self.count) >> 3 & 7) as usize..];
+            self.count |= FULL;
+        } else {
+            *self = self.refilled_bytewise();
         }
-        *self = self.refilled_bytewise();
     }
 
     #[inline(never)]
     fn refilled_bytewise(mut self) -> Bits<'a> {
         while self.count < FULL {
-            let len = match *self.data {
-                [0xff, 0, ..] => 2,
-                [0xff, ..] | [] => break,
-                _ => 1,
+            let byte = match (self.plain, self.behind) {
+                ([byte, plain @ ..], _) => {
+                    self.plain = plain;
+                    *byte
+                }
+                ([], [0xff, 0, behind @ ..]) => {
+                    (self.plain, self.behind) = until_ff(behind);
+                    0xff
+                }
+                _ => break,
             };
-            self.head |= u64::from(self.data[0]) << (FULL - self.count);
-            self.data = &self.data[len..];
+            self.head |= u64::from(byte) << (FULL - self.count);
             self.count += 8;
         }
         self
     }
 
+    /// Whether the data ends with a marker, of two bytes.
+    fn ends_well(&self) -> bool {
+        self.behind.len() >= 2
+    }
+
     /// Takes `len` bits; None if there are not as many, or if the data ends without a marker.
     #[inline(always)]
     fn take<const CHECKED: bool>(&mut self, len: u32) -> Option<()> {
-        if CHECKED && (len > self.count || self.data.len() < 2) {
+        if CHECKED && (len > self.count || !self.ends_well()) {
             return None;
         }
         self.head <<= len & 63;
@@ -488,91 +576,183 @@ impl<'a> Bits<'a> {
         entries[(self.head >> (64 - LOOKUP_BITS)) as usize]
     }
 
-    /// A first coefficient, as the difference from the one before. Leaves bits for a look-up, unless
-    /// the data ends.
-    #[inline(always)]
-    fn first(&mut self, table: &Table) -> Option<i32> {
-        self.refill();
-        let entry = self.look_up(&table.entries);
-        let (_, value) = if self.count < FULL {
-            self.coefficient::<true>(table, entry)?
-        } else {
-            self.coefficient::<false>(table, entry)?
-        };
-        Some(value)
-    }
-
-    /// The coefficients behind the first.
+    /// The coefficients behind the first, which was taken since a refill. What it writes to the
+    /// first place of `block` means nothing.
     #[inline(always)]
     fn rest(&mut self, table: &Table, block: &mut Block) -> Option<()> {
-        let mut last = 0u32;
-        let value = 'block: loop {
-            // The refill runs beside the first look-up, which has bits enough from before, unless the
-            // data ends: then it is not relied upon.
-            let entry = self.look_up(&table.entries);
-            self.refill();
-            let (advance, value) = if self.count < FULL {
-                let entry = self.look_up(&table.entries);
-                self.coefficient::<true>(table, entry)?
-            } else {
-                self.coefficient::<false>(table, entry)?
-            };
-            last += advance;
-            if last >= 63 {
-                break value;
+        let mut last = 0;
+        let mut stop = self.look_ups::<AFTER_FIRST>(table, block, &mut last);
+        loop {
+            if matches!(stop, Stop::Done) {
+                return Some(());
             }
-            block[usize::from(NATURAL_ORDER[last as usize])] = value as i16;
-            // Short ones need no refill, for a while.
-            for _ in 0..SHORT_ONES {
+            self.refill();
+            if self.count < FULL {
+                *self = self.rest_to_the_end(table, last, Some(block))?;
+                return Some(());
+            }
+            if matches!(stop, Stop::Single) {
                 let entry = self.look_up(&table.entries);
-                if entry & (PARTIAL | LONG) != 0 || self.count < 2 * LOOKUP_BITS {
-                    break;
-                }
                 let (advance, value) = self.coefficient::<false>(table, entry)?;
                 last += advance;
+                block[usize::from(NATURAL_ORDER[last as usize & 255])] = value as i16;
                 if last >= 63 {
-                    break 'block value;
+                    return Some(());
                 }
-                block[usize::from(NATURAL_ORDER[last as usize])] = value as i16;
+                self.refill();
+                if self.count < FULL {
+                    *self = self.rest_to_the_end(table, last, Some(block))?;
+                    return Some(());
+                }
             }
-        };
-        // The last one; what a run leads beyond the block takes its place, as in libjpeg.
-        if value != 0 {
-            block[63] = value as i16;
+            stop = self.look_ups::<AFTER_REFILL>(table, block, &mut last);
         }
-        Some(())
     }
 
-    /// Passes over the coefficients behind the first.
+    /// Coefficients behind that at `last`, as many as so many look-ups give. There have to be bits
+    /// enough.
     #[inline(always)]
-    fn skip_rest(&mut self, table: &Table) -> Option<()> {
-        let skips = table.skips.as_deref()?;
-        let mut last = 0;
-        while last < 63 {
-            if self.count < LONGEST {
-                self.refill();
+    fn look_ups<const N: usize>(
+        &mut self,
+        table: &Table,
+        block: &mut Block,
+        last: &mut u32,
+    ) -> Stop {
+        // Entries are added up as they are: their lowest byte is what is taken, their highest the
+        // place of the last coefficient.
+        let mut sum = *last << 24;
+        let mut stop = Stop::Used;
+        for _ in 0..N {
+            let head = self.head;
+            let pair = table.pairs[(head >> (64 - LOOKUP_BITS)) as usize];
+            let entry = pair as u32;
+            if entry & (PARTIAL | LONG) != 0 {
+                stop = Stop::Single;
+                break;
             }
-            let skip = self.look_up(skips);
-            let is_short = last + (skip >> 16) < 63;
-            if self.count < LONGEST {
-                let entry = self.look_up(&table.entries);
-                last += self.coefficient::<true>(table, entry)?.0;
-            } else if is_short {
-                self.take::<false>(skip & 63)?;
-                last += skip >> 8 & 255;
-            } else {
-                let entry = self.look_up(&table.entries);
-                last += self.coefficient::<false>(table, entry)?.0;
+            self.head = head << (entry & 63);
+            let before = sum;
+            sum = sum.wrapping_add(entry);
+            let first = (before >> 24) + (entry >> 8 & 255);
+            // If there is no second one, it has the place of the first, which stays.
+            block[usize::from(NATURAL_ORDER[(sum >> 24) as usize])] = (pair >> 48) as i16;
+            block[usize::from(NATURAL_ORDER[first as usize])] = (pair >> 32) as i16;
+            if sum >= 63 << 24 {
+                if (63..END).contains(&first) {
+                    // The block is full: a second one is of the next block.
+                    (self.head, sum) = (head, before);
+                    let entry = self.look_up(&table.entries);
+                    self.head = head << (entry & 63);
+                    sum = sum.wrapping_add(entry & 63);
+                }
+                stop = Stop::Done;
+                break;
             }
         }
-        Some(())
+        self.count -= sum & 255;
+        *last = sum >> 24;
+        stop
+    }
+
+    /// A block, coefficient by coefficient, where the data may end within it.
+    #[inline(never)]
+    fn to_the_end(
+        mut self,
+        ready: &ReadyBlock<'_>,
+        prediction: &mut i32,
+        mut block: Option<&mut Block>,
+    ) -> Option<Bits<'a>> {
+        let entry = self.look_up(&ready.dc.entries);
+        let (_, difference) = self.coefficient::<true>(ready.dc, entry)?;
+        *prediction = prediction.wrapping_add(difference);
+        let rest = block.as_deref_mut().filter(|_| ready.wants_ac);
+        let bits = self.rest_to_the_end(ready.ac, 0, rest)?;
+        if let Some(block) = block {
+            block[0] = *prediction as i16;
+        }
+        Some(bits)
+    }
+
+    /// The coefficients behind that at `last`, likewise.
+    #[inline(never)]
+    fn rest_to_the_end(
+        mut self,
+        table: &Table,
+        mut last: u32,
+        mut block: Option<&mut Block>,
+    ) -> Option<Bits<'a>> {
+        while last < 63 {
+            self.refill();
+            let entry = self.look_up(&table.entries);
+            let (advance, value) = self.coefficient::<true>(table, entry)?;
+            last += advance;
+            if let Some(block) = &mut block {
+                block[usize::from(NATURAL_ORDER[last as usize & 255])] = value as i16;
+            }
+        }
+        Some(self)
+    }
+
+    /// Passes over the coefficients behind the first, which was taken since a refill.
+    #[inline(always)]
+    fn skip_rest(&mut self, table: &Table) -> Option<()> {
+        let mut last = 0;
+        let mut stop = self.skips::<AFTER_FIRST>(table, &mut last);
+        loop {
+            if matches!(stop, Stop::Done) {
+                return Some(());
+            }
+            self.refill();
+            if self.count < FULL {
+                *self = self.rest_to_the_end(table, last, None)?;
+                return Some(());
+            }
+            if matches!(stop, Stop::Single) {
+                let entry = self.look_up(&table.entries);
+                last += self.coefficient::<false>(table, entry)?.0;
+                if last >= 63 {
+                    return Some(());
+                }
+                self.refill();
+                if self.count < FULL {
+                    *self = self.rest_to_the_end(table, last, None)?;
+                    return Some(());
+                }
+            }
+            stop = self.skips::<AFTER_REFILL>(table, &mut last);
+        }
+    }
+
+    /// Passes over as many coefficients as so many look-ups give. There have to be bits enough.
+    #[inline(always)]
+    fn skips<const N: usize>(&mut self, table: &Table, last: &mut u32) -> Stop {
+        let mut sum = *last << 24;
+        let mut stop = Stop::Used;
+        for _ in 0..N {
+            let skip = self.look_up(&table.skips);
+            if (sum >> 24) + (skip >> 8 & 255) >= 63 {
+                stop = Stop::Single;
+                break;
+            }
+            self.head <<= skip & 63;
+            sum = sum.wrapping_add(skip);
+            if sum >= 63 << 24 {
+                stop = Stop::Done;
+                break;
+            }
+        }
+        self.count -= sum & 255;
+        *last = sum >> 24;
+        stop
     }
 
     /// Passes this marker, which has to be next but for the padding of the last byte.
     fn pass_marker(&mut self, marker: u8) -> Option<()> {
         self.refill();
-        match self.data {
-            [0xff, next, rest @ ..] if *next == marker && self.count < 8 => {
+        match self.behind {
+            [0xff, next, rest @ ..]
+                if *next == marker && self.count < 8 && self.plain.is_empty() =>
+            {
                 *self = Bits::new(rest);
                 Some(())
             }
@@ -581,9 +761,7 @@ impl<'a> Bits<'a> {
     }
 }
 
-/// Whether one of the bytes is 0xff.
-#[inline(always)]
-fn has_ff(word: u64) -> bool {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    (!word).wrapping_sub(ONES) & word & (ONES << 7) != 0
+/// The bytes before the first 0xff, and those from there on.
+fn until_ff(data: &[u8]) -> (&[u8], &[u8]) {
+    data.split_at(memchr::memchr(0xff, data).unwrap_or(data.len()))
 }

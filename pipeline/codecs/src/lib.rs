@@ -1,11 +1,14 @@
 //! Safe access to two C decoders: [`jpeg`] is libjpeg-turbo, [`webp`] libwebp.
 //!
-//! Both decode a region of a picture into the caller's memory; [`planes`] splits its channels. All
-//! `unsafe` of image decoding is in this crate.
+//! Both decode a region of a picture into the caller's memory. [`resample`] resizes it, [`planes`]
+//! splits its channels, [`normalise`] makes floats of its samples. All `unsafe` of image decoding is
+//! in this crate.
 
 mod huffman;
 pub mod jpeg;
+pub mod normalise;
 pub mod planes;
+pub mod resample;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod webp;

@@ -8,10 +8,14 @@
 mod crop;
 mod rng;
 
+use std::sync::OnceLock;
+
 use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
+use qf_codecs::normalise::Normaliser;
 use qf_codecs::planes::split_rgb;
+use qf_codecs::resample::{Crop, Resampler};
 
 use crate::decode::{orientation::Turn, DecodedCrop, RgbImage};
 use crate::error::PipelineError;
@@ -149,6 +153,8 @@ pub struct View {
 #[derive(Clone, Debug)]
 pub struct ImageProcessor {
     transform: ImageTransform,
+    resampler: Resampler,
+    /// Stands in where the resampler cannot: the same pixels.
     resizer: Resizer,
     /// The crop after its first pass, `[crop height, S, 3]` or `[S, crop width, 3]`.
     halfway: Vec<u8>,
@@ -166,6 +172,7 @@ impl ImageProcessor {
         transform.check()?;
         Ok(ImageProcessor {
             transform,
+            resampler: Resampler::default(),
             resizer: Resizer::new(),
             halfway: Vec::new(),
             resized: Vec::new(),
@@ -211,6 +218,9 @@ impl ImageProcessor {
     /// If `out` is not [`ImageProcessor::out_len`] bytes long.
     pub fn render_decoded(&mut self, decoded: &DecodedCrop<'_>, mirrored: bool, out: &mut [u8]) {
         assert_eq!(out.len(), self.out_len(), "length of the output");
+        if self.resample(decoded, mirrored, out) {
+            return;
+        }
         let size = self.transform.size();
         let CropBox {
             x,
@@ -260,6 +270,37 @@ impl ImageProcessor {
         if self.halfway.len() > KEPT_BYTES {
             self.halfway = Vec::new();
         }
+    }
+
+    /// [`ImageProcessor::render_decoded`] by the resampler; returns false if it cannot. A picture
+    /// stored on its side is not for it: its passes would come in the other order.
+    fn resample(&mut self, decoded: &DecodedCrop<'_>, mirrored: bool, out: &mut [u8]) -> bool {
+        let Turn {
+            transposed,
+            flip_columns,
+            flip_rows,
+        } = decoded.turn;
+        let stride = decoded.columns as usize * 3;
+        let hull = decoded.hull;
+        let first = hull.y as usize * stride + hull.x as usize * 3;
+        let Some(pixels) = decoded.pixels.get(first..).filter(|_| !transposed) else {
+            return false;
+        };
+        let crop = Crop {
+            pixels,
+            stride,
+            width: hull.width as usize,
+            height: hull.height as usize,
+            area: decoded.crop,
+            size: self.transform.size() as usize,
+            mirrored: mirrored ^ flip_columns,
+            upside_down: flip_rows,
+        };
+        let done = self.resampler.resize(&crop, out);
+        if self.resampler.kept_bytes() > KEPT_BYTES {
+            self.resampler = Resampler::default();
+        }
+        done
     }
 
     /// Resizes the box (left, top, width, height) of a view to `[height, width, 3]`; a side that
@@ -330,14 +371,11 @@ fn to_planes(stored: &[u8], size: usize, turn: Turn, mirrored: bool, planes: &mu
 pub fn normalise_to_chw(pixels: &[u8], out: &mut [f32]) {
     assert_eq!(pixels.len(), out.len(), "length of the output");
     assert_eq!(pixels.len() % 3, 0, "RGB triples");
-    static TABLE: [[f32; 256]; 3] = normalisation_table();
     let (red, rest) = out.split_at_mut(pixels.len() / 3);
     let (green, blue) = rest.split_at_mut(pixels.len() / 3);
-    let planes = red.iter_mut().zip(green).zip(blue);
-    for (pixel, ((r, g), b)) in pixels.chunks_exact(3).zip(planes) {
-        *r = TABLE[0][usize::from(pixel[0])];
-        *g = TABLE[1][usize::from(pixel[1])];
-        *b = TABLE[2][usize::from(pixel[2])];
+    for (channel, plane) in [red, green, blue].into_iter().enumerate() {
+        let samples: Vec<u8> = pixels.iter().skip(channel).step_by(3).copied().collect();
+        normalisers()[channel].apply(&samples, plane);
     }
 }
 
@@ -351,30 +389,20 @@ pub fn normalise_batch(pixels: &[u8], size: usize, out: &mut [f32]) {
     assert_eq!(pixels.len(), out.len(), "length of the output");
     let plane = size * size;
     assert_eq!(pixels.len() % (3 * plane).max(1), 0, "whole images");
-    static TABLE: [[f32; 256]; 3] = normalisation_table();
     let planes = pixels
         .chunks_exact(plane.max(1))
         .zip(out.chunks_exact_mut(plane.max(1)));
-    for ((pixels, out), table) in planes.zip(TABLE.iter().cycle()) {
-        for (&pixel, out) in pixels.iter().zip(out) {
-            *out = table[usize::from(pixel)];
-        }
+    for ((pixels, out), normaliser) in planes.zip(normalisers().iter().cycle()) {
+        normaliser.apply(pixels, out);
     }
 }
 
-const fn normalisation_table() -> [[f32; 256]; 3] {
-    let mut table = [[0.0; 256]; 3];
-    let mut channel = 0;
-    while channel < 3 {
-        let mut value = 0;
-        while value < 256 {
-            let scaled = value as f32 / 255.0;
-            table[channel][value] = (scaled - CLIP_MEAN[channel]) / CLIP_STD[channel];
-            value += 1;
-        }
-        channel += 1;
-    }
-    table
+/// One for each channel.
+fn normalisers() -> &'static [Normaliser; 3] {
+    static NORMALISERS: OnceLock<[Normaliser; 3]> = OnceLock::new();
+    NORMALISERS.get_or_init(|| {
+        std::array::from_fn(|channel| Normaliser::new(CLIP_MEAN[channel], CLIP_STD[channel]))
+    })
 }
 
 #[cfg(test)]

@@ -17,6 +17,10 @@ use crate::stop::Stop;
 /// Size of the read buffer in front of a shard file, in bytes.
 pub(crate) const READ_BUFFER_BYTES: usize = 256 << 10;
 
+/// Of one that is not compressed: what is longer goes from the file to where it belongs, past the
+/// buffer.
+const PLAIN_BUFFER_BYTES: usize = 8 << 10;
+
 /// What to load and how much of it.
 #[derive(Clone, Debug)]
 pub struct ReadOptions {
@@ -183,8 +187,12 @@ fn decompress(
     observer: &dyn ReadObserver,
 ) -> io::Result<(Compression, Box<dyn Read>)> {
     let (magic, reader) = peek(reader, 4)?;
-    let reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
     let compression = compression_of(&magic);
+    let capacity = match compression {
+        Compression::None => PLAIN_BUFFER_BYTES,
+        _ => READ_BUFFER_BYTES,
+    };
+    let reader = BufReader::with_capacity(capacity, reader);
     let decompressor: Box<dyn Read> = match compression {
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
         Compression::Zstd => Box::new(FrameReader::new(reader)?),

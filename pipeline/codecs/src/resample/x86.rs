@@ -1,0 +1,314 @@
+//! The passes, in AVX2.
+//!
+//! A unit is two neighbouring samples of a channel, 16 bits each: what one instruction multiplies
+//! with a pair of weights and adds. A vector holds eight units.
+//!
+//! rows → `tile`: units of pixels side by side, for each sixteen rows → `halfway`: units of rows
+//! one above the other → planes.
+
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use super::weights::{Line, Weights};
+use super::Crop;
+
+/// Rows that the horizontal pass takes at once.
+const STRIP: usize = 16;
+
+/// Pairs of rows of a strip.
+const PAIRS: usize = STRIP / 2;
+
+/// Pixels that are turned at once, and their bytes.
+const GROUP: usize = 8;
+const GROUP_BYTES: usize = 3 * GROUP;
+
+/// Strips that `halfway` has room for beside what the next result needs.
+const STRIPS_AHEAD: usize = 4;
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Buffers {
+    /// `[pairs of pixels, 3, 2]`: units of 16 rows.
+    tile: Vec<__m256i>,
+    /// `[pairs of rows, 3, entries / 8]`: units of 8 columns.
+    halfway: Vec<__m256i>,
+}
+
+impl Buffers {
+    pub(super) fn kept_bytes(&self) -> usize {
+        size_of::<__m256i>() * (self.tile.capacity() + self.halfway.capacity())
+    }
+}
+
+/// Resizes a valid crop. The caller has looked whether the processor has AVX2.
+pub(super) fn resize(
+    across: &mut Weights,
+    down: &mut Weights,
+    buffers: &mut Buffers,
+    crop: &Crop<'_>,
+    planes: &mut [u8],
+) {
+    // SAFETY: the processor has AVX2.
+    unsafe { with_avx2(across, down, buffers, crop, planes) }
+}
+
+#[target_feature(enable = "avx2")]
+fn with_avx2(
+    across: &mut Weights,
+    down: &mut Weights,
+    buffers: &mut Buffers,
+    crop: &Crop<'_>,
+    planes: &mut [u8],
+) {
+    let size = crop.size;
+    let entries = size.next_multiple_of(8);
+    let (left, top, width, height) = crop.area;
+    across.set(&Line {
+        len: crop.width,
+        start: left,
+        span: width,
+        size,
+        entries,
+        reversed: crop.mirrored,
+    });
+    down.set(&Line {
+        len: crop.height,
+        start: top,
+        span: height,
+        size,
+        entries: size,
+        reversed: false,
+    });
+
+    let zero = _mm256_setzero_si256();
+    let pitch = 3 * entries / 8;
+    let capacity = down.pairs_each + STRIPS_AHEAD * PAIRS;
+    let Buffers { tile, halfway } = buffers;
+    let tile_len = crop.width.div_ceil(GROUP) * GROUP / 2 * 6;
+    if tile.len() < tile_len {
+        tile.resize(tile_len, zero);
+    }
+    if halfway.len() < capacity * pitch {
+        halfway.resize(capacity * pitch, zero);
+    }
+
+    // `halfway` holds pairs of rows from `base` up to `filled`.
+    let (mut base, mut filled, mut next) = (0, 0, 0);
+    for first in (0..crop.height).step_by(STRIP) {
+        let Some(&needed) = down.starts.get(next) else {
+            break;
+        };
+        if filled + PAIRS - base > capacity {
+            halfway.copy_within((needed - base) * pitch..(filled - base) * pitch, 0);
+            base = needed;
+        }
+        let rows = std::array::from_fn(|row| {
+            let row = (first + row).min(crop.height - 1);
+            &crop.pixels[row * crop.stride..][..3 * crop.width]
+        });
+        turn(&rows, tile);
+        let strip = &mut halfway[(filled - base) * pitch..][..PAIRS * pitch];
+        horizontal(across, tile, strip, pitch);
+        filled += PAIRS;
+        while let Some(&start) = down.starts.get(next) {
+            if start + down.pairs_each > filled {
+                break;
+            }
+            let weights = &down.pairs[next * down.pairs_each..][..down.pairs_each];
+            let row = if crop.upside_down {
+                size - 1 - next
+            } else {
+                next
+            };
+            for (channel, plane) in planes.chunks_exact_mut(size * size).enumerate() {
+                let units = &halfway[(start - base) * pitch + channel * entries / 8..];
+                let out = &mut plane[row * size..][..size];
+                vertical(weights, down.places, units, pitch, out);
+            }
+            next += 1;
+        }
+    }
+}
+
+/// Turns a strip of rows on its side: units of pixels 2k and 2k + 1 of a channel, of all rows, at
+/// `tile[2 * (3 * k + channel)]` and the vector behind it.
+#[target_feature(enable = "avx2")]
+fn turn(rows: &[&[u8]; STRIP], tile: &mut [__m256i]) {
+    let width = rows[0].len();
+    let whole = width / GROUP_BYTES;
+    let mut groups = tile.chunks_exact_mut(GROUP / 2 * 6);
+    for (group, units) in (0..whole).zip(&mut groups) {
+        for (half, rows) in rows.chunks_exact(8).enumerate() {
+            let bytes = std::array::from_fn(|row| {
+                rows[row][group * GROUP_BYTES..]
+                    .first_chunk()
+                    .unwrap_or(&[0; GROUP_BYTES])
+            });
+            turn_group(bytes, half, units);
+        }
+    }
+    let rest = whole * GROUP_BYTES;
+    if rest < width {
+        let mut padded = [[0; GROUP_BYTES]; STRIP];
+        for (padded, row) in padded.iter_mut().zip(rows) {
+            padded[..width - rest].copy_from_slice(&row[rest..]);
+        }
+        if let Some(units) = groups.next() {
+            for (half, rows) in padded.chunks_exact(8).enumerate() {
+                turn_group(std::array::from_fn(|row| &rows[row]), half, units);
+            }
+        }
+    }
+}
+
+/// Eight pixels of eight rows, to the first or second `half` of the units.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn turn_group(rows: [&[u8; GROUP_BYTES]; 8], half: usize, units: &mut [__m256i]) {
+    const Z: i8 = -1;
+    // Which bytes, from the 4th, 8th or none on, make four units: a sample, a zero, the sample three
+    // bytes on, a zero.
+    let picks = [
+        _mm_setr_epi8(0, Z, 3, Z, 1, Z, 4, Z, 2, Z, 5, Z, 6, Z, 9, Z),
+        _mm_setr_epi8(3, Z, 6, Z, 4, Z, 7, Z, 8, Z, 11, Z, 9, Z, 12, Z),
+        _mm_setr_epi8(6, Z, 9, Z, 10, Z, 13, Z, 11, Z, 14, Z, 12, Z, 15, Z),
+    ];
+    for (part, (pick, units)) in picks.into_iter().zip(units.chunks_exact_mut(8)).enumerate() {
+        let pick = _mm256_broadcastsi128_si256(pick);
+        // Row r in the lower half, row r + 4 in the upper.
+        let both = |row: usize| {
+            let load = |row: usize| load(rows[row][4 * part..].first_chunk().unwrap_or(&[0; 16]));
+            let both = _mm256_set_m128i(load(row + 4), load(row));
+            _mm256_shuffle_epi8(both, pick)
+        };
+        let (a, b, c, d) = (both(0), both(1), both(2), both(3));
+        let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+        units[half] = _mm256_unpacklo_epi64(ab, cd);
+        units[2 + half] = _mm256_unpackhi_epi64(ab, cd);
+        let (ab, cd) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+        units[4 + half] = _mm256_unpacklo_epi64(ab, cd);
+        units[6 + half] = _mm256_unpackhi_epi64(ab, cd);
+    }
+}
+
+/// The horizontal pass over a strip: 8 pairs of rows, each `pitch` vectors.
+#[target_feature(enable = "avx2")]
+fn horizontal(weights: &Weights, tile: &[__m256i], strip: &mut [__m256i], pitch: usize) {
+    let each = weights.pairs_each;
+    let places = _mm_cvtsi32_si128(weights.places as i32);
+    let half = _mm256_set1_epi32(1 << weights.places >> 1);
+    let (zero, most) = (_mm256_setzero_si256(), _mm256_set1_epi16(255));
+    let starts = weights.starts.chunks_exact(8);
+    let pairs = weights.pairs.chunks_exact(8 * each);
+    for (block, (starts, pairs)) in starts.zip(pairs).enumerate() {
+        // Eight results of each channel, as units of rows.
+        let mut results = [[zero; 8]; 3];
+        for (at, (&start, pairs)) in starts.iter().zip(pairs.chunks_exact(each)).enumerate() {
+            let units = &tile[6 * start..][..6 * each];
+            let mut sums = [half; 6];
+            for (units, &pair) in units.chunks_exact(6).zip(pairs) {
+                let pair = _mm256_set1_epi32(pair);
+                for (sum, &unit) in sums.iter_mut().zip(units) {
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(unit, pair));
+                }
+            }
+            for (results, sums) in results.iter_mut().zip(sums.chunks_exact(2)) {
+                let (low, high) = (
+                    _mm256_sra_epi32(sums[0], places),
+                    _mm256_sra_epi32(sums[1], places),
+                );
+                // Rows 0–3, 8–11, 4–7, 12–15.
+                let rows = _mm256_packs_epi32(low, high);
+                results[at] = _mm256_min_epi16(_mm256_max_epi16(rows, zero), most);
+            }
+        }
+        for (channel, results) in results.iter().enumerate() {
+            let turned = transposed(results);
+            for (pair, turned) in [0, 1, 4, 5, 2, 3, 6, 7].into_iter().zip(turned) {
+                strip[pair * pitch + channel * pitch / 3 + block] = turned;
+            }
+        }
+    }
+}
+
+/// Eight vectors of eight units, transposed.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transposed(v: &[__m256i; 8]) -> [__m256i; 8] {
+    let low = |a, b| _mm256_unpacklo_epi32(v[a], v[b]);
+    let high = |a, b| _mm256_unpackhi_epi32(v[a], v[b]);
+    // Each holds, in either half, a row of the result's first or last four columns.
+    let quarter = |a, b| (_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    let (a0, a1) = quarter(low(0, 1), low(2, 3));
+    let (a2, a3) = quarter(high(0, 1), high(2, 3));
+    let (b0, b1) = quarter(low(4, 5), low(6, 7));
+    let (b2, b3) = quarter(high(4, 5), high(6, 7));
+    let lower = |a, b| _mm256_permute2x128_si256::<0x20>(a, b);
+    let upper = |a, b| _mm256_permute2x128_si256::<0x31>(a, b);
+    [
+        lower(a0, b0),
+        lower(a1, b1),
+        lower(a2, b2),
+        lower(a3, b3),
+        upper(a0, b0),
+        upper(a1, b1),
+        upper(a2, b2),
+        upper(a3, b3),
+    ]
+}
+
+/// A row of the result from pairs of rows, `pitch` vectors apart.
+#[target_feature(enable = "avx2")]
+fn vertical(weights: &[i32], places: u32, units: &[__m256i], pitch: usize, out: &mut [u8]) {
+    let shift = _mm_cvtsi32_si128(places as i32);
+    let half = _mm256_set1_epi32(1 << places >> 1);
+    let mut blocks = out.chunks_exact_mut(32);
+    let mut at = 0;
+    for out in &mut blocks {
+        let mut sums = [half; 4];
+        for (row, &pair) in weights.iter().enumerate() {
+            let pair = _mm256_set1_epi32(pair);
+            for (sum, &unit) in sums.iter_mut().zip(&units[row * pitch + at..][..4]) {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(unit, pair));
+            }
+        }
+        let [a, b, c, d] = sums.map(|sum| _mm256_sra_epi32(sum, shift));
+        let bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+        let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        let bytes = _mm256_permutevar8x32_epi32(bytes, order);
+        if let Some(out) = out.first_chunk_mut() {
+            store(bytes, out);
+        }
+        at += 4;
+    }
+    for out in blocks.into_remainder().chunks_mut(8) {
+        let mut sum = half;
+        for (row, &pair) in weights.iter().enumerate() {
+            let product = _mm256_madd_epi16(units[row * pitch + at], _mm256_set1_epi32(pair));
+            sum = _mm256_add_epi32(sum, product);
+        }
+        let words = _mm256_packs_epi32(_mm256_sra_epi32(sum, shift), half);
+        let bytes = _mm256_packus_epi16(words, words);
+        let mut ordered = [0; 32];
+        store(
+            _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4)),
+            &mut ordered,
+        );
+        out.copy_from_slice(&ordered[..out.len()]);
+        at += 1;
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(bytes: &[u8; 16]) -> __m128i {
+    // SAFETY: 16 bytes are there.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store(bytes: __m256i, out: &mut [u8; 32]) {
+    // SAFETY: there is room for 32 bytes.
+    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes) }
+}
