@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use qf_codecs::jpeg::{Decompressor, Options, Region, Scale};
+use qf_codecs::jpeg::{Decompressor, Options, Part, Region, Scale};
 use qf_codecs::testing::{encode, photograph, Encoding};
 use qf_pipeline::augment::{ImageProcessor, ImageTransform, SampleRng, View};
 use qf_pipeline::decode::{DecodeLimits, DecodeQuality, Decoder, OnTruncated, RgbImage};
@@ -114,10 +114,15 @@ impl ImagePath {
         let mut rng = SampleRng::new(1, 0, 0, self.number);
         let transform = *self.processor.transform();
         let view = transform.draw(opened.width(), opened.height(), &mut rng);
-        let decoded = self.decoder.decode(&opened, view.crop, SIZE, self.quality);
-        let decoded = decoded.expect("decodes");
         self.processor
-            .render_decoded(&decoded, view.mirrored, &mut self.out);
+            .render_opened(
+                &mut self.decoder,
+                &opened,
+                &view,
+                self.quality,
+                &mut self.out,
+            )
+            .expect("decodes");
     }
 }
 
@@ -151,15 +156,14 @@ impl Entropy {
             max_scans: 100,
             entropy: Default::default(),
         };
-        let size = (photo.width, photo.height);
-        let decoded = self.decompressor.decode(
-            &photo.jpeg,
-            size,
-            Scale::Full,
+        let part = Part {
+            bytes: &photo.jpeg,
+            size: (photo.width, photo.height),
+            scale: Scale::Full,
             region,
             options,
-            &mut self.row,
-        );
+        };
+        let decoded = self.decompressor.decode(&part, &mut self.row);
         std::hint::black_box(decoded.expect("decodes"));
     }
 }

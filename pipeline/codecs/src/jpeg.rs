@@ -74,6 +74,21 @@ pub struct Region {
     pub height: u32,
 }
 
+/// What to decode of which file.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// The file.
+    pub bytes: &'a [u8],
+    /// Width and height as its header declares them.
+    pub size: (u32, u32),
+    /// How much the picture is reduced.
+    pub scale: Scale,
+    /// What of the reduced picture.
+    pub region: Region,
+    /// How.
+    pub options: Options,
+}
+
 /// Where a decoded region lies in the buffer it was decoded into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {
@@ -83,6 +98,17 @@ pub struct Placed {
     pub offset: usize,
     /// Bytes per pixel: 3 for RGB; 4 for CMYK, inverted as Adobe stores it.
     pub channels: usize,
+}
+
+/// Rows of a region, one below the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Strip<'a> {
+    /// The first of them, from the top of the region.
+    pub first_row: u32,
+    /// Whole rows of [`Placed::stride`] bytes.
+    pub pixels: &'a [u8],
+    /// Where the region's columns are among them.
+    pub placed: Placed,
 }
 
 /// Why there are no pixels.
@@ -129,44 +155,58 @@ impl Decompressor {
         })
     }
 
-    /// Decodes `region` of the picture of `size` (width, height as its header declares) reduced to
-    /// `scale`, into `pixels`, which grows as needed and is never shrunk.
+    /// Decodes a part of a picture into `pixels`, which grows as needed and is never shrunk.
     ///
     /// # Errors
     /// [`Error`]; `pixels` then holds nothing of use.
-    pub fn decode(
-        &mut self,
-        bytes: &[u8],
-        size: (u32, u32),
-        scale: Scale,
-        region: Region,
-        options: Options,
-        pixels: &mut Vec<u8>,
-    ) -> Result<Placed, Error> {
-        if options.entropy == Entropy::Fast {
-            let placed = self.attempt(bytes, size, scale, region, options, pixels)?;
-            if let Some(placed) = placed {
-                return Ok(placed);
-            }
-        }
-        let options = Options {
-            entropy: Entropy::Libjpeg,
-            ..options
-        };
-        let placed = self.attempt(bytes, size, scale, region, options, pixels)?;
-        placed.ok_or_else(|| Error::Broken("it cannot be decoded".into()))
+    pub fn decode(&mut self, part: &Part<'_>, pixels: &mut Vec<u8>) -> Result<Placed, Error> {
+        let mut placed = None;
+        let mut whole = |strip: Strip<'_>| placed = Some(strip.placed);
+        self.decode_strips(part, part.region.height, pixels, &mut whole)?;
+        placed.ok_or_else(|| Error::Broken("it has no rows".into()))
     }
 
-    /// Decodes with one of the decoders of Huffman codes; None if that gave up.
+    /// Decodes a part of a picture in strips of `rows_at_once` rows (the last may have fewer), which
+    /// come through `memory`. Should the picture turn out to be damaged, they may come once more, from
+    /// the first row.
+    ///
+    /// # Errors
+    /// [`Error`]; what was handed over is then of no use.
+    pub fn decode_strips(
+        &mut self,
+        part: &Part<'_>,
+        rows_at_once: u32,
+        memory: &mut Vec<u8>,
+        sink: &mut dyn FnMut(Strip<'_>),
+    ) -> Result<(), Error> {
+        let mut part = *part;
+        if part.options.entropy == Entropy::Fast {
+            if self.attempt(&part, rows_at_once, memory, sink)? {
+                return Ok(());
+            }
+            part.options.entropy = Entropy::Libjpeg;
+        }
+        match self.attempt(&part, rows_at_once, memory, sink)? {
+            true => Ok(()),
+            false => Err(Error::Broken("it cannot be decoded".into())),
+        }
+    }
+
+    /// Decodes with one of the decoders of Huffman codes; false if that gave up.
     fn attempt(
         &mut self,
-        bytes: &[u8],
-        size: (u32, u32),
-        scale: Scale,
-        region: Region,
-        options: Options,
-        pixels: &mut Vec<u8>,
-    ) -> Result<Option<Placed>, Error> {
+        part: &Part<'_>,
+        rows_at_once: u32,
+        memory: &mut Vec<u8>,
+        sink: &mut dyn FnMut(Strip<'_>),
+    ) -> Result<bool, Error> {
+        let &Part {
+            bytes,
+            size,
+            scale,
+            region,
+            options,
+        } = part;
         let scaled_width = size.0.div_ceil(scale.reduction());
         let left = region.x.saturating_sub(CHROMA_CONTEXT);
         let right = region
@@ -192,24 +232,39 @@ impl Decompressor {
         }
         let channels = layout.channels as usize;
         let stride = layout.columns as usize * channels;
-        let needed = stride.saturating_mul(region.height as usize);
-        if pixels.len() < needed {
-            pixels
-                .try_reserve_exact(needed - pixels.len())
+        let at_once = rows_at_once.clamp(1, region.height);
+        let needed = stride.saturating_mul(at_once as usize);
+        if memory.len() < needed {
+            memory
+                .try_reserve_exact(needed - memory.len())
                 .map_err(|_| Error::NoMemory(needed))?;
-            pixels.resize(needed, 0);
+            memory.resize(needed, 0);
         }
         let tables = match options.entropy {
             Entropy::Fast => Some(&mut self.tables),
             Entropy::Libjpeg => None,
         };
-        let pixels = &mut pixels[..needed];
-        let whole = picture.rows(region.y, region.height, pixels, stride, tables)?;
-        Ok(whole.then_some(Placed {
+        let placed = Placed {
             stride,
             offset: (region.x - layout.first_column) as usize * channels,
             channels,
-        }))
+        };
+        let mut hand_over = |first_row, pixels: &[u8]| {
+            sink(Strip {
+                first_row,
+                pixels,
+                placed,
+            });
+        };
+        let memory = &mut memory[..needed];
+        picture.rows(
+            region.y,
+            region.height,
+            memory,
+            stride,
+            tables,
+            &mut hand_over,
+        )
     }
 }
 
@@ -462,15 +517,17 @@ mod ffi {
             })
         }
 
-        /// Passes over `skipped` rows and writes the next ones to `out`, `stride` bytes apart; with
-        /// `tables`, Huffman codes are decoded by our code. Returns whether that went well.
+        /// Passes over `skipped` rows and hands over the next ones, as many at a time as `memory`
+        /// holds of `stride` bytes, with the number of the first; with `tables`, Huffman codes are
+        /// decoded by our code. Returns whether that went well.
         pub(super) fn rows(
             self,
             skipped: u32,
             rows: u32,
-            out: &mut [u8],
+            memory: &mut [u8],
             stride: usize,
             tables: Option<&mut huffman::Tables>,
+            sink: &mut dyn FnMut(u32, &[u8]),
         ) -> Result<bool, Error> {
             let Layout {
                 columns,
@@ -479,10 +536,10 @@ mod ffi {
                 ..
             } = self.layout;
             let end = skipped.checked_add(rows);
-            let len = (rows as usize).checked_mul(stride);
+            let at_once = memory.len() / stride.max(1);
             let fits = stride >= columns as usize * channels as usize
                 && end.is_some_and(|end| end <= scaled_height)
-                && len.is_some_and(|len| len <= out.len());
+                && at_once > 0;
             if !fits {
                 return Err(Error::Broken("rows beyond the picture".into()));
             }
@@ -495,25 +552,33 @@ mod ffi {
                     block_count: plan.block_count,
                 })
             });
-            let (function, context) = match &mut caller {
-                Some(caller) => (
-                    Some(next_mcu as NextMcu),
-                    std::ptr::from_mut(caller).cast::<c_void>(),
-                ),
-                None => (None, std::ptr::null_mut()),
-            };
-            // SAFETY: the picture is begun and its bytes are borrowed; the rows lie within it, each
-            // fits its stride, and together they fit `out`. `caller` outlives the call, is used by
-            // nothing else in it, and counts the blocks that libjpeg has in an MCU.
-            let status = unsafe {
-                let jpeg = self.handle.0.as_ptr();
-                let out = out.as_mut_ptr();
-                qf_jpeg_rows(jpeg, skipped, rows, out, stride, function, context)
-            };
-            if status == GIVEN_UP {
-                return Ok(false);
+            let (mut done, mut to_skip) = (0, skipped);
+            while done < rows {
+                let count = (rows - done).min(u32::try_from(at_once).unwrap_or(u32::MAX));
+                let (function, context) = match &mut caller {
+                    Some(caller) => (
+                        Some(next_mcu as NextMcu),
+                        std::ptr::from_mut(caller).cast::<c_void>(),
+                    ),
+                    None => (None, std::ptr::null_mut()),
+                };
+                let strip = &mut memory[..count as usize * stride];
+                // SAFETY: the picture is begun and its bytes are borrowed; the rows lie within it,
+                // each fits its stride, and together they fit `strip`. `caller` outlives the call,
+                // is used by nothing else in it, and counts the blocks that libjpeg has in an MCU.
+                let status = unsafe {
+                    let (jpeg, out) = (self.handle.0.as_ptr(), strip.as_mut_ptr());
+                    qf_jpeg_rows(jpeg, to_skip, count, out, stride, function, context)
+                };
+                if status == GIVEN_UP {
+                    return Ok(false);
+                }
+                self.handle.check(status)?;
+                sink(done, strip);
+                done += count;
+                to_skip = 0;
             }
-            self.handle.check(status).map(|()| true)
+            Ok(true)
         }
     }
 

@@ -9,15 +9,19 @@ mod crop;
 mod rng;
 
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
 use qf_codecs::normalise::Normaliser;
 use qf_codecs::planes::split_rgb;
-use qf_codecs::resample::{Crop, Resampler};
+use qf_codecs::resample::{Resampler, Shape, STRIP_ROWS};
 
-use crate::decode::{orientation::Turn, DecodedCrop, RgbImage};
+use crate::decode::{
+    orientation::Turn, DecodeError, DecodeQuality, DecodedCrop, DecodedStrip, Decoder, OpenedImage,
+    RgbImage,
+};
 use crate::error::PipelineError;
 
 pub use crop::{random_resized_crop, CropBox};
@@ -210,6 +214,61 @@ impl ImageProcessor {
         self.render_decoded(&DecodedCrop::of(image, view.crop), view.mirrored, out);
     }
 
+    /// Decodes this view of an image and writes it to `out`, `[3, S, S]` u8; returns how much of the
+    /// time went into resizing. The pixels are those of [`Decoder::decode`] and
+    /// [`ImageProcessor::render_decoded`]; where it can be, they are resized as they are decoded, some
+    /// rows at a time, so that they never leave the processor's cache.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Decoder::decode`]; `out` then holds nothing of use.
+    ///
+    /// # Panics
+    ///
+    /// If `out` is not [`ImageProcessor::out_len`] bytes long.
+    pub fn render_opened(
+        &mut self,
+        decoder: &mut Decoder,
+        image: &OpenedImage<'_>,
+        view: &View,
+        quality: DecodeQuality,
+        out: &mut [u8],
+    ) -> Result<Duration, DecodeError> {
+        assert_eq!(out.len(), self.out_len(), "length of the output");
+        let size = self.transform.size();
+        if Resampler::is_available() {
+            let (mut spent, mut complete) = (Duration::ZERO, true);
+            let resampler = &mut self.resampler;
+            let mut resize = |strip: &DecodedStrip<'_>| {
+                let start = Instant::now();
+                if strip.first_row == 0 {
+                    complete = resampler.begin(&Shape {
+                        width: strip.width as usize,
+                        height: strip.height as usize,
+                        area: strip.crop,
+                        size: size as usize,
+                        mirrored: view.mirrored ^ strip.turn.flip_columns,
+                        upside_down: strip.turn.flip_rows,
+                    });
+                }
+                let rows = STRIP_ROWS.min((strip.height - strip.first_row) as usize);
+                complete = complete && resampler.push(strip.pixels, strip.stride, rows, out);
+                spent += start.elapsed();
+            };
+            let rows_at_once = STRIP_ROWS as u32;
+            let whole = (size, quality);
+            let came = decoder.decode_strips(image, view.crop, whole, rows_at_once, &mut resize)?;
+            self.trim();
+            if came && complete {
+                return Ok(spent);
+            }
+        }
+        let decoded = decoder.decode(image, view.crop, size, quality)?;
+        let start = Instant::now();
+        self.render_decoded(&decoded, view.mirrored, out);
+        Ok(start.elapsed())
+    }
+
     /// Resizes the crop that a decoder delivered, stands it upright, and writes it to `out`,
     /// `[3, S, S]` u8.
     ///
@@ -286,9 +345,7 @@ impl ImageProcessor {
         let Some(pixels) = decoded.pixels.get(first..).filter(|_| !transposed) else {
             return false;
         };
-        let crop = Crop {
-            pixels,
-            stride,
+        let shape = Shape {
             width: hull.width as usize,
             height: hull.height as usize,
             area: decoded.crop,
@@ -296,11 +353,15 @@ impl ImageProcessor {
             mirrored: mirrored ^ flip_columns,
             upside_down: flip_rows,
         };
-        let done = self.resampler.resize(&crop, out);
+        let done = self.resampler.resize(&shape, pixels, stride, out);
+        self.trim();
+        done
+    }
+
+    fn trim(&mut self) {
         if self.resampler.kept_bytes() > KEPT_BYTES {
             self.resampler = Resampler::default();
         }
-        done
     }
 
     /// Resizes the box (left, top, width, height) of a view to `[height, width, 3]`; a side that

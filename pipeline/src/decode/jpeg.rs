@@ -7,7 +7,7 @@
 //! and delivers a partly grey picture: that is [`OnTruncated::Grey`].
 
 use image::metadata::Orientation;
-use qf_codecs::jpeg::{Decompressor, Entropy, Error, Options, Placed, Region, Scale};
+use qf_codecs::jpeg::{Decompressor, Entropy, Error, Options, Part, Region, Scale, Strip};
 
 use super::{orientation, DecodeError, DecodeLimits, ImageFormat, OnTruncated};
 
@@ -21,25 +21,30 @@ const MAX_BLOCK_VISITS: u64 = 1 << 27;
 /// Bytes that may follow the end-of-image marker without its being looked for from the start.
 const MAX_PADDING: usize = 16;
 
-/// Decodes a region of the picture; see [`Decompressor::decode`]. `header` is that of `bytes`.
+/// Decodes a region of the picture; see [`Decompressor::decode_strips`]. `header` is that of `bytes`.
 pub(super) fn decode(
     decompressor: &mut Decompressor,
-    bytes: &[u8],
-    header: &Header,
-    scale: Scale,
-    region: Region,
+    (bytes, header): (&[u8], &Header),
+    (scale, region): (Scale, Region),
     on_truncated: OnTruncated,
-    pixels: &mut Vec<u8>,
-) -> Result<Placed, DecodeError> {
+    rows_at_once: u32,
+    memory: &mut Vec<u8>,
+    sink: &mut dyn FnMut(Strip<'_>),
+) -> Result<(), DecodeError> {
     let scans = (MAX_BLOCK_VISITS / header.blocks.max(1)).clamp(1, MAX_SCANS);
-    let options = Options {
-        lenient: on_truncated == OnTruncated::Grey,
-        max_scans: scans as u16,
-        entropy: Entropy::Fast,
+    let part = Part {
+        bytes,
+        size: (u32::from(header.width), u32::from(header.height)),
+        scale,
+        region,
+        options: Options {
+            lenient: on_truncated == OnTruncated::Grey,
+            max_scans: scans as u16,
+            entropy: Entropy::Fast,
+        },
     };
-    let size = (u32::from(header.width), u32::from(header.height));
     decompressor
-        .decode(bytes, size, scale, region, options, pixels)
+        .decode_strips(&part, rows_at_once, memory, sink)
         .map_err(|error| match error {
             Error::Truncated(message) => broken(format!(
                 "its data ends before the picture does ({message}); on_truncated = \"grey\" takes \

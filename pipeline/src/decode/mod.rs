@@ -31,7 +31,7 @@ use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use image::metadata::Orientation;
-use qf_codecs::jpeg::{Decompressor, Region, Scale};
+use qf_codecs::jpeg::{Decompressor, Region, Scale, Strip};
 use serde::{Deserialize, Serialize};
 
 use crate::augment::CropBox;
@@ -356,6 +356,24 @@ impl<'a> DecodedCrop<'a> {
     }
 }
 
+/// Some rows of the whole pixels that a crop touches: stored orientation, upright or upside down,
+/// perhaps reduced.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DecodedStrip<'a> {
+    /// Which of them is the first here.
+    pub(crate) first_row: u32,
+    /// RGB, rows of `stride` bytes, from the first pixel on.
+    pub(crate) pixels: &'a [u8],
+    pub(crate) stride: usize,
+    /// Pixels of each row, and rows of all strips together.
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    /// The crop, in pixels from the corner of the first strip: left, top, width, height.
+    pub(crate) crop: (f64, f64, f64, f64),
+    /// How to stand it upright; not on its side.
+    pub(crate) turn: Turn,
+}
+
 /// Decodes images; holds what decoding needs from one picture to the next, so each worker keeps its
 /// own.
 #[derive(Debug)]
@@ -445,18 +463,8 @@ impl Decoder {
         if self.pixels.len() > KEPT_BYTES {
             self.pixels = Vec::new();
         }
+        check_crop(image, crop)?;
         let format = image.format();
-        let ends = (
-            crop.x.checked_add(crop.width),
-            crop.y.checked_add(crop.height),
-        );
-        let inside = crop.width > 0
-            && crop.height > 0
-            && ends.0.is_some_and(|end| end <= image.width())
-            && ends.1.is_some_and(|end| end <= image.height());
-        if !inside {
-            return Err(DecodeError::broken(format, "a crop beyond the picture"));
-        }
         guarded(format, || self.decode_as(image, crop, size, quality))
     }
 
@@ -499,17 +507,88 @@ impl Decoder {
         stored: CropBox,
         scale: Scale,
     ) -> Result<DecodedCrop<'a>, DecodeError> {
-        let reduction = scale.reduction();
-        let (x, y) = (stored.x / reduction, stored.y / reduction);
-        let region = Region {
-            x,
-            y,
-            width: (stored.x + stored.width).div_ceil(reduction) - x,
-            height: (stored.y + stored.height).div_ceil(reduction) - y,
+        let reduced = ReducedCrop::new(stored, scale);
+        let mut placed = None;
+        let mut sink = |strip: Strip<'_>| placed = Some(strip.placed);
+        let rows = reduced.region.height;
+        self.read_jpeg(image, header, &reduced, rows, &mut sink)?;
+        let placed =
+            placed.ok_or_else(|| DecodeError::broken(ImageFormat::Jpeg, "it has no rows"))?;
+        let columns = placed.stride / placed.channels;
+        let pixels = columns * rows as usize;
+        if placed.channels == 4 {
+            cmyk_to_rgb(&mut self.pixels[..pixels * 4]);
+        }
+        Ok(DecodedCrop {
+            pixels: &self.pixels[..pixels * 3],
+            columns: columns as u32,
+            rows,
+            hull: CropBox {
+                x: (placed.offset / placed.channels) as u32,
+                y: 0,
+                width: reduced.region.width,
+                height: rows,
+            },
+            crop: reduced.crop,
+            turn: image.turn,
+        })
+    }
+
+    /// Decodes `crop` as [`Decoder::decode`] does, `rows_at_once` rows at a time; should the picture
+    /// turn out to be damaged, they may come once more, from the first row. Returns false, with nothing
+    /// done, for what only comes as a whole: other formats than JPEG, pictures of four channels, and
+    /// those stored on their side.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Decoder::decode`]; what came is then of no use.
+    pub(crate) fn decode_strips(
+        &mut self,
+        image: &OpenedImage<'_>,
+        crop: CropBox,
+        (size, quality): (u32, DecodeQuality),
+        rows_at_once: u32,
+        sink: &mut dyn FnMut(&DecodedStrip<'_>),
+    ) -> Result<bool, DecodeError> {
+        let Content::Jpeg(header) = &image.content else {
+            return Ok(false);
         };
+        if header.components == 4 || image.turn.transposed {
+            return Ok(false);
+        }
+        check_crop(image, crop)?;
+        let stored = image.turn.stored(crop, image.stored_size);
+        let scale = quality.scale((stored.width, stored.height), size);
+        let reduced = ReducedCrop::new(stored, scale);
+        guarded(ImageFormat::Jpeg, || {
+            let mut hand_over = |strip: Strip<'_>| {
+                sink(&DecodedStrip {
+                    first_row: strip.first_row,
+                    pixels: strip.pixels.get(strip.placed.offset..).unwrap_or_default(),
+                    stride: strip.placed.stride,
+                    width: reduced.region.width,
+                    height: reduced.region.height,
+                    crop: reduced.crop,
+                    turn: image.turn,
+                });
+            };
+            self.read_jpeg(image, header, &reduced, rows_at_once, &mut hand_over)
+        })?;
+        Ok(true)
+    }
+
+    fn read_jpeg(
+        &mut self,
+        image: &OpenedImage<'_>,
+        header: &jpeg::Header,
+        reduced: &ReducedCrop,
+        rows_at_once: u32,
+        sink: &mut dyn FnMut(Strip<'_>),
+    ) -> Result<(), DecodeError> {
+        let &ReducedCrop { scale, region, .. } = reduced;
         // Whole blocks come beside the region, at most the picture's width.
         let (width, height) = image.stored_size;
-        let pixels = u64::from(width.div_ceil(reduction)) * u64::from(region.height);
+        let pixels = u64::from(width.div_ceil(scale.reduction())) * u64::from(region.height);
         self.limits
             .check(ImageFormat::Jpeg, width, height, header.alloc_bytes(pixels))?;
         let jpeg = match &mut self.jpeg {
@@ -519,40 +598,16 @@ impl Decoder {
                     .map_err(|error| DecodeError::broken(ImageFormat::Jpeg, error.to_string()))?,
             ),
         };
-        let placed = jpeg::decode(
+        let memory = &mut self.pixels;
+        jpeg::decode(
             jpeg,
-            image.bytes,
-            header,
-            scale,
-            region,
+            (image.bytes, header),
+            (scale, region),
             self.on_truncated,
-            &mut self.pixels,
-        )?;
-        let columns = placed.stride / placed.channels;
-        let pixels = columns * region.height as usize;
-        if placed.channels == 4 {
-            cmyk_to_rgb(&mut self.pixels[..pixels * 4]);
-        }
-        let at =
-            |stored: u32, origin: u32| f64::from(stored) / f64::from(reduction) - f64::from(origin);
-        Ok(DecodedCrop {
-            pixels: &self.pixels[..pixels * 3],
-            columns: columns as u32,
-            rows: region.height,
-            hull: CropBox {
-                x: (placed.offset / placed.channels) as u32,
-                y: 0,
-                width: region.width,
-                height: region.height,
-            },
-            crop: (
-                at(stored.x, x),
-                at(stored.y, y),
-                f64::from(stored.width) / f64::from(reduction),
-                f64::from(stored.height) / f64::from(reduction),
-            ),
-            turn: image.turn,
-        })
+            rows_at_once,
+            memory,
+            sink,
+        )
     }
 
     /// Decodes a whole image to upright RGB.
@@ -577,6 +632,57 @@ impl Decoder {
         let image = image
             .ok_or_else(|| DecodeError::broken(opened.format(), "its size changed on the way"))?;
         Ok(orientation::apply(image, patch.turn))
+    }
+}
+
+fn check_crop(image: &OpenedImage<'_>, crop: CropBox) -> Result<(), DecodeError> {
+    let ends = (
+        crop.x.checked_add(crop.width),
+        crop.y.checked_add(crop.height),
+    );
+    let inside = crop.width > 0
+        && crop.height > 0
+        && ends.0.is_some_and(|end| end <= image.width())
+        && ends.1.is_some_and(|end| end <= image.height());
+    match inside {
+        true => Ok(()),
+        false => Err(DecodeError::broken(
+            image.format(),
+            "a crop beyond the picture",
+        )),
+    }
+}
+
+/// A crop of a reduced picture.
+struct ReducedCrop {
+    scale: Scale,
+    /// The whole pixels that it touches.
+    region: Region,
+    /// The crop, in pixels from the region's corner: left, top, width, height.
+    crop: (f64, f64, f64, f64),
+}
+
+impl ReducedCrop {
+    fn new(stored: CropBox, scale: Scale) -> ReducedCrop {
+        let reduction = scale.reduction();
+        let (x, y) = (stored.x / reduction, stored.y / reduction);
+        let region = Region {
+            x,
+            y,
+            width: (stored.x + stored.width).div_ceil(reduction) - x,
+            height: (stored.y + stored.height).div_ceil(reduction) - y,
+        };
+        let reduced = |stored: u32| f64::from(stored) / f64::from(reduction);
+        ReducedCrop {
+            scale,
+            region,
+            crop: (
+                reduced(stored.x) - f64::from(x),
+                reduced(stored.y) - f64::from(y),
+                reduced(stored.width),
+                reduced(stored.height),
+            ),
+        }
     }
 }
 

@@ -161,19 +161,18 @@ impl Work {
         let view = processor
             .transform()
             .draw(opened.width(), opened.height(), rng);
-        let size = processor.transform().size();
-        let crop = decoder
-            .decode(&opened, view.crop, size, self.quality)
+        let augmenting = processor
+            .render_opened(decoder, &opened, &view, self.quality, out)
             .map_err(undecodable)?;
-        let decoded = Instant::now();
-        processor.render_decoded(&crop, view.mirrored, out);
+        // Both go on in turns; the trace shows one behind the other.
+        let decoding = start.elapsed().saturating_sub(augmenting);
         let Meters {
             decode, augment, ..
         } = &*self.meters;
         let len = bytes.len() as u64;
         decode.add_bytes(len);
-        decode.add_sample(id, len, start, decoded - start);
-        augment.add_sample(id, len, decoded, decoded.elapsed());
+        decode.add_sample(id, len, start, decoding);
+        augment.add_sample(id, len, start + decoding, augmenting);
         Ok(())
     }
 

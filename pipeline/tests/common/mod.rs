@@ -77,10 +77,8 @@ impl ImagePath {
         let mut rng = SampleRng::new(1, 0, 0, number);
         let transform = *self.processor.transform();
         let view = transform.draw(opened.width(), opened.height(), &mut rng);
-        let crop = self
-            .decoder
-            .decode(&opened, view.crop, transform.size(), self.quality)?;
-        self.processor.render_decoded(&crop, view.mirrored, out);
+        self.processor
+            .render_opened(&mut self.decoder, &opened, &view, self.quality, out)?;
         Ok(view)
     }
 

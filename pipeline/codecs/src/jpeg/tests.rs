@@ -26,7 +26,14 @@ fn decode(
     options: Options,
 ) -> Result<Vec<u8>, Error> {
     let mut pixels = Vec::new();
-    let placed = decompressor.decode(bytes, size, scale, region, options, &mut pixels)?;
+    let part = Part {
+        bytes,
+        size,
+        scale,
+        region,
+        options,
+    };
+    let placed = decompressor.decode(&part, &mut pixels)?;
     Ok(cut(&pixels, placed, region))
 }
 
@@ -105,16 +112,32 @@ fn sound_pictures_are_those_of_libjpeg() {
             );
             for _ in 0..8 {
                 let what = (scale, numbers.region(scaled));
+                let part = Part {
+                    bytes: &bytes,
+                    size,
+                    scale,
+                    region: what.1,
+                    options: options(Entropy::Fast, false),
+                };
+                let at_once = [1, 16, 17, what.1.height][numbers.below(4) as usize];
                 let mut pixels = Vec::new();
-                let fast = options(Entropy::Fast, false);
-                // Not `decode`, which would hide that our code gave up.
-                let placed = decompressor
-                    .attempt(&bytes, size, what.0, what.1, fast, &mut pixels)
-                    .expect("decodes")
-                    .unwrap_or_else(|| panic!("{encoding:?} {what:?}: gave up"));
+                let mut sink = |strip: Strip<'_>| {
+                    let rows = strip.pixels.len() / strip.placed.stride;
+                    let row = strip.first_row as usize;
+                    let last = row + rows == what.1.height as usize;
+                    assert!(last || rows == at_once as usize, "{rows} of {at_once} rows");
+                    let strip_region = Region {
+                        height: rows as u32,
+                        ..what.1
+                    };
+                    pixels.extend(cut(strip.pixels, strip.placed, strip_region));
+                };
+                // Not `decode_strips`, which would hide that our code gave up.
+                let went_well = decompressor.attempt(&part, at_once, &mut Vec::new(), &mut sink);
+                assert_eq!(went_well, Ok(true), "{encoding:?} {what:?}: gave up");
                 let libjpeg = options(Entropy::Libjpeg, false);
                 let expected = decode(&mut decompressor, (&bytes, size), what, libjpeg);
-                let same = cut(&pixels, placed, what.1) == expected.expect("decodes");
+                let same = pixels == expected.expect("decodes");
                 assert!(same, "{encoding:?} {what:?}");
             }
         }

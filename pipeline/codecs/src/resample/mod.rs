@@ -7,6 +7,7 @@
 //! sixteen rows are turned on their side, so that rows fill the vectors and no output needs a sum
 //! across one; and what comes out is planes, mirrored as asked for. Once warm it allocates nothing.
 
+#[cfg(target_arch = "x86_64")]
 mod weights;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -14,13 +15,12 @@ mod x86;
 #[cfg(test)]
 mod tests;
 
-/// A part of a picture, and what it is resized to.
-#[derive(Clone, Copy, Debug)]
-pub struct Crop<'a> {
-    /// RGB, rows of `stride` bytes; it begins with the first pixel of the part.
-    pub pixels: &'a [u8],
-    /// Bytes from one row to the next.
-    pub stride: usize,
+/// Rows that are taken at a time.
+pub const STRIP_ROWS: usize = 16;
+
+/// The size of a part of a picture, and what it is resized to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Shape {
     /// Pixels of a row of the part.
     pub width: usize,
     /// Its rows.
@@ -36,35 +36,47 @@ pub struct Crop<'a> {
     pub upside_down: bool,
 }
 
-impl Crop<'_> {
-    /// Whether pixels, sizes and area fit each other.
+impl Shape {
+    /// Whether sizes and area fit each other.
     fn is_valid(&self) -> bool {
         let (left, top, width, height) = self.area;
         let inside = |start: f64, length: f64, len: usize| {
             start >= 0.0 && length > 0.0 && start + length <= len as f64
         };
-        let row = self.width.checked_mul(3);
-        let needed = self
-            .height
-            .checked_sub(1)
-            .and_then(|rows| rows.checked_mul(self.stride)?.checked_add(row?));
         inside(left, width, self.width)
             && inside(top, height, self.height)
             && self.size > 0
-            && row.is_some_and(|row| row <= self.stride || self.height == 1)
-            && needed.is_some_and(|needed| needed <= self.pixels.len())
+            && self.width.checked_mul(3).is_some()
+            && self.out_len().is_some()
+    }
+
+    /// Bytes of the result, 3 · S · S.
+    fn out_len(&self) -> Option<usize> {
+        self.size.checked_mul(self.size)?.checked_mul(3)
+    }
+
+    /// Whether so many rows of the part are in `pixels`.
+    fn has_rows(&self, rows: usize, pixels: &[u8], stride: usize) -> bool {
+        let row = 3 * self.width;
+        let above = rows
+            .checked_sub(1)
+            .and_then(|above| above.checked_mul(stride));
+        let needed = above.and_then(|above| above.checked_add(row));
+        (row <= stride || rows == 1) && needed.is_some_and(|needed| needed <= pixels.len())
     }
 }
 
-/// Resizes crops; holds the buffers it needs, so each worker keeps its own.
+/// Resizes parts of pictures; holds the buffers it needs, so each worker keeps its own.
+///
+/// Rows come strip by strip, as a decoder delivers them: [`Resampler::begin`], then
+/// [`Resampler::push`] until all are there.
 #[derive(Clone, Debug, Default)]
 pub struct Resampler {
+    shape: Shape,
+    /// Rows that were pushed.
+    pushed: usize,
     #[cfg(target_arch = "x86_64")]
-    across: weights::Weights,
-    #[cfg(target_arch = "x86_64")]
-    down: weights::Weights,
-    #[cfg(target_arch = "x86_64")]
-    buffers: x86::Buffers,
+    passes: x86::Passes,
 }
 
 impl Resampler {
@@ -78,34 +90,65 @@ impl Resampler {
         available
     }
 
-    /// Writes the crop to `planes`, `[3, S, S]` u8. Returns false, with `planes` as they were, if
-    /// this processor cannot, the pixels are not as many as the crop says, its area is not within it,
-    /// or `planes` has another length.
+    /// Begins with a new part. Returns false if this processor cannot, or if the area is not within
+    /// the part.
     #[must_use]
-    pub fn resize(&mut self, crop: &Crop<'_>, planes: &mut [u8]) -> bool {
-        let expected = crop
-            .size
-            .checked_mul(crop.size)
-            .and_then(|n| n.checked_mul(3));
-        if !Resampler::is_available() || !crop.is_valid() || Some(planes.len()) != expected {
+    pub fn begin(&mut self, shape: &Shape) -> bool {
+        let can = Resampler::is_available() && shape.is_valid();
+        self.shape = if can { *shape } else { Shape::default() };
+        self.pushed = 0;
+        #[cfg(target_arch = "x86_64")]
+        if can {
+            self.passes.begin(shape);
+        }
+        can
+    }
+
+    /// Takes the next rows: [`STRIP_ROWS`], at the end what is left. `pixels` begins with the first
+    /// pixel of the first of them, RGB, rows of `stride` bytes; the result goes to `planes`,
+    /// `[3, S, S]` u8, which is complete with the last row. Returns false, with nothing done, if
+    /// the rows are not as many as come next, or not there, or if `planes` has another length.
+    #[must_use]
+    pub fn push(&mut self, pixels: &[u8], stride: usize, rows: usize, planes: &mut [u8]) -> bool {
+        let shape = &self.shape;
+        let next = STRIP_ROWS.min(shape.height - self.pushed);
+        let fits = rows == next && rows > 0 && shape.has_rows(rows, pixels, stride);
+        if !fits || Some(planes.len()) != shape.out_len() {
             return false;
         }
+        self.pushed += rows;
         #[cfg(target_arch = "x86_64")]
-        x86::resize(
-            &mut self.across,
-            &mut self.down,
-            &mut self.buffers,
-            crop,
-            planes,
-        );
+        self.passes.push(shape, pixels, stride, rows, planes);
         true
+    }
+
+    /// Resizes a part whose rows are all there: `pixels` as in [`Resampler::push`]. Returns false,
+    /// with `planes` as they were, for what [`Resampler::begin`] and [`Resampler::push`] refuse.
+    #[must_use]
+    pub fn resize(
+        &mut self,
+        shape: &Shape,
+        pixels: &[u8],
+        stride: usize,
+        planes: &mut [u8],
+    ) -> bool {
+        let fits = shape.is_valid()
+            && shape.has_rows(shape.height, pixels, stride)
+            && Some(planes.len()) == shape.out_len();
+        if !fits || !self.begin(shape) {
+            return false;
+        }
+        (0..shape.height).step_by(STRIP_ROWS).all(|first| {
+            let rows = STRIP_ROWS.min(shape.height - first);
+            self.push(&pixels[first * stride..], stride, rows, planes)
+        })
     }
 
     /// Bytes of the buffers that are kept.
     #[must_use]
     pub fn kept_bytes(&self) -> usize {
         #[cfg(target_arch = "x86_64")]
-        let bytes = self.across.kept_bytes() + self.down.kept_bytes() + self.buffers.kept_bytes();
+        let bytes = self.passes.kept_bytes();
         #[cfg(not(target_arch = "x86_64"))]
         let bytes = 0;
         bytes

@@ -2,7 +2,15 @@ use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
-use super::{Crop, Resampler};
+use super::{Resampler, Shape, STRIP_ROWS};
+
+/// A part whose rows are all there.
+#[derive(Clone, Copy, Debug)]
+struct Crop<'a> {
+    pixels: &'a [u8],
+    stride: usize,
+    shape: Shape,
+}
 
 /// Numbers that repeat with the seed (Knuth's MMIX generator).
 struct Numbers(u64);
@@ -23,8 +31,9 @@ impl Numbers {
 
 /// Both passes by `fast_image_resize`, `[S, S, 3]`.
 fn reference(crop: &Crop<'_>) -> Vec<u8> {
-    let (size, rows) = (crop.size as u32, crop.height as u32);
-    let (left, top, width, height) = crop.area;
+    let shape = &crop.shape;
+    let (size, rows) = (shape.size as u32, shape.height as u32);
+    let (left, top, width, height) = shape.area;
     let pick = |area: (f64, f64, f64, f64)| {
         ResizeOptions::new()
             .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
@@ -32,7 +41,7 @@ fn reference(crop: &Crop<'_>) -> Vec<u8> {
     };
     let columns = (crop.stride / 3) as u32;
     let source = TypedImageRef::<U8x3>::from_buffer(columns, rows, crop.pixels).expect("pixels");
-    let source = TypedCroppedImage::new(source, 0, 0, crop.width as u32, rows).expect("within");
+    let source = TypedCroppedImage::new(source, 0, 0, shape.width as u32, rows).expect("within");
     let mut halfway = TypedImage::<U8x3>::new(size, rows);
     let mut resizer = Resizer::new();
     resizer
@@ -42,7 +51,7 @@ fn reference(crop: &Crop<'_>) -> Vec<u8> {
             &pick((left, 0.0, width, f64::from(rows))),
         )
         .expect("resizes");
-    let mut pixels = vec![0; crop.size * crop.size * 3];
+    let mut pixels = vec![0; shape.size * shape.size * 3];
     let mut out = TypedImage::<U8x3>::from_buffer(size, size, &mut pixels).expect("fits");
     resizer
         .resize_typed(
@@ -55,22 +64,23 @@ fn reference(crop: &Crop<'_>) -> Vec<u8> {
 }
 
 fn check(resampler: &mut Resampler, crop: &Crop<'_>) {
-    let size = crop.size;
+    let shape = &crop.shape;
+    let size = shape.size;
     let mut planes = vec![7; 3 * size * size];
-    assert!(resampler.resize(crop, &mut planes), "{size}");
+    assert!(
+        resampler.resize(shape, crop.pixels, crop.stride, &mut planes),
+        "{shape:?}"
+    );
     let expected = reference(crop);
     for (at, pixel) in expected.chunks_exact(3).enumerate() {
         let (x, y) = (at % size, at / size);
-        let x = if crop.mirrored { size - 1 - x } else { x };
-        let y = if crop.upside_down { size - 1 - y } else { y };
+        let x = if shape.mirrored { size - 1 - x } else { x };
+        let y = if shape.upside_down { size - 1 - y } else { y };
         for (channel, &value) in pixel.iter().enumerate() {
             assert_eq!(
                 planes[(channel * size + y) * size + x],
                 value,
-                "channel {channel} at {x}, {y} of {}×{} to {size}, area {:?}",
-                crop.width,
-                crop.height,
-                crop.area
+                "channel {channel} at {x}, {y} of {shape:?}"
             );
         }
     }
@@ -112,82 +122,104 @@ fn equals_fast_image_resize() {
             }
         };
         let crop = Crop {
-            pixels: &pixels[..stride * height],
+            pixels: &pixels,
             stride,
-            width,
-            height,
-            area,
-            size,
-            mirrored: numbers.below(2) == 1,
-            upside_down: numbers.below(2) == 1,
+            shape: Shape {
+                width,
+                height,
+                area,
+                size,
+                mirrored: numbers.below(2) == 1,
+                upside_down: numbers.below(2) == 1,
+            },
         };
         check(&mut resampler, &crop);
     }
 }
 
+const SHAPE: Shape = Shape {
+    width: 4,
+    height: 3,
+    area: (0.0, 0.0, 4.0, 3.0),
+    size: 2,
+    mirrored: false,
+    upside_down: false,
+};
+
 #[test]
 fn refuses_what_does_not_fit() {
     let pixels = [9; 4 * 3 * 3];
-    let good = Crop {
-        pixels: &pixels,
-        stride: 12,
-        width: 4,
-        height: 3,
-        area: (0.0, 0.0, 4.0, 3.0),
-        size: 2,
-        mirrored: false,
-        upside_down: false,
-    };
     let mut resampler = Resampler::default();
     let mut planes = [1; 12];
-    for bad in [
-        Crop { height: 4, ..good },
-        Crop { width: 5, ..good },
-        Crop { stride: 11, ..good },
-        Crop { height: 0, ..good },
-        Crop { size: 0, ..good },
-        Crop { size: 3, ..good },
-        Crop {
-            size: usize::MAX,
-            ..good
-        },
-        Crop {
-            area: (0.5, 0.0, 4.0, 3.0),
-            ..good
-        },
-        Crop {
-            area: (0.0, 0.0, 4.0, f64::NAN),
-            ..good
-        },
-        Crop {
-            area: (-0.1, 0.0, 4.0, 3.0),
-            ..good
-        },
-        Crop {
-            area: (0.0, 0.0, 0.0, 3.0),
-            ..good
-        },
-        Crop {
-            stride: usize::MAX,
-            ..good
-        },
+    let changed = |area| Shape { area, ..SHAPE };
+    for (shape, stride) in [
+        (Shape { height: 4, ..SHAPE }, 12),
+        (Shape { width: 5, ..SHAPE }, 12),
+        (SHAPE, 11),
+        (SHAPE, usize::MAX),
+        (Shape { height: 0, ..SHAPE }, 12),
+        (Shape { size: 0, ..SHAPE }, 12),
+        (Shape { size: 3, ..SHAPE }, 12),
+        (
+            Shape {
+                size: usize::MAX,
+                ..SHAPE
+            },
+            12,
+        ),
+        (changed((0.5, 0.0, 4.0, 3.0)), 12),
+        (changed((0.0, 0.0, 4.0, f64::NAN)), 12),
+        (changed((-0.1, 0.0, 4.0, 3.0)), 12),
+        (changed((0.0, 0.0, 0.0, 3.0)), 12),
     ] {
-        assert!(!resampler.resize(&bad, &mut planes), "{bad:?}");
+        let done = resampler.resize(&shape, &pixels, stride, &mut planes);
+        assert!(!done, "{shape:?}, {stride}");
         assert_eq!(planes, [1; 12]);
     }
-    assert_eq!(
-        resampler.resize(&good, &mut planes),
-        Resampler::is_available()
+    let done = resampler.resize(&SHAPE, &pixels, 12, &mut planes);
+    assert_eq!(done, Resampler::is_available());
+}
+
+#[test]
+fn strips_come_in_order_and_whole() {
+    if !Resampler::is_available() {
+        println!("strips_come_in_order_and_whole: this processor has no AVX2");
+        return;
+    }
+    let rows = STRIP_ROWS + 2;
+    let shape = Shape {
+        height: rows,
+        area: (0.0, 0.0, 4.0, rows as f64),
+        ..SHAPE
+    };
+    let pixels = vec![200; 12 * rows];
+    let mut planes = [1; 12];
+    let mut resampler = Resampler::default();
+    assert!(
+        !resampler.push(&pixels, 12, STRIP_ROWS, &mut planes),
+        "not begun"
     );
+    assert!(resampler.begin(&shape));
+    for count in [0, 1, STRIP_ROWS - 1, STRIP_ROWS + 1, rows] {
+        assert!(!resampler.push(&pixels, 12, count, &mut planes), "{count}");
+    }
+    assert!(!resampler.push(&pixels[..12 * STRIP_ROWS - 1], 12, STRIP_ROWS, &mut planes));
+    assert!(!resampler.push(&pixels, 12, STRIP_ROWS, &mut planes[..11]));
+    assert!(resampler.push(&pixels, 12, STRIP_ROWS, &mut planes));
+    assert!(
+        !resampler.push(&pixels, 12, STRIP_ROWS, &mut planes),
+        "two are left"
+    );
+    assert!(resampler.push(&pixels, 12, 2, &mut planes));
+    assert_eq!(planes, [200; 12]);
+    assert!(!resampler.push(&pixels, 12, 2, &mut planes), "none is left");
 }
 
 /// Once warm, buffers neither grow nor go.
 #[test]
 fn keeps_its_buffers() {
     let pixels = vec![3; 300 * 3 * 200];
-    let crop = Crop {
-        pixels: &pixels,
-        stride: 900,
+    let shape = Shape {
         width: 300,
         height: 200,
         area: (0.0, 0.0, 300.0, 200.0),
@@ -198,7 +230,7 @@ fn keeps_its_buffers() {
     let mut resampler = Resampler::default();
     let mut planes = vec![0; 3 * 64 * 64];
     let mut kept = || {
-        let done = resampler.resize(&crop, &mut planes);
+        let done = resampler.resize(&shape, &pixels, 900, &mut planes);
         assert_eq!(done, Resampler::is_available());
         resampler.kept_bytes()
     };

@@ -11,13 +11,10 @@
 use std::arch::x86_64::*;
 
 use super::weights::{Line, Weights};
-use super::Crop;
-
-/// Rows that the horizontal pass takes at once.
-const STRIP: usize = 16;
+use super::{Shape, STRIP_ROWS};
 
 /// Pairs of rows of a strip.
-const PAIRS: usize = STRIP / 2;
+const PAIRS: usize = STRIP_ROWS / 2;
 
 /// Pixels that are turned at once, and their bytes.
 const GROUP: usize = 8;
@@ -26,114 +23,144 @@ const GROUP_BYTES: usize = 3 * GROUP;
 /// Strips that `halfway` has room for beside what the next result needs.
 const STRIPS_AHEAD: usize = 4;
 
+/// Both passes over a part, and how far they have got.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Buffers {
+pub(super) struct Passes {
+    across: Weights,
+    down: Weights,
     /// `[pairs of pixels, 3, 2]`: units of 16 rows.
     tile: Vec<__m256i>,
-    /// `[pairs of rows, 3, entries / 8]`: units of 8 columns.
+    /// `[pairs of rows, 3, entries / 8]`: units of 8 columns, of the pairs from `base` to `filled`.
     halfway: Vec<__m256i>,
+    base: usize,
+    filled: usize,
+    /// The result's next row.
+    next: usize,
 }
 
-impl Buffers {
+impl Passes {
     pub(super) fn kept_bytes(&self) -> usize {
         size_of::<__m256i>() * (self.tile.capacity() + self.halfway.capacity())
-    }
-}
-
-/// Resizes a valid crop. The caller has looked whether the processor has AVX2.
-pub(super) fn resize(
-    across: &mut Weights,
-    down: &mut Weights,
-    buffers: &mut Buffers,
-    crop: &Crop<'_>,
-    planes: &mut [u8],
-) {
-    // SAFETY: the processor has AVX2.
-    unsafe { with_avx2(across, down, buffers, crop, planes) }
-}
-
-#[target_feature(enable = "avx2")]
-fn with_avx2(
-    across: &mut Weights,
-    down: &mut Weights,
-    buffers: &mut Buffers,
-    crop: &Crop<'_>,
-    planes: &mut [u8],
-) {
-    let size = crop.size;
-    let entries = size.next_multiple_of(8);
-    let (left, top, width, height) = crop.area;
-    across.set(&Line {
-        len: crop.width,
-        start: left,
-        span: width,
-        size,
-        entries,
-        reversed: crop.mirrored,
-    });
-    down.set(&Line {
-        len: crop.height,
-        start: top,
-        span: height,
-        size,
-        entries: size,
-        reversed: false,
-    });
-
-    let zero = _mm256_setzero_si256();
-    let pitch = 3 * entries / 8;
-    let capacity = down.pairs_each + STRIPS_AHEAD * PAIRS;
-    let Buffers { tile, halfway } = buffers;
-    let tile_len = crop.width.div_ceil(GROUP) * GROUP / 2 * 6;
-    if tile.len() < tile_len {
-        tile.resize(tile_len, zero);
-    }
-    if halfway.len() < capacity * pitch {
-        halfway.resize(capacity * pitch, zero);
+            + self.across.kept_bytes()
+            + self.down.kept_bytes()
     }
 
-    // `halfway` holds pairs of rows from `base` up to `filled`.
-    let (mut base, mut filled, mut next) = (0, 0, 0);
-    for first in (0..crop.height).step_by(STRIP) {
-        let Some(&needed) = down.starts.get(next) else {
-            break;
-        };
-        if filled + PAIRS - base > capacity {
-            halfway.copy_within((needed - base) * pitch..(filled - base) * pitch, 0);
-            base = needed;
-        }
-        let rows = std::array::from_fn(|row| {
-            let row = (first + row).min(crop.height - 1);
-            &crop.pixels[row * crop.stride..][..3 * crop.width]
+    /// Begins with a valid shape. The caller has looked whether the processor has AVX2.
+    pub(super) fn begin(&mut self, shape: &Shape) {
+        // SAFETY: the processor has AVX2.
+        unsafe { self.begin_with_avx2(shape) }
+    }
+
+    /// Takes the next rows, which are there. The caller has looked whether the processor has AVX2.
+    pub(super) fn push(
+        &mut self,
+        shape: &Shape,
+        pixels: &[u8],
+        stride: usize,
+        rows: usize,
+        planes: &mut [u8],
+    ) {
+        // SAFETY: the processor has AVX2.
+        unsafe { self.push_with_avx2(shape, pixels, stride, rows, planes) }
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn begin_with_avx2(&mut self, shape: &Shape) {
+        let size = shape.size;
+        let (left, top, width, height) = shape.area;
+        self.across.set(&Line {
+            len: shape.width,
+            start: left,
+            span: width,
+            size,
+            entries: size.next_multiple_of(8),
+            reversed: shape.mirrored,
         });
-        turn(&rows, tile);
-        let strip = &mut halfway[(filled - base) * pitch..][..PAIRS * pitch];
+        self.down.set(&Line {
+            len: shape.height,
+            start: top,
+            span: height,
+            size,
+            entries: size,
+            reversed: false,
+        });
+        let zero = _mm256_setzero_si256();
+        let tile_len = shape.width.div_ceil(GROUP) * GROUP / 2 * 6;
+        if self.tile.len() < tile_len {
+            self.tile.resize(tile_len, zero);
+        }
+        let halfway_len = self.capacity() * pitch(shape);
+        if self.halfway.len() < halfway_len {
+            self.halfway.resize(halfway_len, zero);
+        }
+        (self.base, self.filled, self.next) = (0, 0, 0);
+    }
+
+    /// Pairs of rows that `halfway` has room for.
+    fn capacity(&self) -> usize {
+        self.down.pairs_each + STRIPS_AHEAD * PAIRS
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn push_with_avx2(
+        &mut self,
+        shape: &Shape,
+        pixels: &[u8],
+        stride: usize,
+        rows: usize,
+        planes: &mut [u8],
+    ) {
+        let (size, pitch, capacity) = (shape.size, pitch(shape), self.capacity());
+        let Passes {
+            across,
+            down,
+            tile,
+            halfway,
+            ..
+        } = self;
+        let Some(&needed) = down.starts.get(self.next) else {
+            return; // The result is complete.
+        };
+        if self.filled + PAIRS - self.base > capacity {
+            let kept = (needed - self.base) * pitch..(self.filled - self.base) * pitch;
+            halfway.copy_within(kept, 0);
+            self.base = needed;
+        }
+        // What is missing of a strip weighs nothing.
+        let lines =
+            std::array::from_fn(|row| &pixels[row.min(rows - 1) * stride..][..3 * shape.width]);
+        turn(&lines, tile);
+        let strip = &mut halfway[(self.filled - self.base) * pitch..][..PAIRS * pitch];
         horizontal(across, tile, strip, pitch);
-        filled += PAIRS;
-        while let Some(&start) = down.starts.get(next) {
-            if start + down.pairs_each > filled {
+        self.filled += PAIRS;
+        while let Some(&start) = down.starts.get(self.next) {
+            if start + down.pairs_each > self.filled {
                 break;
             }
-            let weights = &down.pairs[next * down.pairs_each..][..down.pairs_each];
-            let row = if crop.upside_down {
-                size - 1 - next
-            } else {
-                next
+            let weights = &down.pairs[self.next * down.pairs_each..][..down.pairs_each];
+            let row = match shape.upside_down {
+                true => size - 1 - self.next,
+                false => self.next,
             };
             for (channel, plane) in planes.chunks_exact_mut(size * size).enumerate() {
-                let units = &halfway[(start - base) * pitch + channel * entries / 8..];
+                let units = &halfway[(start - self.base) * pitch + channel * pitch / 3..];
                 let out = &mut plane[row * size..][..size];
                 vertical(weights, down.places, units, pitch, out);
             }
-            next += 1;
+            self.next += 1;
         }
     }
+}
+
+/// Vectors of a pair of rows in `halfway`.
+fn pitch(shape: &Shape) -> usize {
+    3 * shape.size.next_multiple_of(8) / 8
 }
 
 /// Turns a strip of rows on its side: units of pixels 2k and 2k + 1 of a channel, of all rows, at
 /// `tile[2 * (3 * k + channel)]` and the vector behind it.
 #[target_feature(enable = "avx2")]
-fn turn(rows: &[&[u8]; STRIP], tile: &mut [__m256i]) {
+fn turn(rows: &[&[u8]; STRIP_ROWS], tile: &mut [__m256i]) {
     let width = rows[0].len();
     let whole = width / GROUP_BYTES;
     let mut groups = tile.chunks_exact_mut(GROUP / 2 * 6);
@@ -149,7 +176,7 @@ fn turn(rows: &[&[u8]; STRIP], tile: &mut [__m256i]) {
     }
     let rest = whole * GROUP_BYTES;
     if rest < width {
-        let mut padded = [[0; GROUP_BYTES]; STRIP];
+        let mut padded = [[0; GROUP_BYTES]; STRIP_ROWS];
         for (padded, row) in padded.iter_mut().zip(rows) {
             padded[..width - rest].copy_from_slice(&row[rest..]);
         }
