@@ -194,6 +194,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--sets", nargs="+", default=["A", "B", "C"], choices=["A", "B", "C"],
+                        help="see make_sets.py")
     parser.add_argument("--only", help="peers whose name holds one of these words, with commas")
     args = parser.parse_args()
     os.makedirs(args.cache, exist_ok=True)
@@ -213,7 +215,7 @@ def main():
                 failed[name] = str(why)
                 print(f"bench: {name} is left out: {why}", file=sys.stderr)
     for number in range(args.rounds):
-        for which in ("A", "B"):
+        for which in args.sets:
             folder = os.path.join(sets, which)
             for workers in args.workers:
                 for name, peer in peers.items():
@@ -251,7 +253,7 @@ def table(results, args, kind):
     print(f"\n{datetime.date.today()}, {os.cpu_count()} cores of {model}, {platform.platform()}; "
           f"{kind} photographs, medians of {args.rounds} rounds of {args.seconds:g} s\n")
     median = {key: [statistics.median(v) for v in zip(*values)] for key, values in results.items()}
-    for which in ("A", "B"):
+    for which in args.sets:
         names = {name for (s, _, name) in median if s == which}
         print(f"| set {which} | " + " | ".join(
             f"images/s, {w} | per CPU s, {w} | ours / theirs | peak MB, {w}" for w in args.workers)

@@ -1,11 +1,11 @@
 //! Huffman decoding of a sequential JPEG scan, in place of libjpeg's own.
 //!
 //! Half of the time of a decode goes into this. libjpeg looks a code up, then takes the bits of its
-//! value from the stream, and finds their sign. Here one look-up at ten bits gives the length of
-//! code and value together, the run of zeros, and the value with its sign, for the nine in ten
-//! coefficients that are that short. Blocks whose coefficients nobody reads (those beside and above
-//! the region, and all but the first coefficient at an eighth of the size) are passed over, several
-//! coefficients at a look-up.
+//! value from the stream, and finds their sign. Here one look-up at ten bits gives one or two whole
+//! coefficients: runs of zeros, values with their signs, the end of the block, and how many bits all
+//! that took. Nine in ten are that short. Blocks whose coefficients nobody reads (those beside and
+//! above the region, and all but the first coefficient at an eighth of the size) are passed over,
+//! as many coefficients at a look-up as fit.
 //!
 //! It decodes sound data only. At anything else (a code that does not exist, data that ends early,
 //! a marker out of place) it gives up, and the caller decodes the picture again with libjpeg, whose
