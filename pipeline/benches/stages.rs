@@ -10,7 +10,7 @@ use criterion::measurement::WallTime;
 use criterion::{criterion_group, criterion_main, BenchmarkGroup, Criterion, Throughput};
 use image::ImageFormat;
 use qf_codecs::testing::encode_webp;
-use qf_pipeline::augment::normalise_to_chw;
+use qf_pipeline::augment::normalise_batch;
 use qf_pipeline::decode::DecodeQuality;
 use qf_pipeline::shard::read::{read_shard, NoObserver, ReadOptions};
 use qf_pipeline::shard::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
@@ -109,7 +109,7 @@ fn text_and_pixels(criterion: &mut Criterion) {
     let mut out = vec![0.0; pixels.len()];
     one(&mut group, pixels.len());
     group.bench_function("normalise to f32", |b| {
-        b.iter(|| normalise_to_chw(&pixels, &mut out))
+        b.iter(|| normalise_batch(&pixels, SIZE as usize, &mut out))
     });
     group.finish();
 }
