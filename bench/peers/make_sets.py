@@ -70,14 +70,15 @@ def mean(samples):
 
 def encode_again():
     """C from A."""
-    samples = []
+    samples, again = [], {}
     for path in sorted(glob.glob(os.path.join(OUT, "A", "*.tar"))):
         with tarfile.open(path) as tar:
             files = {member.name: tar.extractfile(member).read() for member in tar}
-        for name in files:
+        for name, data in files.items():
             if name.endswith(".jpg"):
-                image = Image.open(io.BytesIO(files[name])).convert("RGB")
-                samples.append((encode(image, 95), files[name[:-3] + "txt"]))
+                if data not in again:
+                    again[data] = encode(Image.open(io.BytesIO(data)).convert("RGB"), 95)
+                samples.append((again[data], files[name[:-3] + "txt"]))
     write(os.path.join(OUT, "C"), samples, 8, 250)
     with open(os.path.join(OUT, "sets.txt"), "a") as file:
         file.write(f"C: {mean(list(dict(samples).items()))}\n")

@@ -77,6 +77,21 @@ pub fn photograph(width: u32, height: u32, channels: u32, seed: u32) -> Vec<u8> 
     pixels
 }
 
+/// Numbers that look random, the same in each run (Knuth's MMIX generator).
+#[derive(Clone, Debug)]
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    /// The next one, below `end`; 0 if that is 0.
+    pub fn below(&mut self, end: u32) -> u32 {
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        ((self.0 >> 33) as u32) % end.max(1)
+    }
+}
+
 /// Value noise in 0–1 on a grid of `cell` pixels.
 fn noise(x: u32, y: u32, cell: u32, seed: u32) -> f32 {
     let hash = |x: u32, y: u32| {

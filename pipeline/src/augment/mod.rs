@@ -242,14 +242,9 @@ impl ImageProcessor {
             let mut resize = |strip: &DecodedStrip<'_>| {
                 let start = Instant::now();
                 if strip.first_row == 0 {
-                    complete = resampler.begin(&Shape {
-                        width: strip.width as usize,
-                        height: strip.height as usize,
-                        area: strip.crop,
-                        size: size as usize,
-                        mirrored: view.mirrored ^ strip.turn.flip_columns,
-                        upside_down: strip.turn.flip_rows,
-                    });
+                    let part = (strip.width, strip.height);
+                    let shape = shape(part, strip.crop, strip.turn, size, view.mirrored);
+                    complete = resampler.begin(&shape);
                 }
                 let rows = STRIP_ROWS.min((strip.height - strip.first_row) as usize);
                 complete = complete && resampler.push(strip.pixels, strip.stride, rows, out);
@@ -334,25 +329,15 @@ impl ImageProcessor {
     /// [`ImageProcessor::render_decoded`] by the resampler; returns false if it cannot. A picture
     /// stored on its side is not for it: its passes would come in the other order.
     fn resample(&mut self, decoded: &DecodedCrop<'_>, mirrored: bool, out: &mut [u8]) -> bool {
-        let Turn {
-            transposed,
-            flip_columns,
-            flip_rows,
-        } = decoded.turn;
         let stride = decoded.columns as usize * 3;
         let hull = decoded.hull;
         let first = hull.y as usize * stride + hull.x as usize * 3;
-        let Some(pixels) = decoded.pixels.get(first..).filter(|_| !transposed) else {
+        let pixels = decoded.pixels.get(first..);
+        let Some(pixels) = pixels.filter(|_| !decoded.turn.transposed) else {
             return false;
         };
-        let shape = Shape {
-            width: hull.width as usize,
-            height: hull.height as usize,
-            area: decoded.crop,
-            size: self.transform.size() as usize,
-            mirrored: mirrored ^ flip_columns,
-            upside_down: flip_rows,
-        };
+        let (part, size) = ((hull.width, hull.height), self.transform.size());
+        let shape = shape(part, decoded.crop, decoded.turn, size, mirrored);
         let done = self.resampler.resize(&shape, pixels, stride, out);
         self.trim();
         done
@@ -381,6 +366,24 @@ impl ImageProcessor {
         self.resizer
             .resize_typed(source, &mut target, &options)
             .expect("the box is within the view");
+    }
+}
+
+/// What the resampler makes of a part (width, height) of stored pixels, not on their side.
+fn shape(
+    (width, height): (u32, u32),
+    area: (f64, f64, f64, f64),
+    turn: Turn,
+    size: u32,
+    mirrored: bool,
+) -> Shape {
+    Shape {
+        width: width as usize,
+        height: height as usize,
+        area,
+        size: size as usize,
+        mirrored: mirrored ^ turn.flip_columns,
+        upside_down: turn.flip_rows,
     }
 }
 
@@ -432,11 +435,15 @@ fn to_planes(stored: &[u8], size: usize, turn: Turn, mirrored: bool, planes: &mu
 pub fn normalise_to_chw(pixels: &[u8], out: &mut [f32]) {
     assert_eq!(pixels.len(), out.len(), "length of the output");
     assert_eq!(pixels.len() % 3, 0, "RGB triples");
-    let (red, rest) = out.split_at_mut(pixels.len() / 3);
-    let (green, blue) = rest.split_at_mut(pixels.len() / 3);
-    for (channel, plane) in [red, green, blue].into_iter().enumerate() {
-        let samples: Vec<u8> = pixels.iter().skip(channel).step_by(3).copied().collect();
-        normalisers()[channel].apply(&samples, plane);
+    let mut planes = vec![0; pixels.len()];
+    let plane = pixels.len() / 3;
+    let (red, rest) = planes.split_at_mut(plane);
+    let (green, blue) = rest.split_at_mut(plane);
+    split_rgb(pixels, red, green, blue);
+    let planes = planes.chunks_exact(plane.max(1));
+    let outs = out.chunks_exact_mut(plane.max(1));
+    for ((samples, out), normaliser) in planes.zip(outs).zip(normalisers()) {
+        normaliser.apply(samples, out);
     }
 }
 

@@ -460,12 +460,17 @@ impl Decoder {
         size: u32,
         quality: DecodeQuality,
     ) -> Result<DecodedCrop<'a>, DecodeError> {
-        if self.pixels.len() > KEPT_BYTES {
-            self.pixels = Vec::new();
-        }
+        self.trim();
         check_crop(image, crop)?;
         let format = image.format();
         guarded(format, || self.decode_as(image, crop, size, quality))
+    }
+
+    /// Drops the memory of an uncommonly large picture.
+    fn trim(&mut self) {
+        if self.pixels.len() > KEPT_BYTES {
+            self.pixels = Vec::new();
+        }
     }
 
     fn decode_as<'a>(
@@ -556,6 +561,7 @@ impl Decoder {
         if header.components == 4 || image.turn.transposed {
             return Ok(false);
         }
+        self.trim();
         check_crop(image, crop)?;
         let stored = image.turn.stored(crop, image.stored_size);
         let scale = quality.scale((stored.width, stored.height), size);

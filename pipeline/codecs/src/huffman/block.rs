@@ -186,7 +186,8 @@ impl<'a> Bits<'a> {
         Some(self)
     }
 
-    /// Passes over the coefficients behind the first, which was taken since a refill.
+    /// Passes over the coefficients behind the first, which was taken since a refill. (One loop for
+    /// this and for [`Bits::rest`], and without the second refill in each, was a twentieth slower.)
     #[inline(always)]
     pub(super) fn skip_rest(&mut self, table: &Table) -> Option<()> {
         let mut last = 0;

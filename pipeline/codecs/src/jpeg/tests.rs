@@ -1,7 +1,7 @@
 //! Our decoder of Huffman codes against libjpeg's.
 
 use super::*;
-use crate::testing::{encode, photograph, Encoding, Sampling};
+use crate::testing::{encode, photograph, Encoding, Numbers, Sampling};
 
 fn options(entropy: Entropy, lenient: bool) -> Options {
     Options {
@@ -37,26 +37,13 @@ fn decode(
     Ok(cut(&pixels, placed, region))
 }
 
-/// Numbers that look random, the same in each run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, end: u32) -> u32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        ((self.0 >> 33) as u32) % end.max(1)
-    }
-
-    fn region(&mut self, (width, height): (u32, u32)) -> Region {
-        let (x, y) = (self.below(width), self.below(height));
-        Region {
-            x,
-            y,
-            width: 1 + self.below(width - x),
-            height: 1 + self.below(height - y),
-        }
+fn region(numbers: &mut Numbers, (width, height): (u32, u32)) -> Region {
+    let (x, y) = (numbers.below(width), numbers.below(height));
+    Region {
+        x,
+        y,
+        width: 1 + numbers.below(width - x),
+        height: 1 + numbers.below(height - y),
     }
 }
 
@@ -111,7 +98,7 @@ fn sound_pictures_are_those_of_libjpeg() {
                 size.1.div_ceil(scale.reduction()),
             );
             for _ in 0..8 {
-                let what = (scale, numbers.region(scaled));
+                let what = (scale, region(&mut numbers, scaled));
                 let part = Part {
                     bytes: &bytes,
                     size,
@@ -174,7 +161,7 @@ fn damaged_pictures_are_those_of_libjpeg() {
                 size.0.div_ceil(scale.reduction()),
                 size.1.div_ceil(scale.reduction()),
             );
-            let what = (scale, numbers.region(scaled));
+            let what = (scale, region(&mut numbers, scaled));
             for lenient in [false, true] {
                 let [ours, theirs] = [Entropy::Fast, Entropy::Libjpeg].map(|entropy| {
                     let picture = (bytes.as_slice(), size);

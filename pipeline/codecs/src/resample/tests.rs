@@ -3,6 +3,7 @@ use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
 use super::{Resampler, Shape, STRIP_ROWS};
+use crate::testing::Numbers;
 
 /// A part whose rows are all there.
 #[derive(Clone, Copy, Debug)]
@@ -12,21 +13,9 @@ struct Crop<'a> {
     shape: Shape,
 }
 
-/// Numbers that repeat with the seed (Knuth's MMIX generator).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        ((self.0 >> 33) as usize) % end
-    }
-
-    fn share(&mut self) -> f64 {
-        self.below(1 << 20) as f64 / f64::from(1 << 20)
-    }
+/// A number from 0 to 1, without 1.
+fn share(numbers: &mut Numbers) -> f64 {
+    f64::from(numbers.below(1 << 20)) / f64::from(1 << 20)
 }
 
 /// Both passes by `fast_image_resize`, `[S, S, 3]`.
@@ -103,19 +92,23 @@ fn equals_fast_image_resize() {
             1 => (2, 1900),
             2 => (3000, 3),
             3 => (size, size),
-            _ => (1 + numbers.below(500), 1 + numbers.below(400)),
+            _ => (
+                1 + numbers.below(500) as usize,
+                1 + numbers.below(400) as usize,
+            ),
         };
-        let stride = 3 * (width + numbers.below(9));
+        let stride = 3 * (width + numbers.below(9) as usize);
         // Noise between the ends, so that much is clipped.
         let mut pixels = vec![0u8; stride * height];
         for pixel in &mut pixels {
-            *pixel = [0, 255, numbers.below(256) as u8][numbers.below(3)];
+            *pixel = [0, 255, numbers.below(256) as u8][numbers.below(3) as usize];
         }
         let area = match round % 3 {
             0 => (0.0, 0.0, width as f64, height as f64),
             _ => {
-                let (left, top) = (numbers.share() * 0.9, numbers.share() * 0.9);
-                let right = width as f64 - (0.05 + numbers.share() * 0.04) * f64::from(width > 1);
+                let (left, top) = (share(&mut numbers) * 0.9, share(&mut numbers) * 0.9);
+                let right =
+                    width as f64 - (0.05 + share(&mut numbers) * 0.04) * f64::from(width > 1);
                 let left = if width > 1 { left } else { 0.0 };
                 let top = if height > 1 { top } else { 0.0 };
                 (left, top, right - left, height as f64 - top)
