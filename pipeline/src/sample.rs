@@ -44,6 +44,16 @@ impl EncodedSample {
         self.members.iter().find(|member| member.name == name)
     }
 
+    /// Whether data of it were left in the shard.
+    pub(crate) fn is_left(&self) -> bool {
+        let is_left = |member: &Member| {
+            member
+                .in_file
+                .is_some_and(|place| place.left_bytes.is_some())
+        };
+        self.members.iter().any(is_left)
+    }
+
     /// Bytes that the members hold: what a queue's byte budget counts.
     pub fn payload_bytes(&self) -> usize {
         self.members
@@ -61,8 +71,16 @@ pub struct Member {
     pub name: String,
     /// What it holds.
     pub data: MemberData,
-    /// Where its bytes begin in the shard's file, if they stand there as they are.
-    pub(crate) offset_in_file: Option<u64>,
+    /// Where its bytes stand in the shard's file, if they stand there as they are.
+    pub(crate) in_file: Option<InFile>,
+}
+
+/// Where a member's bytes are to be found again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InFile {
+    pub(crate) offset_bytes: u64,
+    /// Of a member that was left there, and has no data yet: how long it is.
+    pub(crate) left_bytes: Option<u64>,
 }
 
 /// Where it lies does not count.
@@ -78,7 +96,7 @@ impl Member {
         Member {
             name: name.into(),
             data,
-            offset_in_file: None,
+            in_file: None,
         }
     }
 

@@ -14,12 +14,13 @@ use crate::atomic_file::AtomicFile;
 use crate::error::{PipelineError, ShardError};
 use crate::sample::SampleId;
 use crate::shard::arrow::ArrowShardReader;
+use crate::shard::forward::Stream;
 use crate::shard::group::{split_key, Grouper};
 use crate::shard::read::{
     compression_of, content_of, not_a_shard, peek, Compression, Content, ReadOptions,
     READ_BUFFER_BYTES,
 };
-use crate::shard::tar::{for_each_member, shard_error, TarMember};
+use crate::shard::tar::{for_each_member, shard_error, TarMember, Want};
 use crate::shard::zstd_frames::FrameReader;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
@@ -348,9 +349,9 @@ fn index_tar(
     let new_bytes = |len| vec![0; len];
     for_each_member(
         &shard.name,
-        reader,
+        Stream::new(reader),
         u64::MAX,
-        &|_| false,
+        &|_, _, _| Want::PassOver,
         &new_bytes,
         &mut on_member,
     )?;

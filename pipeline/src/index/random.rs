@@ -8,9 +8,10 @@ use super::{advice, damaged_entry, shard_error, Access, ShardIndex};
 use crate::error::{SampleError, ShardError};
 use crate::sample::EncodedSample;
 use crate::shard::arrow::ArrowShardReader;
+use crate::shard::forward::Stream;
 use crate::shard::group::Grouper;
 use crate::shard::read::{ReadObserver, ReadOptions, READ_BUFFER_BYTES};
-use crate::shard::tar::{for_each_member, TarMember};
+use crate::shard::tar::{for_each_member, TarMember, Want};
 use crate::shard::zstd_frames::FrameReader;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
@@ -188,9 +189,12 @@ impl Reading<'_> {
         };
         for_each_member(
             &self.shard.name,
-            content,
+            Stream::new(content),
             limit,
-            &|path| self.options.wants_path(path),
+            &|path, _, _| match self.options.wants_path(path) {
+                true => Want::Load,
+                false => Want::PassOver,
+            },
             &|len| self.observer.new_bytes(len),
             &mut on_member,
         )

@@ -1,14 +1,17 @@
 //! Books what reading costs.
 
 use std::cell::Cell;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::recycle::BytePool;
+use super::room::Room;
 use super::shard_file::ShardFile;
+use super::spill::MIN_BYTES as MIN_LEFT_BYTES;
 use super::stats::Meters;
+use crate::shard::forward::ReadSeek;
 use crate::shard::read::ReadObserver;
 use crate::source::ShardBytes;
 use crate::stop::Stop;
@@ -22,6 +25,8 @@ pub(crate) struct TimedReads {
     file_time: Rc<Cell<Duration>>,
     /// The shard, where it is open already.
     opened: Option<(Arc<ShardFile>, Stop)>,
+    /// Of a shuffle that takes long members from the shard when their turn comes, once it is full.
+    room: Option<Arc<Room>>,
 }
 
 impl TimedReads {
@@ -32,7 +37,13 @@ impl TimedReads {
             bytes: bytes.clone(),
             file_time: Rc::default(),
             opened: None,
+            room: None,
         }
+    }
+
+    /// Leaves members in the file for which a shuffle has no room.
+    pub(crate) fn with_room(self, room: Option<Arc<Room>>) -> TimedReads {
+        TimedReads { room, ..self }
     }
 
     /// Reads from this file, if there is one, instead of opening the shard.
@@ -42,11 +53,40 @@ impl TimedReads {
             ..self
         }
     }
+
+    fn timed<R>(&self, file: R) -> TimedFile<R> {
+        TimedFile {
+            inner: file,
+            shard: self.shard.clone(),
+            meters: self.meters.clone(),
+            time: self.file_time.clone(),
+        }
+    }
 }
 
 impl ReadObserver for TimedReads {
     fn new_bytes(&self, len: usize) -> Vec<u8> {
         self.bytes.take(len)
+    }
+
+    fn rewound(&self) -> Option<(Box<dyn ReadSeek>, u64)> {
+        let (shard, stop) = self.opened.as_ref()?;
+        Some((Box::new(self.timed(shard.reader(stop))), shard.len()))
+    }
+
+    fn leaves(&self, offset: u64, len: u64) -> bool {
+        let (Some((shard, _)), Some(room)) = (&self.opened, &self.room) else {
+            return false;
+        };
+        // What is cut off is read, so that it says so before the sample goes on.
+        let is_whole = offset
+            .checked_add(len)
+            .is_some_and(|end| end <= shard.len());
+        let leaves = len >= MIN_LEFT_BYTES && is_whole && !room.is_for(len);
+        if leaves {
+            shard.will_need(offset, len);
+        }
+        leaves
     }
 
     fn watch_open(
@@ -65,12 +105,7 @@ impl ReadObserver for TimedReads {
     }
 
     fn watch_file(&self, file: ShardBytes) -> Box<dyn Read> {
-        Box::new(TimedFile {
-            inner: file,
-            shard: self.shard.clone(),
-            meters: self.meters.clone(),
-            time: self.file_time.clone(),
-        })
+        Box::new(self.timed(file))
     }
 
     fn watch_decompressor(&self, decompressor: Box<dyn Read>) -> Box<dyn Read> {
@@ -84,14 +119,20 @@ impl ReadObserver for TimedReads {
     }
 }
 
-struct TimedFile {
-    inner: Box<dyn Read>,
+struct TimedFile<R> {
+    inner: R,
     shard: Arc<str>,
     meters: Arc<Meters>,
     time: Rc<Cell<Duration>>,
 }
 
-impl Read for TimedFile {
+impl<R: Seek> Seek for TimedFile<R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.inner.seek(to)
+    }
+}
+
+impl<R: Read> Read for TimedFile<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let start = Instant::now();
         let result = self.inner.read(buffer);

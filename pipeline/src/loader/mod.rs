@@ -28,6 +28,7 @@ mod open;
 mod place;
 mod queue;
 mod recycle;
+mod room;
 mod samples;
 mod sequence;
 mod shard_file;

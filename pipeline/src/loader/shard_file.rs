@@ -1,10 +1,12 @@
-//! Local shards that stay open, so that a member can be read a second time.
+//! Local shards that stay open, so that a member can be read later or a second time.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+
+use rustix::fs::{fadvise, Advice};
 
 use crate::source::{ShardBytes, ShardLocation};
 use crate::stop::Stop;
@@ -22,26 +24,38 @@ pub(crate) struct ShardFiles {
 #[derive(Debug)]
 pub(crate) struct ShardFile {
     file: Arc<File>,
+    len: u64,
     open: Arc<AtomicUsize>,
 }
 
+/// Reads a [`ShardFile`] from its beginning, whatever else is read of it.
+pub(crate) struct ShardFileReader {
+    shard: Arc<ShardFile>,
+    position: u64,
+    stop: Stop,
+}
+
 impl ShardFiles {
-    /// Opens a shard that is a file of this machine. None if it is not, if it cannot be opened (as
-    /// whoever reads it will find out), or if many are open.
+    /// Opens a shard that is a regular file of this machine. None if it is not, if it cannot be opened
+    /// (as whoever reads it will find out), or if many are open.
     pub(crate) fn open(&self, shard: &ShardLocation) -> Option<Arc<ShardFile>> {
         let path = shard.path()?;
         // Counted before it is opened, and no more when it is dropped.
         let before = self.open.fetch_add(1, Ordering::AcqRel);
-        let file = match before < MAX_OPEN {
+        // A pipe is not even opened: that might wait, and it can be read only once.
+        let is_regular = || path.metadata().is_ok_and(|metadata| metadata.is_file());
+        let file = match before < MAX_OPEN && is_regular() {
             true => File::open(path).ok(),
             false => None,
         };
-        let Some(file) = file else {
+        let len = file.as_ref().and_then(|file| file.metadata().ok());
+        let (Some(file), Some(metadata)) = (file, len) else {
             self.open.fetch_sub(1, Ordering::AcqRel);
             return None;
         };
         Some(Arc::new(ShardFile {
             file: Arc::new(file),
+            len: metadata.len(),
             open: self.open.clone(),
         }))
     }
@@ -53,9 +67,52 @@ impl ShardFile {
         ShardLocation::bytes_of(self.file.clone(), stop)
     }
 
+    /// Length when it was opened, in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Reads it from its beginning, place by place.
+    pub(crate) fn reader(self: &Arc<ShardFile>, stop: &Stop) -> ShardFileReader {
+        ShardFileReader {
+            shard: self.clone(),
+            position: 0,
+            stop: stop.clone(),
+        }
+    }
+
     /// Fills `buffer` with what stands at `offset`.
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
+    }
+
+    /// Has the system read these bytes in the background: they will be asked for.
+    pub(crate) fn will_need(&self, offset: u64, len: u64) {
+        let len = std::num::NonZeroU64::new(len);
+        // Advice: where it is not taken, reading waits for the disk.
+        let _ = fadvise(&*self.file, offset, len, Advice::WillNeed);
+    }
+}
+
+impl Read for ShardFileReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stop.check()?;
+        let count = self.shard.file.read_at(buffer, self.position)?;
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for ShardFileReader {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let position = match to {
+            SeekFrom::Start(offset) => Some(offset),
+            SeekFrom::End(offset) => self.shard.len.checked_add_signed(offset),
+            SeekFrom::Current(offset) => self.position.checked_add_signed(offset),
+        };
+        let outside = || io::Error::new(io::ErrorKind::InvalidInput, "a place before the file");
+        self.position = position.ok_or_else(outside)?;
+        Ok(self.position)
     }
 }
 
@@ -86,7 +143,15 @@ mod tests {
         again.read_at(&mut buffer, 4).unwrap();
         assert_eq!(&buffer, b"456");
         assert!(again.read_at(&mut buffer, 8).is_err());
-        drop((open, again));
+        let mut reader = again.reader(&Stop::default());
+        again.will_need(2, 4);
+        assert_eq!(reader.seek(SeekFrom::End(-2)).unwrap(), again.len() - 2);
+        assert_eq!(reader.seek(SeekFrom::Current(-3)).unwrap(), 5);
+        assert!(reader.seek(SeekFrom::Current(-6)).is_err());
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "56789");
+        drop((open, again, reader));
         assert!(files.open(&shard).is_none(), "it is gone");
         assert_eq!(files.open.load(Ordering::Acquire), 0);
     }

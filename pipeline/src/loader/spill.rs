@@ -1,16 +1,17 @@
 //! Memory for shuffling that overflows to disk. What stands in a local shard as it is is read from there
-//! a second time; the rest goes to a temporary file.
+//! when its turn comes; the rest goes to a temporary file.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 
+use super::recycle::BytePool;
 use super::shard_file::ShardFile;
-use crate::error::PipelineError;
+use crate::error::{PipelineError, SampleError, SkipReason};
 use crate::sample::{EncodedSample, MemberData};
 
 /// Shorter members stay in memory: their books would take as much.
-const MIN_BYTES: usize = 4 << 10;
+pub(super) const MIN_BYTES: u64 = 4 << 10;
 
 /// A temporary file without a name; nothing is left of it, however the process ends.
 #[derive(Debug, Default)]
@@ -34,7 +35,7 @@ struct Part {
     /// In the shard, else in the temporary file.
     in_shard: bool,
     offset: u64,
-    len: usize,
+    len: u64,
 }
 
 impl Spilled {
@@ -45,31 +46,36 @@ impl Spilled {
 }
 
 impl Spill {
-    /// Takes the long members out of a sample; `shard` is the file that it is from, where there is one.
+    /// Takes the long members out of a sample, and their memory to `pool`; `shard` is the file that it is
+    /// from, where there is one.
     pub(super) fn put(
         &mut self,
         mut sample: EncodedSample,
         shard: Option<Arc<ShardFile>>,
+        pool: &BytePool,
     ) -> Result<Spilled, PipelineError> {
         let mut parts = Vec::new();
         for (number, member) in sample.members.iter_mut().enumerate() {
             let MemberData::Bytes(bytes) = &mut member.data else {
                 continue;
             };
-            if bytes.len() < MIN_BYTES {
+            let left = member.in_file.and_then(|place| place.left_bytes);
+            let has_file = shard.is_some() || left.is_some();
+            let in_shard = member.in_file.filter(|_| has_file);
+            let len = left.unwrap_or(bytes.len() as u64);
+            if len < MIN_BYTES && left.is_none() {
                 continue;
             }
-            let in_shard = shard.as_ref().and(member.offset_in_file);
             parts.push(Part {
                 member: number,
                 in_shard: in_shard.is_some(),
                 offset: match in_shard {
-                    Some(offset) => offset,
+                    Some(place) => place.offset_bytes,
                     None => self.write(bytes).map_err(spill_error)?,
                 },
-                len: bytes.len(),
+                len,
             });
-            *bytes = Vec::new();
+            pool.give_back(std::mem::take(bytes));
         }
         Ok(Spilled {
             sample,
@@ -78,28 +84,39 @@ impl Spill {
         })
     }
 
-    /// Puts them back; `new_bytes` makes vectors of a length.
+    /// Puts them back, into memory of `pool`; or says what keeps the shard from giving them.
+    ///
+    /// # Errors
+    /// Those of the temporary file.
     pub(super) fn take(
         &mut self,
         spilled: Spilled,
-        new_bytes: &dyn Fn(usize) -> Vec<u8>,
-    ) -> Result<EncodedSample, PipelineError> {
+        pool: &BytePool,
+    ) -> Result<Result<EncodedSample, SampleError>, PipelineError> {
         let Spilled {
             mut sample,
             shard,
             parts,
         } = spilled;
         for part in parts {
-            let mut bytes = new_bytes(part.len);
-            match &shard {
-                Some(shard) if part.in_shard => shard
-                    .read_at(&mut bytes, part.offset)
-                    .map_err(|error| reread_error(&sample, error))?,
-                _ => self.read(&mut bytes, part.offset).map_err(spill_error)?,
+            let too_long = |_| spill_error(io::Error::other("a member beyond the address space"));
+            let mut bytes = pool.take(usize::try_from(part.len).map_err(too_long)?);
+            if part.in_shard {
+                let read = match &shard {
+                    Some(shard) => shard.read_at(&mut bytes, part.offset),
+                    None => Err(io::Error::other("it is not open")),
+                };
+                if let Err(error) = read {
+                    return Ok(Err(late_error(sample, &error)));
+                }
+            } else {
+                self.read(&mut bytes, part.offset).map_err(spill_error)?;
             }
-            sample.members[part.member].data = MemberData::Bytes(bytes);
+            if let Some(member) = sample.members.get_mut(part.member) {
+                member.data = MemberData::Bytes(bytes);
+            }
         }
-        Ok(sample)
+        Ok(Ok(sample))
     }
 
     /// Writes to the end of the temporary file; returns where that was.
@@ -124,12 +141,18 @@ impl Spill {
     }
 }
 
-/// What went wrong with a sample that is read a second time.
-fn reread_error(sample: &EncodedSample, source: io::Error) -> PipelineError {
-    let message = format!("its shard has changed since it was first read ({source})");
-    PipelineError::Io {
-        path: sample.id.to_string().into(),
-        source: io::Error::new(source.kind(), message),
+/// What went wrong with a sample that stands in its shard.
+fn late_error(sample: EncodedSample, source: &io::Error) -> SampleError {
+    let message = match source.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            "its shard has become shorter since it was opened; fetch the shard again".into()
+        }
+        _ => format!("its shard cannot be read: {source}; fetch the shard again"),
+    };
+    SampleError {
+        id: Box::new(sample.id),
+        reason: SkipReason::UnreadableShard,
+        message,
     }
 }
 
@@ -146,8 +169,10 @@ fn spill_error(source: io::Error) -> PipelineError {
 mod tests {
     use super::super::shard_file::ShardFiles;
     use super::*;
-    use crate::sample::{Member, SampleId};
+    use crate::sample::{InFile, Member, SampleId};
     use crate::source::ShardLocation;
+
+    const MIN: usize = MIN_BYTES as usize;
 
     #[test]
     fn samples_come_back_as_they_were() {
@@ -162,21 +187,16 @@ mod tests {
             members: vec![
                 Member::new("jpg", MemberData::Bytes(vec![number as u8; 3000 * number])),
                 Member::new("txt", MemberData::Text(vec!["a".into()])),
-                Member::new(
-                    "png",
-                    MemberData::Bytes(vec![!number as u8; MIN_BYTES + number]),
-                ),
+                Member::new("png", MemberData::Bytes(vec![!number as u8; MIN + number])),
             ],
         };
-        let mut spill = Spill::default();
+        let (mut spill, pool) = (Spill::default(), BytePool::default());
         let mut spilled: Vec<_> = (0..5)
-            .map(|number| spill.put(sample(number), None).unwrap())
+            .map(|number| spill.put(sample(number), None, &pool).unwrap())
             .collect();
-        assert!(spilled
-            .iter()
-            .all(|s| s.sample.payload_bytes() < 2 * MIN_BYTES));
+        assert!(spilled.iter().all(|s| s.sample.payload_bytes() < 2 * MIN));
         for number in (0..5).rev() {
-            let back = spill.take(spilled.pop().unwrap(), &|len| vec![0; len]);
+            let back = spill.take(spilled.pop().unwrap(), &pool).unwrap();
             assert_eq!(back.unwrap(), sample(number));
         }
         assert!(spill.file.is_some());
@@ -186,9 +206,16 @@ mod tests {
     fn what_stands_in_a_shard_comes_from_there() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.tar");
-        let image: Vec<u8> = (0..3 * MIN_BYTES).map(|at| (at % 251) as u8).collect();
+        let image: Vec<u8> = (0..3 * MIN).map(|at| (at % 251) as u8).collect();
         std::fs::write(&path, [&[0; 512], image.as_slice()].concat()).unwrap();
         let shard = ShardFiles::default().open(&ShardLocation::local(&path));
+        let pool = BytePool::default();
+        let at = |offset_bytes, left_bytes| {
+            Some(InFile {
+                offset_bytes,
+                left_bytes,
+            })
+        };
         let id = SampleId {
             shard: "s".into(),
             shard_index: 0,
@@ -198,8 +225,8 @@ mod tests {
         };
         let text = Member::new("txt", MemberData::Bytes(b"short".to_vec()));
         let mut picture = Member::new("jpg", MemberData::Bytes(image));
-        picture.offset_in_file = Some(512);
-        let elsewhere = Member::new("png", MemberData::Bytes(vec![7; MIN_BYTES]));
+        picture.in_file = at(512, None);
+        let elsewhere = Member::new("png", MemberData::Bytes(vec![7; MIN]));
         for (members, spills) in [
             (vec![text, picture.clone()], false),
             // Each from where it can be had.
@@ -209,24 +236,36 @@ mod tests {
                 id: id.clone(),
                 members,
             };
-            let mut spill = Spill::default();
-            let spilled = spill.put(sample.clone(), shard.clone()).unwrap();
-            assert!(spilled.kept_bytes() < MIN_BYTES);
-            assert_eq!(spill.file.is_some(), spills);
-            let back = spill.take(spilled, &|len| vec![0; len]);
-            assert_eq!(back.unwrap(), sample);
+            let mut left = sample.clone();
+            let of_picture = left.members.iter_mut().find(|m| m.name == "jpg").unwrap();
+            let bytes = of_picture.data.len_bytes() as u64;
+            of_picture.data = MemberData::Bytes(Vec::new());
+            of_picture.in_file = at(512, Some(bytes));
+            for put in [sample.clone(), left] {
+                let mut spill = Spill::default();
+                let spilled = spill.put(put, shard.clone(), &pool).unwrap();
+                assert!(spilled.kept_bytes() < MIN);
+                assert_eq!(spill.file.is_some(), spills);
+                let back = spill.take(spilled, &pool).unwrap();
+                assert_eq!(back.unwrap(), sample);
+            }
         }
-        // A shard that was cut off meanwhile.
-        let mut picture = Member::new("jpg", MemberData::Bytes(vec![1; MIN_BYTES]));
-        picture.offset_in_file = Some(1 << 20);
-        let members = vec![picture];
-        let mut spill = Spill::default();
-        let spilled = spill.put(EncodedSample { id, members }, shard).unwrap();
-        let error = spill.take(spilled, &|len| vec![0; len]).unwrap_err();
-        let message = error.to_string();
-        assert!(
-            message.starts_with("s#k@0: its shard has changed"),
-            "{message}"
-        );
+        // A shard that was cut off meanwhile, and one that is gone.
+        for (shard, message) in [
+            (shard, "its shard has become shorter since it was opened"),
+            (None, "its shard cannot be read: it is not open"),
+        ] {
+            let mut picture = Member::new("jpg", MemberData::Bytes(Vec::new()));
+            picture.in_file = at(1 << 20, Some(MIN_BYTES));
+            let sample = EncodedSample {
+                id: id.clone(),
+                members: vec![picture],
+            };
+            let mut spill = Spill::default();
+            let spilled = spill.put(sample, shard, &pool).unwrap();
+            let error = spill.take(spilled, &pool).unwrap().unwrap_err();
+            let all = format!("sample s#k@0: {message}; fetch the shard again");
+            assert_eq!(error.to_string(), all);
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crossbeam::channel;
 
@@ -11,6 +12,7 @@ use super::meter::TimedReads;
 use super::place::{Item, Next, Source};
 use super::queue::{bounded, QueueReceiver, QueueSender};
 use super::recycle::BytePool;
+use super::room::Room;
 use super::shard_file::{ShardFile, ShardFiles};
 use super::spill::{Spill, Spilled};
 use super::stats::Meters;
@@ -77,15 +79,19 @@ impl StreamSource {
         epoch: u64,
         position: u64,
     ) -> Result<StreamSource, PipelineError> {
-        let shuffle = (spec.shuffle == ShuffleMode::Buffer).then(|| BlockShuffle {
+        let room = (spec.shuffle == ShuffleMode::Buffer)
+            .then(|| Arc::new(Room::new(reading.shuffle_bytes)));
+        let shuffle = room.clone().map(|room| BlockShuffle {
             bytes: reading.bytes.clone(),
+            meters: reading.meters.clone(),
             max_bytes: reading.shuffle_bytes,
+            room,
             in_memory: 0,
             held: 0,
             blocks: VecDeque::new(),
         });
         let mut source = StreamSource {
-            shards: ShardStream::start(set, spec, reading, epoch)?,
+            shards: ShardStream::start(set, spec, reading, room, epoch)?,
             spec,
             shuffle,
             epoch,
@@ -131,6 +137,7 @@ impl StreamSource {
 
     fn next_shuffled(&mut self, mut shuffle: BlockShuffle) -> Result<Next, PipelineError> {
         let next = loop {
+            shuffle.room.hold(shuffle.in_memory);
             if shuffle.wants_more(&self.spec) && !self.shards.is_over() {
                 let arrival = self.arrival()?;
                 shuffle.push(arrival, &self.spec)?;
@@ -185,7 +192,10 @@ impl Source for StreamSource {
 /// pace, so about one block is held.
 struct BlockShuffle {
     bytes: Arc<BytePool>,
+    meters: Arc<Meters>,
     max_bytes: usize,
+    /// Tells readers what is left of it.
+    room: Arc<Room>,
     /// Bytes of samples that are held in memory.
     in_memory: usize,
     /// Samples that are held.
@@ -217,7 +227,7 @@ enum Entry {
 impl Entry {
     fn bytes_in_memory(&self) -> usize {
         match self {
-            Entry::Memory(sample) => sample.as_ref().map_or(0, EncodedSample::payload_bytes),
+            Entry::Memory(sample) => payload_bytes(sample),
             Entry::Disk(spilled) => spilled.kept_bytes(),
         }
     }
@@ -258,10 +268,10 @@ impl BlockShuffle {
         };
         let ends_epoch = match arrival {
             Arrival::Sample(sample, shard) => {
-                let bytes = sample.as_ref().map_or(0, EncodedSample::payload_bytes);
+                let bytes = payload_bytes(&sample);
                 let entry = match sample {
-                    Ok(sample) if self.in_memory + bytes > self.max_bytes => {
-                        let spilled = block.spill.put(sample, shard)?;
+                    Ok(sample) if sample.is_left() || self.in_memory + bytes > self.max_bytes => {
+                        let spilled = block.spill.put(sample, shard, &self.bytes)?;
                         self.in_memory += spilled.kept_bytes();
                         Entry::Disk(spilled)
                     }
@@ -304,6 +314,16 @@ impl BlockShuffle {
         Ok(())
     }
 
+    /// Books a sample that was read when its turn came.
+    fn book(&self, sample: &Result<EncodedSample, SampleError>, start: Instant) {
+        let Ok(sample) = sample else { return };
+        let (took, bytes) = (start.elapsed(), sample.payload_bytes() as u64);
+        let meter = &self.meters.read;
+        meter.add_busy(took);
+        meter.add_bytes(bytes);
+        meter.trace_read(&sample.id.shard, bytes, start, took);
+    }
+
     /// What the first block has next; `None` if it is not whole.
     fn pop(&mut self) -> Result<Option<Next>, PipelineError> {
         loop {
@@ -323,8 +343,10 @@ impl BlockShuffle {
                 let sample = match entry {
                     Some(Entry::Memory(sample)) => sample,
                     Some(Entry::Disk(spilled)) => {
-                        let take = |len| self.bytes.take(len);
-                        Ok(block.spill.take(spilled, &take)?)
+                        let start = Instant::now();
+                        let sample = block.spill.take(spilled, &self.bytes)?;
+                        self.book(&sample, start);
+                        sample
                     }
                     None => {
                         return Err(PipelineError::Thread(
@@ -343,6 +365,10 @@ impl BlockShuffle {
     }
 }
 
+fn payload_bytes(sample: &Result<EncodedSample, SampleError>) -> usize {
+    sample.as_ref().map_or(0, EncodedSample::payload_bytes)
+}
+
 /// What comes from the shards, in the order of shards.
 enum Arrival {
     Sample(Result<EncodedSample, SampleError>, Option<Arc<ShardFile>>),
@@ -355,6 +381,8 @@ struct ShardStream {
     set: Arc<OpenSet>,
     spec: OrderSpec,
     reading: Reading,
+    /// Of the shuffle that takes the samples, if there is one.
+    room: Option<Arc<Room>>,
     jobs: Option<channel::Sender<Job>>,
     threads: Vec<JoinHandle<()>>,
     /// The epoch that is being opened, its order, and how far that has got.
@@ -374,15 +402,17 @@ impl ShardStream {
         set: Arc<OpenSet>,
         spec: OrderSpec,
         reading: Reading,
+        room: Option<Arc<Room>>,
         epoch: u64,
     ) -> Result<ShardStream, PipelineError> {
         let (jobs, job_queue) = channel::unbounded::<Job>();
         let mut threads = Vec::new();
         for number in 0..reading.io_threads {
             let (job_queue, set, reading) = (job_queue.clone(), set.clone(), reading.clone());
+            let room = room.clone();
             threads.push(super::spawn(&format!("qf-read-{number}"), move || {
                 for job in job_queue {
-                    read_job(&set, &reading, job);
+                    read_job(&set, &reading, room.as_ref(), job);
                 }
             })?);
         }
@@ -401,6 +431,7 @@ impl ShardStream {
             to_come: num_shards,
             epochs_left: (epochs > 0).then(|| epochs.saturating_sub(epoch)),
             reading,
+            room,
         })
     }
 
@@ -423,6 +454,9 @@ impl ShardStream {
             };
             match samples.recv() {
                 Some(FromShard::Sample(sample, shard)) => {
+                    if let Some(room) = &self.room {
+                        room.receive(payload_bytes(&sample));
+                    }
                     return Ok(Arrival::Sample(sample, shard));
                 }
                 Some(FromShard::End(end)) => {
@@ -487,17 +521,21 @@ impl Drop for ShardStream {
     }
 }
 
-fn read_job(set: &OpenSet, reading: &Reading, job: Job) {
+fn read_job(set: &OpenSet, reading: &Reading, room: Option<&Arc<Room>>, job: Job) {
     let Job { shard, samples } = job;
     let Some(location) = set.shards.get(shard as usize) else {
         return; // The job list holds indices of this very list.
     };
     let file = reading.shard_files.open(location);
     let observer = TimedReads::new(&location.name, &reading.meters, &reading.bytes)
-        .with_file(file.clone(), &reading.stop);
+        .with_file(file.clone(), &reading.stop)
+        .with_room(room.cloned());
     let mut open = true;
     let mut visit = |sample: Result<EncodedSample, SampleError>| {
-        let bytes = sample.as_ref().map_or(0, EncodedSample::payload_bytes);
+        let bytes = payload_bytes(&sample);
+        if let Some(room) = room {
+            room.send(bytes);
+        }
         reading.meters.read.add_items(1);
         let arrival = FromShard::Sample(sample, file.clone());
         open = samples.send(arrival, bytes).is_ok();

@@ -8,7 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use crate::error::{SampleError, SkipReason};
-use crate::sample::{EncodedSample, Member, MemberData, SampleId};
+use crate::sample::{EncodedSample, InFile, Member, MemberData, SampleId};
 use crate::shard::tar::{MemberContent, TarMember};
 
 /// Splits a member's path into key (up to the first dot of the base name) and lower-cased
@@ -96,10 +96,16 @@ impl Grouper {
         } else {
             self.begin(key, member.offset_bytes)
         };
-        let offset_in_file = self.is_plain_file.then_some(member.data_offset_bytes);
+        let in_file = self.is_plain_file.then_some(InFile {
+            offset_bytes: member.data_offset_bytes,
+            left_bytes: match member.content {
+                MemberContent::Left => Some(member.size_bytes),
+                _ => None,
+            },
+        });
         if let Some(group) = &mut self.current {
             let max_bytes = self.max_sample_bytes;
-            group.add(extension, member.content, offset_in_file, max_bytes);
+            group.add(extension, member.content, in_file, max_bytes);
         }
         finished
     }
@@ -141,7 +147,7 @@ impl Group {
         &mut self,
         extension: String,
         content: MemberContent,
-        offset_in_file: Option<u64>,
+        in_file: Option<InFile>,
         max_sample_bytes: u64,
     ) {
         if self.problem.is_some() {
@@ -153,6 +159,7 @@ impl Group {
                 self.fail_too_large(&extension, size, max_sample_bytes);
                 return;
             }
+            MemberContent::Left => Vec::new(),
             MemberContent::Bytes(bytes) => bytes,
         };
         if self.sample.member(&extension).is_some() {
@@ -160,7 +167,10 @@ impl Group {
             self.fail(SkipReason::RepeatedMember, message);
             return;
         }
-        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
+        let left = in_file.and_then(|in_file| in_file.left_bytes);
+        self.bytes = self
+            .bytes
+            .saturating_add(left.unwrap_or(bytes.len() as u64));
         if self.bytes > max_sample_bytes {
             self.fail_too_large(&extension, self.bytes, max_sample_bytes);
             return;
@@ -168,7 +178,7 @@ impl Group {
         self.sample.members.push(Member {
             name: extension,
             data: MemberData::Bytes(bytes),
-            offset_in_file,
+            in_file,
         });
     }
 

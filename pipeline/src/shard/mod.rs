@@ -2,6 +2,7 @@
 
 pub mod arrow;
 pub mod captions;
+pub(crate) mod forward;
 pub mod group;
 pub mod read;
 pub(crate) mod tar;

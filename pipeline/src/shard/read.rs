@@ -1,6 +1,6 @@
 //! Reads a shard of any format: finds out by content which it is, decompresses, groups.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Seek};
 use std::sync::Arc;
 
 use crate::captions::is_caption_member;
@@ -8,8 +8,9 @@ use crate::decode::is_image_extension;
 use crate::error::{SampleError, ShardError};
 use crate::sample::EncodedSample;
 use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader};
+use crate::shard::forward::{ReadSeek, Seekable, Stream};
 use crate::shard::group::{split_key, Grouper};
-use crate::shard::tar::{for_each_member, shard_error, TarEnd, TarMember};
+use crate::shard::tar::{for_each_member, shard_error, TarEnd, TarMember, Want};
 use crate::shard::zstd_frames::FrameReader;
 use crate::source::{ShardBytes, ShardLocation};
 use crate::stop::Stop;
@@ -93,6 +94,17 @@ pub trait ReadObserver {
     fn new_bytes(&self, len: usize) -> Vec<u8> {
         vec![0; len]
     }
+    /// The shard's file once more from its beginning, and how long it is, where it is a file that can
+    /// be read at any place. Asked for where what is passed over then need not be read.
+    fn rewound(&self) -> Option<(Box<dyn ReadSeek>, u64)> {
+        None
+    }
+    /// Whether a member's `len` bytes at `offset` of the [rewound](ReadObserver::rewound) file stay
+    /// there, to be read later.
+    fn leaves(&self, offset: u64, len: u64) -> bool {
+        let _ = (offset, len);
+        false
+    }
 }
 
 /// Observes nothing.
@@ -139,7 +151,22 @@ pub fn read_shard(
         Content::Tar => {
             let grouper = Grouper::new(shard.clone(), shard_index, options.max_sample_bytes)
                 .of_plain_file(compression == Compression::None);
-            read_tar(grouper, shard, reader, options, observer, visit)
+            let rewound = match compression {
+                Compression::None => observer.rewound(),
+                _ => None,
+            };
+            match rewound {
+                Some((file, len)) => {
+                    let leaves = |offset, len| observer.leaves(offset, len);
+                    let reader = Seekable::new(file, len, PLAIN_BUFFER_BYTES);
+                    read_tar(grouper, shard, reader, options, observer, &leaves, visit)
+                }
+                None => {
+                    let reader = Stream::new(reader);
+                    let leaves = |_, _| false;
+                    read_tar(grouper, shard, reader, options, observer, &leaves, visit)
+                }
+            }
         }
         Content::Arrow => read_arrow(shard, shard_index, reader, options, visit),
         Content::Unknown => Err(not_a_shard(shard, &magic)),
@@ -260,11 +287,17 @@ pub(crate) fn content_of(head: &[u8]) -> Content {
 fn read_tar(
     mut grouper: Grouper,
     shard: &Arc<str>,
-    reader: impl Read,
+    reader: impl Read + Seek,
     options: &ReadOptions,
     observer: &dyn ReadObserver,
+    leaves: &dyn Fn(u64, u64) -> bool,
     visit: Visit<'_>,
 ) -> Result<(), ShardError> {
+    let wants = |path: &str, offset: u64, len: u64| match options.wants_path(path) {
+        false => Want::PassOver,
+        true if leaves(offset, len) => Want::Leave,
+        true => Want::Load,
+    };
     let mut on_member = |member: TarMember| match grouper.push(member) {
         Some(sample) => visit(sample),
         None => true,
@@ -273,7 +306,7 @@ fn read_tar(
         shard,
         reader,
         options.max_sample_bytes,
-        &|path| options.wants_path(path),
+        &wants,
         &|len| observer.new_bytes(len),
         &mut on_member,
     );

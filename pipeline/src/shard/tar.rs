@@ -1,6 +1,6 @@
 //! Members of a tar stream, read with every length checked before it is believed.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use crate::error::ShardError;
 
@@ -38,31 +38,44 @@ fn padded_end(data_offset: u64, size: u64) -> u64 {
 pub(crate) enum MemberContent {
     /// All of it.
     Bytes(Vec<u8>),
+    /// Nothing: it stays where it is, to be read later.
+    Left,
     /// Nothing: the caller did not want it.
     PassedOver,
     /// Nothing: it is longer than the limit; the declared size is given.
     TooLarge(u64),
 }
 
-/// Which members to load.
-pub(crate) type Wanted<'a> = &'a dyn Fn(&str) -> bool;
+/// What to do with a member's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    Load,
+    /// Pass over it, as something that is read later.
+    Leave,
+    PassOver,
+}
+
+/// What to do with a member of this path, whose data begin at an offset of the uncompressed stream and
+/// have a length.
+pub(crate) type Wants<'a> = &'a dyn Fn(&str, u64, u64) -> Want;
 
 /// Makes the vector that a member's data is read into: this many bytes, whatever they are.
 pub(crate) type NewBytes<'a> = &'a dyn Fn(usize) -> Vec<u8>;
 
 /// Calls `visit` for each regular file of the stream, in order, until it returns `false`.
 ///
-/// Directories, links and special files are passed over. `wanted` decides by path whether a member's
-/// data is loaded; a member longer than `max_bytes` is not.
+/// Directories, links and special files are passed over. `wants` decides whether a member's data is
+/// loaded; a member longer than `max_bytes` is not. The reader is asked to seek forward from where it
+/// stands, and for nothing else.
 ///
 /// # Errors
 /// A [`ShardError`] at the first header or data that cannot be read; all members before it have
 /// been visited.
-pub(crate) fn for_each_member<R: Read>(
+pub(crate) fn for_each_member<R: Read + Seek>(
     shard: &str,
     reader: R,
     max_bytes: u64,
-    wanted: Wanted<'_>,
+    wants: Wants<'_>,
     new_bytes: NewBytes<'_>,
     visit: &mut dyn FnMut(TarMember) -> bool,
 ) -> Result<TarEnd, ShardError> {
@@ -71,7 +84,7 @@ pub(crate) fn for_each_member<R: Read>(
     let mut archive = tar::Archive::new(tail);
     // Raw entries: the extension headers are ours to bound, the framing is the tar crate's.
     let entries = archive
-        .entries()
+        .entries_with_seek()
         .map_err(|error| shard_error(shard, 0, &error))?;
     let mut extension = Extension::default();
     let (mut member_offset, mut next_offset) = (0, 0);
@@ -145,13 +158,14 @@ pub(crate) fn for_each_member<R: Read>(
             continue; // directories, links, devices, global pax headers
         }
         let path = display_path(&path.unwrap_or_else(|| entry.path_bytes().into_owned()));
-        let content = if !wanted(&path) {
-            MemberContent::PassedOver
-        } else if size > max_bytes {
-            MemberContent::TooLarge(size)
-        } else {
-            let data = read_exactly(shard, &mut entry, size, header_offset, new_bytes)?;
-            MemberContent::Bytes(data)
+        let content = match wants(&path, data_offset_bytes, size) {
+            Want::PassOver => MemberContent::PassedOver,
+            _ if size > max_bytes => MemberContent::TooLarge(size),
+            Want::Leave => MemberContent::Left,
+            Want::Load => {
+                let data = read_exactly(shard, &mut entry, size, header_offset, new_bytes)?;
+                MemberContent::Bytes(data)
+            }
         };
         let offset_bytes = offset.unwrap_or(header_offset);
         if !visit(TarMember {
@@ -304,6 +318,13 @@ struct TailState(std::rc::Rc<std::cell::Cell<usize>>);
 impl TailState {
     fn ends_with_zeros(&self) -> bool {
         self.0.get() >= 512
+    }
+}
+
+impl<R: Seek> Seek for TailWatch<R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.state.set(0);
+        self.inner.seek(to)
     }
 }
 
