@@ -1,12 +1,12 @@
 //! Takes finished samples in order and makes batches of them.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam::channel;
-
+use super::line::LineReceiver;
 use super::place::{PlaceId, RowStart};
-use super::queue::{Closed, QueueReceiver, QueueSender, MIN_TRACED_WAIT};
+use super::queue::{Closed, QueueSender};
 use super::state::LoaderState;
 use super::stats::Meters;
 use super::tracker::Tracker;
@@ -21,8 +21,8 @@ pub(crate) type Finished = Result<DecodedSample, SampleError>;
 
 /// One place of the order, on its way from the sequencer to collation.
 pub(crate) enum Slot {
-    /// A sample that a worker is busy with, or has finished.
-    Pending(PlaceId, channel::Receiver<Finished>),
+    /// A sample, and what a worker made of it once it has; nothing, if the worker died.
+    Sample(PlaceId, Option<Finished>),
     /// The rows of the samples that follow, ahead of the first.
     Rows(Arc<EpochRows>),
     BadSample(PlaceId, SampleError),
@@ -88,7 +88,7 @@ pub(crate) struct Collator {
 
 impl Collator {
     /// Fills batches until the order ends, something fatal happens or nobody listens.
-    pub(crate) fn run(mut self, slots: QueueReceiver<Slot>, batches: QueueSender<Message>) {
+    pub(crate) fn run(mut self, slots: LineReceiver, batches: QueueSender<Message>) {
         let last = match self.fill_batches(&slots, &batches) {
             Ok(()) => Message::End(Box::new(self.tracker.state())),
             Err(Stop::Failed(error)) => Message::Failed(error),
@@ -100,7 +100,7 @@ impl Collator {
 
     fn fill_batches(
         &mut self,
-        slots: &QueueReceiver<Slot>,
+        slots: &LineReceiver,
         batches: &QueueSender<Message>,
     ) -> Result<(), Stop> {
         let died = |what: &str| PipelineError::Thread(format!("{what} died; this is a bug"));
@@ -108,16 +108,19 @@ impl Collator {
         // The rows of batches, and how many of them are filled.
         let mut rows: Option<Arc<EpochRows>> = None;
         let mut filled = 0;
+        let mut taken = VecDeque::new();
         loop {
             if self.rows.is_some_and(|rows| self.tracker.has_done(rows)) {
                 return Ok(());
             }
-            let slot = slots.recv().ok_or_else(|| died("the sequencer thread"))?;
-            match slot {
-                Slot::Pending(place, result) => {
-                    let result = self
-                        .finished(&result)
-                        .ok_or_else(|| died("a decoding worker"))?;
+            if taken.is_empty() {
+                let has = batch.as_ref().map_or(0, |batch| batch.batch_size);
+                slots.take(self.config.batch_size - has, &mut taken);
+            }
+            let slot = taken.pop_front();
+            match slot.ok_or_else(|| died("the sequencer thread"))? {
+                Slot::Sample(place, result) => {
+                    let result = result.ok_or_else(|| died("a decoding worker"))?;
                     let rows = rows.as_ref().ok_or_else(|| died("the order of an epoch"))?;
                     match result {
                         Ok(sample) => {
@@ -165,28 +168,6 @@ impl Collator {
                 Slot::Failed(error) => return Err(error.into()),
             }
         }
-    }
-
-    /// What a worker made of a sample, waiting for it; `None` where the worker died.
-    fn finished(&self, result: &channel::Receiver<Finished>) -> Option<Finished> {
-        let Some(trace) = &self.meters.trace else {
-            return result.recv().ok();
-        };
-        let start = Instant::now();
-        let finished = result.recv().ok()?;
-        let waited = start.elapsed();
-        if waited >= MIN_TRACED_WAIT {
-            let id = match &finished {
-                Ok(sample) => &sample.id,
-                Err(error) => &*error.id,
-            };
-            let args = [
-                ("shard", (&*id.shard).into()),
-                ("key", id.key.as_str().into()),
-            ];
-            trace.record("wait: sample in decoding", start, waited, &args);
-        }
-        Some(finished)
     }
 
     fn empty_batch(&self, first: &PlaceId) -> Batch {

@@ -225,7 +225,7 @@ impl Fetcher {
         if waited {
             meter.add_empty_wait(start);
         }
-        meter.add_taken(start, self.replies.len() as u64);
+        meter.add_taken(start, self.replies.len() as u64, 1);
         let Some((at, bytes, Some(outcome))) = self.places.pop_front() else {
             return Err(died());
         };

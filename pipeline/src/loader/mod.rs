@@ -21,6 +21,7 @@ mod dataset;
 mod fetch;
 mod indexed;
 mod lanes;
+mod line;
 mod listing;
 mod meter;
 mod mix;
@@ -47,12 +48,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel;
-
 use collate::{Collator, Message, Progress, Slot};
+use line::{line, LineLimits, LineSender};
 use open::OpenRun;
 use place::Event;
-use queue::{bounded, Closed, QueueReceiver, QueueSender};
+use queue::{bounded, Closed, QueueReceiver};
 use sequence::Sequencer;
 use stats::{Capacities, Meters};
 use work::Work;
@@ -113,8 +113,9 @@ impl Loader {
             .panic_handler(|_| {})
             .build()
             .map_err(|error| PipelineError::Thread(format!("cannot start workers: {error}")))?;
-        // Enough places that no worker idles while the collator waits for a slow image.
-        let work_items = (threads * 4).max(config.batch_size);
+        // A batch, which is taken as a whole, and enough that no worker idles meanwhile.
+        let busy_items = threads * 4;
+        let work_items = config.batch_size.saturating_add(busy_items);
         let capacities = Capacities {
             cores,
             threads,
@@ -126,8 +127,12 @@ impl Loader {
         let meters = run.meters.clone();
         let work = Work::new(config.clone(), tokenizer, meters.clone(), run.bytes.clone())?;
         let work = Arc::new(work);
-        let (slot_sender, slot_receiver) =
-            bounded(work_items, WORK_QUEUE_BYTES, meters.work_queue.clone());
+        let limits = LineLimits {
+            items: work_items,
+            bytes: WORK_QUEUE_BYTES,
+            busy: busy_items,
+        };
+        let (slot_sender, slot_receiver) = line(limits, meters.work_queue.clone());
         let (batch_sender, batch_receiver) = bounded(
             config.prefetch_batches,
             usize::MAX,
@@ -306,20 +311,20 @@ fn sequence(
     pool: &rayon::ThreadPool,
     work: &Arc<Work>,
     buffers: &Arc<BufferPool>,
-    slots: &QueueSender<Slot>,
+    slots: &LineSender,
 ) {
     let mut rows: Option<Arc<EpochRows>> = None;
     let mut given = 0;
     let mut step = || -> Result<Result<bool, Closed>, PipelineError> {
         let mut goes_on = true;
-        let (slot, bytes) = match sequencer.next()? {
+        let slot = match sequencer.next()? {
             Event::Place(id, Ok(sample)) => {
                 let rows = match &rows {
                     Some(rows) => rows,
                     None => {
                         let new = EpochRows::new(buffers.clone(), config.batch_size);
                         let new = rows.insert(Arc::new(new));
-                        if slots.send(Slot::Rows(new.clone()), 0).is_err() {
+                        if slots.send(Slot::Rows(new.clone())).is_err() {
                             return Ok(Err(Closed));
                         }
                         new
@@ -327,36 +332,33 @@ fn sequence(
                 };
                 let row = rows.give(given)?;
                 given += 1;
-                let (sender, receiver) = channel::bounded(1);
                 let bytes = sample.payload_bytes() + work.image_len();
                 let epoch = id.epoch;
-                if slots.send(Slot::Pending(id, receiver), bytes).is_err() {
-                    return Ok(Err(Closed));
-                }
+                let ticket = match slots.send_pending(Slot::Sample(id, None), bytes) {
+                    Ok(ticket) => ticket,
+                    Err(Closed) => return Ok(Err(Closed)),
+                };
                 let work = work.clone();
-                pool.spawn_fifo(move || {
-                    // The receiver is gone when the loader was dropped.
-                    let _ = sender.send(work.process(sample, epoch, row));
-                });
+                pool.spawn_fifo(move || ticket.finish(work.process(sample, epoch, row)));
                 return Ok(Ok(true));
             }
-            Event::Place(id, Err(error)) => (Slot::BadSample(id, error), 0),
-            Event::BadShard(set, error, counts) => (Slot::BadShard(set, error, counts), 0),
-            Event::Dropped(set, places) => (Slot::Dropped(set, places), 0),
+            Event::Place(id, Err(error)) => Slot::BadSample(id, error),
+            Event::BadShard(set, error, counts) => Slot::BadShard(set, error, counts),
+            Event::Dropped(set, places) => Slot::Dropped(set, places),
             Event::EndOfEpoch(set, next) => {
                 if epochs_end_batches {
                     // What is left of the epoch becomes a batch of its own.
                     rows = None;
                     given = 0;
                 }
-                (Slot::EndOfEpoch(set, next), 0)
+                Slot::EndOfEpoch(set, next)
             }
             Event::LastRow(of_run) => {
                 goes_on = !sequencer.is_over();
-                (Slot::LastRow(of_run), 0)
+                Slot::LastRow(of_run)
             }
         };
-        Ok(slots.send(slot, bytes).map(|()| goes_on))
+        Ok(slots.send(slot).map(|()| goes_on))
     };
     loop {
         match step() {
@@ -364,7 +366,7 @@ fn sequence(
             // The end, or nobody listening: the ordinary end of a loader that was dropped.
             Ok(Ok(false) | Err(Closed)) => return,
             Err(error) => {
-                let _ = slots.send(Slot::Failed(error), 0);
+                let _ = slots.send(Slot::Failed(error));
                 return;
             }
         }

@@ -74,7 +74,7 @@ impl QueueMeter {
     }
 
     /// Books that something was put in, which was asked for at `start`.
-    fn add_send(&self, start: Instant) {
+    pub(crate) fn add_send(&self, start: Instant) {
         let waited = start.elapsed();
         add_ns(&self.full_wait_ns, waited);
         self.trace_wait(self.name.full_wait(), start, waited);
@@ -87,10 +87,15 @@ impl QueueMeter {
         self.trace_wait(self.name.empty_wait(), start, waited);
     }
 
-    /// Books that something was taken out, which was asked for at `start` and found `fill` items.
-    pub(crate) fn add_taken(&self, start: Instant, fill: u64) {
-        self.items.fetch_add(1, Ordering::Relaxed);
-        self.occupancy_sum.fetch_add(fill, Ordering::Relaxed);
+    pub(crate) fn trace(&self) -> Option<&Trace> {
+        self.trace.as_ref()
+    }
+
+    /// Books that `items` were taken out, which were asked for at `start` and found `fill` of them.
+    pub(crate) fn add_taken(&self, start: Instant, fill: u64, items: u64) {
+        self.items.fetch_add(items, Ordering::Relaxed);
+        self.occupancy_sum
+            .fetch_add(fill * items, Ordering::Relaxed);
         if let Some(trace) = &self.trace {
             if trace.is_recording() && self.traced_fill.swap(fill, Ordering::Relaxed) != fill {
                 trace.counter_at(self.name.name(), start, fill as f64);
@@ -216,7 +221,7 @@ impl<T> QueueReceiver<T> {
         let start = Instant::now();
         let (item, bytes) = self.channel.recv().ok()?;
         self.meter.add_empty_wait(start);
-        self.meter.add_taken(start, occupancy);
+        self.meter.add_taken(start, occupancy, 1);
         self.budget.release(bytes);
         Some(item)
     }

@@ -365,7 +365,7 @@ mod tests {
             meters.decode.add_bytes(100 * items);
             meters.decode.add_busy(Duration::from_millis(items));
             for _ in 0..items {
-                meters.batch_queue.add_taken(Instant::now(), fill);
+                meters.batch_queue.add_taken(Instant::now(), fill, 1);
             }
         };
         book(10, 4);

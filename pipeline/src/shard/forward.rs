@@ -126,7 +126,7 @@ mod tests {
         let places = [0, 3, 11, 0, 1000, 15, 16, 17, 0].map(&mut next);
         let last = places[8];
         assert_eq!(next(len - last - 2), len - 1);
-        assert_eq!(reader.seek(SeekFrom::Current(0)).unwrap(), len);
+        assert_eq!(reader.stream_position().unwrap(), len);
         let error = reader.seek(SeekFrom::Current(1)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         assert!(reader.seek(SeekFrom::Start(0)).is_err());

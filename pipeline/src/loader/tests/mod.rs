@@ -477,7 +477,7 @@ fn dropping_the_loader_ends_its_threads_and_buffers_are_recycled() {
         ..config()
     };
     // In the queue, in the collator's hands, with the consumer, being filled, and on the way in.
-    let ahead = (config.threads * 4).max(config.batch_size) + 1;
+    let ahead = config.threads * 4 + config.batch_size + 1;
     let most = config.prefetch_batches + 3 + ahead / config.batch_size;
     assert_ne!(config.threads, 0);
     let mut loader = Loader::builder(config)
