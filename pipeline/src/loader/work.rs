@@ -208,9 +208,9 @@ impl Work {
             return Err((SkipReason::FilteredCaption, message));
         }
         let cleaner = &self.caption_processor;
-        let usable = raw.iter().filter(|caption| !cleaner.is_empty(caption));
-        let mut processed: Vec<String> = usable.map(|caption| cleaner.process(caption)).collect();
-        if processed.is_empty() {
+        let mut usable = raw.iter().filter(|caption| !cleaner.is_empty(caption));
+        let count = usable.clone().count();
+        if count == 0 {
             let message = format!(
                 "no caption is left of {:?} after the caption processor",
                 raw[0]
@@ -218,10 +218,13 @@ impl Work {
             return Err((SkipReason::EmptyCaption, message));
         }
         Ok(match self.config.captions {
-            CaptionChoice::All => processed,
+            CaptionChoice::All => usable.map(|caption| cleaner.process(caption)).collect(),
             CaptionChoice::Draw => {
-                let drawn = rng.below(processed.len() as u64) as usize;
-                vec![processed.swap_remove(drawn)]
+                let drawn = usable.nth(rng.below(count as u64) as usize);
+                drawn
+                    .map(|caption| cleaner.process(caption))
+                    .into_iter()
+                    .collect()
             }
         })
     }

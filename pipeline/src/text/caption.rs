@@ -54,7 +54,9 @@ impl CaptionProcessor {
 
     /// Whether nothing of the caption is left after cleaning, the prompt apart.
     pub fn is_empty(&self, caption: &str) -> bool {
-        self.words(caption).is_empty()
+        // What is kept of one that has another character than those that go holds it.
+        let stays = |character| !is_python_space(clean(character));
+        !caption.chars().any(stays) && self.words(caption).is_empty()
     }
 
     fn words(&self, caption: &str) -> String {
