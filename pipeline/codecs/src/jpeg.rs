@@ -9,7 +9,7 @@
 use std::ffi::CStr;
 use std::fmt;
 
-use crate::huffman;
+use crate::{huffman, inverse};
 
 /// Columns that smooth upsampling of chroma looks at beside a pixel. A region is decoded with as
 /// many more on each side, so that its pixels are those of the whole picture.
@@ -135,6 +135,7 @@ pub enum Error {
 pub struct Decompressor {
     handle: ffi::Handle,
     tables: huffman::Tables,
+    coefficients: inverse::Coefficients,
 }
 
 impl fmt::Debug for Decompressor {
@@ -152,6 +153,7 @@ impl Decompressor {
         Ok(Decompressor {
             handle: ffi::Handle::new()?,
             tables: huffman::Tables::default(),
+            coefficients: inverse::Coefficients::default(),
         })
     }
 
@@ -240,8 +242,8 @@ impl Decompressor {
                 .map_err(|_| Error::NoMemory(needed))?;
             memory.resize(needed, 0);
         }
-        let tables = match options.entropy {
-            Entropy::Fast => Some(&mut self.tables),
+        let own = match options.entropy {
+            Entropy::Fast => Some((&mut self.tables, &mut self.coefficients)),
             Entropy::Libjpeg => None,
         };
         let placed = Placed {
@@ -257,14 +259,7 @@ impl Decompressor {
             });
         };
         let memory = &mut memory[..needed];
-        picture.rows(
-            region.y,
-            region.height,
-            memory,
-            stride,
-            tables,
-            &mut hand_over,
-        )
+        picture.rows(region.y, region.height, memory, stride, own, &mut hand_over)
     }
 }
 
@@ -278,7 +273,7 @@ mod ffi {
     use std::ffi::{c_char, c_int, c_void};
     use std::ptr::NonNull;
 
-    use super::{huffman, CStr, Error, Options, Scale};
+    use super::{huffman, inverse, CStr, Error, Options, Scale};
     // The archive is named in its build script; this keeps the crate linked.
     use turbojpeg_sys as _;
 
@@ -311,6 +306,19 @@ mod ffi {
         wants_ac: u8,
     }
 
+    /// What libjpeg knows of a component; `factors` points to 64 of them, which live as long as the
+    /// picture.
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct Plane {
+        index: u32,
+        across: u32,
+        down: u32,
+        last_down: u32,
+        blocks_wide: u32,
+        factors: *const huffman::Block,
+    }
+
     /// Pointers to the counts (17) and symbols (256) of codes, which live as long as the picture.
     #[repr(C)]
     #[derive(Clone, Copy)]
@@ -326,6 +334,8 @@ mod ffi {
         restart_interval: u32,
         block_count: u32,
         blocks: [Block; huffman::MAX_BLOCKS],
+        plane_count: u32,
+        planes: [Plane; inverse::MAX_PLANES],
     }
 
     impl Default for Scan {
@@ -342,6 +352,15 @@ mod ffi {
                 restart_interval: 0,
                 block_count: 0,
                 blocks: Default::default(),
+                plane_count: 0,
+                planes: [Plane {
+                    index: 0,
+                    across: 0,
+                    down: 0,
+                    last_down: 0,
+                    blocks_wide: 0,
+                    factors: std::ptr::null(),
+                }; inverse::MAX_PLANES],
             }
         }
     }
@@ -361,12 +380,42 @@ mod ffi {
                 restart_interval: self.restart_interval,
             }
         }
+
+        /// Its components, where they can be transformed by our code.
+        fn inverse<'a>(
+            &self,
+            coefficients: &'a mut inverse::Coefficients,
+        ) -> Option<inverse::Inverse<'a>> {
+            let planes = self.planes.get(..self.plane_count as usize)?;
+            let first = *planes.first()?;
+            let plan = |plane: &Plane| {
+                Some(inverse::PlanePlan {
+                    across: plane.across as usize,
+                    down: plane.down as usize,
+                    last_down: plane.last_down as usize,
+                    blocks_wide: plane.blocks_wide as usize,
+                    // SAFETY: it points into libjpeg's tables, which are there until the picture
+                    // ends, or nowhere.
+                    factors: unsafe { *plane.factors.as_ref()? },
+                })
+            };
+            let mut plans = [plan(&first)?; inverse::MAX_PLANES];
+            for (place, plane) in plans.iter_mut().zip(planes) {
+                *place = plan(plane)?;
+            }
+            let wanted = (self.first_mcu, self.last_mcu);
+            let plans = plans.get(..planes.len())?;
+            inverse::Inverse::new(plans, self.mcus_per_row, wanted, coefficients)
+        }
     }
 
-    /// What C calls for an MCU: its scan, and the number of its blocks.
+    /// What C calls for MCUs: their scan, the number of their blocks, and what transforms them, if it
+    /// is not libjpeg.
     struct Caller<'a> {
         scan: huffman::Scan<'a>,
         block_count: usize,
+        inverse: Option<inverse::Inverse<'a>>,
+        planes: [Plane; inverse::MAX_PLANES],
     }
 
     type NextMcu = unsafe extern "C" fn(*mut c_void, *mut huffman::Block) -> c_int;
@@ -384,6 +433,40 @@ mod ffi {
             (caller, blocks)
         };
         caller.scan.next_mcu(blocks).is_some().into()
+    }
+
+    type NextRow = unsafe extern "C" fn(*mut c_void, *const *const *mut u8, c_int) -> c_int;
+
+    /// # Safety
+    /// `caller` points to a [`Caller`] that nobody else uses, and `samples` to the rows of each component
+    /// that a row of its MCUs has: at least `8 * down` pointers to `8 * blocks_wide` bytes, which nobody
+    /// else uses. Of the last row of MCUs `8 * last_down` are enough.
+    unsafe extern "C" fn next_row(
+        caller: *mut c_void,
+        samples: *const *const *mut u8,
+        is_last: c_int,
+    ) -> c_int {
+        // SAFETY: the caller's promise.
+        let caller = unsafe { &mut *caller.cast::<Caller<'_>>() };
+        let Some(inverse) = &mut caller.inverse else {
+            return 0;
+        };
+        let planes = &caller.planes;
+        let rows = |plane: usize, block_row: usize| {
+            let plane = &planes[plane];
+            std::array::from_fn(|row| {
+                let len = plane.blocks_wide as usize * inverse::SIDE;
+                // SAFETY: the caller's promise; `next_row` asks for rows of blocks that there are, and
+                // has let go of them when it asks again.
+                unsafe {
+                    let rows = *samples.add(plane.index as usize);
+                    let row = *rows.add(block_row * inverse::SIDE + row);
+                    std::slice::from_raw_parts_mut(row, len)
+                }
+            })
+        };
+        let done = inverse.next_row(&mut caller.scan, is_last != 0, rows);
+        done.is_some().into()
     }
 
     unsafe extern "C" {
@@ -410,6 +493,7 @@ mod ffi {
             out: *mut u8,
             stride: usize,
             next_mcu: Option<NextMcu>,
+            next_row: Option<NextRow>,
             scan: *mut c_void,
         ) -> c_int;
     }
@@ -518,15 +602,15 @@ mod ffi {
         }
 
         /// Passes over `skipped` rows and hands over the next ones, as many at a time as `memory`
-        /// holds of `stride` bytes, with the number of the first; with `tables`, Huffman codes are
-        /// decoded by our code. Returns whether that went well.
+        /// holds of `stride` bytes, with the number of the first; with `own` memory, Huffman codes
+        /// are decoded and blocks transformed by our code, where it can. Returns whether that went well.
         pub(super) fn rows(
             self,
             skipped: u32,
             rows: u32,
             memory: &mut [u8],
             stride: usize,
-            tables: Option<&mut huffman::Tables>,
+            own: Option<(&mut huffman::Tables, &mut inverse::Coefficients)>,
             sink: &mut dyn FnMut(u32, &[u8]),
         ) -> Result<bool, Error> {
             let Layout {
@@ -545,30 +629,35 @@ mod ffi {
             }
             let plan = self.scan.plan();
             let data = self.bytes.get(self.scan.offset..).unwrap_or_default();
-            let mut caller = tables.filter(|_| plan.block_count > 0).and_then(|tables| {
+            let own = own.filter(|_| plan.block_count > 0);
+            let mut caller = own.and_then(|(tables, coefficients)| {
                 let codes = |is_dc, number| self.code(is_dc, number);
                 Some(Caller {
                     scan: huffman::Scan::new(tables, plan, codes, data)?,
                     block_count: plan.block_count,
+                    inverse: self.scan.inverse(coefficients),
+                    planes: self.scan.planes,
                 })
             });
             let (mut done, mut to_skip) = (0, skipped);
             while done < rows {
                 let count = (rows - done).min(u32::try_from(at_once).unwrap_or(u32::MAX));
-                let (function, context) = match &mut caller {
+                let (mcu, row, context) = match &mut caller {
                     Some(caller) => (
                         Some(next_mcu as NextMcu),
+                        caller.inverse.is_some().then_some(next_row as NextRow),
                         std::ptr::from_mut(caller).cast::<c_void>(),
                     ),
-                    None => (None, std::ptr::null_mut()),
+                    None => (None, None, std::ptr::null_mut()),
                 };
                 let strip = &mut memory[..count as usize * stride];
                 // SAFETY: the picture is begun and its bytes are borrowed; the rows lie within it,
                 // each fits its stride, and together they fit `strip`. `caller` outlives the call,
-                // is used by nothing else in it, and counts the blocks that libjpeg has in an MCU.
+                // is used by nothing else in it, and counts the blocks that libjpeg has in an MCU. The rows
+                // of samples that it gives to `next_row` are its own, for all blocks of a component.
                 let status = unsafe {
                     let (jpeg, out) = (self.handle.0.as_ptr(), strip.as_mut_ptr());
-                    qf_jpeg_rows(jpeg, to_skip, count, out, stride, function, context)
+                    qf_jpeg_rows(jpeg, to_skip, count, out, stride, mcu, row, context)
                 };
                 if status == GIVEN_UP {
                     return Ok(false);

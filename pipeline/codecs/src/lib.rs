@@ -5,6 +5,7 @@
 //! in this crate.
 
 mod huffman;
+mod inverse;
 pub mod jpeg;
 pub mod normalise;
 pub mod planes;
