@@ -186,21 +186,13 @@ impl Stretch {
             let pair = [self.at(number), self.at(number + 1)];
             let [first, second] = blocks.get_disjoint_mut(pair).ok()?;
             let column = self.column + number * SIDE;
-            let samples = pair_of(first, second, factors);
-            for (row, samples) in rows.iter_mut().zip(&samples) {
-                row.get_mut(column..column + 2 * SIDE)?
-                    .copy_from_slice(samples);
-            }
+            transform(first, Some(second), factors, rows, column)?;
             number += 2;
         }
         if number < self.len {
             let last = blocks.get_mut(self.at(number))?;
             let column = self.column + number * SIDE;
-            let samples = pair_of(last, &mut [0; SIDE * SIDE], factors);
-            for (row, samples) in rows.iter_mut().zip(&samples) {
-                row.get_mut(column..column + SIDE)?
-                    .copy_from_slice(&samples[..SIDE]);
-            }
+            transform(last, None, factors, rows, column)?;
         }
         // Beyond the picture's right edge there are blocks that nobody reads.
         let mut beyond = self.len;
@@ -212,11 +204,21 @@ impl Stretch {
     }
 }
 
-/// Samples of two blocks, side by side; the blocks are zeros afterwards.
+/// Puts the samples of one or two blocks side by side into `rows` from `column` on; the blocks are zeros
+/// afterwards. None if the rows end before that. Only where it [is available](is_available).
 #[inline(always)]
-fn pair_of(first: &mut Block, second: &mut Block, factors: &Block) -> [[u8; 2 * SIDE]; SIDE] {
+fn transform(
+    first: &mut Block,
+    second: Option<&mut Block>,
+    factors: &Block,
+    rows: &mut Rows<'_>,
+    column: usize,
+) -> Option<()> {
     #[cfg(target_arch = "x86_64")]
-    return x86::pair(first, second, factors);
+    return x86::transform(first, second, factors, rows, column);
     #[cfg(not(target_arch = "x86_64"))]
-    unreachable!("only where `is_available`: {first:?} {second:?} {factors:?}");
+    {
+        let _ = (first, second, factors, rows, column);
+        None
+    }
 }

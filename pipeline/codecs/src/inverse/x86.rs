@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::SIDE;
+use super::{Rows, SIDE};
 use crate::huffman::Block;
 
 /// Bits behind the point of the constants, and of what the first pass gives.
@@ -38,23 +38,35 @@ const LOW_ODD: [[i32; 2]; 4] = [
     [F_1_175 - F_0_899, F_1_175 - F_1_961],
 ];
 
-/// Samples of two blocks, side by side. The caller has looked whether the processor has AVX2.
+/// As [`super::transform`]. The caller has looked whether the processor has AVX2.
 #[inline(always)]
-pub(super) fn pair(
+pub(super) fn transform(
     first: &mut Block,
-    second: &mut Block,
+    second: Option<&mut Block>,
     factors: &Block,
-) -> [[u8; 2 * SIDE]; SIDE] {
+    rows: &mut Rows<'_>,
+    column: usize,
+) -> Option<()> {
     // SAFETY: the processor has AVX2.
-    unsafe { pair_with_avx2(first, second, factors) }
+    unsafe {
+        match second {
+            Some(second) => pair_with_avx2::<{ 2 * SIDE }>(first, second, factors, rows, column),
+            None => {
+                let second = &mut [0; SIDE * SIDE];
+                pair_with_avx2::<SIDE>(first, second, factors, rows, column)
+            }
+        }
+    }
 }
 
 #[target_feature(enable = "avx2")]
-fn pair_with_avx2(
+fn pair_with_avx2<const WIDTH: usize>(
     first: &mut Block,
     second: &mut Block,
     factors: &Block,
-) -> [[u8; 2 * SIDE]; SIDE] {
+    rows: &mut Rows<'_>,
+    column: usize,
+) -> Option<()> {
     let [upper, middle, lower_upper, lower] =
         [0, 1, 2, 3].map(|at| _mm256_or_si256(two_rows(first, 2 * at), two_rows(second, 2 * at)));
     let lower = _mm256_or_si256(lower_upper, lower);
@@ -65,12 +77,12 @@ fn pair_with_avx2(
         _mm256_and_si256(_mm256_or_si256(upper, middle), high_columns),
     );
     let columns = if _mm256_testz_si256(beyond, beyond) == 0 {
-        let rows = dequantised(first, second, factors);
+        let coefficients = dequantised(first, second, factors);
         for row in [0, 2, 4, 6] {
             clear_two_rows(first, row);
             clear_two_rows(second, row);
         }
-        all(rows)
+        all(coefficients)
     } else {
         let but_one = _mm256_set_epi64x(-1, -1, -1, !0xffff);
         let others = _mm256_or_si256(_mm256_and_si256(upper, but_one), middle);
@@ -78,18 +90,21 @@ fn pair_with_avx2(
             let samples =
                 [&*first, &*second].map(|block| constant(block[0].wrapping_mul(factors[0])));
             (first[0], second[0]) = (0, 0);
-            let mut row = [samples[0]; 2 * SIDE];
-            row[SIDE..].fill(samples[1]);
-            return [row; SIDE];
+            for row in rows {
+                let (left, right) = row.get_mut(column..column + WIDTH)?.split_at_mut(SIDE);
+                left.fill(samples[0]);
+                right.fill(samples[1]);
+            }
+            return Some(());
         }
-        let rows = dequantised(first, second, factors);
+        let coefficients = dequantised(first, second, factors);
         for row in [0, 2] {
             clear_two_rows(first, row);
             clear_two_rows(second, row);
         }
-        low(rows)
+        low(coefficients)
     };
-    samples(columns)
+    put_samples::<WIDTH>(columns, rows, column)
 }
 
 /// The sample of a block that has its first coefficient alone.
@@ -169,11 +184,9 @@ fn difference(a: __m256i, b: __m256i) -> __m256i {
     _mm256_sub_epi32(a, b)
 }
 
-/// The eight results of a pass from its even and odd parts.
+/// The eight results of a pass from its even parts, with a half added, and its odd ones.
 #[target_feature(enable = "avx2")]
 fn butterflies<const SHIFT: i32>(even: [__m256i; 4], odd: [__m256i; 4]) -> [__m256i; SIDE] {
-    let half = _mm256_set1_epi32(1 << (SHIFT - 1));
-    let even = even.map(|part| sum(part, half));
     std::array::from_fn(|at| {
         let result = match at {
             0..4 => sum(even[at], odd[at]),
@@ -188,7 +201,9 @@ fn butterflies<const SHIFT: i32>(even: [__m256i; 4], odd: [__m256i; 4]) -> [__m2
 fn pass<const SHIFT: i32>(
     [sum_difference, two_six, seven_five, three_one]: [__m256i; 4],
 ) -> [__m256i; SIDE] {
-    let (a, b) = (dot(sum_difference, ONE, 0), dot(sum_difference, 0, ONE));
+    let half = _mm256_set1_epi32(1 << (SHIFT - 1));
+    let a = sum(dot(sum_difference, ONE, 0), half);
+    let b = sum(dot(sum_difference, 0, ONE), half);
     let c = dot(two_six, F_0_541 + F_0_765, F_0_541);
     let d = dot(two_six, F_0_541, F_0_541 - F_1_847);
     let even = [sum(a, c), sum(b, d), difference(b, d), difference(a, c)];
@@ -210,8 +225,9 @@ fn pass<const SHIFT: i32>(
 /// One pass where inputs 4 to 7 are zeros: 0 with 2, 1 with 3.
 #[target_feature(enable = "avx2")]
 fn low_pass<const SHIFT: i32>(even: __m256i, odd: __m256i) -> [__m256i; SIDE] {
-    let even =
-        [F_0_541 + F_0_765, F_0_541, -F_0_541, -F_0_541 - F_0_765].map(|by| dot(even, ONE, by));
+    let half = _mm256_set1_epi32(1 << (SHIFT - 1));
+    let even = [F_0_541 + F_0_765, F_0_541, -F_0_541, -F_0_541 - F_0_765]
+        .map(|by| sum(dot(even, ONE, by), half));
     let odd = LOW_ODD.map(|by| dot(odd, by[0], by[1]));
     butterflies::<SHIFT>(even, odd)
 }
@@ -296,7 +312,11 @@ fn turned([a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
 
 /// Columns of 16 bits as rows of bytes, the first block's beside the second's.
 #[target_feature(enable = "avx2")]
-fn samples(columns: [__m256i; SIDE]) -> [[u8; 2 * SIDE]; SIDE] {
+fn put_samples<const WIDTH: usize>(
+    columns: [__m256i; SIDE],
+    rows: &mut Rows<'_>,
+    column: usize,
+) -> Option<()> {
     let middle = _mm256_set1_epi8(-128);
     let order = _mm256_broadcastsi128_si256(_mm_setr_epi8(
         0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15,
@@ -307,24 +327,38 @@ fn samples(columns: [__m256i; SIDE]) -> [[u8; 2 * SIDE]; SIDE] {
     });
     let [left, right] = [(two[0], two[1]), (two[2], two[3])]
         .map(|(a, b)| [_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b)]);
-    let mut samples = [[0; 2 * SIDE]; SIDE];
-    for (at, (left, right)) in left.into_iter().zip(right).enumerate() {
-        let rows = [
-            _mm256_unpacklo_epi32(left, right),
-            _mm256_unpackhi_epi32(left, right),
+    let two_rows = [
+        _mm256_unpacklo_epi32(left[0], right[0]),
+        _mm256_unpackhi_epi32(left[0], right[0]),
+        _mm256_unpacklo_epi32(left[1], right[1]),
+        _mm256_unpackhi_epi32(left[1], right[1]),
+    ];
+    for (pair, samples) in rows.chunks_exact_mut(2).zip(two_rows) {
+        // The halves are the first block's two rows, and the second's.
+        let [first, second] = [
+            _mm256_castsi256_si128(samples),
+            _mm256_extracti128_si256::<1>(samples),
         ];
-        for (within, rows) in rows.into_iter().enumerate() {
-            let rows = _mm256_permute4x64_epi64::<0b11_01_10_00>(rows);
-            let at = 4 * at + 2 * within;
-            put(&mut samples[at], _mm256_castsi256_si128(rows));
-            put(&mut samples[at + 1], _mm256_extracti128_si256::<1>(rows));
+        let rows = [
+            _mm_unpacklo_epi64(first, second),
+            _mm_unpackhi_epi64(first, second),
+        ];
+        for (row, samples) in pair.iter_mut().zip(rows) {
+            put::<WIDTH>(row.get_mut(column..column + WIDTH)?, samples);
         }
     }
-    samples
+    Some(())
 }
 
+/// As many of them as there is room for: 8 or 16.
 #[target_feature(enable = "avx2")]
-fn put(row: &mut [u8; 2 * SIDE], bytes: __m128i) {
-    // SAFETY: as long as a vector.
-    unsafe { _mm_storeu_si128(row.as_mut_ptr().cast(), bytes) }
+fn put<const WIDTH: usize>(place: &mut [u8], samples: __m128i) {
+    let place = &mut place[..WIDTH];
+    // SAFETY: it has as many bytes.
+    unsafe {
+        match WIDTH {
+            16 => _mm_storeu_si128(place.as_mut_ptr().cast(), samples),
+            _ => _mm_storel_epi64(place[..8].as_mut_ptr().cast(), samples),
+        }
+    }
 }
