@@ -237,7 +237,7 @@ static void describe_scan(struct qf_jpeg *jpeg, const uint8_t *bytes, uint32_t e
   scan->block_count = 0;
   scan->plane_count = 0;
   if (!KNOWN_LIBJPEG || info->progressive_mode || info->arith_code || info->data_precision != 8 ||
-      info->comps_in_scan != info->num_components)
+      info->comps_in_scan != info->num_components || jpeg_has_multiple_scans(info))
     return;
   mcu_columns = eighths * (info->num_components == 1 ? 1 : (uint32_t)info->max_h_samp_factor);
   scan->offset = (size_t)(info->src->next_input_byte - bytes);

@@ -271,6 +271,7 @@ mod ffi {
     //! The functions of `jpeg.c`.
 
     use std::ffi::{c_char, c_int, c_void};
+    use std::mem::MaybeUninit;
     use std::ptr::NonNull;
 
     use super::{huffman, inverse, CStr, Error, Options, Scale};
@@ -439,8 +440,8 @@ mod ffi {
 
     /// # Safety
     /// `caller` points to a [`Caller`] that nobody else uses, and `samples` to the rows of each component
-    /// that a row of its MCUs has: at least `8 * down` pointers to `8 * blocks_wide` bytes, which nobody
-    /// else uses. Of the last row of MCUs `8 * last_down` are enough.
+    /// that a row of its MCUs has: at least `8 * down` pointers to `8 * blocks_wide` bytes, initialised or
+    /// not, which nobody else uses. Of the last row of MCUs `8 * last_down` are enough.
     unsafe extern "C" fn next_row(
         caller: *mut c_void,
         samples: *const *const *mut u8,
@@ -461,7 +462,7 @@ mod ffi {
                 unsafe {
                     let rows = *samples.add(plane.index as usize);
                     let row = *rows.add(block_row * inverse::SIDE + row);
-                    std::slice::from_raw_parts_mut(row, len)
+                    std::slice::from_raw_parts_mut(row.cast::<MaybeUninit<u8>>(), len)
                 }
             })
         };

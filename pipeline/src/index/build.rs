@@ -17,10 +17,10 @@ use crate::shard::arrow::ArrowShardReader;
 use crate::shard::forward::Stream;
 use crate::shard::group::{split_key, Grouper};
 use crate::shard::read::{
-    compression_of, content_of, not_a_shard, peek, Compression, Content, ReadOptions,
+    compression_of, content_of, not_a_shard, peek, Compression, Content, Leave, ReadOptions,
     READ_BUFFER_BYTES,
 };
-use crate::shard::tar::{for_each_member, shard_error, TarMember, Want};
+use crate::shard::tar::{for_each_member, shard_error, TarMember};
 use crate::shard::zstd_frames::FrameReader;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
@@ -351,7 +351,8 @@ fn index_tar(
         &shard.name,
         Stream::new(reader),
         u64::MAX,
-        &|_, _, _| Want::PassOver,
+        &|_| false,
+        &|_, _| Leave::Never,
         &new_bytes,
         &mut on_member,
     )?;

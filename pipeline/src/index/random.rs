@@ -10,8 +10,8 @@ use crate::sample::EncodedSample;
 use crate::shard::arrow::ArrowShardReader;
 use crate::shard::forward::Stream;
 use crate::shard::group::Grouper;
-use crate::shard::read::{ReadObserver, ReadOptions, READ_BUFFER_BYTES};
-use crate::shard::tar::{for_each_member, TarMember, Want};
+use crate::shard::read::{Leave, ReadObserver, ReadOptions, READ_BUFFER_BYTES};
+use crate::shard::tar::{for_each_member, TarMember};
 use crate::shard::zstd_frames::FrameReader;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
@@ -191,10 +191,8 @@ impl Reading<'_> {
             &self.shard.name,
             Stream::new(content),
             limit,
-            &|path, _, _| match self.options.wants_path(path) {
-                true => Want::Load,
-                false => Want::PassOver,
-            },
+            &|path| self.options.wants_path(path),
+            &|_, _| Leave::Never,
             &|len| self.observer.new_bytes(len),
             &mut on_member,
         )

@@ -46,6 +46,9 @@ struct State {
     others: usize,
     /// What the collator waits for, while it does.
     wanted: Option<usize>,
+    /// Since when the workers have had nothing of what it waits for, and when that was before.
+    idle_since: Option<Instant>,
+    idle: Vec<(Instant, Duration)>,
     /// Where it is traced.
     waiting: Option<Waiting>,
     /// Whether the sequencer waits for room.
@@ -57,10 +60,9 @@ struct State {
 
 /// Which sample the collator waits for longest.
 struct Waiting {
+    /// Since when the front of the line waits for a worker.
     since: Instant,
-    /// When the front of the line last grew.
-    advanced: Instant,
-    longest: Duration,
+    longest: (Instant, Duration),
     slowest: usize,
 }
 
@@ -69,8 +71,7 @@ impl Waiting {
         let now = Instant::now();
         Waiting {
             since: now,
-            advanced: now,
-            longest: Duration::ZERO,
+            longest: (now, Duration::ZERO),
             slowest: 0,
         }
     }
@@ -78,15 +79,15 @@ impl Waiting {
     /// The front grows with this entry.
     fn advance(&mut self, at: usize) {
         let now = Instant::now();
-        let waited = now - self.advanced;
-        if waited > self.longest {
-            (self.longest, self.slowest) = (waited, at);
+        let waited = now - self.since;
+        if waited > self.longest.1 {
+            (self.longest, self.slowest) = ((self.since, waited), at);
         }
-        self.advanced = now;
+        self.since = now;
     }
 
     fn trace(&self, trace: &Trace, entries: &VecDeque<Entry>) {
-        let waited = self.since.elapsed();
+        let (start, waited) = self.longest;
         let slowest = entries.get(self.slowest).map(|entry| &entry.slot);
         let Some(Slot::Sample(_, Some(finished))) = slowest else {
             return;
@@ -102,7 +103,7 @@ impl Waiting {
             ("shard", (&*id.shard).into()),
             ("key", id.key.as_str().into()),
         ];
-        trace.record("wait: sample in decoding", self.since, waited, &args);
+        trace.record("wait: sample in decoding", start, waited, &args);
     }
 }
 
@@ -123,6 +124,17 @@ impl State {
     fn has_room(&self, bytes: usize, limits: &LineLimits) -> bool {
         let fits = self.bytes.saturating_add(bytes) <= limits.bytes;
         self.entries.len() < limits.items && (fits || self.bytes == 0)
+    }
+
+    /// Whether the workers have nothing that is in line.
+    fn is_idle(&self) -> bool {
+        self.ready == self.entries.len()
+    }
+
+    fn end_idle(&mut self) {
+        if let Some(since) = self.idle_since.take() {
+            self.idle.push((since, since.elapsed()));
+        }
     }
 
     /// Counts what has become ready.
@@ -181,6 +193,9 @@ impl Line {
                 waiting.advance(at);
             }
             state.advance();
+            if state.wanted.is_some() && state.is_idle() {
+                state.idle_since = Some(Instant::now());
+            }
         }
         self.changed(state);
     }
@@ -248,7 +263,11 @@ impl LineSender {
         if state.is_closed {
             return Err(Closed);
         }
-        let was_empty = state.entries.is_empty();
+        state.end_idle();
+        let was_idle = state.is_idle();
+        if let Some(waiting) = state.waiting.as_mut().filter(|_| was_idle) {
+            waiting.since = Instant::now();
+        }
         let number = state.first.wrapping_add(state.entries.len() as u64);
         state.bytes += bytes;
         state.entries.push_back(Entry {
@@ -258,10 +277,6 @@ impl LineSender {
         });
         if is_finished {
             state.advance();
-        }
-        if was_empty && state.wanted.is_some() {
-            // It waits for another thing from now on.
-            line.due.notify_one();
         }
         line.changed(state);
         line.meter.add_send(start);
@@ -285,14 +300,17 @@ impl LineReceiver {
         let start = Instant::now();
         let mut state = line.lock();
         state.wanted = Some(wanted);
-        while state.entries.is_empty() && !state.is_ended {
-            state = line.wait(&line.due, state);
-        }
-        line.meter.add_empty_wait(start);
         let trace = line.meter.trace();
         state.waiting = trace.map(|_| Waiting::new());
+        if state.is_idle() {
+            state.idle_since = Some(start);
+        }
         while !state.is_due(wanted, line.limits.busy) {
             state = line.wait(&line.due, state);
+        }
+        state.end_idle();
+        for (since, waited) in state.idle.drain(..) {
+            line.meter.add_empty_waited(since, waited);
         }
         state.wanted = None;
         if let (Some(trace), Some(waiting)) = (trace, state.waiting.take()) {

@@ -12,7 +12,7 @@ use super::shard_file::ShardFile;
 use super::spill::MIN_BYTES as MIN_LEFT_BYTES;
 use super::stats::Meters;
 use crate::shard::forward::ReadSeek;
-use crate::shard::read::ReadObserver;
+use crate::shard::read::{Leave, ReadObserver};
 use crate::source::ShardBytes;
 use crate::stop::Stop;
 
@@ -71,22 +71,29 @@ impl ReadObserver for TimedReads {
 
     fn rewound(&self) -> Option<(Box<dyn ReadSeek>, u64)> {
         let (shard, stop) = self.opened.as_ref()?;
+        // Some file systems do not tell lengths.
+        if shard.len() == 0 {
+            return None;
+        }
         Some((Box::new(self.timed(shard.reader(stop))), shard.len()))
     }
 
-    fn leaves(&self, offset: u64, len: u64) -> bool {
+    fn leaves(&self, offset: u64, len: u64) -> Leave {
         let (Some((shard, _)), Some(room)) = (&self.opened, &self.room) else {
-            return false;
+            return Leave::Never;
         };
         // What is cut off is read, so that it says so before the sample goes on.
         let is_whole = offset
             .checked_add(len)
             .is_some_and(|end| end <= shard.len());
-        let leaves = len >= MIN_LEFT_BYTES && is_whole && !room.is_for(len);
-        if leaves {
-            shard.will_need(offset, len);
+        if len < MIN_LEFT_BYTES || !is_whole {
+            return Leave::Never;
         }
-        leaves
+        if room.is_for(len) {
+            return Leave::IfUnreadable;
+        }
+        shard.will_need(offset, len);
+        Leave::Now
     }
 
     fn watch_open(

@@ -82,7 +82,11 @@ impl QueueMeter {
 
     /// Books the time that a consumer has waited since `start`.
     pub(crate) fn add_empty_wait(&self, start: Instant) {
-        let waited = start.elapsed();
+        self.add_empty_waited(start, start.elapsed());
+    }
+
+    /// Books that a consumer waited from `start` on.
+    pub(crate) fn add_empty_waited(&self, start: Instant, waited: Duration) {
         add_ns(&self.empty_wait_ns, waited);
         self.trace_wait(self.name.empty_wait(), start, waited);
     }

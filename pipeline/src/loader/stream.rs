@@ -135,7 +135,11 @@ impl StreamSource {
         Next::EndOfEpoch
     }
 
-    fn next_shuffled(&mut self, mut shuffle: BlockShuffle) -> Result<Next, PipelineError> {
+    fn next_shuffled(
+        &mut self,
+        mut shuffle: BlockShuffle,
+        wanted: bool,
+    ) -> Result<Next, PipelineError> {
         let next = loop {
             shuffle.room.hold(shuffle.in_memory);
             if shuffle.wants_more(&self.spec) && !self.shards.is_over() {
@@ -145,7 +149,7 @@ impl StreamSource {
                     continue;
                 }
             }
-            match shuffle.pop()? {
+            match shuffle.pop(wanted)? {
                 Some(next) => break next,
                 None if self.shards.is_over() => {
                     return Err(PipelineError::Thread(
@@ -169,9 +173,9 @@ impl StreamSource {
 }
 
 impl Source for StreamSource {
-    fn next(&mut self, _wanted: bool) -> Result<Next, PipelineError> {
+    fn next(&mut self, wanted: bool) -> Result<Next, PipelineError> {
         if let Some(shuffle) = self.shuffle.take() {
-            return self.next_shuffled(shuffle);
+            return self.next_shuffled(shuffle, wanted);
         }
         Ok(match self.arrival()? {
             Arrival::Sample(sample, _) => {
@@ -324,8 +328,8 @@ impl BlockShuffle {
         meter.trace_read(&sample.id.shard, bytes, start, took);
     }
 
-    /// What the first block has next; `None` if it is not whole.
-    fn pop(&mut self) -> Result<Option<Next>, PipelineError> {
+    /// What the first block has next; `None` if it is not whole. What is not `wanted` is not read.
+    fn pop(&mut self, wanted: bool) -> Result<Option<Next>, PipelineError> {
         loop {
             let Some(block) = self.blocks.front_mut() else {
                 return Ok(None);
@@ -342,6 +346,7 @@ impl BlockShuffle {
                 self.in_memory -= entry.as_ref().map_or(0, Entry::bytes_in_memory);
                 let sample = match entry {
                     Some(Entry::Memory(sample)) => sample,
+                    Some(Entry::Disk(_)) if !wanted => return Ok(Some(Next::Place(Item::Passed))),
                     Some(Entry::Disk(spilled)) => {
                         let start = Instant::now();
                         let sample = block.spill.take(spilled, &self.bytes)?;

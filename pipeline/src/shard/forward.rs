@@ -59,6 +59,11 @@ impl<R: Read> Seekable<R> {
 impl<R: Read> Read for Seekable<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
+        if count == 0 && !buffer.is_empty() && self.position < self.len {
+            // A seek beyond an end that came nearer meanwhile said nothing.
+            let message = "unexpected EOF: it has become shorter";
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+        }
         self.position += count as u64;
         Ok(count)
     }
@@ -89,7 +94,8 @@ fn forward(to: SeekFrom) -> io::Result<u64> {
     }
 }
 
-fn ends_early() -> io::Error {
+/// That something lies beyond the end of a stream.
+pub(crate) fn ends_early() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "unexpected EOF during skip")
 }
 
@@ -144,6 +150,17 @@ mod tests {
         let mut file = Seekable::new(counting(), len, 16);
         check(&mut file, len);
         assert!(file.inner.get_ref().1 < 200);
+    }
+
+    #[test]
+    fn a_file_that_becomes_shorter_does_not_end_well() {
+        let mut file = Seekable::new(io::Cursor::new(vec![0; 100]), 200, 16);
+        file.seek(SeekFrom::Current(150)).unwrap();
+        let error = file.read(&mut [0; 4]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        let mut whole = Seekable::new(io::Cursor::new(vec![0; 100]), 100, 16);
+        whole.seek(SeekFrom::Current(100)).unwrap();
+        assert_eq!(whole.read(&mut [0; 4]).unwrap(), 0);
     }
 
     #[test]

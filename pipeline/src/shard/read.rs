@@ -10,7 +10,7 @@ use crate::sample::EncodedSample;
 use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader};
 use crate::shard::forward::{ReadSeek, Seekable, Stream};
 use crate::shard::group::{split_key, Grouper};
-use crate::shard::tar::{for_each_member, shard_error, TarEnd, TarMember, Want};
+use crate::shard::tar::{for_each_member, shard_error, TarEnd, TarMember};
 use crate::shard::zstd_frames::FrameReader;
 use crate::source::{ShardBytes, ShardLocation};
 use crate::stop::Stop;
@@ -101,10 +101,21 @@ pub trait ReadObserver {
     }
     /// Whether a member's `len` bytes at `offset` of the [rewound](ReadObserver::rewound) file stay
     /// there, to be read later.
-    fn leaves(&self, offset: u64, len: u64) -> bool {
+    fn leaves(&self, offset: u64, len: u64) -> Leave {
         let _ = (offset, len);
-        false
+        Leave::Never
     }
+}
+
+/// When a member stays in its shard, to be read later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// It is read now, or the shard ends with an error.
+    Never,
+    /// Only if it cannot be read now: so that it makes no difference which is tried.
+    IfUnreadable,
+    /// It is passed over.
+    Now,
 }
 
 /// Observes nothing.
@@ -163,7 +174,7 @@ pub fn read_shard(
                 }
                 None => {
                     let reader = Stream::new(reader);
-                    let leaves = |_, _| false;
+                    let leaves = |_, _| Leave::Never;
                     read_tar(grouper, shard, reader, options, observer, &leaves, visit)
                 }
             }
@@ -290,14 +301,9 @@ fn read_tar(
     reader: impl Read + Seek,
     options: &ReadOptions,
     observer: &dyn ReadObserver,
-    leaves: &dyn Fn(u64, u64) -> bool,
+    leaves: &dyn Fn(u64, u64) -> Leave,
     visit: Visit<'_>,
 ) -> Result<(), ShardError> {
-    let wants = |path: &str, offset: u64, len: u64| match options.wants_path(path) {
-        false => Want::PassOver,
-        true if leaves(offset, len) => Want::Leave,
-        true => Want::Load,
-    };
     let mut on_member = |member: TarMember| match grouper.push(member) {
         Some(sample) => visit(sample),
         None => true,
@@ -306,7 +312,8 @@ fn read_tar(
         shard,
         reader,
         options.max_sample_bytes,
-        &wants,
+        &|path| options.wants_path(path),
+        leaves,
         &|len| observer.new_bytes(len),
         &mut on_member,
     );

@@ -2,6 +2,8 @@
 
 use std::io::{self, Read, Seek, SeekFrom};
 
+use super::forward::ends_early;
+use super::read::Leave;
 use crate::error::ShardError;
 
 /// Longest member name accepted from a GNU or pax extension header, in bytes.
@@ -46,26 +48,20 @@ pub(crate) enum MemberContent {
     TooLarge(u64),
 }
 
-/// What to do with a member's data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Want {
-    Load,
-    /// Pass over it, as something that is read later.
-    Leave,
-    PassOver,
-}
+/// Which members to load.
+pub(crate) type Wanted<'a> = &'a dyn Fn(&str) -> bool;
 
-/// What to do with a member of this path, whose data begin at an offset of the uncompressed stream and
+/// Whether a wanted member stays where it is: its data begin at an offset of the uncompressed stream and
 /// have a length.
-pub(crate) type Wants<'a> = &'a dyn Fn(&str, u64, u64) -> Want;
+pub(crate) type Leaves<'a> = &'a dyn Fn(u64, u64) -> Leave;
 
 /// Makes the vector that a member's data is read into: this many bytes, whatever they are.
 pub(crate) type NewBytes<'a> = &'a dyn Fn(usize) -> Vec<u8>;
 
 /// Calls `visit` for each regular file of the stream, in order, until it returns `false`.
 ///
-/// Directories, links and special files are passed over. `wants` decides whether a member's data is
-/// loaded; a member longer than `max_bytes` is not. The reader is asked to seek forward from where it
+/// Directories, links and special files are passed over. `wanted` decides by path whether a member's
+/// data is loaded, `leaves` whether that happens later; a member longer than `max_bytes` is not. The reader is asked to seek forward from where it
 /// stands, and for nothing else.
 ///
 /// # Errors
@@ -75,7 +71,8 @@ pub(crate) fn for_each_member<R: Read + Seek>(
     shard: &str,
     reader: R,
     max_bytes: u64,
-    wants: Wants<'_>,
+    wanted: Wanted<'_>,
+    leaves: Leaves<'_>,
     new_bytes: NewBytes<'_>,
     visit: &mut dyn FnMut(TarMember) -> bool,
 ) -> Result<TarEnd, ShardError> {
@@ -93,9 +90,9 @@ pub(crate) fn for_each_member<R: Read + Seek>(
             let offset = next_offset;
             if offset == 0 {
                 error_at(shard, offset, format!("not a tar archive ({error})"))
-            } else if offset > member_offset && error.to_string().contains("during skip") {
+            } else if offset > member_offset && is_beyond(&error) {
                 // The end it declares lies beyond the stream: say where it begins.
-                shard_error(shard, member_offset, &error)
+                shard_error(shard, member_offset, &ends_early())
             } else {
                 shard_error(shard, offset, &error)
             }
@@ -158,13 +155,17 @@ pub(crate) fn for_each_member<R: Read + Seek>(
             continue; // directories, links, devices, global pax headers
         }
         let path = display_path(&path.unwrap_or_else(|| entry.path_bytes().into_owned()));
-        let content = match wants(&path, data_offset_bytes, size) {
-            Want::PassOver => MemberContent::PassedOver,
-            _ if size > max_bytes => MemberContent::TooLarge(size),
-            Want::Leave => MemberContent::Left,
-            Want::Load => {
-                let data = read_exactly(shard, &mut entry, size, header_offset, new_bytes)?;
-                MemberContent::Bytes(data)
+        let content = if !wanted(&path) {
+            MemberContent::PassedOver
+        } else if size > max_bytes {
+            MemberContent::TooLarge(size)
+        } else {
+            let leave = leaves(data_offset_bytes, size);
+            let mut load = || read_exactly(shard, &mut entry, size, header_offset, new_bytes);
+            match leave {
+                Leave::Now => MemberContent::Left,
+                Leave::IfUnreadable => load().map_or(MemberContent::Left, MemberContent::Bytes),
+                Leave::Never => MemberContent::Bytes(load()?),
             }
         };
         let offset_bytes = offset.unwrap_or(header_offset);
@@ -183,6 +184,12 @@ pub(crate) fn for_each_member<R: Read + Seek>(
     } else {
         TarEnd::NoMarker
     })
+}
+
+/// Whether what a member declares could not be passed over.
+fn is_beyond(error: &io::Error) -> bool {
+    let text = error.to_string();
+    text.contains("during skip") || text.contains("seek position out of bounds")
 }
 
 /// How a tar stream ended.
@@ -343,5 +350,112 @@ impl<R: Read> Read for TailWatch<R> {
             zeros
         });
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::forward::Seekable;
+    use super::*;
+
+    /// A disk with a bad place, that can be passed over.
+    struct Disk(io::Cursor<Vec<u8>>, std::ops::Range<u64>);
+
+    impl Read for Disk {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let Disk(bytes, bad) = self;
+            let at = bytes.position();
+            let end = at + buffer.len() as u64;
+            if at < bad.end && end > bad.start {
+                return Err(io::Error::other("a bad place"));
+            }
+            bytes.read(buffer)
+        }
+    }
+
+    impl Seek for Disk {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.0.seek(to)
+        }
+    }
+
+    fn read(leave: Leave) -> (Vec<(String, bool)>, Result<TarEnd, String>) {
+        let mut builder = tar::Builder::new(Vec::new());
+        for name in ["a.jpg", "b.jpg", "c.jpg"] {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(10_000);
+            header.set_cksum();
+            builder
+                .append_data(&mut header, name, io::repeat(7).take(10_000))
+                .unwrap();
+        }
+        let bytes = builder.into_inner().unwrap();
+        let (len, bad) = (
+            bytes.len() as u64,
+            10_752 + 1024 + 4000..10_752 + 1024 + 5000,
+        );
+        let disk = Seekable::new(Disk(io::Cursor::new(bytes), bad), len, 1024);
+        let mut seen = Vec::new();
+        let end = for_each_member(
+            "s",
+            disk,
+            1 << 20,
+            &|_| true,
+            &|_, _| leave,
+            &|len| vec![0; len],
+            &mut |member| {
+                let is_left = matches!(member.content, MemberContent::Left);
+                assert_eq!(
+                    (member.size_bytes, member.offset_bytes % 10_752),
+                    (10_000, 0)
+                );
+                seen.push((member.path, is_left));
+                true
+            },
+        );
+        (seen, end.map_err(|error| error.to_string()))
+    }
+
+    #[test]
+    fn a_bad_place_costs_a_member_that_may_be_left() {
+        let all = |left: [bool; 3]| -> Vec<_> {
+            let names = ["a.jpg", "b.jpg", "c.jpg"].map(String::from);
+            names.into_iter().zip(left).collect()
+        };
+        assert_eq!(
+            read(Leave::IfUnreadable),
+            (all([false, true, false]), Ok(TarEnd::Marker))
+        );
+        assert_eq!(read(Leave::Now), (all([true; 3]), Ok(TarEnd::Marker)));
+        let (seen, end) = read(Leave::Never);
+        assert_eq!(seen, all([false; 3])[..1]);
+        let message = end.unwrap_err();
+        assert!(
+            message.contains("a bad place") && message.contains("10752"),
+            "{message}"
+        );
+    }
+
+    /// What no number of bytes can be beyond is beyond the end.
+    #[test]
+    fn a_member_longer_than_anything() {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("a.jpg").unwrap();
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_size(u64::MAX - 5000);
+        header.set_cksum();
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.resize(2048, 0);
+        let file = Seekable::new(io::Cursor::new(bytes.clone()), 2048, 512);
+        let stream = super::super::forward::Stream::new(&bytes[..]);
+        let end = |reader: &mut dyn super::super::forward::ReadSeek| {
+            let (wanted, never) = (|_: &str| false, |_, _| Leave::Never);
+            let end = for_each_member("s", reader, 9, &wanted, &never, &|_| vec![], &mut |_| true);
+            end.unwrap_err().to_string()
+        };
+        let (mut file, mut stream) = (file, stream);
+        let messages = [end(&mut file), end(&mut stream)];
+        assert!(messages[0].contains("truncated"), "{messages:?}");
+        assert_eq!(messages[0], messages[1]);
     }
 }

@@ -14,6 +14,8 @@ mod x86;
 #[cfg(test)]
 mod tests;
 
+use std::mem::MaybeUninit;
+
 use crate::huffman::{Block, Scan, MAX_BLOCKS};
 
 /// Samples of a block, along a side.
@@ -25,8 +27,8 @@ pub(crate) const MAX_PLANES: usize = 4;
 /// Blocks that are decoded before they are transformed: 6 KiB, which stay in the first cache.
 const AT_ONCE: usize = 48;
 
-/// Rows of samples of a block row; each holds all blocks of the component side by side.
-pub(crate) type Rows<'a> = [&'a mut [u8]; SIDE];
+/// Rows of samples of a block row, to be written; each holds all blocks of the component side by side.
+pub(crate) type Rows<'a> = [&'a mut [MaybeUninit<u8>]; SIDE];
 
 /// A component of the scan.
 #[derive(Clone, Copy, Debug)]

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use super::{Rows, SIDE};
 use crate::huffman::Block;
@@ -92,8 +93,8 @@ fn pair_with_avx2<const WIDTH: usize>(
             (first[0], second[0]) = (0, 0);
             for row in rows {
                 let (left, right) = row.get_mut(column..column + WIDTH)?.split_at_mut(SIDE);
-                left.fill(samples[0]);
-                right.fill(samples[1]);
+                left.fill(MaybeUninit::new(samples[0]));
+                right.fill(MaybeUninit::new(samples[1]));
             }
             return Some(());
         }
@@ -352,7 +353,7 @@ fn put_samples<const WIDTH: usize>(
 
 /// As many of them as there is room for: 8 or 16.
 #[target_feature(enable = "avx2")]
-fn put<const WIDTH: usize>(place: &mut [u8], samples: __m128i) {
+fn put<const WIDTH: usize>(place: &mut [MaybeUninit<u8>], samples: __m128i) {
     let place = &mut place[..WIDTH];
     // SAFETY: it has as many bytes.
     unsafe {

@@ -185,3 +185,49 @@ fn damaged_pictures_are_those_of_libjpeg() {
         "{sound} sound, {broken} broken"
     );
 }
+
+/// One scan of a component, then one of all, then zeros that would decode as a scan.
+#[test]
+fn several_scans_are_those_of_libjpeg() {
+    let size = (40, 24);
+    let pixels = photograph(size.0, size.1, 3, 5);
+    let encoding = Encoding {
+        quality: 80,
+        sampling: Sampling::S444,
+        ..Encoding::default()
+    };
+    let file = encode(&pixels, size.0, size.1, encoding).expect("encodes");
+    let scan = file
+        .windows(2)
+        .position(|marker| marker == [0xff, 0xda])
+        .expect("a scan");
+    let header = &file[..scan];
+    // 15 blocks of the standard table's codes for no difference and no more coefficients: 001010.
+    let mut first = vec![0xff, 0xda, 0, 8, 1, 1, 0, 0, 63, 0];
+    first.extend([0b0010_1000, 0b1010_0010, 0b1000_1010].repeat(3));
+    first.extend([0b0010_1000, 0b1010_0010, 0b1011_1111]);
+    let whole = Region {
+        x: 0,
+        y: 0,
+        width: size.0,
+        height: size.1,
+    };
+    let mut decompressor = Decompressor::new().expect("memory");
+    for tail in [0, 8000] {
+        let several = [header, &first, &file[scan..], &vec![0; tail]].concat();
+        for lenient in [false, true] {
+            let mut with = |entropy| {
+                let part = (Scale::Full, whole);
+                decode(
+                    &mut decompressor,
+                    (&several, size),
+                    part,
+                    options(entropy, lenient),
+                )
+            };
+            let (ours, theirs) = (with(Entropy::Fast), with(Entropy::Libjpeg));
+            assert!(lenient <= theirs.is_ok());
+            assert_eq!(ours, theirs, "{tail} zeros, lenient: {lenient}");
+        }
+    }
+}
