@@ -43,8 +43,8 @@ fn reference(block: &Block, factors: &Block) -> [u8; SIDE * SIDE] {
             true => [input[0] << 2; 8],
             false => pass(input, 11),
         };
-        for (row, value) in results.into_iter().enumerate() {
-            halfway[row][column] = value;
+        for (row, value) in halfway.iter_mut().zip(results) {
+            row[column] = value;
         }
     }
     let mut samples = [0; 64];
