@@ -300,15 +300,39 @@ fn dropping_in_the_middle_ends_within_a_second() {
     }
 }
 
+/// A plain tar shard of these PNGs, without an index.
+fn unindexed(
+    dir: &Path,
+    count: usize,
+    mut image: impl FnMut(usize) -> Vec<u8>,
+) -> (std::path::PathBuf, Vec<ShardLocation>) {
+    let path = dir.join("s.tar");
+    let mut writer = ShardWriter::create(&path, &ShardOptions::new(ShardFormat::Tar)).unwrap();
+    for number in 0..count {
+        let sample = ShardSample {
+            key: format!("{number:05}"),
+            extension: "png".into(),
+            image: image(number),
+            captions: vec!["dog".into()],
+            text_member: true,
+            json: None,
+        };
+        writer.write(&sample).unwrap();
+    }
+    writer.finish().unwrap();
+    let index = sidecars(dir).pop().unwrap();
+    std::fs::remove_file(index).unwrap();
+    let shards = resolve_shards(&[path.to_string_lossy()]).unwrap();
+    (path, shards)
+}
+
 /// Long members for which the shuffle has no room stay in their shard until their turn comes: the same
 /// batches, and each byte read about once.
 #[test]
 fn what_the_shuffle_puts_off_is_read_once() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("s.tar");
-    let mut writer = ShardWriter::create(&path, &ShardOptions::new(ShardFormat::Tar)).unwrap();
     let mut state = 1u32;
-    for number in 0..40 {
+    let (path, shards) = unindexed(dir.path(), 40, |_| {
         let image = image::RgbImage::from_fn(64, 64, |_, _| {
             image::Rgb([0; 3].map(|_: u8| {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -317,20 +341,8 @@ fn what_the_shuffle_puts_off_is_read_once() {
         });
         let mut bytes = std::io::Cursor::new(Vec::new());
         image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
-        let sample = ShardSample {
-            key: format!("{number:05}"),
-            extension: "png".into(),
-            image: bytes.into_inner(),
-            captions: vec!["dog".into()],
-            text_member: true,
-            json: None,
-        };
-        writer.write(&sample).unwrap();
-    }
-    writer.finish().unwrap();
-    let shards = resolve_shards(&[path.to_string_lossy()]).unwrap();
-    let index = sidecars(dir.path()).pop().unwrap();
-    std::fs::remove_file(index).unwrap();
+        bytes.into_inner()
+    });
     let config = |bytes| LoaderConfig {
         shuffle_buffer_bytes: bytes,
         epochs: 3,
@@ -377,26 +389,12 @@ fn what_the_shuffle_puts_off_is_read_once() {
 #[test]
 fn a_picture_that_is_gone_when_its_turn_comes_is_a_bad_sample() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("s.tar");
-    let mut writer = ShardWriter::create(&path, &ShardOptions::new(ShardFormat::Tar)).unwrap();
-    for number in 0..40 {
+    let (path, shards) = unindexed(dir.path(), 40, |number| {
         let mut image = png(number);
         // What follows the end of a PNG is not looked at.
         image.resize(8 << 10, 0);
-        let sample = ShardSample {
-            key: format!("{number:05}"),
-            extension: "png".into(),
-            image,
-            captions: vec!["dog".into()],
-            text_member: true,
-            json: None,
-        };
-        writer.write(&sample).unwrap();
-    }
-    writer.finish().unwrap();
-    let shards = resolve_shards(&[path.to_string_lossy()]).unwrap();
-    let index = sidecars(dir.path()).pop().unwrap();
-    std::fs::remove_file(index).unwrap();
+        image
+    });
     let config = LoaderConfig {
         shuffle_buffer_bytes: 0,
         shuffle_buffer_samples: 40,
