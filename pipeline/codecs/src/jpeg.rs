@@ -391,6 +391,7 @@ mod ffi {
             let first = *planes.first()?;
             let plan = |plane: &Plane| {
                 Some(inverse::PlanePlan {
+                    index: plane.index as usize,
                     across: plane.across as usize,
                     down: plane.down as usize,
                     last_down: plane.last_down as usize,
@@ -416,7 +417,6 @@ mod ffi {
         scan: huffman::Scan<'a>,
         block_count: usize,
         inverse: Option<inverse::Inverse<'a>>,
-        planes: [Plane; inverse::MAX_PLANES],
     }
 
     type NextMcu = unsafe extern "C" fn(*mut c_void, *mut huffman::Block) -> c_int;
@@ -452,15 +452,13 @@ mod ffi {
         let Some(inverse) = &mut caller.inverse else {
             return 0;
         };
-        let planes = &caller.planes;
-        let rows = |plane: usize, block_row: usize| {
-            let plane = &planes[plane];
+        let rows = |plane: &inverse::PlanePlan, block_row: usize| {
             std::array::from_fn(|row| {
-                let len = plane.blocks_wide as usize * inverse::SIDE;
+                let len = plane.blocks_wide * inverse::SIDE;
                 // SAFETY: the caller's promise; `next_row` asks for rows of blocks that there are, and
                 // has let go of them when it asks again.
                 unsafe {
-                    let rows = *samples.add(plane.index as usize);
+                    let rows = *samples.add(plane.index);
                     let row = *rows.add(block_row * inverse::SIDE + row);
                     std::slice::from_raw_parts_mut(row.cast::<MaybeUninit<u8>>(), len)
                 }
@@ -637,7 +635,6 @@ mod ffi {
                     scan: huffman::Scan::new(tables, plan, codes, data)?,
                     block_count: plan.block_count,
                     inverse: self.scan.inverse(coefficients),
-                    planes: self.scan.planes,
                 })
             });
             let (mut done, mut to_skip) = (0, skipped);

@@ -61,8 +61,8 @@ pub(crate) type NewBytes<'a> = &'a dyn Fn(usize) -> Vec<u8>;
 /// Calls `visit` for each regular file of the stream, in order, until it returns `false`.
 ///
 /// Directories, links and special files are passed over. `wanted` decides by path whether a member's
-/// data is loaded, `leaves` whether that happens later; a member longer than `max_bytes` is not. The reader is asked to seek forward from where it
-/// stands, and for nothing else.
+/// data is loaded, `leaves` whether that happens later; a member longer than `max_bytes` is not. The
+/// reader is asked to seek forward from where it stands, and for nothing else.
 ///
 /// # Errors
 /// A [`ShardError`] at the first header or data that cannot be read; all members before it have

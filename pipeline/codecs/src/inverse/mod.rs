@@ -33,6 +33,8 @@ pub(crate) type Rows<'a> = [&'a mut [MaybeUninit<u8>]; SIDE];
 /// A component of the scan.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PlanePlan {
+    /// Number of the component in the picture.
+    pub(crate) index: usize,
     /// Blocks of an MCU, side by side and one above the other.
     pub(crate) across: usize,
     pub(crate) down: usize,
@@ -52,14 +54,6 @@ impl Default for Coefficients {
     fn default() -> Coefficients {
         Coefficients(Box::new([[0; SIDE * SIDE]; AT_ONCE]))
     }
-}
-
-/// Whether this processor can.
-pub(crate) fn is_available() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("avx2");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
 }
 
 /// Makes rows of samples of a scan.
@@ -87,7 +81,7 @@ impl<'a> Inverse<'a> {
         let mcu_blocks = sizes.clone().sum();
         let is_whole = sizes.min() > Some(0) && mcu_blocks <= MAX_BLOCKS;
         let is_within = wanted.0 <= wanted.1 && wanted.1 < mcus_per_row;
-        if !is_available() || !is_whole || !is_within {
+        if !crate::has_avx2() || !is_whole || !is_within {
             return None;
         }
         // Those of a picture that was given up are still there.
@@ -109,7 +103,7 @@ impl<'a> Inverse<'a> {
         &mut self,
         scan: &mut Scan<'_>,
         is_last: bool,
-        mut rows: impl FnMut(usize, usize) -> Rows<'r>,
+        mut rows: impl FnMut(&PlanePlan, usize) -> Rows<'r>,
     ) -> Option<()> {
         let (first, last) = (*self.wanted.start(), *self.wanted.end());
         for _ in 0..first {
@@ -125,7 +119,7 @@ impl<'a> Inverse<'a> {
                 scan.next_mcu(Some(mcu))?;
             }
             let mut offset = 0;
-            for (number, plane) in self.planes[..self.plane_count].iter().enumerate() {
+            for plane in &self.planes[..self.plane_count] {
                 let down = match is_last {
                     true => plane.last_down.min(plane.down),
                     false => plane.down,
@@ -139,7 +133,7 @@ impl<'a> Inverse<'a> {
                             .min(plane.blocks_wide.saturating_sub(from * plane.across)),
                         column: (from - first) * plane.across * SIDE,
                     };
-                    stretch.transform(blocks, &plane.factors, &mut rows(number, row))?;
+                    stretch.transform(blocks, &plane.factors, &mut rows(plane, row))?;
                 }
                 // Below the picture there are blocks that nobody reads.
                 for row in down..plane.down {
@@ -207,7 +201,7 @@ impl Stretch {
 }
 
 /// Puts the samples of one or two blocks side by side into `rows` from `column` on; the blocks are zeros
-/// afterwards. None if the rows end before that. Only where it [is available](is_available).
+/// afterwards. None if the rows end before that. Only where there is [AVX2](crate::has_avx2).
 #[inline(always)]
 fn transform(
     first: &mut Block,

@@ -83,11 +83,7 @@ impl Resampler {
     /// Whether this processor can run it.
     #[must_use]
     pub fn is_available() -> bool {
-        #[cfg(target_arch = "x86_64")]
-        let available = std::arch::is_x86_feature_detected!("avx2");
-        #[cfg(not(target_arch = "x86_64"))]
-        let available = false;
-        available
+        crate::has_avx2()
     }
 
     /// Begins with a new part. Returns false if this processor cannot, or if the area is not within
