@@ -53,6 +53,8 @@ struct qf_jpeg_scan {
   uint32_t mcus_per_row, first_mcu, last_mcu, restart_interval;
   uint32_t block_count; /* 0: a scan that libjpeg has to decode */
   struct qf_jpeg_block blocks[D_MAX_BLOCKS_IN_MCU];
+  uint32_t mcu_rows;
+  uint32_t is_ycc;      /* whether its components are those of JFIF, and to become RGB */
   uint32_t plane_count; /* 0: blocks that libjpeg has to transform */
   struct qf_jpeg_plane planes[MAX_COMPS_IN_SCAN];
 };
@@ -242,6 +244,8 @@ static void describe_scan(struct qf_jpeg *jpeg, const uint8_t *bytes, uint32_t e
   mcu_columns = eighths * (info->num_components == 1 ? 1 : (uint32_t)info->max_h_samp_factor);
   scan->offset = (size_t)(info->src->next_input_byte - bytes);
   scan->mcus_per_row = info->MCUs_per_row;
+  scan->mcu_rows = info->MCU_rows_in_scan;
+  scan->is_ycc = info->jpeg_color_space == JCS_YCbCr && info->out_color_space == JCS_RGB;
   scan->first_mcu = first_column / mcu_columns;
   scan->last_mcu = (first_column + columns - 1) / mcu_columns;
   scan->restart_interval = info->restart_interval;

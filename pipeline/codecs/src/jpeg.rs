@@ -11,6 +11,11 @@ use std::fmt;
 
 use crate::{huffman, inverse};
 
+mod components;
+
+pub use components::ComponentStrip;
+pub(crate) use components::{Halved, CHROMA_BEFORE, LUMA_BEFORE};
+
 /// Columns that smooth upsampling of chroma looks at beside a pixel. A region is decoded with as
 /// many more on each side, so that its pixels are those of the whole picture.
 const CHROMA_CONTEXT: u32 = 4;
@@ -136,6 +141,7 @@ pub struct Decompressor {
     handle: ffi::Handle,
     tables: huffman::Tables,
     coefficients: inverse::Coefficients,
+    components: components::Components,
 }
 
 impl fmt::Debug for Decompressor {
@@ -154,6 +160,7 @@ impl Decompressor {
             handle: ffi::Handle::new()?,
             tables: huffman::Tables::default(),
             coefficients: inverse::Coefficients::default(),
+            components: components::Components::default(),
         })
     }
 
@@ -194,14 +201,29 @@ impl Decompressor {
         }
     }
 
-    /// Decodes with one of the decoders of Huffman codes; false if that gave up.
-    fn attempt(
+    /// Decodes a part of a picture in strips of components, sixteen rows each but for the last, where our
+    /// own code can decode all of it: luma and chroma, chroma halved or not, in one sequential scan of
+    /// Huffman codes, at full size, on a processor with AVX2. Returns false for others and for damaged
+    /// data, be it that some strips came before it: [`Decompressor::decode_strips`] decodes those, or says
+    /// what is wrong with them.
+    pub fn decode_components(
         &mut self,
         part: &Part<'_>,
-        rows_at_once: u32,
-        memory: &mut Vec<u8>,
-        sink: &mut dyn FnMut(Strip<'_>),
-    ) -> Result<bool, Error> {
+        sink: &mut dyn FnMut(&ComponentStrip<'_>),
+    ) -> bool {
+        if part.options.entropy != Entropy::Fast {
+            return false;
+        }
+        let Ok(picture) = Self::begin(&mut self.handle, part) else {
+            return false;
+        };
+        let memory = (&mut self.tables, &mut self.coefficients);
+        let read = picture.components(&part.region, memory, &mut self.components, sink);
+        read.is_some()
+    }
+
+    /// Begins with the picture that a part is of, which is within it.
+    fn begin<'a>(handle: &'a mut ffi::Handle, part: &Part<'a>) -> Result<ffi::Picture<'a>, Error> {
         let &Part {
             bytes,
             size,
@@ -217,7 +239,7 @@ impl Decompressor {
             .saturating_add(CHROMA_CONTEXT)
             .min(scaled_width);
         let columns = right.saturating_sub(left);
-        let picture = self.handle.begin(bytes, options, scale, left, columns)?;
+        let picture = handle.begin(bytes, options, scale, left, columns)?;
         let layout = picture.layout();
         if (layout.width, layout.height) != size {
             let (width, height) = size;
@@ -232,6 +254,22 @@ impl Decompressor {
         if !inside {
             return Err(Error::Broken("a region beyond the picture".into()));
         }
+        Ok(picture)
+    }
+
+    /// Decodes with one of the decoders of Huffman codes; false if that gave up.
+    fn attempt(
+        &mut self,
+        part: &Part<'_>,
+        rows_at_once: u32,
+        memory: &mut Vec<u8>,
+        sink: &mut dyn FnMut(Strip<'_>),
+    ) -> Result<bool, Error> {
+        let &Part {
+            region, options, ..
+        } = part;
+        let picture = Self::begin(&mut self.handle, part)?;
+        let layout = picture.layout();
         let channels = layout.channels as usize;
         let stride = layout.columns as usize * channels;
         let at_once = rows_at_once.clamp(1, region.height);
@@ -274,7 +312,8 @@ mod ffi {
     use std::mem::MaybeUninit;
     use std::ptr::NonNull;
 
-    use super::{huffman, inverse, CStr, Error, Options, Scale};
+    use super::components::{Components, Layout as ComponentLayout};
+    use super::{huffman, inverse, CStr, ComponentStrip, Error, Options, Region, Scale};
     // The archive is named in its build script; this keeps the crate linked.
     use turbojpeg_sys as _;
 
@@ -335,6 +374,8 @@ mod ffi {
         restart_interval: u32,
         block_count: u32,
         blocks: [Block; huffman::MAX_BLOCKS],
+        mcu_rows: u32,
+        is_ycc: u32,
         plane_count: u32,
         planes: [Plane; inverse::MAX_PLANES],
     }
@@ -353,6 +394,8 @@ mod ffi {
                 restart_interval: 0,
                 block_count: 0,
                 blocks: Default::default(),
+                mcu_rows: 0,
+                is_ycc: 0,
                 plane_count: 0,
                 planes: [Plane {
                     index: 0,
@@ -382,13 +425,9 @@ mod ffi {
             }
         }
 
-        /// Its components, where they can be transformed by our code.
-        fn inverse<'a>(
-            &self,
-            coefficients: &'a mut inverse::Coefficients,
-        ) -> Option<inverse::Inverse<'a>> {
+        /// Its components, where they can be transformed by our code; the first so many are valid.
+        fn planes(&self) -> Option<([inverse::PlanePlan; inverse::MAX_PLANES], usize)> {
             let planes = self.planes.get(..self.plane_count as usize)?;
-            let first = *planes.first()?;
             let plan = |plane: &Plane| {
                 Some(inverse::PlanePlan {
                     index: plane.index as usize,
@@ -401,13 +440,48 @@ mod ffi {
                     factors: unsafe { *plane.factors.as_ref()? },
                 })
             };
-            let mut plans = [plan(&first)?; inverse::MAX_PLANES];
+            let mut plans = [plan(planes.first()?)?; inverse::MAX_PLANES];
             for (place, plane) in plans.iter_mut().zip(planes) {
                 *place = plan(plane)?;
             }
+            Some((plans, planes.len()))
+        }
+
+        /// What transforms them.
+        fn inverse<'a>(
+            &self,
+            coefficients: &'a mut inverse::Coefficients,
+        ) -> Option<inverse::Inverse<'a>> {
+            let (planes, count) = self.planes()?;
             let wanted = (self.first_mcu, self.last_mcu);
-            let plans = plans.get(..planes.len())?;
-            inverse::Inverse::new(plans, self.mcus_per_row, wanted, coefficients)
+            inverse::Inverse::new(
+                planes.get(..count)?,
+                self.mcus_per_row,
+                wanted,
+                coefficients,
+            )
+        }
+    }
+
+    /// The rows of samples that libjpeg has for a row of MCUs.
+    struct LibjpegRows(*const *const *mut u8);
+
+    impl inverse::Samples for LibjpegRows {
+        fn rows(
+            &mut self,
+            plane: &inverse::PlanePlan,
+            block_row: usize,
+        ) -> Option<inverse::Rows<'_>> {
+            Some(std::array::from_fn(|row| {
+                let len = plane.blocks_wide * inverse::SIDE;
+                // SAFETY: the promise of `next_row`; a transform asks for rows of blocks that there are,
+                // and has let go of them when it asks again.
+                unsafe {
+                    let rows = *self.0.add(plane.index);
+                    let row = *rows.add(block_row * inverse::SIDE + row);
+                    std::slice::from_raw_parts_mut(row.cast::<MaybeUninit<u8>>(), len)
+                }
+            }))
         }
     }
 
@@ -452,19 +526,8 @@ mod ffi {
         let Some(inverse) = &mut caller.inverse else {
             return 0;
         };
-        let rows = |plane: &inverse::PlanePlan, block_row: usize| {
-            std::array::from_fn(|row| {
-                let len = plane.blocks_wide * inverse::SIDE;
-                // SAFETY: the caller's promise; `next_row` asks for rows of blocks that there are, and
-                // has let go of them when it asks again.
-                unsafe {
-                    let rows = *samples.add(plane.index);
-                    let row = *rows.add(block_row * inverse::SIDE + row);
-                    std::slice::from_raw_parts_mut(row.cast::<MaybeUninit<u8>>(), len)
-                }
-            })
-        };
-        let done = inverse.next_row(&mut caller.scan, is_last != 0, rows);
+        let samples = &mut LibjpegRows(samples);
+        let done = inverse.next_row(&mut caller.scan, is_last != 0, samples);
         done.is_some().into()
     }
 
@@ -600,6 +663,43 @@ mod ffi {
             })
         }
 
+        /// Its scan at its beginning, with what transforms it where that is not libjpeg. None if it is not
+        /// one that our code decodes.
+        fn scan<'b>(
+            &'b self,
+            (tables, coefficients): (&'b mut huffman::Tables, &'b mut inverse::Coefficients),
+        ) -> Option<(huffman::Scan<'b>, Option<inverse::Inverse<'b>>)> {
+            let plan = self.scan.plan();
+            if plan.block_count == 0 {
+                return None;
+            }
+            let data = self.bytes.get(self.scan.offset..).unwrap_or_default();
+            let codes = |is_dc, number| self.code(is_dc, number);
+            let scan = huffman::Scan::new(tables, plan, codes, data)?;
+            Some((scan, self.scan.inverse(coefficients)))
+        }
+
+        /// Hands a region over in strips of components. None if they are not of a kind that our code
+        /// decodes, or not sound.
+        pub(super) fn components(
+            self,
+            region: &Region,
+            memory: (&mut huffman::Tables, &mut inverse::Coefficients),
+            components: &mut Components,
+            sink: &mut dyn FnMut(&ComponentStrip<'_>),
+        ) -> Option<()> {
+            if self.scan.is_ycc == 0 {
+                return None;
+            }
+            let (planes, count) = self.scan.planes()?;
+            let size = (self.layout.scaled_width, self.layout.scaled_height);
+            let mcus = (self.scan.mcu_rows, self.scan.mcus_per_row);
+            let wanted = (self.scan.first_mcu, self.scan.last_mcu);
+            let layout = ComponentLayout::new(size, mcus, wanted, planes.get(..count)?)?;
+            let (mut scan, inverse) = self.scan(memory)?;
+            components.read(&layout, region, (&mut scan, &mut inverse?), sink)
+        }
+
         /// Passes over `skipped` rows and hands over the next ones, as many at a time as `memory`
         /// holds of `stride` bytes, with the number of the first; with `own` memory, Huffman codes
         /// are decoded and blocks transformed by our code, where it can. Returns whether that went well.
@@ -626,16 +726,12 @@ mod ffi {
             if !fits {
                 return Err(Error::Broken("rows beyond the picture".into()));
             }
-            let plan = self.scan.plan();
-            let data = self.bytes.get(self.scan.offset..).unwrap_or_default();
-            let own = own.filter(|_| plan.block_count > 0);
-            let mut caller = own.and_then(|(tables, coefficients)| {
-                let codes = |is_dc, number| self.code(is_dc, number);
-                Some(Caller {
-                    scan: huffman::Scan::new(tables, plan, codes, data)?,
-                    block_count: plan.block_count,
-                    inverse: self.scan.inverse(coefficients),
-                })
+            let block_count = self.scan.block_count as usize;
+            let own = own.and_then(|memory| self.scan(memory));
+            let mut caller = own.map(|(scan, inverse)| Caller {
+                scan,
+                block_count,
+                inverse,
             });
             let (mut done, mut to_skip) = (0, skipped);
             while done < rows {

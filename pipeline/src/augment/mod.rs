@@ -20,7 +20,7 @@ use qf_codecs::resample::{Resampler, Shape, STRIP_ROWS};
 
 use crate::decode::{
     orientation::Turn, DecodeError, DecodeQuality, DecodedCrop, DecodedStrip, Decoder, OpenedImage,
-    RgbImage,
+    RgbImage, StripRows,
 };
 use crate::error::PipelineError;
 
@@ -243,16 +243,23 @@ impl ImageProcessor {
                 let start = Instant::now();
                 if strip.first_row == 0 {
                     let part = (strip.width, strip.height);
-                    let shape = shape(part, strip.crop, strip.turn, size, view.mirrored);
+                    let mut shape = shape(part, strip.crop, strip.turn, size, view.mirrored);
+                    shape.before = (strip.before.0 as usize, strip.before.1 as usize);
+                    shape.width += shape.before.0;
+                    shape.height += shape.before.1;
                     complete = resampler.begin(&shape);
                 }
-                let rows = STRIP_ROWS.min((strip.height - strip.first_row) as usize);
-                complete = complete && resampler.push(strip.pixels, strip.stride, rows, out);
+                complete = complete
+                    && match strip.rows {
+                        StripRows::Pixels { pixels, stride } => {
+                            let rows = STRIP_ROWS.min((strip.height - strip.first_row) as usize);
+                            resampler.push(pixels, stride, rows, out)
+                        }
+                        StripRows::Components(strip) => resampler.push_components(strip, out),
+                    };
                 spent += start.elapsed();
             };
-            let rows_at_once = STRIP_ROWS as u32;
-            let whole = (size, quality);
-            let came = decoder.decode_strips(image, view.crop, whole, rows_at_once, &mut resize)?;
+            let came = decoder.decode_strips(image, view.crop, (size, quality), &mut resize)?;
             self.trim();
             if came && complete {
                 return Ok(spent);
@@ -380,6 +387,7 @@ fn shape(
     Shape {
         width: width as usize,
         height: height as usize,
+        before: (0, 0),
         area,
         size: size as usize,
         mirrored: mirrored ^ turn.flip_columns,

@@ -21,18 +21,14 @@ const MAX_BLOCK_VISITS: u64 = 1 << 27;
 /// Bytes that may follow the end-of-image marker without its being looked for from the start.
 const MAX_PADDING: usize = 16;
 
-/// Decodes a region of the picture; see [`Decompressor::decode_strips`]. `header` is that of `bytes`.
-pub(super) fn decode(
-    decompressor: &mut Decompressor,
-    (bytes, header): (&[u8], &Header),
+/// What to decode of a file that has this header.
+pub(super) fn part<'a>(
+    (bytes, header): (&'a [u8], &Header),
     (scale, region): (Scale, Region),
     on_truncated: OnTruncated,
-    rows_at_once: u32,
-    memory: &mut Vec<u8>,
-    sink: &mut dyn FnMut(Strip<'_>),
-) -> Result<(), DecodeError> {
+) -> Part<'a> {
     let scans = (MAX_BLOCK_VISITS / header.blocks.max(1)).clamp(1, MAX_SCANS);
-    let part = Part {
+    Part {
         bytes,
         size: (u32::from(header.width), u32::from(header.height)),
         scale,
@@ -42,9 +38,19 @@ pub(super) fn decode(
             max_scans: scans as u16,
             entropy: Entropy::Fast,
         },
-    };
+    }
+}
+
+/// Decodes a part of a picture; see [`Decompressor::decode_strips`].
+pub(super) fn decode(
+    decompressor: &mut Decompressor,
+    part: &Part<'_>,
+    rows_at_once: u32,
+    memory: &mut Vec<u8>,
+    sink: &mut dyn FnMut(Strip<'_>),
+) -> Result<(), DecodeError> {
     decompressor
-        .decode_strips(&part, rows_at_once, memory, sink)
+        .decode_strips(part, rows_at_once, memory, sink)
         .map_err(|error| match error {
             Error::Truncated(message) => broken(format!(
                 "its data ends before the picture does ({message}); on_truncated = \"grey\" takes \
@@ -143,6 +149,11 @@ impl Header {
             }
         }
         Err(truncated(bytes.len()))
+    }
+
+    /// Whether it may be of a kind that comes as components.
+    pub(super) fn may_be_components(&self) -> bool {
+        self.components == 3 && !self.buffered
     }
 
     /// Memory that decoding takes: the pixels, and the coefficients (2 bytes each) where they are

@@ -31,7 +31,8 @@ use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use image::metadata::Orientation;
-use qf_codecs::jpeg::{Decompressor, Region, Scale, Strip};
+use qf_codecs::jpeg::{ComponentStrip, Decompressor, Region, Scale, Strip};
+use qf_codecs::resample::STRIP_ROWS;
 use serde::{Deserialize, Serialize};
 
 use crate::augment::CropBox;
@@ -362,16 +363,25 @@ impl<'a> DecodedCrop<'a> {
 pub(crate) struct DecodedStrip<'a> {
     /// Which of them is the first here.
     pub(crate) first_row: u32,
-    /// RGB, rows of `stride` bytes, from the first pixel on.
-    pub(crate) pixels: &'a [u8],
-    pub(crate) stride: usize,
-    /// Pixels of each row, and rows of all strips together.
+    pub(crate) rows: StripRows<'a>,
+    /// Columns and rows that come before those pixels.
+    pub(crate) before: (u32, u32),
+    /// Pixels of each row, and rows of all strips together, without those before.
     pub(crate) width: u32,
     pub(crate) height: u32,
-    /// The crop, in pixels from the corner of the first strip: left, top, width, height.
+    /// The crop, in pixels from the corner of those pixels: left, top, width, height.
     pub(crate) crop: (f64, f64, f64, f64),
     /// How to stand it upright; not on its side.
     pub(crate) turn: Turn,
+}
+
+/// What a strip is of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum StripRows<'a> {
+    /// RGB, rows of `stride` bytes, from the first pixel on.
+    Pixels { pixels: &'a [u8], stride: usize },
+    /// Luma and chroma of a JPEG, not upsampled.
+    Components(&'a ComponentStrip<'a>),
 }
 
 /// Decodes images; holds what decoding needs from one picture to the next, so each worker keeps its
@@ -539,10 +549,10 @@ impl Decoder {
         })
     }
 
-    /// Decodes `crop` as [`Decoder::decode`] does, `rows_at_once` rows at a time; should the picture
-    /// turn out to be damaged, they may come once more, from the first row. Returns false, with nothing
-    /// done, for what only comes as a whole: other formats than JPEG, pictures of four channels, and
-    /// those stored on their side.
+    /// Decodes `crop` as [`Decoder::decode`] does, [`STRIP_ROWS`] rows at a time; should the picture turn
+    /// out to be damaged, they may come once more, from the first row. Returns false, with nothing done,
+    /// for what only comes as a whole: other formats than JPEG, pictures of four channels, and those
+    /// stored on their side.
     ///
     /// # Errors
     ///
@@ -552,7 +562,6 @@ impl Decoder {
         image: &OpenedImage<'_>,
         crop: CropBox,
         (size, quality): (u32, DecodeQuality),
-        rows_at_once: u32,
         sink: &mut dyn FnMut(&DecodedStrip<'_>),
     ) -> Result<bool, DecodeError> {
         let Content::Jpeg(header) = &image.content else {
@@ -566,21 +575,81 @@ impl Decoder {
         let stored = image.turn.stored(crop, image.stored_size);
         let scale = quality.scale((stored.width, stored.height), size);
         let reduced = ReducedCrop::new(stored, scale);
+        let mut hand_over = |first_row, before, rows: StripRows<'_>| {
+            sink(&DecodedStrip {
+                first_row,
+                rows,
+                before,
+                width: reduced.region.width,
+                height: reduced.region.height,
+                crop: reduced.crop,
+                turn: image.turn,
+            });
+        };
         guarded(ImageFormat::Jpeg, || {
-            let mut hand_over = |strip: Strip<'_>| {
-                sink(&DecodedStrip {
-                    first_row: strip.first_row,
+            let mut components = |strip: &ComponentStrip<'_>| {
+                let rows = StripRows::Components(strip);
+                hand_over(strip.first_row, strip.before, rows);
+            };
+            if self.read_components(image, header, &reduced, &mut components)? {
+                return Ok(());
+            }
+            let mut pixels = |strip: Strip<'_>| {
+                let rows = StripRows::Pixels {
                     pixels: strip.pixels.get(strip.placed.offset..).unwrap_or_default(),
                     stride: strip.placed.stride,
-                    width: reduced.region.width,
-                    height: reduced.region.height,
-                    crop: reduced.crop,
-                    turn: image.turn,
-                });
+                };
+                hand_over(strip.first_row, (0, 0), rows);
             };
-            self.read_jpeg(image, header, &reduced, rows_at_once, &mut hand_over)
+            let rows_at_once = STRIP_ROWS as u32;
+            self.read_jpeg(image, header, &reduced, rows_at_once, &mut pixels)
         })?;
         Ok(true)
+    }
+
+    /// Decodes a crop to components, if it can; see [`Decompressor::decode_components`].
+    fn read_components(
+        &mut self,
+        image: &OpenedImage<'_>,
+        header: &jpeg::Header,
+        reduced: &ReducedCrop,
+        sink: &mut dyn FnMut(&ComponentStrip<'_>),
+    ) -> Result<bool, DecodeError> {
+        if !header.may_be_components() {
+            return Ok(false);
+        }
+        self.check_memory(image, header, reduced)?;
+        let part = jpeg::part(
+            (image.bytes, header),
+            (reduced.scale, reduced.region),
+            self.on_truncated,
+        );
+        Ok(self.decompressor()?.decode_components(&part, sink))
+    }
+
+    /// Refuses what takes too much memory.
+    fn check_memory(
+        &self,
+        image: &OpenedImage<'_>,
+        header: &jpeg::Header,
+        &ReducedCrop { scale, region, .. }: &ReducedCrop,
+    ) -> Result<(), DecodeError> {
+        // Whole blocks come beside the region, at most the picture's width.
+        let (width, height) = image.stored_size;
+        let pixels = u64::from(width.div_ceil(scale.reduction())) * u64::from(region.height);
+        let needed = header.alloc_bytes(pixels);
+        self.limits.check(ImageFormat::Jpeg, width, height, needed)
+    }
+
+    fn decompressor(&mut self) -> Result<&mut Decompressor, DecodeError> {
+        match &mut self.jpeg {
+            Some(jpeg) => Ok(jpeg),
+            none => {
+                let made = Decompressor::new()
+                    .map_err(|error| DecodeError::broken(ImageFormat::Jpeg, error.to_string()))?;
+                Ok(none.insert(made))
+            }
+        }
     }
 
     fn read_jpeg(
@@ -591,29 +660,15 @@ impl Decoder {
         rows_at_once: u32,
         sink: &mut dyn FnMut(Strip<'_>),
     ) -> Result<(), DecodeError> {
+        self.check_memory(image, header, reduced)?;
         let &ReducedCrop { scale, region, .. } = reduced;
-        // Whole blocks come beside the region, at most the picture's width.
-        let (width, height) = image.stored_size;
-        let pixels = u64::from(width.div_ceil(scale.reduction())) * u64::from(region.height);
-        self.limits
-            .check(ImageFormat::Jpeg, width, height, header.alloc_bytes(pixels))?;
-        let jpeg = match &mut self.jpeg {
-            Some(jpeg) => jpeg,
-            none => none.insert(
-                Decompressor::new()
-                    .map_err(|error| DecodeError::broken(ImageFormat::Jpeg, error.to_string()))?,
-            ),
-        };
-        let memory = &mut self.pixels;
-        jpeg::decode(
-            jpeg,
-            (image.bytes, header),
-            (scale, region),
-            self.on_truncated,
-            rows_at_once,
-            memory,
-            sink,
-        )
+        let part = jpeg::part((image.bytes, header), (scale, region), self.on_truncated);
+        let mut memory = std::mem::take(&mut self.pixels);
+        let done = self
+            .decompressor()
+            .and_then(|jpeg| jpeg::decode(jpeg, &part, rows_at_once, &mut memory, sink));
+        self.pixels = memory;
+        done
     }
 
     /// Decodes a whole image to upright RGB.

@@ -30,6 +30,20 @@ const AT_ONCE: usize = 48;
 /// Rows of samples of a block row, to be written; each holds all blocks of the component side by side.
 pub(crate) type Rows<'a> = [&'a mut [MaybeUninit<u8>]; SIDE];
 
+/// Where samples go.
+pub(crate) trait Samples {
+    /// The rows of a component for one of its rows of blocks in the current row of MCUs; the first wanted
+    /// MCU comes to their beginning.
+    fn rows(&mut self, plane: &PlanePlan, block_row: usize) -> Option<Rows<'_>>;
+}
+
+/// The same memory, to be written by a transform.
+#[allow(unsafe_code)]
+pub(crate) fn as_uninit(row: &mut [u8]) -> &mut [MaybeUninit<u8>] {
+    // SAFETY: a transform puts initialised samples in it, and nobody else has it.
+    unsafe { &mut *(std::ptr::from_mut(row) as *mut [MaybeUninit<u8>]) }
+}
+
 /// A component of the scan.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PlanePlan {
@@ -96,14 +110,12 @@ impl<'a> Inverse<'a> {
         })
     }
 
-    /// Decodes the next row of MCUs. `rows` gives the rows of samples of a component and of one of its
-    /// rows of blocks in the MCU; the first wanted MCU comes to their beginning. None if the data is
-    /// not sound.
-    pub(crate) fn next_row<'r>(
+    /// Decodes the next row of MCUs. None if the data is not sound.
+    pub(crate) fn next_row(
         &mut self,
         scan: &mut Scan<'_>,
         is_last: bool,
-        mut rows: impl FnMut(&PlanePlan, usize) -> Rows<'r>,
+        samples: &mut impl Samples,
     ) -> Option<()> {
         let (first, last) = (*self.wanted.start(), *self.wanted.end());
         for _ in 0..first {
@@ -133,7 +145,8 @@ impl<'a> Inverse<'a> {
                             .min(plane.blocks_wide.saturating_sub(from * plane.across)),
                         column: (from - first) * plane.across * SIDE,
                     };
-                    stretch.transform(blocks, &plane.factors, &mut rows(plane, row))?;
+                    let rows = &mut samples.rows(plane, row)?;
+                    stretch.transform(blocks, &plane.factors, rows)?;
                 }
                 // Below the picture there are blocks that nobody reads.
                 for row in down..plane.down {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::testing::{encode, photograph, Encoding, Numbers, Sampling};
 
-fn options(entropy: Entropy, lenient: bool) -> Options {
+pub(super) fn options(entropy: Entropy, lenient: bool) -> Options {
     Options {
         lenient,
         max_scans: 100,
@@ -12,14 +12,14 @@ fn options(entropy: Entropy, lenient: bool) -> Options {
 }
 
 /// A region's pixels, row by row without what stands beside it.
-fn cut(pixels: &[u8], placed: Placed, region: Region) -> Vec<u8> {
+pub(super) fn cut(pixels: &[u8], placed: Placed, region: Region) -> Vec<u8> {
     let rows = pixels.chunks(placed.stride).take(region.height as usize);
     rows.flat_map(|row| &row[placed.offset..][..region.width as usize * placed.channels])
         .copied()
         .collect()
 }
 
-fn decode(
+pub(super) fn decode(
     decompressor: &mut Decompressor,
     (bytes, size): (&[u8], (u32, u32)),
     (scale, region): (Scale, Region),
@@ -37,7 +37,7 @@ fn decode(
     Ok(cut(&pixels, placed, region))
 }
 
-fn region(numbers: &mut Numbers, (width, height): (u32, u32)) -> Region {
+pub(super) fn region(numbers: &mut Numbers, (width, height): (u32, u32)) -> Region {
     let (x, y) = (numbers.below(width), numbers.below(height));
     Region {
         x,
@@ -47,7 +47,7 @@ fn region(numbers: &mut Numbers, (width, height): (u32, u32)) -> Region {
     }
 }
 
-fn encodings() -> Vec<Encoding> {
+pub(super) fn encodings() -> Vec<Encoding> {
     let mut encodings = Vec::new();
     for sampling in [
         Sampling::S444,
@@ -79,7 +79,7 @@ fn encodings() -> Vec<Encoding> {
     encodings
 }
 
-fn file(encoding: Encoding, (width, height): (u32, u32)) -> Vec<u8> {
+pub(super) fn file(encoding: Encoding, (width, height): (u32, u32)) -> Vec<u8> {
     let channels = if encoding.cmyk { 4 } else { 3 };
     let pixels = photograph(width, height, channels, 11);
     encode(&pixels, width, height, encoding).expect("encodes")

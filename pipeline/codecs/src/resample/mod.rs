@@ -8,6 +8,8 @@
 //! across one; and what comes out is planes, mirrored as asked for. Once warm it allocates nothing.
 
 #[cfg(target_arch = "x86_64")]
+mod colour;
+#[cfg(target_arch = "x86_64")]
 mod weights;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -15,16 +17,20 @@ mod x86;
 #[cfg(test)]
 mod tests;
 
+use crate::jpeg::ComponentStrip;
+
 /// Rows that are taken at a time.
 pub const STRIP_ROWS: usize = 16;
 
 /// The size of a part of a picture, and what it is resized to.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Shape {
-    /// Pixels of a row of the part.
+    /// Pixels of a row, the part's and those before it.
     pub width: usize,
-    /// Its rows.
+    /// Rows, the part's and those before it.
     pub height: usize,
+    /// Columns and rows that come before the part, and have no influence.
+    pub before: (usize, usize),
     /// What becomes the whole result, in pixels of the part: left, top, width, height. What lies
     /// beyond the part has no influence.
     pub area: (f64, f64, f64, f64),
@@ -43,8 +49,12 @@ impl Shape {
         let inside = |start: f64, length: f64, len: usize| {
             start >= 0.0 && length > 0.0 && start + length <= len as f64
         };
-        inside(left, width, self.width)
-            && inside(top, height, self.height)
+        let part = (
+            self.width.saturating_sub(self.before.0),
+            self.height.saturating_sub(self.before.1),
+        );
+        inside(left, width, part.0)
+            && inside(top, height, part.1)
             && self.size > 0
             && self.width.checked_mul(3).is_some()
             && self.out_len().is_some()
@@ -106,16 +116,35 @@ impl Resampler {
     /// the rows are not as many as come next, or not there, or if `planes` has another length.
     #[must_use]
     pub fn push(&mut self, pixels: &[u8], stride: usize, rows: usize, planes: &mut [u8]) -> bool {
-        let shape = &self.shape;
-        let next = STRIP_ROWS.min(shape.height - self.pushed);
-        let fits = rows == next && rows > 0 && shape.has_rows(rows, pixels, stride);
-        if !fits || Some(planes.len()) != shape.out_len() {
+        if !self.is_next(rows, planes) || !self.shape.has_rows(rows, pixels, stride) {
             return false;
         }
         self.pushed += rows;
         #[cfg(target_arch = "x86_64")]
-        self.passes.push(shape, pixels, stride, rows, planes);
+        self.passes.push(&self.shape, pixels, stride, rows, planes);
         true
+    }
+
+    /// Takes the next rows as [`Resampler::push`] does, as components of a JPEG: what becomes of them are
+    /// the pixels that libjpeg makes of them. Returns false, with nothing done, if the strip is not the
+    /// next.
+    #[must_use]
+    pub fn push_components(&mut self, strip: &ComponentStrip<'_>, planes: &mut [u8]) -> bool {
+        let is_next = self.is_next(strip.rows, planes) && strip.first_row as usize == self.pushed;
+        #[cfg(target_arch = "x86_64")]
+        let done = is_next && self.passes.push_components(&self.shape, strip, planes);
+        #[cfg(not(target_arch = "x86_64"))]
+        let done = false && is_next;
+        if done {
+            self.pushed += strip.rows;
+        }
+        done
+    }
+
+    /// Whether so many rows come next, and `planes` has room for the result.
+    fn is_next(&self, rows: usize, planes: &[u8]) -> bool {
+        let next = STRIP_ROWS.min(self.shape.height - self.pushed);
+        rows == next && rows > 0 && Some(planes.len()) == self.shape.out_len()
     }
 
     /// Resizes a part whose rows are all there: `pixels` as in [`Resampler::push`]. Returns false,

@@ -3,6 +3,7 @@ use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
 use super::{Resampler, Shape, STRIP_ROWS};
+use crate::jpeg::{ComponentStrip, Halved};
 use crate::testing::Numbers;
 
 /// A part whose rows are all there.
@@ -120,6 +121,7 @@ fn equals_fast_image_resize() {
             shape: Shape {
                 width,
                 height,
+                before: (0, 0),
                 area,
                 size,
                 mirrored: numbers.below(2) == 1,
@@ -133,6 +135,7 @@ fn equals_fast_image_resize() {
 const SHAPE: Shape = Shape {
     width: 4,
     height: 3,
+    before: (0, 0),
     area: (0.0, 0.0, 4.0, 3.0),
     size: 2,
     mirrored: false,
@@ -152,6 +155,20 @@ fn refuses_what_does_not_fit() {
         (SHAPE, usize::MAX),
         (Shape { height: 0, ..SHAPE }, 12),
         (Shape { size: 0, ..SHAPE }, 12),
+        (
+            Shape {
+                before: (1, 0),
+                ..SHAPE
+            },
+            12,
+        ),
+        (
+            Shape {
+                before: (0, 9),
+                ..SHAPE
+            },
+            12,
+        ),
         (Shape { size: 3, ..SHAPE }, 12),
         (
             Shape {
@@ -215,6 +232,7 @@ fn keeps_its_buffers() {
     let shape = Shape {
         width: 300,
         height: 200,
+        before: (0, 0),
         area: (0.0, 0.0, 300.0, 200.0),
         size: 64,
         mirrored: false,
@@ -229,4 +247,138 @@ fn keeps_its_buffers() {
     };
     let first = kept();
     assert_eq!(kept(), first);
+}
+
+/// What comes before a part has no influence, and shifts nothing.
+#[test]
+fn parts_begin_behind_what_comes_before() {
+    if !Resampler::is_available() {
+        println!("skipped: this processor has no AVX2");
+        return;
+    }
+    let mut numbers = Numbers(8);
+    let mut resampler = Resampler::default();
+    for round in 0..60 {
+        let (width, height) = (
+            2 + numbers.below(200) as usize,
+            2 + numbers.below(90) as usize,
+        );
+        let pixels: Vec<u8> = (0..3 * width * height)
+            .map(|_| numbers.below(256) as u8)
+            .collect();
+        let before = (round % 2, round / 2 % 2);
+        let (columns, rows) = (width - before.0, height - before.1);
+        let shape = Shape {
+            width: columns,
+            height: rows,
+            before: (0, 0),
+            area: (0.0, 0.0, columns as f64, rows as f64),
+            size: 1 + numbers.below(70) as usize,
+            mirrored: round % 3 == 0,
+            upside_down: false,
+        };
+        let mut planes = [0, 1].map(|_| vec![0; 3 * shape.size * shape.size]);
+        let part = &pixels[3 * (before.1 * width + before.0)..];
+        assert!(resampler.resize(&shape, part, 3 * width, &mut planes[0]));
+        let whole = Shape {
+            width,
+            height,
+            before,
+            ..shape
+        };
+        assert!(resampler.resize(&whole, &pixels, 3 * width, &mut planes[1]));
+        assert!(planes[0] == planes[1], "{whole:?}");
+    }
+}
+
+/// All values of chroma, dark to bright, by the formula of libjpeg's `jdcolor.c`.
+#[test]
+fn colours_are_those_of_the_formula() {
+    if !Resampler::is_available() {
+        println!("skipped: this processor has no AVX2");
+        return;
+    }
+    let mut resampler = Resampler::default();
+    let mut planes = [0; 3 * STRIP_ROWS * STRIP_ROWS];
+    let side = STRIP_ROWS as f64;
+    for (luma, from) in [0, 1, 77, 128, 200, 255].into_iter().flat_map(|luma| {
+        (0..=255u8)
+            .step_by(STRIP_ROWS)
+            .map(move |from| (luma, from))
+    }) {
+        let luma_row = [luma; 256];
+        let blue_rows: [_; STRIP_ROWS] = std::array::from_fn(|row| [from + row as u8; 256]);
+        let red_row: [u8; 256] = std::array::from_fn(|at| at as u8);
+        let strip = ComponentStrip {
+            first_row: 0,
+            before: (0, 0),
+            rows: STRIP_ROWS,
+            halved: Halved::default(),
+            luma: [&luma_row; STRIP_ROWS],
+            chroma: [
+                blue_rows.each_ref().map(|row| &row[..]),
+                [&red_row; STRIP_ROWS],
+            ],
+        };
+        for left in (0..256).step_by(STRIP_ROWS) {
+            // A square that stays as it is.
+            let shape = Shape {
+                width: 256,
+                height: STRIP_ROWS,
+                before: (0, 0),
+                area: (left as f64, 0.0, side, side),
+                size: STRIP_ROWS,
+                mirrored: false,
+                upside_down: false,
+            };
+            assert!(resampler.begin(&shape));
+            assert!(resampler.push_components(&strip, &mut planes));
+            for at in 0..STRIP_ROWS * STRIP_ROWS {
+                let (row, column) = (at / STRIP_ROWS, at % STRIP_ROWS);
+                let (blue, red) = (
+                    i32::from(from) + row as i32 - 128,
+                    (left + column) as i32 - 128,
+                );
+                let half = 1 << 15;
+                let expected = [
+                    (91_881 * red + half) >> 16,
+                    (-22_554 * blue - 46_802 * red + half) >> 16,
+                    (116_130 * blue + half) >> 16,
+                ]
+                .map(|part| (i32::from(luma) + part).clamp(0, 255) as u8);
+                let got = [0, 1, 2].map(|channel| planes[channel * STRIP_ROWS * STRIP_ROWS + at]);
+                assert_eq!(got, expected, "{luma}, {blue}, {red}");
+            }
+        }
+    }
+}
+
+/// Components whose rows are too short are refused, as are strips out of turn.
+#[test]
+fn refuses_components_that_do_not_fit() {
+    let row = [0; 64];
+    let strip = |first_row, len: usize| ComponentStrip {
+        first_row,
+        before: (0, 0),
+        rows: 3,
+        halved: Halved::default(),
+        luma: [&row[..len]; STRIP_ROWS],
+        chroma: [[&row[..len]; STRIP_ROWS]; 2],
+    };
+    let mut resampler = Resampler::default();
+    let mut planes = [1; 12];
+    assert!(
+        !resampler.push_components(&strip(0, 64), &mut planes),
+        "not begun"
+    );
+    let can = resampler.begin(&SHAPE);
+    assert!(!resampler.push_components(&strip(0, 15), &mut planes));
+    assert!(!resampler.push_components(&strip(1, 64), &mut planes));
+    assert!(!resampler.push_components(&strip(0, 64), &mut planes[..11]));
+    assert_eq!(planes, [1; 12]);
+    assert_eq!(resampler.push_components(&strip(0, 64), &mut planes), can);
+    assert!(
+        !resampler.push_components(&strip(3, 64), &mut planes),
+        "none is left"
+    );
 }

@@ -9,6 +9,8 @@ const MOST_PLACES: u32 = 21;
 /// A line, the part of it that is resized, and to how many samples.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Line {
+    /// Samples before the line, which weigh nothing.
+    pub(super) before: usize,
     pub(super) len: usize,
     pub(super) start: f64,
     pub(super) span: f64,
@@ -50,7 +52,7 @@ impl Weights {
         self.starts.resize(line.entries, 0);
         self.pairs.clear();
         self.pairs.resize(line.entries * self.pairs_each, 0);
-        let last_start = line.len.div_ceil(2) - self.pairs_each;
+        let last_start = (line.before + line.len).div_ceil(2) - self.pairs_each;
         let unit = f64::from(1u32 << self.places);
         let mut exact = &self.exact[..];
         for (at, &(first, count)) in self.bounds.iter().enumerate() {
@@ -96,7 +98,7 @@ impl Weights {
                 *weight /= sum;
                 greatest = greatest.max(*weight);
             }
-            self.bounds.push((first, end - first));
+            self.bounds.push((line.before + first, end - first));
         }
         greatest
     }

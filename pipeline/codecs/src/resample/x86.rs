@@ -10,8 +10,10 @@
 
 use std::arch::x86_64::*;
 
+use super::colour::{turn_components, units_len};
 use super::weights::{Line, Weights};
 use super::{Shape, STRIP_ROWS};
+use crate::jpeg::ComponentStrip;
 
 /// Pairs of rows of a strip.
 const PAIRS: usize = STRIP_ROWS / 2;
@@ -61,7 +63,29 @@ impl Passes {
         planes: &mut [u8],
     ) {
         // SAFETY: the processor has AVX2.
-        unsafe { self.push_with_avx2(shape, pixels, stride, rows, planes) }
+        unsafe {
+            // What is missing of a strip weighs nothing.
+            let lines =
+                std::array::from_fn(|row| &pixels[row.min(rows - 1) * stride..][..3 * shape.width]);
+            turn(&lines, &mut self.tile);
+            self.take_tile(shape, 0, planes);
+        }
+    }
+
+    /// The same for components. Returns false, with nothing done, if rows of the strip are too short. The
+    /// caller has looked whether the processor has AVX2.
+    pub(super) fn push_components(
+        &mut self,
+        shape: &Shape,
+        strip: &ComponentStrip<'_>,
+        planes: &mut [u8],
+    ) -> bool {
+        let Some(from) = turn_components(strip, shape.width, &mut self.tile) else {
+            return false;
+        };
+        // SAFETY: the processor has AVX2.
+        unsafe { self.take_tile(shape, from, planes) };
+        true
     }
 
     #[target_feature(enable = "avx2")]
@@ -69,7 +93,8 @@ impl Passes {
         let size = shape.size;
         let (left, top, width, height) = shape.area;
         self.across.set(&Line {
-            len: shape.width,
+            before: shape.before.0,
+            len: shape.width - shape.before.0,
             start: left,
             span: width,
             size,
@@ -77,7 +102,8 @@ impl Passes {
             reversed: shape.mirrored,
         });
         self.down.set(&Line {
-            len: shape.height,
+            before: shape.before.1,
+            len: shape.height - shape.before.1,
             start: top,
             span: height,
             size,
@@ -85,7 +111,8 @@ impl Passes {
             reversed: false,
         });
         let zero = _mm256_setzero_si256();
-        let tile_len = shape.width.div_ceil(GROUP) * GROUP / 2 * 6;
+        let units = (shape.width.div_ceil(GROUP) * GROUP / 2).max(units_len(shape.width));
+        let tile_len = units * 6;
         if self.tile.len() < tile_len {
             self.tile.resize(tile_len, zero);
         }
@@ -101,15 +128,9 @@ impl Passes {
         self.down.pairs_each + STRIPS_AHEAD * PAIRS
     }
 
+    /// Takes the strip that is in the tile, from this vector on.
     #[target_feature(enable = "avx2")]
-    fn push_with_avx2(
-        &mut self,
-        shape: &Shape,
-        pixels: &[u8],
-        stride: usize,
-        rows: usize,
-        planes: &mut [u8],
-    ) {
+    fn take_tile(&mut self, shape: &Shape, from: usize, planes: &mut [u8]) {
         let (size, pitch, capacity) = (shape.size, pitch(shape), self.capacity());
         let Passes {
             across,
@@ -126,12 +147,8 @@ impl Passes {
             halfway.copy_within(kept, 0);
             self.base = needed;
         }
-        // What is missing of a strip weighs nothing.
-        let lines =
-            std::array::from_fn(|row| &pixels[row.min(rows - 1) * stride..][..3 * shape.width]);
-        turn(&lines, tile);
         let strip = &mut halfway[(self.filled - self.base) * pitch..][..PAIRS * pitch];
-        horizontal(across, tile, strip, pitch);
+        horizontal(across, &tile[from..], strip, pitch);
         self.filled += PAIRS;
         while let Some(&start) = down.starts.get(self.next) {
             if start + down.pairs_each > self.filled {

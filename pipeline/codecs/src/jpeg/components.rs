@@ -1,0 +1,275 @@
+//! Rows of components, before upsampling and colour conversion: for pictures that our own code decodes
+//! from end to end.
+//!
+//! libjpeg would upsample chroma to rows of its own and interleave the channels, and the resampler
+//! would take them apart again. Here the inverse transform writes to rings of rows, one for each
+//! component, and the resampler takes what it needs from there, sixteen rows at a time.
+
+use super::Region;
+use crate::huffman::Scan;
+use crate::inverse::{as_uninit, Inverse, PlanePlan, Rows, Samples, SIDE};
+use crate::resample::STRIP_ROWS;
+
+/// Samples of a ring's rows before the first that is decoded, and behind the last: some for
+/// upsampling, the rest so that whole vectors can be read.
+const BEFORE: usize = 16;
+const BEHIND: usize = 64;
+
+/// Rows of luma in a ring: those of three rows of MCUs, of which the oldest has the last row of chroma
+/// above a strip.
+const RING_ROWS: usize = 48;
+
+/// Where rows of luma and of chroma begin, in samples before the strip's own, if chroma is halved across.
+pub(crate) const LUMA_BEFORE: usize = 4;
+pub(crate) const CHROMA_BEFORE: usize = 1;
+
+/// How chroma is sampled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Halved {
+    /// A sample for two columns.
+    pub(crate) across: bool,
+    /// A sample for two rows.
+    pub(crate) down: bool,
+}
+
+/// Rows of a region of a picture in luma and chroma (JFIF's YCbCr), chroma as it is sampled.
+#[derive(Debug)]
+pub struct ComponentStrip<'a> {
+    /// The first of them, from the top of the first strip.
+    pub first_row: u32,
+    /// Columns and rows that come before the region, 0 or 1: chroma is sampled for pairs.
+    pub before: (u32, u32),
+    pub(crate) rows: usize,
+    pub(crate) halved: Halved,
+    /// Rows begin with the strip's first sample, or [`LUMA_BEFORE`] it.
+    pub(crate) luma: [&'a [u8]; STRIP_ROWS],
+    /// Cb and Cr. Rows begin with the strip's first sample, or [`CHROMA_BEFORE`] it. Those of the strip; if
+    /// they are halved, ten: the first is the one above the strip's own eight, the last the one below.
+    pub(crate) chroma: [[&'a [u8]; STRIP_ROWS]; 2],
+}
+
+/// How the components of a picture lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    /// Width and height of the picture.
+    size: (usize, usize),
+    /// Rows of MCUs, and MCUs of a row.
+    mcus: (usize, usize),
+    /// The first wanted MCU of a row, and how many are.
+    wanted: (usize, usize),
+    /// Width and height of an MCU, in samples of luma and of chroma.
+    luma: (usize, usize),
+    chroma: (usize, usize),
+    halved: Halved,
+}
+
+impl Layout {
+    /// For the components of a scan: luma, and chroma of one block in an MCU. None for other samplings.
+    pub(crate) fn new(
+        size: (u32, u32),
+        mcus: (u32, u32),
+        wanted: (u32, u32),
+        planes: &[PlanePlan],
+    ) -> Option<Layout> {
+        let [luma, blue, red] = *planes else {
+            return None;
+        };
+        let of = |plane: &PlanePlan| (plane.across * SIDE, plane.down * SIDE);
+        let ratio = |luma: usize, chroma: usize| match luma == chroma {
+            true => Some(false),
+            false => (luma == 2 * chroma).then_some(true),
+        };
+        let is_ordered = (luma.index, blue.index, red.index) == (0, 1, 2);
+        let are_alike = of(&blue) == of(&red) && of(&blue) == (SIDE, SIDE);
+        let (luma, chroma) = (of(&luma), of(&blue));
+        let halved = Halved {
+            across: ratio(luma.0, chroma.0)?,
+            down: ratio(luma.1, chroma.1)?,
+        };
+        let size = (size.0 as usize, size.1 as usize);
+        // libjpeg repeats the samples of narrower pictures.
+        let is_wide = !halved.across || size.0.div_ceil(2) > 2;
+        let count = wanted.1.checked_sub(wanted.0)? + 1;
+        let fits = is_ordered && are_alike && is_wide && wanted.1 < mcus.1;
+        fits.then_some(Layout {
+            size,
+            mcus: (mcus.0 as usize, mcus.1 as usize),
+            wanted: (wanted.0 as usize, count as usize),
+            luma,
+            chroma,
+            halved,
+        })
+    }
+}
+
+/// A number made even if its kind comes in pairs.
+fn aligned(number: u32, in_pairs: bool) -> usize {
+    number as usize & !usize::from(in_pairs)
+}
+
+/// Rings of rows, kept from one picture to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Components([Ring; 3]);
+
+/// Rows of a component: row r is at r modulo their number.
+#[derive(Debug, Default)]
+struct Ring {
+    memory: Vec<u8>,
+    pitch: usize,
+    rows: usize,
+}
+
+impl Ring {
+    /// Makes room; None if there is no memory.
+    fn set(&mut self, columns: usize, rows: usize) -> Option<()> {
+        (self.pitch, self.rows) = (BEFORE + columns + BEHIND, rows);
+        let len = self.pitch.checked_mul(rows)?;
+        if self.memory.len() < len {
+            let more = len - self.memory.len();
+            self.memory.try_reserve_exact(more).ok()?;
+            self.memory.resize(len, 0);
+        }
+        Some(())
+    }
+
+    /// A row from this place on; at [`BEFORE`] is the first decoded sample.
+    fn row(&self, row: usize, from: usize) -> &[u8] {
+        &self.memory[row % self.rows * self.pitch..][from..self.pitch]
+    }
+
+    fn rows_mut(&mut self, first: usize, count: usize) -> impl Iterator<Item = &mut [u8]> {
+        let memory = &mut self.memory[first % self.rows * self.pitch..][..count * self.pitch];
+        memory.chunks_exact_mut(self.pitch)
+    }
+}
+
+/// Where the samples of a row of MCUs go.
+struct McuRow<'a> {
+    components: &'a mut Components,
+    number: usize,
+}
+
+impl Samples for McuRow<'_> {
+    fn rows(&mut self, plane: &PlanePlan, block_row: usize) -> Option<Rows<'_>> {
+        let ring = self.components.0.get_mut(plane.index)?;
+        let first = (self.number * plane.down + block_row) * SIDE;
+        let mut rows = ring.rows_mut(first, SIDE);
+        Some(std::array::from_fn(|_| {
+            let row = rows.next().and_then(|row| row.get_mut(BEFORE..));
+            as_uninit(row.unwrap_or_default())
+        }))
+    }
+}
+
+impl Components {
+    fn set(&mut self, layout: &Layout) -> Option<()> {
+        let [luma, chroma @ ..] = &mut self.0;
+        luma.set(layout.wanted.1 * layout.luma.0, RING_ROWS)?;
+        let rows = RING_ROWS * layout.chroma.1 / layout.luma.1;
+        for ring in chroma {
+            ring.set(layout.wanted.1 * layout.chroma.0, rows)?;
+        }
+        Some(())
+    }
+
+    /// Repeats the outermost samples of chroma where the picture ends.
+    fn repeat_ends(&mut self, layout: &Layout, mcu_row: usize) {
+        if !layout.halved.across {
+            return;
+        }
+        let (first_mcu, mcus) = layout.wanted;
+        let end = layout.size.0.div_ceil(2) - first_mcu * layout.chroma.0;
+        let [_, chroma @ ..] = &mut self.0;
+        for ring in chroma {
+            for row in ring.rows_mut(mcu_row * layout.chroma.1, layout.chroma.1) {
+                if first_mcu == 0 {
+                    row[BEFORE - 1] = row[BEFORE];
+                }
+                if end <= mcus * layout.chroma.0 {
+                    row[BEFORE + end] = row[BEFORE + end - 1];
+                }
+            }
+        }
+    }
+
+    /// The strip of a region from this row of the picture on.
+    fn strip(&self, layout: &Layout, region: &Region, start: usize) -> ComponentStrip<'_> {
+        let halved = layout.halved;
+        let [luma, chroma @ ..] = &self.0;
+        let left = aligned(region.x, halved.across) - layout.wanted.0 * layout.luma.0;
+        let top = aligned(region.y, halved.down);
+        let end = (region.y + region.height) as usize;
+        let (luma_from, chroma_from) = match halved.across {
+            true => (
+                BEFORE + left - LUMA_BEFORE,
+                BEFORE + left / 2 - CHROMA_BEFORE,
+            ),
+            false => (BEFORE + left, BEFORE + left),
+        };
+        let chroma_row = |at: usize| match halved.down {
+            true => {
+                let last = layout.size.1.div_ceil(2) - 1;
+                (start / 2 + at).saturating_sub(1).min(last)
+            }
+            false => start + at,
+        };
+        ComponentStrip {
+            first_row: (start - top) as u32,
+            before: (
+                region.x - aligned(region.x, halved.across) as u32,
+                region.y - top as u32,
+            ),
+            rows: STRIP_ROWS.min(end - start),
+            halved,
+            luma: std::array::from_fn(|at| luma.row(start + at, luma_from)),
+            chroma: chroma
+                .each_ref()
+                .map(|ring| std::array::from_fn(|at| ring.row(chroma_row(at), chroma_from))),
+        }
+    }
+
+    /// Decodes a region of the picture, whose scan and transform are at their beginning, and hands it over
+    /// in strips of [`STRIP_ROWS`] rows. The region is within the picture, with what upsampling looks at
+    /// beside it within the wanted MCUs. None if the data is not sound down to the region's last row.
+    pub(crate) fn read(
+        &mut self,
+        layout: &Layout,
+        region: &Region,
+        (scan, inverse): (&mut Scan<'_>, &mut Inverse<'_>),
+        sink: &mut dyn FnMut(&ComponentStrip<'_>),
+    ) -> Option<()> {
+        self.set(layout)?;
+        let pairs = layout.halved.down;
+        let mut start = aligned(region.y, pairs);
+        let end = (region.y + region.height) as usize;
+        let above = if pairs { 2 } else { 0 };
+        let first_row = start.saturating_sub(above) / layout.luma.1;
+        for _ in 0..first_row * layout.mcus.1 {
+            scan.next_mcu(None)?;
+        }
+        for number in first_row..layout.mcus.0 {
+            let is_last = number + 1 == layout.mcus.0;
+            let components = &mut *self;
+            inverse.next_row(scan, is_last, &mut McuRow { components, number })?;
+            self.repeat_ends(layout, number);
+            let decoded = (number + 1) * layout.luma.1;
+            loop {
+                let strip_end = (start + STRIP_ROWS).min(end);
+                // The second row of a pair takes chroma from the next.
+                let needed = strip_end + usize::from(pairs && strip_end % 2 == 0);
+                if decoded < needed.min(layout.size.1) {
+                    break;
+                }
+                sink(&self.strip(layout, region, start));
+                if strip_end == end {
+                    return Some(());
+                }
+                start = strip_end;
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;
