@@ -6,7 +6,7 @@
  * resources of its own in locals, so nothing leaks when it is left by longjmp.
  *
  * The Huffman-coded data of a sequential picture is decoded by `huffman`, and transformed by `inverse`
- * where it is wanted at full size: qf_jpeg_begin describes the scan, qf_jpeg_rows takes functions for MCUs
+ * where it is wanted at full or half size: qf_jpeg_begin describes the scan, qf_jpeg_rows takes functions for MCUs
  * and for rows of them, and puts them in the place of libjpeg's own.
  */
 
@@ -41,6 +41,7 @@ struct qf_jpeg_plane {
   uint32_t across, down; /* blocks of an MCU */
   uint32_t last_down;   /* rows of blocks of the last row of MCUs */
   uint32_t blocks_wide; /* blocks of the component, side by side */
+  uint32_t side;        /* samples that become of a block, along a side */
   const int16_t *factors; /* what coefficients are multiplied by, in natural order */
 };
 
@@ -270,14 +271,15 @@ static void describe_scan(struct qf_jpeg *jpeg, const uint8_t *bytes, uint32_t e
   for (i = 0; i < info->comps_in_scan; i++) {
     const jpeg_component_info *component = info->cur_comp_info[i];
     struct qf_jpeg_plane *plane = &scan->planes[i];
-    if (!component->component_needed || component->DCT_scaled_size != DCTSIZE ||
-        !component->dct_table)
+    if (!component->component_needed || !component->dct_table ||
+        (component->DCT_scaled_size != DCTSIZE && component->DCT_scaled_size != DCTSIZE / 2))
       return;
     plane->index = (uint32_t)component->component_index;
     plane->across = (uint32_t)component->MCU_width;
     plane->down = (uint32_t)component->MCU_height;
     plane->last_down = (uint32_t)component->last_row_height;
     plane->blocks_wide = component->width_in_blocks;
+    plane->side = (uint32_t)component->DCT_scaled_size;
     plane->factors = component->dct_table;
   }
   scan->plane_count = (uint32_t)info->comps_in_scan;

@@ -203,7 +203,7 @@ impl Decompressor {
 
     /// Decodes a part of a picture in strips of components, sixteen rows each but for the last, where our
     /// own code can decode all of it: luma and chroma, chroma halved or not, in one sequential scan of
-    /// Huffman codes, at full size, on a processor with AVX2. Returns false for others and for damaged
+    /// Huffman codes, at full or half size, on a processor with AVX2. Returns false for others and for damaged
     /// data, be it that some strips came before it: [`Decompressor::decode_strips`] decodes those, or says
     /// what is wrong with them.
     pub fn decode_components(
@@ -211,7 +211,8 @@ impl Decompressor {
         part: &Part<'_>,
         sink: &mut dyn FnMut(&ComponentStrip<'_>),
     ) -> bool {
-        if part.options.entropy != Entropy::Fast {
+        let is_for_us = matches!(part.scale, Scale::Full | Scale::Half);
+        if part.options.entropy != Entropy::Fast || !is_for_us {
             return false;
         }
         let Ok(picture) = Self::begin(&mut self.handle, part) else {
@@ -356,6 +357,7 @@ mod ffi {
         down: u32,
         last_down: u32,
         blocks_wide: u32,
+        side: u32,
         factors: *const huffman::Block,
     }
 
@@ -403,6 +405,7 @@ mod ffi {
                     down: 0,
                     last_down: 0,
                     blocks_wide: 0,
+                    side: 0,
                     factors: std::ptr::null(),
                 }; inverse::MAX_PLANES],
             }
@@ -435,6 +438,7 @@ mod ffi {
                     down: plane.down as usize,
                     last_down: plane.last_down as usize,
                     blocks_wide: plane.blocks_wide as usize,
+                    side: plane.side as usize,
                     // SAFETY: it points into libjpeg's tables, which are there until the picture
                     // ends, or nowhere.
                     factors: unsafe { *plane.factors.as_ref()? },
@@ -473,12 +477,15 @@ mod ffi {
             block_row: usize,
         ) -> Option<inverse::Rows<'_>> {
             Some(std::array::from_fn(|row| {
-                let len = plane.blocks_wide * inverse::SIDE;
+                if row >= plane.side {
+                    return Default::default();
+                }
+                let len = plane.blocks_wide * plane.side;
                 // SAFETY: the promise of `next_row`; a transform asks for rows of blocks that there are,
                 // and has let go of them when it asks again.
                 unsafe {
                     let rows = *self.0.add(plane.index);
-                    let row = *rows.add(block_row * inverse::SIDE + row);
+                    let row = *rows.add(block_row * plane.side + row);
                     std::slice::from_raw_parts_mut(row.cast::<MaybeUninit<u8>>(), len)
                 }
             }))
@@ -514,8 +521,8 @@ mod ffi {
 
     /// # Safety
     /// `caller` points to a [`Caller`] that nobody else uses, and `samples` to the rows of each component
-    /// that a row of its MCUs has: at least `8 * down` pointers to `8 * blocks_wide` bytes, initialised or
-    /// not, which nobody else uses. Of the last row of MCUs `8 * last_down` are enough.
+    /// that a row of its MCUs has: at least `side * down` pointers to `side * blocks_wide` bytes, initialised
+    /// or not, which nobody else uses. Of the last row of MCUs `side * last_down` are enough.
     unsafe extern "C" fn next_row(
         caller: *mut c_void,
         samples: *const *const *mut u8,

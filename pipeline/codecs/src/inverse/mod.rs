@@ -1,4 +1,4 @@
-//! The inverse transform of a sequential JPEG at its full size, in place of libjpeg's own.
+//! The inverse transform of a sequential JPEG at its full or half size, in place of libjpeg's own.
 //!
 //! libjpeg transforms block by block, as they are decoded. Here a stretch of MCUs is decoded, then
 //! neighbouring blocks of a component are transformed two at a time, which fills the vectors. Most
@@ -6,7 +6,7 @@
 //! arithmetic.
 //!
 //! The results are those of libjpeg's accurate integer transform (`jidctint.c`, after Loeffler,
-//! Ligtenberg and Moschytz), to the last bit.
+//! Ligtenberg and Moschytz) and of its reduced one (`jidctred.c`), to the last bit.
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -21,6 +21,9 @@ use crate::huffman::{Block, Scan, MAX_BLOCKS};
 /// Samples of a block, along a side.
 pub(crate) const SIDE: usize = 8;
 
+/// Samples of a block at half its size.
+pub(crate) const HALF: usize = SIDE / 2;
+
 /// Most components.
 pub(crate) const MAX_PLANES: usize = 4;
 
@@ -28,6 +31,7 @@ pub(crate) const MAX_PLANES: usize = 4;
 const AT_ONCE: usize = 48;
 
 /// Rows of samples of a block row, to be written; each holds all blocks of the component side by side.
+/// Half a block has four.
 pub(crate) type Rows<'a> = [&'a mut [MaybeUninit<u8>]; SIDE];
 
 /// Where samples go.
@@ -56,6 +60,8 @@ pub(crate) struct PlanePlan {
     pub(crate) last_down: usize,
     /// Blocks of the component, side by side.
     pub(crate) blocks_wide: usize,
+    /// Samples that become of a block, along a side: 8 or 4.
+    pub(crate) side: usize,
     /// `[8, 8]`: what coefficients are multiplied by, in natural order.
     pub(crate) factors: Block,
 }
@@ -93,7 +99,8 @@ impl<'a> Inverse<'a> {
         all.get_mut(..planes.len())?.copy_from_slice(planes);
         let sizes = planes.iter().map(|plane| plane.across * plane.down);
         let mcu_blocks = sizes.clone().sum();
-        let is_whole = sizes.min() > Some(0) && mcu_blocks <= MAX_BLOCKS;
+        let are_known = planes.iter().all(|plane| matches!(plane.side, SIDE | HALF));
+        let is_whole = sizes.min() > Some(0) && mcu_blocks <= MAX_BLOCKS && are_known;
         let is_within = wanted.0 <= wanted.1 && wanted.1 < mcus_per_row;
         if !crate::has_avx2() || !is_whole || !is_within {
             return None;
@@ -143,7 +150,8 @@ impl<'a> Inverse<'a> {
                         across: plane.across,
                         len: (count * plane.across)
                             .min(plane.blocks_wide.saturating_sub(from * plane.across)),
-                        column: (from - first) * plane.across * SIDE,
+                        column: (from - first) * plane.across * plane.side,
+                        side: plane.side,
                     };
                     let rows = &mut samples.rows(plane, row)?;
                     stretch.transform(blocks, &plane.factors, rows)?;
@@ -176,6 +184,8 @@ struct Stretch {
     len: usize,
     /// Where their samples begin.
     column: usize,
+    /// Samples that become of a block, along a side.
+    side: usize,
 }
 
 impl Stretch {
@@ -194,14 +204,14 @@ impl Stretch {
         while number + 1 < self.len {
             let pair = [self.at(number), self.at(number + 1)];
             let [first, second] = blocks.get_disjoint_mut(pair).ok()?;
-            let column = self.column + number * SIDE;
-            transform(first, Some(second), factors, rows, column)?;
+            let column = self.column + number * self.side;
+            transform(self.side, first, Some(second), factors, rows, column)?;
             number += 2;
         }
         if number < self.len {
             let last = blocks.get_mut(self.at(number))?;
-            let column = self.column + number * SIDE;
-            transform(last, None, factors, rows, column)?;
+            let column = self.column + number * self.side;
+            transform(self.side, last, None, factors, rows, column)?;
         }
         // Beyond the picture's right edge there are blocks that nobody reads.
         let mut beyond = self.len;
@@ -213,10 +223,12 @@ impl Stretch {
     }
 }
 
-/// Puts the samples of one or two blocks side by side into `rows` from `column` on; the blocks are zeros
-/// afterwards. None if the rows end before that. Only where there is [AVX2](crate::has_avx2).
+/// Puts the samples of one or two blocks side by side into `rows` from `column` on, 8 or 4 of each in a
+/// row; the blocks are zeros afterwards. None if the rows end before that. Only where there is
+/// [AVX2](crate::has_avx2).
 #[inline(always)]
 fn transform(
+    side: usize,
     first: &mut Block,
     second: Option<&mut Block>,
     factors: &Block,
@@ -224,10 +236,13 @@ fn transform(
     column: usize,
 ) -> Option<()> {
     #[cfg(target_arch = "x86_64")]
-    return x86::transform(first, second, factors, rows, column);
+    return match side {
+        SIDE => x86::transform(first, second, factors, rows, column),
+        _ => x86::reduced::transform(first, second, factors, rows, column),
+    };
     #[cfg(not(target_arch = "x86_64"))]
     {
-        let _ = (first, second, factors, rows, column);
+        let _ = (side, first, second, factors, rows, column);
         None
     }
 }

@@ -8,6 +8,8 @@ use std::mem::MaybeUninit;
 use super::{Rows, SIDE};
 use crate::huffman::Block;
 
+pub(super) mod reduced;
+
 /// Bits behind the point of the constants, and of what the first pass gives.
 const CONSTANT_BITS: i32 = 13;
 const PASS_BITS: i32 = 2;
@@ -110,7 +112,7 @@ fn pair_with_avx2<const WIDTH: usize>(
 
 /// The sample of a block that has its first coefficient alone.
 fn constant(coefficient: i16) -> u8 {
-    // libjpeg shifts 16 bits here; see `wrapped`.
+    // libjpeg shifts 16 bits here; see `as_shifted`.
     let halfway = i32::from(coefficient << PASS_BITS);
     let sample = (halfway * ONE + (1 << (SECOND - 1))) >> SECOND;
     (sample.clamp(-128, 127) + 128) as u8
@@ -149,23 +151,27 @@ fn dequantised<const ROWS: usize>(
         let factors = _mm256_broadcastsi128_si256(one_row(factors, row));
         _mm256_mullo_epi16(rows, factors)
     });
-    let shifted = _mm256_srai_epi16::<PASS_BITS>(_mm256_slli_epi16::<PASS_BITS>(rows[0]));
-    let lost = _mm256_xor_si256(rows[0], shifted);
-    if _mm256_testz_si256(lost, lost) == 0 {
-        rows[0] = wrapped(first, second, rows[0], shifted);
-    }
+    rows[0] = as_shifted([first, second], rows[0], |block| {
+        block[SIDE..].iter().all(|&coefficient| coefficient == 0)
+    });
     rows
 }
 
 /// The first row where it holds values that no picture has: libjpeg shifts them out of 16 bits, in a
 /// block without other rows.
-#[cold]
+#[inline]
 #[target_feature(enable = "avx2")]
-fn wrapped(first: &Block, second: &Block, row: __m256i, shifted: __m256i) -> __m256i {
-    let [low, high] = [first, second].map(|block| {
-        let is_alone = block[SIDE..].iter().all(|&coefficient| coefficient == 0);
-        _mm_set1_epi8(if is_alone { -1 } else { 0 })
-    });
+fn as_shifted(
+    blocks: [&Block; 2],
+    row: __m256i,
+    has_no_other: impl Fn(&Block) -> bool,
+) -> __m256i {
+    let shifted = _mm256_srai_epi16::<PASS_BITS>(_mm256_slli_epi16::<PASS_BITS>(row));
+    let lost = _mm256_xor_si256(row, shifted);
+    if _mm256_testz_si256(lost, lost) != 0 {
+        return row;
+    }
+    let [low, high] = blocks.map(|block| _mm_set1_epi8(if has_no_other(block) { -1 } else { 0 }));
     _mm256_blendv_epi8(row, shifted, _mm256_set_m128i(high, low))
 }
 

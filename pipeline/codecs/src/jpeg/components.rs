@@ -7,7 +7,7 @@
 
 use super::Region;
 use crate::huffman::Scan;
-use crate::inverse::{as_uninit, Inverse, PlanePlan, Rows, Samples, SIDE};
+use crate::inverse::{as_uninit, Inverse, PlanePlan, Rows, Samples};
 use crate::resample::STRIP_ROWS;
 
 /// Samples of a ring's rows before the first that is decoded, and behind the last: some for
@@ -64,7 +64,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// For the components of a scan: luma, and chroma of one block in an MCU. None for other samplings.
+    /// For the components of a scan. None for other samplings than those of [`Halved`].
     pub(crate) fn new(
         size: (u32, u32),
         mcus: (u32, u32),
@@ -74,13 +74,13 @@ impl Layout {
         let [luma, blue, red] = *planes else {
             return None;
         };
-        let of = |plane: &PlanePlan| (plane.across * SIDE, plane.down * SIDE);
+        let of = |plane: &PlanePlan| (plane.across * plane.side, plane.down * plane.side);
         let ratio = |luma: usize, chroma: usize| match luma == chroma {
             true => Some(false),
             false => (luma == 2 * chroma).then_some(true),
         };
         let is_ordered = (luma.index, blue.index, red.index) == (0, 1, 2);
-        let are_alike = of(&blue) == of(&red) && of(&blue) == (SIDE, SIDE);
+        let are_alike = of(&blue) == of(&red);
         let (luma, chroma) = (of(&luma), of(&blue));
         let halved = Halved {
             across: ratio(luma.0, chroma.0)?,
@@ -90,7 +90,8 @@ impl Layout {
         // libjpeg repeats the samples of narrower pictures.
         let is_wide = !halved.across || size.0.div_ceil(2) > 2;
         let count = wanted.1.checked_sub(wanted.0)? + 1;
-        let fits = is_ordered && are_alike && is_wide && wanted.1 < mcus.1;
+        let is_low = luma.1 * 3 <= RING_ROWS;
+        let fits = is_ordered && are_alike && is_wide && is_low && wanted.1 < mcus.1;
         fits.then_some(Layout {
             size,
             mcus: (mcus.0 as usize, mcus.1 as usize),
@@ -152,8 +153,8 @@ struct McuRow<'a> {
 impl Samples for McuRow<'_> {
     fn rows(&mut self, plane: &PlanePlan, block_row: usize) -> Option<Rows<'_>> {
         let ring = self.components.0.get_mut(plane.index)?;
-        let first = (self.number * plane.down + block_row) * SIDE;
-        let mut rows = ring.rows_mut(first, SIDE);
+        let first = (self.number * plane.down + block_row) * plane.side;
+        let mut rows = ring.rows_mut(first, plane.side);
         Some(std::array::from_fn(|_| {
             let row = rows.next().and_then(|row| row.get_mut(BEFORE..));
             as_uninit(row.unwrap_or_default())

@@ -131,6 +131,23 @@ fn sound_pictures_are_those_of_libjpeg() {
     }
 }
 
+/// Bytes are changed, left out, put in and cut off; half of the damage is behind the headers.
+pub(super) fn damage(bytes: &mut Vec<u8>, numbers: &mut Numbers) {
+    let scan = bytes.windows(2).position(|pair| pair == [0xff, 0xda]);
+    let scan = scan.expect("a scan") as u32;
+    let first = [0, scan][numbers.below(2) as usize];
+    for _ in 0..1 + numbers.below(3) {
+        let at = (first + numbers.below(bytes.len() as u32 - first)) as usize;
+        match numbers.below(5) {
+            0 => bytes[at] ^= 1 << numbers.below(8),
+            1 => bytes[at] = [0xff, 0, 0xd0, 0xd9, 0x7f][numbers.below(5) as usize],
+            2 => drop(bytes.remove(at)),
+            3 => bytes.insert(at, [0xff, 0, 0xd1][numbers.below(3) as usize]),
+            _ => bytes.truncate(at.max(scan as usize + 1)),
+        }
+    }
+}
+
 /// Bytes are changed, left out, put in and cut off: pixels and errors stay those of libjpeg.
 #[test]
 fn damaged_pictures_are_those_of_libjpeg() {
@@ -140,22 +157,9 @@ fn damaged_pictures_are_those_of_libjpeg() {
     let (mut sound, mut broken) = (0, 0);
     for (number, encoding) in encodings().into_iter().enumerate() {
         let whole = file(encoding, size);
-        let scan = whole.windows(2).position(|pair| pair == [0xff, 0xda]);
-        let scan = scan.expect("a scan") as u32;
         for _ in 0..60 {
             let mut bytes = whole.clone();
-            // Half of the damage is behind the headers.
-            let first = [0, scan][numbers.below(2) as usize];
-            for _ in 0..1 + numbers.below(3) {
-                let at = (first + numbers.below(bytes.len() as u32 - first)) as usize;
-                match numbers.below(5) {
-                    0 => bytes[at] ^= 1 << numbers.below(8),
-                    1 => bytes[at] = [0xff, 0, 0xd0, 0xd9, 0x7f][numbers.below(5) as usize],
-                    2 => drop(bytes.remove(at)),
-                    3 => bytes.insert(at, [0xff, 0, 0xd1][numbers.below(3) as usize]),
-                    _ => bytes.truncate(at.max(scan as usize)),
-                }
-            }
+            damage(&mut bytes, &mut numbers);
             let scale = Scale::ALL[numbers.below(4) as usize];
             let scaled = (
                 size.0.div_ceil(scale.reduction()),

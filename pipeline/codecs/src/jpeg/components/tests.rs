@@ -1,6 +1,6 @@
 //! Components, resized, against the pixels of libjpeg, resized.
 
-use crate::jpeg::tests::{decode, encodings, file, options, region};
+use crate::jpeg::tests::{damage, decode, encodings, file, options, region};
 use crate::jpeg::{Decompressor, Entropy, Part, Region, Scale};
 use crate::resample::{Resampler, Shape};
 use crate::testing::{Encoding, Numbers, Sampling};
@@ -70,6 +70,22 @@ fn is_for_us(encoding: &Encoding) -> bool {
     !encoding.cmyk && sampling != Sampling::Grey && sampling != Sampling::S411
 }
 
+/// A region of a picture at a scale, and what to make of it: as it is, or something else.
+fn draw(numbers: &mut Numbers, size: (u32, u32), scale: Scale, as_it_is: bool) -> (Region, Shape) {
+    let reduction = scale.reduction();
+    let scaled = (size.0.div_ceil(reduction), size.1.div_ceil(reduction));
+    let mut region = region(numbers, scaled);
+    if as_it_is {
+        // A square: every pixel is seen.
+        let side = region.width.min(region.height);
+        (region.width, region.height) = (side, side);
+        return (region, shape(&region, side as usize, 0.0));
+    }
+    let inset = 0.03 * f64::from(numbers.below(3));
+    let side = 1 + numbers.below(90) as usize;
+    (region, shape(&region, side, inset))
+}
+
 #[test]
 fn sound_pictures_are_those_of_libjpeg() {
     if !Resampler::is_available() {
@@ -79,41 +95,69 @@ fn sound_pictures_are_those_of_libjpeg() {
     let mut decompressor = Decompressor::new().expect("memory");
     let mut numbers = Numbers(3);
     for encoding in encodings() {
-        for size in [(203, 149), (64, 64), (33, 17), (6, 3), (5, 70)] {
+        for size in [(203, 149), (64, 64), (33, 17), (12, 5), (10, 140)] {
             let bytes = file(encoding, size);
-            for round in 0..8 {
-                let mut region = region(&mut numbers, size);
-                if round == 0 {
-                    // A square stays as it is: every pixel is seen.
-                    let side = region.width.min(region.height);
-                    (region.width, region.height) = (side, side);
-                }
+            for (scale, round) in [Scale::Full, Scale::Half]
+                .into_iter()
+                .flat_map(|scale| (0..8).map(move |round| (scale, round)))
+            {
+                let (region, shape) = draw(&mut numbers, size, scale, round == 0);
                 let part = Part {
                     bytes: &bytes,
                     size,
-                    scale: Scale::Full,
+                    scale,
                     region,
                     options: options(Entropy::Fast, false),
                 };
-                let (side, inset) = match round {
-                    0 => (region.width as usize, 0.0),
-                    _ => (1 + numbers.below(90) as usize, 0.03 * f64::from(round % 3)),
-                };
-                let shape = shape(&region, side, inset);
                 let ours = by_components(&mut decompressor, &part, &shape);
-                assert_eq!(
-                    ours.is_some(),
-                    is_for_us(&encoding),
-                    "{encoding:?} {size:?}"
-                );
+                let which = format!("{encoding:?} {scale:?} {region:?} of {size:?}, {shape:?}");
+                assert_eq!(ours.is_some(), is_for_us(&encoding), "{which}");
                 if ours.is_some() {
                     let theirs = by_pixels(&mut decompressor, &part, &shape);
-                    assert!(
-                        ours == theirs,
-                        "{encoding:?} {region:?} of {size:?}, {shape:?}"
-                    );
+                    assert!(ours == theirs, "{which}");
                 }
             }
         }
     }
+}
+
+/// Bytes are changed, left out, put in and cut off: what comes is what libjpeg makes of it.
+#[test]
+fn damaged_pictures_are_those_of_libjpeg() {
+    if !Resampler::is_available() {
+        println!("skipped: this processor has no AVX2");
+        return;
+    }
+    let size = (97, 81);
+    let mut decompressor = Decompressor::new().expect("memory");
+    let mut numbers = Numbers(4);
+    let (mut came, mut given_up) = (0, 0);
+    for encoding in encodings().into_iter().filter(is_for_us) {
+        let whole = file(encoding, size);
+        for _ in 0..100 {
+            let mut bytes = whole.clone();
+            damage(&mut bytes, &mut numbers);
+            let scale = [Scale::Full, Scale::Half][numbers.below(2) as usize];
+            let (region, shape) = draw(&mut numbers, size, scale, false);
+            let part = Part {
+                bytes: &bytes,
+                size,
+                scale,
+                region,
+                options: options(Entropy::Fast, true),
+            };
+            match by_components(&mut decompressor, &part, &shape) {
+                Some(ours) => {
+                    let theirs = by_pixels(&mut decompressor, &part, &shape);
+                    assert!(
+                        theirs.as_ref() == Some(&ours),
+                        "{encoding:?} {scale:?} {region:?} {shape:?}"
+                    );
+                    came += 1;
+                }
+                None => given_up += 1,
+            }
+        }
+    }
+    assert!(came > 500 && given_up > 500, "{came}, {given_up}");
 }

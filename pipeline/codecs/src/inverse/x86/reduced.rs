@@ -1,0 +1,205 @@
+//! Blocks at half their size: four samples for eight, along a side.
+
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+use super::super::{Rows, HALF, SIDE};
+use super::{as_shifted, clear_two_rows, difference, dot, one_row, sum, two_rows, CONSTANT_BITS, PASS_BITS};
+use crate::huffman::Block;
+
+const F_0_211: i32 = 1730;
+const F_0_509: i32 = 4176;
+const F_0_601: i32 = 4926;
+const F_0_765: i32 = 6270;
+const F_0_899: i32 = 7373;
+const F_1_061: i32 = 8697;
+const F_1_451: i32 = 11893;
+const F_1_847: i32 = 15137;
+const F_2_172: i32 = 17799;
+const F_2_562: i32 = 20995;
+
+/// What each pass shifts by.
+const FIRST: i32 = CONSTANT_BITS - PASS_BITS + 1;
+const SECOND: i32 = CONSTANT_BITS + PASS_BITS + 3 + 1;
+
+/// As [`super::super::transform`]. The caller has looked whether the processor has AVX2.
+#[inline(always)]
+pub(in super::super) fn transform(
+    first: &mut Block,
+    second: Option<&mut Block>,
+    factors: &Block,
+    rows: &mut Rows<'_>,
+    column: usize,
+) -> Option<()> {
+    // SAFETY: the processor has AVX2.
+    unsafe {
+        match second {
+            Some(second) => pair_with_avx2::<{ 2 * HALF }>(first, second, factors, rows, column),
+            None => {
+                let second = &mut [0; 64];
+                pair_with_avx2::<HALF>(first, second, factors, rows, column)
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn pair_with_avx2<const WIDTH: usize>(
+    first: &mut Block,
+    second: &mut Block,
+    factors: &Block,
+    rows: &mut Rows<'_>,
+    column: usize,
+) -> Option<()> {
+    let upper = _mm256_or_si256(two_rows(first, 4), two_rows(second, 4));
+    let lower = _mm256_or_si256(two_rows(first, 6), two_rows(second, 6));
+    let beyond = _mm256_or_si256(upper, lower);
+    let samples = if _mm256_testz_si256(beyond, beyond) == 0 {
+        all(first, second, factors)
+    } else {
+        upper_rows(first, second, factors)
+    };
+    for row in [0, 2, 4, 6] {
+        clear_two_rows(first, row);
+        clear_two_rows(second, row);
+    }
+    // Four rows of each block, one in each half.
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    let samples = _mm256_permutevar8x32_epi32(samples, order);
+    let mut bytes = [0u8; 8 * HALF];
+    // SAFETY: as long as a vector.
+    unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), samples) };
+    for (row, samples) in rows.iter_mut().zip(bytes.chunks_exact(2 * HALF)) {
+        let places = row.get_mut(column..column + WIDTH)?;
+        for (place, &sample) in places.iter_mut().zip(samples) {
+            *place = MaybeUninit::new(sample);
+        }
+    }
+    Some(())
+}
+
+/// A row of two blocks, multiplied with its factors.
+#[target_feature(enable = "avx2")]
+fn row(first: &Block, second: &Block, factors: &Block, number: usize) -> __m256i {
+    let rows = _mm256_set_m128i(one_row(second, number), one_row(first, number));
+    _mm256_mullo_epi16(rows, _mm256_broadcastsi128_si256(one_row(factors, number)))
+}
+
+/// The first row; the fifth is not looked at.
+#[target_feature(enable = "avx2")]
+fn first_row(first: &Block, second: &Block, factors: &Block) -> __m256i {
+    let row = row(first, second, factors, 0);
+    as_shifted([first, second], row, |block| {
+        let others = block[SIDE..4 * SIDE].iter().chain(&block[5 * SIDE..]);
+        others.into_iter().all(|&coefficient| coefficient == 0)
+    })
+}
+
+/// The upper 16 bits of 32, moved to where the constants have their point, and one more.
+#[target_feature(enable = "avx2")]
+fn first_term(interleaved_with_zeros: __m256i) -> __m256i {
+    _mm256_srai_epi32::<{ 16 - CONSTANT_BITS - 1 }>(interleaved_with_zeros)
+}
+
+/// The four results of a pass.
+#[target_feature(enable = "avx2")]
+fn butterflies<const SHIFT: i32>(
+    first: __m256i,
+    two_six: __m256i,
+    [inner, outer]: [__m256i; 2],
+) -> [__m256i; HALF] {
+    let first = sum(first, _mm256_set1_epi32(1 << (SHIFT - 1)));
+    let (a, b) = (sum(first, two_six), difference(first, two_six));
+    [sum(a, outer), sum(b, inner), difference(b, inner), difference(a, outer)]
+        .map(|result| _mm256_srai_epi32::<SHIFT>(result))
+}
+
+/// What inputs 1 and 3 add to the inner and to the outer results.
+#[target_feature(enable = "avx2")]
+fn one_three(pairs: __m256i) -> [__m256i; 2] {
+    [dot(pairs, F_1_061, -F_2_172), dot(pairs, F_2_562, F_0_899)]
+}
+
+/// What inputs 5 and 7 add.
+#[target_feature(enable = "avx2")]
+fn five_seven(pairs: __m256i) -> [__m256i; 2] {
+    [dot(pairs, F_1_451, -F_0_211), dot(pairs, -F_0_601, -F_0_509)]
+}
+
+#[target_feature(enable = "avx2")]
+fn sums(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+    [sum(a[0], b[0]), sum(a[1], b[1])]
+}
+
+#[target_feature(enable = "avx2")]
+fn all(first: &Block, second: &Block, factors: &Block) -> __m256i {
+    let row = |number| row(first, second, factors, number);
+    let (r0, r1, r2, r3) = (first_row(first, second, factors), row(1), row(2), row(3));
+    let (r5, r6, r7) = (row(5), row(6), row(7));
+    let zero = _mm256_setzero_si256();
+    let low = butterflies::<FIRST>(
+        first_term(_mm256_unpacklo_epi16(zero, r0)),
+        dot(_mm256_unpacklo_epi16(r2, r6), F_1_847, -F_0_765),
+        sums(
+            one_three(_mm256_unpacklo_epi16(r1, r3)),
+            five_seven(_mm256_unpacklo_epi16(r5, r7)),
+        ),
+    );
+    let high = butterflies::<FIRST>(
+        first_term(_mm256_unpackhi_epi16(zero, r0)),
+        dot(_mm256_unpackhi_epi16(r2, r6), F_1_847, -F_0_765),
+        sums(
+            one_three(_mm256_unpackhi_epi16(r1, r3)),
+            five_seven(_mm256_unpackhi_epi16(r5, r7)),
+        ),
+    );
+    second_pass(low, high)
+}
+
+/// The same where rows 4 to 7 hold zeros.
+#[target_feature(enable = "avx2")]
+fn upper_rows(first: &Block, second: &Block, factors: &Block) -> __m256i {
+    let row = |number| row(first, second, factors, number);
+    let (r0, r1, r2, r3) = (first_row(first, second, factors), row(1), row(2), row(3));
+    let zero = _mm256_setzero_si256();
+    let low = butterflies::<FIRST>(
+        first_term(_mm256_unpacklo_epi16(zero, r0)),
+        dot(_mm256_unpacklo_epi16(r2, zero), F_1_847, 0),
+        one_three(_mm256_unpacklo_epi16(r1, r3)),
+    );
+    let high = butterflies::<FIRST>(
+        first_term(_mm256_unpackhi_epi16(zero, r0)),
+        dot(_mm256_unpackhi_epi16(r2, zero), F_1_847, 0),
+        one_three(_mm256_unpackhi_epi16(r1, r3)),
+    );
+    second_pass(low, high)
+}
+
+/// Four rows of eight columns, the left four and the right four 32 bits each, to 4 × 4 samples of each
+/// block: bytes in the halves, row by row.
+#[target_feature(enable = "avx2")]
+fn second_pass(low: [__m256i; HALF], high: [__m256i; HALF]) -> __m256i {
+    let [a, b, c, d]: [__m256i; HALF] =
+        std::array::from_fn(|row| _mm256_packs_epi32(low[row], high[row]));
+    // Columns of four rows, two in a vector.
+    let (ab, cd) = (_mm256_unpacklo_epi16(a, b), _mm256_unpacklo_epi16(c, d));
+    let (zero_one, two_three) = (_mm256_unpacklo_epi32(ab, cd), _mm256_unpackhi_epi32(ab, cd));
+    let (ab, cd) = (_mm256_unpackhi_epi16(a, b), _mm256_unpackhi_epi16(c, d));
+    let (four_five, six_seven) = (_mm256_unpacklo_epi32(ab, cd), _mm256_unpackhi_epi32(ab, cd));
+    let zero = _mm256_setzero_si256();
+    let [c0, c1, c2, c3] = butterflies::<SECOND>(
+        first_term(_mm256_unpacklo_epi16(zero, zero_one)),
+        dot(_mm256_unpacklo_epi16(two_three, six_seven), F_1_847, -F_0_765),
+        sums(
+            one_three(_mm256_unpackhi_epi16(zero_one, two_three)),
+            five_seven(_mm256_unpackhi_epi16(four_five, six_seven)),
+        ),
+    );
+    let even = _mm256_packs_epi32(c0, c2);
+    let odd = _mm256_packs_epi32(c1, c3);
+    let left = _mm256_unpacklo_epi16(even, odd);
+    let right = _mm256_unpackhi_epi16(even, odd);
+    let upper = _mm256_unpacklo_epi32(left, right);
+    let lower = _mm256_unpackhi_epi32(left, right);
+    _mm256_xor_si256(_mm256_packs_epi16(upper, lower), _mm256_set1_epi8(-128))
+}
