@@ -5,9 +5,8 @@
  * the handle in a state from which qf_jpeg_begin or qf_jpeg_free can go on. No entry point holds
  * resources of its own in locals, so nothing leaks when it is left by longjmp.
  *
- * The Huffman-coded data of a sequential picture is decoded by `huffman`, and transformed by `inverse`
- * where it is wanted at full or half size: qf_jpeg_begin describes the scan, qf_jpeg_rows takes functions for MCUs
- * and for rows of them, and puts them in the place of libjpeg's own.
+ * The Huffman-coded data of a sequential picture is decoded by `huffman`: qf_jpeg_begin describes the
+ * scan, qf_jpeg_rows takes a function for MCUs, and puts it in the place of libjpeg's own.
  */
 
 #include <setjmp.h>
@@ -39,8 +38,6 @@ struct qf_jpeg_block {
 struct qf_jpeg_plane {
   uint32_t index;       /* of its rows, among those of all components */
   uint32_t across, down; /* blocks of an MCU */
-  uint32_t last_down;   /* rows of blocks of the last row of MCUs */
-  uint32_t blocks_wide; /* blocks of the component, side by side */
   uint32_t side;        /* samples that become of a block, along a side */
   const int16_t *factors; /* what coefficients are multiplied by, in natural order */
 };
@@ -56,7 +53,7 @@ struct qf_jpeg_scan {
   struct qf_jpeg_block blocks[D_MAX_BLOCKS_IN_MCU];
   uint32_t mcu_rows;
   uint32_t is_ycc;      /* whether its components are those of JFIF, and to become RGB */
-  uint32_t plane_count; /* 0: blocks that libjpeg has to transform */
+  uint32_t plane_count; /* 0: components that libjpeg has to transform */
   struct qf_jpeg_plane planes[MAX_COMPS_IN_SCAN];
 };
 
@@ -64,32 +61,13 @@ struct qf_jpeg_scan {
  * cannot. */
 typedef int (*qf_jpeg_next_mcu)(void *scan, JCOEF (*blocks)[DCTSIZE2]);
 
-/* Decodes the next row of MCUs of `scan` into the rows of samples of each component. Returns 0 if it
- * cannot. */
-typedef int (*qf_jpeg_next_row)(void *scan, JSAMPIMAGE samples, int is_last);
-
-/* The heads of libjpeg-turbo's entropy decoder, of what makes samples of its coefficients, and of what
- * controls its input (its jpegint.h, which is not installed). */
+/* The head of libjpeg-turbo's entropy decoder (its jpegint.h, which is not installed). */
 struct entropy_decoder {
   void (*start_pass)(j_decompress_ptr info);
   boolean (*decode_mcu)(j_decompress_ptr info, JBLOCKROW *blocks);
 };
 
-struct coefficient_controller {
-  void (*start_input_pass)(j_decompress_ptr info);
-  int (*consume_data)(j_decompress_ptr info);
-  void (*start_output_pass)(j_decompress_ptr info);
-  int (*decompress_data)(j_decompress_ptr info, JSAMPIMAGE samples);
-};
-
-struct input_controller {
-  int (*consume_input)(j_decompress_ptr info);
-  void (*reset_input_controller)(j_decompress_ptr info);
-  void (*start_input_pass)(j_decompress_ptr info);
-  void (*finish_input_pass)(j_decompress_ptr info);
-};
-
-/* Whether the heads are known to look like that. */
+/* Whether it is known to look like that. */
 #define KNOWN_LIBJPEG (LIBJPEG_TURBO_VERSION_NUMBER >= 3000000 && LIBJPEG_TURBO_VERSION_NUMBER < 3002000)
 
 struct qf_jpeg {
@@ -102,7 +80,6 @@ struct qf_jpeg {
   int lenient;
   int max_scans;
   qf_jpeg_next_mcu next_mcu;
-  qf_jpeg_next_row next_row;
   void *scan;
   int status;
   char message[JMSG_LENGTH_MAX];
@@ -277,8 +254,6 @@ static void describe_scan(struct qf_jpeg *jpeg, const uint8_t *bytes, uint32_t e
     plane->index = (uint32_t)component->component_index;
     plane->across = (uint32_t)component->MCU_width;
     plane->down = (uint32_t)component->MCU_height;
-    plane->last_down = (uint32_t)component->last_row_height;
-    plane->blocks_wide = component->width_in_blocks;
     plane->side = (uint32_t)component->DCT_scaled_size;
     plane->factors = component->dct_table;
   }
@@ -293,21 +268,6 @@ static boolean decode_mcu(j_decompress_ptr info, JBLOCKROW *blocks)
   if (!jpeg->next_mcu(jpeg->scan, blocks ? blocks[0] : NULL))
     escape(jpeg, QF_GIVEN_UP);
   return TRUE;
-}
-
-/* Stands in for libjpeg's function that makes samples of the next row of MCUs, for scans of several
- * components. */
-static int decompress_data(j_decompress_ptr info, JSAMPIMAGE samples)
-{
-  struct qf_jpeg *jpeg = info->client_data;
-  if (!jpeg->next_row(jpeg->scan, samples, info->input_iMCU_row + 1 >= info->total_iMCU_rows))
-    escape(jpeg, QF_GIVEN_UP);
-  info->output_iMCU_row++;
-  info->input_iMCU_row++;
-  if (info->input_iMCU_row < info->total_iMCU_rows)
-    return JPEG_ROW_COMPLETED;
-  ((struct input_controller *)info->inputctl)->finish_input_pass(info);
-  return JPEG_SCAN_COMPLETED;
 }
 
 /* What qf_jpeg_begin does under the protection of `escape`. */
@@ -415,11 +375,10 @@ static int read_rows(struct qf_jpeg *jpeg, uint32_t rows, uint8_t *out, size_t s
 
 /* Passes over `skipped` rows and writes the next `rows` to `out`, `stride` bytes apart. The caller
  * answers for: begun, skipped + rows within scaled_height, stride at least columns x channels.
- * MCUs come from `next_mcu` unless it is null, which it has to be where the scan has no block_count; rows
- * of them from `next_row` unless that is null, which it has to be where the scan has no plane_count.
+ * MCUs come from `next_mcu` unless it is null, which it has to be where the scan has no block_count.
  * Returns QF_GIVEN_UP if they cannot go on. */
 int qf_jpeg_rows(struct qf_jpeg *jpeg, uint32_t skipped, uint32_t rows, uint8_t *out,
-                 size_t stride, qf_jpeg_next_mcu next_mcu, qf_jpeg_next_row next_row, void *scan)
+                 size_t stride, qf_jpeg_next_mcu next_mcu, void *scan)
 {
   if (!jpeg->created)
     return QF_BROKEN;
@@ -427,10 +386,6 @@ int qf_jpeg_rows(struct qf_jpeg *jpeg, uint32_t skipped, uint32_t rows, uint8_t 
     jpeg->next_mcu = next_mcu;
     jpeg->scan = scan;
     ((struct entropy_decoder *)jpeg->info.entropy)->decode_mcu = decode_mcu;
-  }
-  if (next_row) {
-    jpeg->next_row = next_row;
-    ((struct coefficient_controller *)jpeg->info.coef)->decompress_data = decompress_data;
   }
   if (setjmp(jpeg->escape))
     return jpeg->status;

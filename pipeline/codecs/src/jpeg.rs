@@ -282,7 +282,7 @@ impl Decompressor {
             memory.resize(needed, 0);
         }
         let own = match options.entropy {
-            Entropy::Fast => Some((&mut self.tables, &mut self.coefficients)),
+            Entropy::Fast => Some(&mut self.tables),
             Entropy::Libjpeg => None,
         };
         let placed = Placed {
@@ -310,7 +310,6 @@ mod ffi {
     //! The functions of `jpeg.c`.
 
     use std::ffi::{c_char, c_int, c_void};
-    use std::mem::MaybeUninit;
     use std::ptr::NonNull;
 
     use super::components::{Components, Layout as ComponentLayout};
@@ -355,8 +354,6 @@ mod ffi {
         index: u32,
         across: u32,
         down: u32,
-        last_down: u32,
-        blocks_wide: u32,
         side: u32,
         factors: *const huffman::Block,
     }
@@ -379,7 +376,7 @@ mod ffi {
         mcu_rows: u32,
         is_ycc: u32,
         plane_count: u32,
-        planes: [Plane; inverse::MAX_PLANES],
+        planes: [Plane; 4],
     }
 
     impl Default for Scan {
@@ -403,11 +400,9 @@ mod ffi {
                     index: 0,
                     across: 0,
                     down: 0,
-                    last_down: 0,
-                    blocks_wide: 0,
                     side: 0,
                     factors: std::ptr::null(),
-                }; inverse::MAX_PLANES],
+                }; 4],
             }
         }
     }
@@ -428,76 +423,31 @@ mod ffi {
             }
         }
 
-        /// Its components, where they can be transformed by our code; the first so many are valid.
-        fn planes(&self) -> Option<([inverse::PlanePlan; inverse::MAX_PLANES], usize)> {
+        /// Its three components, where they can be transformed by our code.
+        fn planes(&self) -> Option<[inverse::PlanePlan; inverse::PLANES]> {
             let planes = self.planes.get(..self.plane_count as usize)?;
             let plan = |plane: &Plane| {
                 Some(inverse::PlanePlan {
                     index: plane.index as usize,
                     across: plane.across as usize,
                     down: plane.down as usize,
-                    last_down: plane.last_down as usize,
-                    blocks_wide: plane.blocks_wide as usize,
                     side: plane.side as usize,
                     // SAFETY: it points into libjpeg's tables, which are there until the picture
                     // ends, or nowhere.
                     factors: unsafe { *plane.factors.as_ref()? },
                 })
             };
-            let mut plans = [plan(planes.first()?)?; inverse::MAX_PLANES];
-            for (place, plane) in plans.iter_mut().zip(planes) {
-                *place = plan(plane)?;
-            }
-            Some((plans, planes.len()))
-        }
-
-        /// What transforms them.
-        fn inverse<'a>(
-            &self,
-            coefficients: &'a mut inverse::Coefficients,
-        ) -> Option<inverse::Inverse<'a>> {
-            let (planes, count) = self.planes()?;
-            let wanted = (self.first_mcu, self.last_mcu);
-            inverse::Inverse::new(
-                planes.get(..count)?,
-                self.mcus_per_row,
-                wanted,
-                coefficients,
-            )
+            let [a, b, c] = planes else {
+                return None;
+            };
+            Some([plan(a)?, plan(b)?, plan(c)?])
         }
     }
 
-    /// The rows of samples that libjpeg has for a row of MCUs.
-    struct LibjpegRows(*const *const *mut u8);
-
-    impl inverse::Samples for LibjpegRows {
-        fn rows(
-            &mut self,
-            plane: &inverse::PlanePlan,
-            block_row: usize,
-        ) -> Option<inverse::Rows<'_>> {
-            Some(std::array::from_fn(|row| {
-                if row >= plane.side {
-                    return Default::default();
-                }
-                let len = plane.blocks_wide * plane.side;
-                // SAFETY: the promise of `next_row`; a transform asks for rows of blocks that there are,
-                // and has let go of them when it asks again.
-                unsafe {
-                    let rows = *self.0.add(plane.index);
-                    let row = *rows.add(block_row * plane.side + row);
-                    std::slice::from_raw_parts_mut(row.cast::<MaybeUninit<u8>>(), len)
-                }
-            }))
-        }
-    }
-
-    /// What C calls for MCUs: their scan, the number of their blocks, and what transforms them, if it
-    /// is not libjpeg.
+    /// What C calls for MCUs: their scan, and the number of their blocks.
     struct Caller<'a> {
         scan: huffman::Scan<'a>,
         block_count: usize,
-        inverse: Option<inverse::Inverse<'a>>,
     }
 
     type NextMcu = unsafe extern "C" fn(*mut c_void, *mut huffman::Block) -> c_int;
@@ -515,27 +465,6 @@ mod ffi {
             (caller, blocks)
         };
         caller.scan.next_mcu(blocks).is_some().into()
-    }
-
-    type NextRow = unsafe extern "C" fn(*mut c_void, *const *const *mut u8, c_int) -> c_int;
-
-    /// # Safety
-    /// `caller` points to a [`Caller`] that nobody else uses, and `samples` to the rows of each component
-    /// that a row of its MCUs has: at least `side * down` pointers to `side * blocks_wide` bytes, initialised
-    /// or not, which nobody else uses. Of the last row of MCUs `side * last_down` are enough.
-    unsafe extern "C" fn next_row(
-        caller: *mut c_void,
-        samples: *const *const *mut u8,
-        is_last: c_int,
-    ) -> c_int {
-        // SAFETY: the caller's promise.
-        let caller = unsafe { &mut *caller.cast::<Caller<'_>>() };
-        let Some(inverse) = &mut caller.inverse else {
-            return 0;
-        };
-        let samples = &mut LibjpegRows(samples);
-        let done = inverse.next_row(&mut caller.scan, is_last != 0, samples);
-        done.is_some().into()
     }
 
     unsafe extern "C" {
@@ -562,7 +491,6 @@ mod ffi {
             out: *mut u8,
             stride: usize,
             next_mcu: Option<NextMcu>,
-            next_row: Option<NextRow>,
             scan: *mut c_void,
         ) -> c_int;
     }
@@ -670,20 +598,15 @@ mod ffi {
             })
         }
 
-        /// Its scan at its beginning, with what transforms it where that is not libjpeg. None if it is not
-        /// one that our code decodes.
-        fn scan<'b>(
-            &'b self,
-            (tables, coefficients): (&'b mut huffman::Tables, &'b mut inverse::Coefficients),
-        ) -> Option<(huffman::Scan<'b>, Option<inverse::Inverse<'b>>)> {
+        /// Its scan at its beginning. None if it is not one that our code decodes.
+        fn scan<'b>(&'b self, tables: &'b mut huffman::Tables) -> Option<huffman::Scan<'b>> {
             let plan = self.scan.plan();
             if plan.block_count == 0 {
                 return None;
             }
             let data = self.bytes.get(self.scan.offset..).unwrap_or_default();
             let codes = |is_dc, number| self.code(is_dc, number);
-            let scan = huffman::Scan::new(tables, plan, codes, data)?;
-            Some((scan, self.scan.inverse(coefficients)))
+            huffman::Scan::new(tables, plan, codes, data)
         }
 
         /// Hands a region over in strips of components. None if they are not of a kind that our code
@@ -691,32 +614,33 @@ mod ffi {
         pub(super) fn components(
             self,
             region: &Region,
-            memory: (&mut huffman::Tables, &mut inverse::Coefficients),
+            (tables, coefficients): (&mut huffman::Tables, &mut inverse::Coefficients),
             components: &mut Components,
             sink: &mut dyn FnMut(&ComponentStrip<'_>),
         ) -> Option<()> {
             if self.scan.is_ycc == 0 {
                 return None;
             }
-            let (planes, count) = self.scan.planes()?;
+            let planes = self.scan.planes()?;
             let size = (self.layout.scaled_width, self.layout.scaled_height);
             let mcus = (self.scan.mcu_rows, self.scan.mcus_per_row);
             let wanted = (self.scan.first_mcu, self.scan.last_mcu);
-            let layout = ComponentLayout::new(size, mcus, wanted, planes.get(..count)?)?;
-            let (mut scan, inverse) = self.scan(memory)?;
-            components.read(&layout, region, (&mut scan, &mut inverse?), sink)
+            let layout = ComponentLayout::new(size, mcus, wanted, &planes)?;
+            let mut scan = self.scan(tables)?;
+            let mut inverse = inverse::Inverse::new(planes, mcus.1, wanted, coefficients)?;
+            components.read(&layout, region, (&mut scan, &mut inverse), sink)
         }
 
         /// Passes over `skipped` rows and hands over the next ones, as many at a time as `memory`
-        /// holds of `stride` bytes, with the number of the first; with `own` memory, Huffman codes
-        /// are decoded and blocks transformed by our code, where it can. Returns whether that went well.
+        /// holds of `stride` bytes, with the number of the first; with `own` tables, Huffman codes
+        /// are decoded by our code, where it can. Returns whether that went well.
         pub(super) fn rows(
             self,
             skipped: u32,
             rows: u32,
             memory: &mut [u8],
             stride: usize,
-            own: Option<(&mut huffman::Tables, &mut inverse::Coefficients)>,
+            own: Option<&mut huffman::Tables>,
             sink: &mut dyn FnMut(u32, &[u8]),
         ) -> Result<bool, Error> {
             let Layout {
@@ -734,31 +658,25 @@ mod ffi {
                 return Err(Error::Broken("rows beyond the picture".into()));
             }
             let block_count = self.scan.block_count as usize;
-            let own = own.and_then(|memory| self.scan(memory));
-            let mut caller = own.map(|(scan, inverse)| Caller {
-                scan,
-                block_count,
-                inverse,
-            });
+            let own = own.and_then(|tables| self.scan(tables));
+            let mut caller = own.map(|scan| Caller { scan, block_count });
             let (mut done, mut to_skip) = (0, skipped);
             while done < rows {
                 let count = (rows - done).min(u32::try_from(at_once).unwrap_or(u32::MAX));
-                let (mcu, row, context) = match &mut caller {
+                let (mcu, context) = match &mut caller {
                     Some(caller) => (
                         Some(next_mcu as NextMcu),
-                        caller.inverse.is_some().then_some(next_row as NextRow),
                         std::ptr::from_mut(caller).cast::<c_void>(),
                     ),
-                    None => (None, None, std::ptr::null_mut()),
+                    None => (None, std::ptr::null_mut()),
                 };
                 let strip = &mut memory[..count as usize * stride];
                 // SAFETY: the picture is begun and its bytes are borrowed; the rows lie within it,
                 // each fits its stride, and together they fit `strip`. `caller` outlives the call,
-                // is used by nothing else in it, and counts the blocks that libjpeg has in an MCU. The rows
-                // of samples that it gives to `next_row` are its own, for all blocks of a component.
+                // is used by nothing else in it, and counts the blocks that libjpeg has in an MCU.
                 let status = unsafe {
                     let (jpeg, out) = (self.handle.0.as_ptr(), strip.as_mut_ptr());
-                    qf_jpeg_rows(jpeg, to_skip, count, out, stride, mcu, row, context)
+                    qf_jpeg_rows(jpeg, to_skip, count, out, stride, mcu, context)
                 };
                 if status == GIVEN_UP {
                     return Ok(false);

@@ -14,8 +14,6 @@ mod x86;
 #[cfg(test)]
 mod tests;
 
-use std::mem::MaybeUninit;
-
 use crate::huffman::{Block, Scan, MAX_BLOCKS};
 
 /// Samples of a block, along a side.
@@ -24,28 +22,18 @@ pub(crate) const SIDE: usize = 8;
 /// Samples of a block at half its size.
 pub(crate) const HALF: usize = SIDE / 2;
 
-/// Most components.
-pub(crate) const MAX_PLANES: usize = 4;
+/// Components: luma and chroma.
+pub(crate) const PLANES: usize = 3;
 
 /// Blocks that are decoded before they are transformed: 6 KiB, which stay in the first cache.
 const AT_ONCE: usize = 48;
 
-/// Rows of samples of a block row, to be written; each holds all blocks of the component side by side.
-/// Half a block has four.
-pub(crate) type Rows<'a> = [&'a mut [MaybeUninit<u8>]; SIDE];
-
-/// Where samples go.
-pub(crate) trait Samples {
-    /// The rows of a component for one of its rows of blocks in the current row of MCUs; the first wanted
-    /// MCU comes to their beginning.
-    fn rows(&mut self, plane: &PlanePlan, block_row: usize) -> Option<Rows<'_>>;
-}
-
-/// The same memory, to be written by a transform.
-#[allow(unsafe_code)]
-pub(crate) fn as_uninit(row: &mut [u8]) -> &mut [MaybeUninit<u8>] {
-    // SAFETY: a transform puts initialised samples in it, and nobody else has it.
-    unsafe { &mut *(std::ptr::from_mut(row) as *mut [MaybeUninit<u8>]) }
+/// Rows of samples of a component, one row of MCUs; the first wanted MCU comes to their beginning.
+#[derive(Debug)]
+pub(crate) struct Rows<'a> {
+    pub(crate) memory: &'a mut [u8],
+    /// Bytes from one row to the next.
+    pub(crate) pitch: usize,
 }
 
 /// A component of the scan.
@@ -56,10 +44,6 @@ pub(crate) struct PlanePlan {
     /// Blocks of an MCU, side by side and one above the other.
     pub(crate) across: usize,
     pub(crate) down: usize,
-    /// Rows of blocks that the last row of MCUs has.
-    pub(crate) last_down: usize,
-    /// Blocks of the component, side by side.
-    pub(crate) blocks_wide: usize,
     /// Samples that become of a block, along a side: 8 or 4.
     pub(crate) side: usize,
     /// `[8, 8]`: what coefficients are multiplied by, in natural order.
@@ -78,8 +62,7 @@ impl Default for Coefficients {
 
 /// Makes rows of samples of a scan.
 pub(crate) struct Inverse<'a> {
-    planes: [PlanePlan; MAX_PLANES],
-    plane_count: usize,
+    planes: [PlanePlan; PLANES],
     mcu_blocks: usize,
     mcus_per_row: usize,
     wanted: std::ops::RangeInclusive<usize>,
@@ -90,13 +73,11 @@ impl<'a> Inverse<'a> {
     /// For these components, in the order of the scan, and those MCUs of a row. None if this processor
     /// cannot, or if they are not those of an MCU.
     pub(crate) fn new(
-        planes: &[PlanePlan],
+        planes: [PlanePlan; PLANES],
         mcus_per_row: u32,
         wanted: (u32, u32),
         coefficients: &'a mut Coefficients,
     ) -> Option<Inverse<'a>> {
-        let mut all = [*planes.first()?; MAX_PLANES];
-        all.get_mut(..planes.len())?.copy_from_slice(planes);
         let sizes = planes.iter().map(|plane| plane.across * plane.down);
         let mcu_blocks = sizes.clone().sum();
         let are_known = planes.iter().all(|plane| matches!(plane.side, SIDE | HALF));
@@ -108,8 +89,7 @@ impl<'a> Inverse<'a> {
         // Those of a picture that was given up are still there.
         coefficients.0.fill([0; SIDE * SIDE]);
         Some(Inverse {
-            planes: all,
-            plane_count: planes.len(),
+            planes,
             mcu_blocks,
             mcus_per_row: mcus_per_row as usize,
             wanted: wanted.0 as usize..=wanted.1 as usize,
@@ -117,12 +97,12 @@ impl<'a> Inverse<'a> {
         })
     }
 
-    /// Decodes the next row of MCUs. None if the data is not sound.
+    /// Decodes the next row of MCUs to the rows of each component, in the order of the scan. None if the
+    /// data is not sound, or the rows are too short.
     pub(crate) fn next_row(
         &mut self,
         scan: &mut Scan<'_>,
-        is_last: bool,
-        samples: &mut impl Samples,
+        rows: &mut [Rows<'_>; PLANES],
     ) -> Option<()> {
         let (first, last) = (*self.wanted.start(), *self.wanted.end());
         for _ in 0..first {
@@ -138,30 +118,17 @@ impl<'a> Inverse<'a> {
                 scan.next_mcu(Some(mcu))?;
             }
             let mut offset = 0;
-            for plane in &self.planes[..self.plane_count] {
-                let down = match is_last {
-                    true => plane.last_down.min(plane.down),
-                    false => plane.down,
-                };
-                for row in 0..down {
+            for (plane, rows) in self.planes.iter().zip(&mut *rows) {
+                let column = (from - first) * plane.across * plane.side;
+                for row in 0..plane.down {
                     let stretch = Stretch {
+                        blocks,
                         mcu_blocks: self.mcu_blocks,
                         offset: offset + row * plane.across,
                         across: plane.across,
-                        len: (count * plane.across)
-                            .min(plane.blocks_wide.saturating_sub(from * plane.across)),
-                        column: (from - first) * plane.across * plane.side,
-                        side: plane.side,
                     };
-                    let rows = &mut samples.rows(plane, row)?;
-                    stretch.transform(blocks, &plane.factors, rows)?;
-                }
-                // Below the picture there are blocks that nobody reads.
-                for row in down..plane.down {
-                    let offset = offset + row * plane.across;
-                    for mcu in blocks.chunks_exact_mut(self.mcu_blocks) {
-                        mcu[offset..offset + plane.across].fill([0; SIDE * SIDE]);
-                    }
+                    let memory = rows.memory.get_mut(row * plane.side * rows.pitch..)?;
+                    stretch.transform(plane, memory.get_mut(column..)?, rows.pitch)?;
                 }
                 offset += plane.across * plane.down;
             }
@@ -174,75 +141,60 @@ impl<'a> Inverse<'a> {
     }
 }
 
-/// Neighbouring blocks of a component.
-struct Stretch {
+/// Neighbouring blocks of a component, in MCUs one behind the other.
+struct Stretch<'a> {
+    blocks: &'a mut [Block],
     mcu_blocks: usize,
     /// Of the first, within its MCU.
     offset: usize,
+    /// How many there are in an MCU.
     across: usize,
-    /// How many there are.
-    len: usize,
-    /// Where their samples begin.
-    column: usize,
-    /// Samples that become of a block, along a side.
-    side: usize,
 }
 
-impl Stretch {
-    /// Where a block is.
-    fn at(&self, number: usize) -> usize {
-        let (mcu, within) = match self.across {
-            1 => (number, 0),
-            across => (number / across, number % across),
-        };
-        mcu * self.mcu_blocks + self.offset + within
+impl Stretch<'_> {
+    /// Transforms the blocks, and leaves zeros. The samples of each, `side` in a row, come side by side to
+    /// rows of `memory`. None if it is too short.
+    fn transform(self, plane: &PlanePlan, memory: &mut [u8], pitch: usize) -> Option<()> {
+        #[cfg(target_arch = "x86_64")]
+        return x86::transform(self, plane.side, &plane.factors, memory, pitch);
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = (self.blocks, self.mcu_blocks, self.offset, self.across);
+            let _ = (plane, memory, pitch);
+            None
+        }
     }
 
-    /// Transforms them, and leaves zeros. None if they are not all there.
-    fn transform(&self, blocks: &mut [Block], factors: &Block, rows: &mut Rows<'_>) -> Option<()> {
+    /// Calls `transform` with two blocks at a time, and at the end with one that is left; and with the
+    /// number of the first of them.
+    #[inline(always)]
+    fn each_pair(
+        self,
+        mut transform: impl FnMut(&mut Block, Option<&mut Block>, usize) -> Option<()>,
+    ) -> Option<()> {
+        let Stretch {
+            blocks,
+            mcu_blocks,
+            offset,
+            across,
+        } = self;
         let mut number = 0;
-        while number + 1 < self.len {
-            let pair = [self.at(number), self.at(number + 1)];
-            let [first, second] = blocks.get_disjoint_mut(pair).ok()?;
-            let column = self.column + number * self.side;
-            transform(self.side, first, Some(second), factors, rows, column)?;
-            number += 2;
+        if across == 1 {
+            for mcus in blocks.chunks_mut(2 * mcu_blocks) {
+                let (first, second) = mcus.split_at_mut(mcu_blocks);
+                transform(first.get_mut(offset)?, second.get_mut(offset), number)?;
+                number += 2;
+            }
+            return Some(());
         }
-        if number < self.len {
-            let last = blocks.get_mut(self.at(number))?;
-            let column = self.column + number * self.side;
-            transform(self.side, last, None, factors, rows, column)?;
-        }
-        // Beyond the picture's right edge there are blocks that nobody reads.
-        let mut beyond = self.len;
-        while let Some(block) = blocks.get_mut(self.at(beyond)) {
-            block.fill(0);
-            beyond += 1;
+        for mcu in blocks.chunks_exact_mut(mcu_blocks) {
+            for pair in mcu.get_mut(offset..offset + across)?.chunks_mut(2) {
+                let (first, second) = pair.split_first_mut()?;
+                transform(first, second.first_mut(), number)?;
+                number += 2;
+            }
+            number -= across & 1;
         }
         Some(())
-    }
-}
-
-/// Puts the samples of one or two blocks side by side into `rows` from `column` on, 8 or 4 of each in a
-/// row; the blocks are zeros afterwards. None if the rows end before that. Only where there is
-/// [AVX2](crate::has_avx2).
-#[inline(always)]
-fn transform(
-    side: usize,
-    first: &mut Block,
-    second: Option<&mut Block>,
-    factors: &Block,
-    rows: &mut Rows<'_>,
-    column: usize,
-) -> Option<()> {
-    #[cfg(target_arch = "x86_64")]
-    return match side {
-        SIDE => x86::transform(first, second, factors, rows, column),
-        _ => x86::reduced::transform(first, second, factors, rows, column),
-    };
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (side, first, second, factors, rows, column);
-        None
     }
 }

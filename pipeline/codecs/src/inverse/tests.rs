@@ -130,12 +130,6 @@ fn block(numbers: &mut Numbers, side: usize) -> Block {
     block
 }
 
-#[allow(unsafe_code)]
-fn sample(place: MaybeUninit<u8>) -> u8 {
-    // SAFETY: the test has initialised all of them.
-    unsafe { place.assume_init() }
-}
-
 /// Blocks and pairs of blocks against a reference that gives `samples_side` samples for a side.
 fn check(samples_side: usize, reference: impl Fn(&Block, &Block) -> Vec<u8>) {
     if !crate::has_avx2() {
@@ -156,27 +150,74 @@ fn check(samples_side: usize, reference: impl Fn(&Block, &Block) -> Vec<u8>) {
             _ => wild(&mut numbers, side),
         });
         let expected = blocks.map(|block| reference(&block, &factors));
-        let [mut a, mut b] = blocks;
-        let mut memory = [[MaybeUninit::new(7u8); 3 * SIDE]; SIDE];
-        let mut rows = memory.each_mut().map(|row| &mut row[..]);
-        let is_pair = number % 7 != 0;
-        let second = is_pair.then_some(&mut b);
-        transform(samples_side, &mut a, second, &factors, &mut rows, 5)
+        // As MCUs of a block and one of another component, or of two blocks and another.
+        let (count, across) = (1 + numbers.below(2) as usize, 1 + numbers.below(2) as usize);
+        let other = [5; 64];
+        let mut memory = match (across, count) {
+            (1, 1) => vec![blocks[0], other],
+            (1, _) => vec![blocks[0], other, blocks[1], other],
+            (_, 1) => vec![blocks[0], blocks[1], other],
+            _ => vec![blocks[0], blocks[1], other, blocks[1], blocks[0], other],
+        };
+        let stretch = Stretch {
+            blocks: &mut memory,
+            mcu_blocks: across + 1,
+            offset: 0,
+            across,
+        };
+        let plane = PlanePlan {
+            index: 0,
+            across,
+            down: 1,
+            side: samples_side,
+            factors,
+        };
+        const PITCH: usize = 5 * SIDE;
+        let mut samples = [7; PITCH * SIDE];
+        stretch
+            .transform(&plane, &mut samples[5..], PITCH)
             .expect("rows are long enough");
-        if !is_pair {
-            b = [0; 64];
+        for mcu in memory.chunks(across + 1) {
+            let zeros = mcu[..across].iter().all(|block| *block == [0; 64]);
+            assert!(zeros && mcu[across] == other, "{number}: zeros are left");
         }
-        assert!(a == [0; 64] && b == [0; 64], "{number}: zeros are left");
-        let memory = memory.map(|row| row.map(sample));
-        for (at, row) in memory.iter().enumerate() {
-            let mut wanted = [7; 3 * SIDE];
-            for (block, expected) in expected.iter().enumerate().take(1 + usize::from(is_pair)) {
-                if let Some(samples) = expected.chunks(samples_side).nth(at) {
-                    wanted[5 + block * samples_side..][..samples_side].copy_from_slice(samples);
+        let order = [[0, 1, 1, 0], [0, 1, 9, 9]][usize::from(across == 1)];
+        for (at, row) in samples.chunks(PITCH).enumerate() {
+            let mut wanted = [7; PITCH];
+            for (place, block) in order.into_iter().enumerate().take(count * across) {
+                if let Some(samples) = expected[block].chunks(samples_side).nth(at) {
+                    wanted[5 + place * samples_side..][..samples_side].copy_from_slice(samples);
                 }
             }
             assert_eq!(*row, wanted, "{number}: row {at} of {blocks:?}");
         }
+    }
+}
+
+#[test]
+fn rows_that_are_too_short_are_refused() {
+    let mut memory = [[1; 64]];
+    let mut transform = |side, len: usize| {
+        let stretch = Stretch {
+            blocks: &mut memory,
+            mcu_blocks: 1,
+            offset: 0,
+            across: 1,
+        };
+        let plane = PlanePlan {
+            index: 0,
+            across: 1,
+            down: 1,
+            side,
+            factors: [1; 64],
+        };
+        stretch.transform(&plane, &mut vec![0; len], 30)
+    };
+    if crate::has_avx2() {
+        assert_eq!(transform(SIDE, 7 * 30 + 7), None);
+        assert_eq!(transform(SIDE, 7 * 30 + 8), Some(()));
+        assert_eq!(transform(HALF, 3 * 30 + 3), None);
+        assert_eq!(transform(HALF, 3 * 30 + 4), Some(()));
     }
 }
 

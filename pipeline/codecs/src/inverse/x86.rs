@@ -3,9 +3,8 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
 
-use super::{Rows, SIDE};
+use super::{Stretch, HALF, SIDE};
 use crate::huffman::Block;
 
 pub(super) mod reduced;
@@ -41,35 +40,68 @@ const LOW_ODD: [[i32; 2]; 4] = [
     [F_1_175 - F_0_899, F_1_175 - F_1_961],
 ];
 
-/// As [`super::transform`]. The caller has looked whether the processor has AVX2.
-#[inline(always)]
+/// As [`Stretch::transform`]. The caller has looked whether the processor has AVX2.
 pub(super) fn transform(
-    first: &mut Block,
-    second: Option<&mut Block>,
+    stretch: Stretch<'_>,
+    side: usize,
     factors: &Block,
-    rows: &mut Rows<'_>,
-    column: usize,
+    memory: &mut [u8],
+    pitch: usize,
 ) -> Option<()> {
     // SAFETY: the processor has AVX2.
     unsafe {
-        match second {
-            Some(second) => pair_with_avx2::<{ 2 * SIDE }>(first, second, factors, rows, column),
-            None => {
-                let second = &mut [0; SIDE * SIDE];
-                pair_with_avx2::<SIDE>(first, second, factors, rows, column)
-            }
+        match side {
+            SIDE => whole_with_avx2(stretch, factors, memory, pitch),
+            _ => reduced_with_avx2(stretch, factors, memory, pitch),
         }
     }
 }
 
 #[target_feature(enable = "avx2")]
-fn pair_with_avx2<const WIDTH: usize>(
+fn whole_with_avx2(
+    stretch: Stretch<'_>,
+    factors: &Block,
+    memory: &mut [u8],
+    pitch: usize,
+) -> Option<()> {
+    stretch.each_pair(|first, second, number| {
+        let rows = memory.get_mut(number * SIDE..)?;
+        match second {
+            Some(second) => pair::<{ 2 * SIDE }>(first, second, factors, rows, pitch),
+            None => pair::<SIDE>(first, &mut [0; SIDE * SIDE], factors, rows, pitch),
+        }
+    })
+}
+
+#[target_feature(enable = "avx2")]
+fn reduced_with_avx2(
+    stretch: Stretch<'_>,
+    factors: &Block,
+    memory: &mut [u8],
+    pitch: usize,
+) -> Option<()> {
+    stretch.each_pair(|first, second, number| {
+        let rows = memory.get_mut(number * HALF..)?;
+        match second {
+            Some(second) => reduced::pair::<SIDE>(first, second, factors, rows, pitch),
+            None => reduced::pair::<HALF>(first, &mut [0; SIDE * SIDE], factors, rows, pitch),
+        }
+    })
+}
+
+/// Transforms two blocks, and leaves zeros; `WIDTH` samples come to each of eight rows.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pair<const WIDTH: usize>(
     first: &mut Block,
     second: &mut Block,
     factors: &Block,
-    rows: &mut Rows<'_>,
-    column: usize,
+    rows: &mut [u8],
+    pitch: usize,
 ) -> Option<()> {
+    if rows.len() < (SIDE - 1) * pitch + WIDTH {
+        return None;
+    }
     let [upper, middle, lower_upper, lower] =
         [0, 1, 2, 3].map(|at| _mm256_or_si256(two_rows(first, 2 * at), two_rows(second, 2 * at)));
     let lower = _mm256_or_si256(lower_upper, lower);
@@ -93,10 +125,10 @@ fn pair_with_avx2<const WIDTH: usize>(
             let samples =
                 [&*first, &*second].map(|block| constant(block[0].wrapping_mul(factors[0])));
             (first[0], second[0]) = (0, 0);
-            for row in rows {
-                let (left, right) = row.get_mut(column..column + WIDTH)?.split_at_mut(SIDE);
-                left.fill(MaybeUninit::new(samples[0]));
-                right.fill(MaybeUninit::new(samples[1]));
+            let samples = samples.map(|sample| _mm_set1_epi8(sample as i8));
+            let row = _mm_unpacklo_epi64(samples[0], samples[1]);
+            for number in 0..SIDE {
+                put::<WIDTH>(&mut rows[number * pitch..], row);
             }
             return Some(());
         }
@@ -107,7 +139,8 @@ fn pair_with_avx2<const WIDTH: usize>(
         }
         low(coefficients)
     };
-    put_samples::<WIDTH>(columns, rows, column)
+    put_samples::<WIDTH>(columns, rows, pitch);
+    Some(())
 }
 
 /// The sample of a block that has its first coefficient alone.
@@ -161,11 +194,7 @@ fn dequantised<const ROWS: usize>(
 /// block without other rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn as_shifted(
-    blocks: [&Block; 2],
-    row: __m256i,
-    has_no_other: impl Fn(&Block) -> bool,
-) -> __m256i {
+fn as_shifted(blocks: [&Block; 2], row: __m256i, has_no_other: impl Fn(&Block) -> bool) -> __m256i {
     let shifted = _mm256_srai_epi16::<PASS_BITS>(_mm256_slli_epi16::<PASS_BITS>(row));
     let lost = _mm256_xor_si256(row, shifted);
     if _mm256_testz_si256(lost, lost) != 0 {
@@ -319,11 +348,7 @@ fn turned([a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
 
 /// Columns of 16 bits as rows of bytes, the first block's beside the second's.
 #[target_feature(enable = "avx2")]
-fn put_samples<const WIDTH: usize>(
-    columns: [__m256i; SIDE],
-    rows: &mut Rows<'_>,
-    column: usize,
-) -> Option<()> {
+fn put_samples<const WIDTH: usize>(columns: [__m256i; SIDE], rows: &mut [u8], pitch: usize) {
     let middle = _mm256_set1_epi8(-128);
     let order = _mm256_broadcastsi128_si256(_mm_setr_epi8(
         0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15,
@@ -340,26 +365,23 @@ fn put_samples<const WIDTH: usize>(
         _mm256_unpacklo_epi32(left[1], right[1]),
         _mm256_unpackhi_epi32(left[1], right[1]),
     ];
-    for (pair, samples) in rows.chunks_exact_mut(2).zip(two_rows) {
+    for (number, samples) in two_rows.into_iter().enumerate() {
         // The halves are the first block's two rows, and the second's.
         let [first, second] = [
             _mm256_castsi256_si128(samples),
             _mm256_extracti128_si256::<1>(samples),
         ];
-        let rows = [
-            _mm_unpacklo_epi64(first, second),
-            _mm_unpackhi_epi64(first, second),
-        ];
-        for (row, samples) in pair.iter_mut().zip(rows) {
-            put::<WIDTH>(row.get_mut(column..column + WIDTH)?, samples);
-        }
+        let upper = _mm_unpacklo_epi64(first, second);
+        let lower = _mm_unpackhi_epi64(first, second);
+        put::<WIDTH>(&mut rows[2 * number * pitch..], upper);
+        put::<WIDTH>(&mut rows[(2 * number + 1) * pitch..], lower);
     }
-    Some(())
 }
 
 /// As many of them as there is room for: 8 or 16.
+#[inline]
 #[target_feature(enable = "avx2")]
-fn put<const WIDTH: usize>(place: &mut [MaybeUninit<u8>], samples: __m128i) {
+fn put<const WIDTH: usize>(place: &mut [u8], samples: __m128i) {
     let place = &mut place[..WIDTH];
     // SAFETY: it has as many bytes.
     unsafe {

@@ -7,7 +7,7 @@
 
 use super::Region;
 use crate::huffman::Scan;
-use crate::inverse::{as_uninit, Inverse, PlanePlan, Rows, Samples};
+use crate::inverse::{Inverse, PlanePlan, Rows, PLANES};
 use crate::resample::STRIP_ROWS;
 
 /// Samples of a ring's rows before the first that is decoded, and behind the last: some for
@@ -69,19 +69,17 @@ impl Layout {
         size: (u32, u32),
         mcus: (u32, u32),
         wanted: (u32, u32),
-        planes: &[PlanePlan],
+        planes: &[PlanePlan; PLANES],
     ) -> Option<Layout> {
-        let [luma, blue, red] = *planes else {
-            return None;
-        };
+        let [luma, blue, red] = planes;
         let of = |plane: &PlanePlan| (plane.across * plane.side, plane.down * plane.side);
         let ratio = |luma: usize, chroma: usize| match luma == chroma {
             true => Some(false),
             false => (luma == 2 * chroma).then_some(true),
         };
         let is_ordered = (luma.index, blue.index, red.index) == (0, 1, 2);
-        let are_alike = of(&blue) == of(&red);
-        let (luma, chroma) = (of(&luma), of(&blue));
+        let are_alike = of(blue) == of(red);
+        let (luma, chroma) = (of(luma), of(blue));
         let halved = Halved {
             across: ratio(luma.0, chroma.0)?,
             down: ratio(luma.1, chroma.1)?,
@@ -138,27 +136,16 @@ impl Ring {
         &self.memory[row % self.rows * self.pitch..][from..self.pitch]
     }
 
-    fn rows_mut(&mut self, first: usize, count: usize) -> impl Iterator<Item = &mut [u8]> {
-        let memory = &mut self.memory[first % self.rows * self.pitch..][..count * self.pitch];
-        memory.chunks_exact_mut(self.pitch)
+    /// So many rows, which lie one behind the other.
+    fn rows_mut(&mut self, first: usize, count: usize) -> &mut [u8] {
+        &mut self.memory[first % self.rows * self.pitch..][..count * self.pitch]
     }
-}
 
-/// Where the samples of a row of MCUs go.
-struct McuRow<'a> {
-    components: &'a mut Components,
-    number: usize,
-}
-
-impl Samples for McuRow<'_> {
-    fn rows(&mut self, plane: &PlanePlan, block_row: usize) -> Option<Rows<'_>> {
-        let ring = self.components.0.get_mut(plane.index)?;
-        let first = (self.number * plane.down + block_row) * plane.side;
-        let mut rows = ring.rows_mut(first, plane.side);
-        Some(std::array::from_fn(|_| {
-            let row = rows.next().and_then(|row| row.get_mut(BEFORE..));
-            as_uninit(row.unwrap_or_default())
-        }))
+    /// Where the samples of a row of MCUs go, which has so many rows.
+    fn target(&mut self, mcu_row: usize, height: usize) -> Rows<'_> {
+        let pitch = self.pitch;
+        let memory = &mut self.rows_mut(mcu_row * height, height)[BEFORE..];
+        Rows { memory, pitch }
     }
 }
 
@@ -173,6 +160,17 @@ impl Components {
         Some(())
     }
 
+    /// Where the samples of a row of MCUs go.
+    fn rows_mut(&mut self, layout: &Layout, mcu_row: usize) -> [Rows<'_>; PLANES] {
+        let [luma, chroma @ ..] = &mut self.0;
+        let [blue, red] = chroma;
+        [
+            luma.target(mcu_row, layout.luma.1),
+            blue.target(mcu_row, layout.chroma.1),
+            red.target(mcu_row, layout.chroma.1),
+        ]
+    }
+
     /// Repeats the outermost samples of chroma where the picture ends.
     fn repeat_ends(&mut self, layout: &Layout, mcu_row: usize) {
         if !layout.halved.across {
@@ -182,7 +180,9 @@ impl Components {
         let end = layout.size.0.div_ceil(2) - first_mcu * layout.chroma.0;
         let [_, chroma @ ..] = &mut self.0;
         for ring in chroma {
-            for row in ring.rows_mut(mcu_row * layout.chroma.1, layout.chroma.1) {
+            let pitch = ring.pitch;
+            let rows = ring.rows_mut(mcu_row * layout.chroma.1, layout.chroma.1);
+            for row in rows.chunks_exact_mut(pitch) {
                 if first_mcu == 0 {
                     row[BEFORE - 1] = row[BEFORE];
                 }
@@ -249,9 +249,7 @@ impl Components {
             scan.next_mcu(None)?;
         }
         for number in first_row..layout.mcus.0 {
-            let is_last = number + 1 == layout.mcus.0;
-            let components = &mut *self;
-            inverse.next_row(scan, is_last, &mut McuRow { components, number })?;
+            inverse.next_row(scan, &mut self.rows_mut(layout, number))?;
             self.repeat_ends(layout, number);
             let decoded = (number + 1) * layout.luma.1;
             loop {

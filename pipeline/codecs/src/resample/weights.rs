@@ -6,6 +6,9 @@ const SUPPORT: f64 = 2.0;
 /// Most binary places of a weight; results have 8 bits, and sums overshoot by less than two more.
 const MOST_PLACES: u32 = 21;
 
+/// Weights that are computed at a time.
+const LANES: usize = 4;
+
 /// A line, the part of it that is resized, and to how many samples.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Line {
@@ -32,8 +35,10 @@ pub(super) struct Weights {
     pub(super) pairs_each: usize,
     /// Binary places of the weights.
     pub(super) places: u32,
-    /// The weights before they are rounded, and for each result the first sample and how many.
+    /// `[size, row]`: the weights before they are rounded, with zeros behind them.
     exact: Vec<f64>,
+    row: usize,
+    /// For each result the first sample and how many.
     bounds: Vec<(usize, usize)>,
 }
 
@@ -54,8 +59,8 @@ impl Weights {
         self.pairs.resize(line.entries * self.pairs_each, 0);
         let last_start = (line.before + line.len).div_ceil(2) - self.pairs_each;
         let unit = f64::from(1u32 << self.places);
-        let mut exact = &self.exact[..];
-        for (at, &(first, count)) in self.bounds.iter().enumerate() {
+        let rows = self.exact.chunks_exact(self.row);
+        for ((at, &(first, count)), weights) in self.bounds.iter().enumerate().zip(rows) {
             let at = if line.reversed {
                 line.size - 1 - at
             } else {
@@ -64,43 +69,54 @@ impl Weights {
             let start = (first / 2).min(last_start);
             self.starts[at] = start;
             let pairs = &mut self.pairs[at * self.pairs_each..][..self.pairs_each];
-            let weights;
-            (weights, exact) = exact.split_at(count);
-            for (sample, &weight) in (first - 2 * start..).zip(weights) {
-                let rounded = (weight * unit).round() as i16;
+            for (sample, &weight) in (first - 2 * start..).zip(&weights[..count]) {
+                let rounded = rounded(weight * unit);
                 pairs[sample / 2] |= i32::from(rounded as u16) << (16 * (sample & 1));
             }
         }
     }
 
-    /// Sets `exact` and `bounds`; returns the greatest weight.
+    /// Sets `exact`, `row` and `bounds`; returns the greatest weight.
     #[inline(always)]
     fn set_exact(&mut self, line: &Line) -> f64 {
-        self.exact.clear();
-        self.bounds.clear();
         let scale = (line.start + line.span - line.start) / line.size as f64;
         let stretch = scale.max(1.0);
         let (radius, shrink) = (SUPPORT * stretch, 1.0 / stretch);
-        let mut greatest = 0.0f64;
-        for at in 0..line.size {
+        self.row = (2 * radius.ceil() as usize + 2).next_multiple_of(LANES);
+        // Each row is written in full.
+        self.exact.resize(line.size * self.row, 0.0);
+        self.bounds.clear();
+        let mut greatest = [0.0f64; LANES];
+        for (at, row) in self.exact.chunks_exact_mut(self.row).enumerate() {
             let center = line.start + (at as f64 + 0.5) * scale;
             let first = (center - radius).floor().max(0.0) as usize;
             let end = ((center + radius).ceil().min(line.len as f64) as usize).max(first + 1);
-            let from = self.exact.len();
-            self.exact.resize(from + end - first, 0.0);
-            let weights = &mut self.exact[from..];
-            let (mut sum, middle) = (0.0, center - 0.5);
-            for (x, weight) in (first as u32..).zip(&mut *weights) {
-                *weight = bicubic((f64::from(x) - middle) * shrink);
-                sum += *weight;
+            let count = end - first;
+            let middle = center - 0.5;
+            for (lanes, x) in row
+                .chunks_exact_mut(LANES)
+                .zip((first as i32..).step_by(LANES))
+            {
+                for (lane, weight) in lanes.iter_mut().enumerate() {
+                    *weight = bicubic((f64::from(x + lane as i32) - middle) * shrink);
+                }
             }
-            for weight in weights {
-                *weight /= sum;
-                greatest = greatest.max(*weight);
+            row[count..].fill(0.0);
+            // In this order, as each addition rounds.
+            let sum = row[..count].iter().fold(0.0, |sum, &weight| sum + weight);
+            for lanes in row.chunks_exact_mut(LANES) {
+                for (weight, greatest) in lanes.iter_mut().zip(&mut greatest) {
+                    *weight /= sum;
+                    *greatest = if *weight > *greatest {
+                        *weight
+                    } else {
+                        *greatest
+                    };
+                }
             }
-            self.bounds.push((line.before + first, end - first));
+            self.bounds.push((line.before + first, count));
         }
-        greatest
+        greatest.into_iter().fold(0.0, f64::max)
     }
 
     pub(super) fn kept_bytes(&self) -> usize {
@@ -109,6 +125,12 @@ impl Weights {
             + size_of::<f64>() * self.exact.capacity()
             + size_of::<(usize, usize)>() * self.bounds.capacity()
     }
+}
+
+/// Rounds a number of less than 16 bits, halves away from zero.
+#[inline(always)]
+fn rounded(number: f64) -> i16 {
+    number.round() as i16
 }
 
 /// The cubic convolution kernel with a = −0.5 (Keys 1981), as PIL's `BICUBIC` has it.

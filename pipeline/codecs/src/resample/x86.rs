@@ -148,7 +148,17 @@ impl Passes {
             self.base = needed;
         }
         let strip = &mut halfway[(self.filled - self.base) * pitch..][..PAIRS * pitch];
-        horizontal(across, &tile[from..], strip, pitch);
+        let tile = &tile[from..];
+        match across.pairs_each {
+            2 => horizontal::<2>(across, tile, strip, pitch),
+            3 => horizontal::<3>(across, tile, strip, pitch),
+            4 => horizontal::<4>(across, tile, strip, pitch),
+            5 => horizontal::<5>(across, tile, strip, pitch),
+            6 => horizontal::<6>(across, tile, strip, pitch),
+            7 => horizontal::<7>(across, tile, strip, pitch),
+            8 => horizontal::<8>(across, tile, strip, pitch),
+            _ => horizontal::<0>(across, tile, strip, pitch),
+        }
         self.filled += PAIRS;
         while let Some(&start) = down.starts.get(self.next) {
             if start + down.pairs_each > self.filled {
@@ -235,10 +245,16 @@ fn turn_group(rows: [&[u8; GROUP_BYTES]; 8], half: usize, units: &mut [__m256i])
     }
 }
 
-/// The horizontal pass over a strip: 8 pairs of rows, each `pitch` vectors.
+/// The horizontal pass over a strip: 8 pairs of rows, each `pitch` vectors. `EACH` is how many pairs of
+/// pixels make a result, or 0 for any number.
 #[target_feature(enable = "avx2")]
-fn horizontal(weights: &Weights, tile: &[__m256i], strip: &mut [__m256i], pitch: usize) {
-    let each = weights.pairs_each;
+fn horizontal<const EACH: usize>(
+    weights: &Weights,
+    tile: &[__m256i],
+    strip: &mut [__m256i],
+    pitch: usize,
+) {
+    let each = if EACH == 0 { weights.pairs_each } else { EACH };
     let places = _mm_cvtsi32_si128(weights.places as i32);
     let half = _mm256_set1_epi32(1 << weights.places >> 1);
     let (zero, most) = (_mm256_setzero_si256(), _mm256_set1_epi16(255));
@@ -306,41 +322,57 @@ fn transposed(v: &[__m256i; 8]) -> [__m256i; 8] {
 fn vertical(weights: &[i32], places: u32, units: &[__m256i], pitch: usize, out: &mut [u8]) {
     let shift = _mm_cvtsi32_si128(places as i32);
     let half = _mm256_set1_epi32(1 << places >> 1);
-    let mut blocks = out.chunks_exact_mut(32);
-    let mut at = 0;
-    for out in &mut blocks {
-        let mut sums = [half; 4];
-        for (row, &pair) in weights.iter().enumerate() {
-            let pair = _mm256_set1_epi32(pair);
-            for (sum, &unit) in sums.iter_mut().zip(&units[row * pitch + at..][..4]) {
-                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(unit, pair));
-            }
-        }
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    let bytes = |sums: [__m256i; 4]| {
         let [a, b, c, d] = sums.map(|sum| _mm256_sra_epi32(sum, shift));
         let bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
-        let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-        let bytes = _mm256_permutevar8x32_epi32(bytes, order);
+        _mm256_permutevar8x32_epi32(bytes, order)
+    };
+    let mut wide = out.chunks_exact_mut(64);
+    let mut at = 0;
+    for out in &mut wide {
+        let [a, b, c, d, e, f, g, h] = sums::<8>(weights, half, &units[at..], pitch);
+        let (left, right) = out.split_at_mut(32);
+        if let (Some(left), Some(right)) = (left.first_chunk_mut(), right.first_chunk_mut()) {
+            store(bytes([a, b, c, d]), left);
+            store(bytes([e, f, g, h]), right);
+        }
+        at += 8;
+    }
+    let mut blocks = wide.into_remainder().chunks_exact_mut(32);
+    for out in &mut blocks {
+        let sums = sums::<4>(weights, half, &units[at..], pitch);
         if let Some(out) = out.first_chunk_mut() {
-            store(bytes, out);
+            store(bytes(sums), out);
         }
         at += 4;
     }
     for out in blocks.into_remainder().chunks_mut(8) {
-        let mut sum = half;
-        for (row, &pair) in weights.iter().enumerate() {
-            let product = _mm256_madd_epi16(units[row * pitch + at], _mm256_set1_epi32(pair));
-            sum = _mm256_add_epi32(sum, product);
-        }
-        let words = _mm256_packs_epi32(_mm256_sra_epi32(sum, shift), half);
-        let bytes = _mm256_packus_epi16(words, words);
+        let [sum] = sums::<1>(weights, half, &units[at..], pitch);
         let mut ordered = [0; 32];
-        store(
-            _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4)),
-            &mut ordered,
-        );
+        store(bytes([sum, half, half, half]), &mut ordered);
         out.copy_from_slice(&ordered[..out.len()]);
         at += 1;
     }
+}
+
+/// What `N` vectors of units add up to.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sums<const N: usize>(
+    weights: &[i32],
+    half: __m256i,
+    units: &[__m256i],
+    pitch: usize,
+) -> [__m256i; N] {
+    let mut sums = [half; N];
+    for (&pair, row) in weights.iter().zip(units.chunks(pitch)) {
+        let pair = _mm256_set1_epi32(pair);
+        for (sum, &unit) in sums.iter_mut().zip(&row[..N]) {
+            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(unit, pair));
+        }
+    }
+    sums
 }
 
 #[inline]

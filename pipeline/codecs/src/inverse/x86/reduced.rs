@@ -1,10 +1,11 @@
 //! Blocks at half their size: four samples for eight, along a side.
 
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
 
-use super::super::{Rows, HALF, SIDE};
-use super::{as_shifted, clear_two_rows, difference, dot, one_row, sum, two_rows, CONSTANT_BITS, PASS_BITS};
+use super::super::{HALF, SIDE};
+use super::{
+    as_shifted, clear_two_rows, difference, dot, one_row, sum, two_rows, CONSTANT_BITS, PASS_BITS,
+};
 use crate::huffman::Block;
 
 const F_0_211: i32 = 1730;
@@ -22,35 +23,19 @@ const F_2_562: i32 = 20995;
 const FIRST: i32 = CONSTANT_BITS - PASS_BITS + 1;
 const SECOND: i32 = CONSTANT_BITS + PASS_BITS + 3 + 1;
 
-/// As [`super::super::transform`]. The caller has looked whether the processor has AVX2.
-#[inline(always)]
-pub(in super::super) fn transform(
-    first: &mut Block,
-    second: Option<&mut Block>,
-    factors: &Block,
-    rows: &mut Rows<'_>,
-    column: usize,
-) -> Option<()> {
-    // SAFETY: the processor has AVX2.
-    unsafe {
-        match second {
-            Some(second) => pair_with_avx2::<{ 2 * HALF }>(first, second, factors, rows, column),
-            None => {
-                let second = &mut [0; 64];
-                pair_with_avx2::<HALF>(first, second, factors, rows, column)
-            }
-        }
-    }
-}
-
+/// Transforms two blocks, and leaves zeros; `WIDTH` samples come to each of four rows.
+#[inline]
 #[target_feature(enable = "avx2")]
-fn pair_with_avx2<const WIDTH: usize>(
+pub(super) fn pair<const WIDTH: usize>(
     first: &mut Block,
     second: &mut Block,
     factors: &Block,
-    rows: &mut Rows<'_>,
-    column: usize,
+    rows: &mut [u8],
+    pitch: usize,
 ) -> Option<()> {
+    if rows.len() < (HALF - 1) * pitch + WIDTH {
+        return None;
+    }
     let upper = _mm256_or_si256(two_rows(first, 4), two_rows(second, 4));
     let lower = _mm256_or_si256(two_rows(first, 6), two_rows(second, 6));
     let beyond = _mm256_or_si256(upper, lower);
@@ -66,16 +51,29 @@ fn pair_with_avx2<const WIDTH: usize>(
     // Four rows of each block, one in each half.
     let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     let samples = _mm256_permutevar8x32_epi32(samples, order);
-    let mut bytes = [0u8; 8 * HALF];
-    // SAFETY: as long as a vector.
-    unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), samples) };
-    for (row, samples) in rows.iter_mut().zip(bytes.chunks_exact(2 * HALF)) {
-        let places = row.get_mut(column..column + WIDTH)?;
-        for (place, &sample) in places.iter_mut().zip(samples) {
-            *place = MaybeUninit::new(sample);
+    let (upper, lower) = (
+        _mm256_castsi256_si128(samples),
+        _mm256_extracti128_si256::<1>(samples),
+    );
+    put::<WIDTH>(rows, upper);
+    put::<WIDTH>(&mut rows[pitch..], _mm_unpackhi_epi64(upper, upper));
+    put::<WIDTH>(&mut rows[2 * pitch..], lower);
+    put::<WIDTH>(&mut rows[3 * pitch..], _mm_unpackhi_epi64(lower, lower));
+    Some(())
+}
+
+/// As many of the first eight as there is room for: 4 or 8.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn put<const WIDTH: usize>(place: &mut [u8], samples: __m128i) {
+    let place = &mut place[..WIDTH];
+    // SAFETY: it has as many bytes.
+    unsafe {
+        match WIDTH {
+            8 => _mm_storel_epi64(place.as_mut_ptr().cast(), samples),
+            _ => _mm_storeu_si32(place[..4].as_mut_ptr().cast(), samples),
         }
     }
-    Some(())
 }
 
 /// A row of two blocks, multiplied with its factors.
@@ -110,8 +108,13 @@ fn butterflies<const SHIFT: i32>(
 ) -> [__m256i; HALF] {
     let first = sum(first, _mm256_set1_epi32(1 << (SHIFT - 1)));
     let (a, b) = (sum(first, two_six), difference(first, two_six));
-    [sum(a, outer), sum(b, inner), difference(b, inner), difference(a, outer)]
-        .map(|result| _mm256_srai_epi32::<SHIFT>(result))
+    [
+        sum(a, outer),
+        sum(b, inner),
+        difference(b, inner),
+        difference(a, outer),
+    ]
+    .map(|result| _mm256_srai_epi32::<SHIFT>(result))
 }
 
 /// What inputs 1 and 3 add to the inner and to the outer results.
@@ -123,7 +126,10 @@ fn one_three(pairs: __m256i) -> [__m256i; 2] {
 /// What inputs 5 and 7 add.
 #[target_feature(enable = "avx2")]
 fn five_seven(pairs: __m256i) -> [__m256i; 2] {
-    [dot(pairs, F_1_451, -F_0_211), dot(pairs, -F_0_601, -F_0_509)]
+    [
+        dot(pairs, F_1_451, -F_0_211),
+        dot(pairs, -F_0_601, -F_0_509),
+    ]
 }
 
 #[target_feature(enable = "avx2")]
@@ -189,7 +195,11 @@ fn second_pass(low: [__m256i; HALF], high: [__m256i; HALF]) -> __m256i {
     let zero = _mm256_setzero_si256();
     let [c0, c1, c2, c3] = butterflies::<SECOND>(
         first_term(_mm256_unpacklo_epi16(zero, zero_one)),
-        dot(_mm256_unpacklo_epi16(two_three, six_seven), F_1_847, -F_0_765),
+        dot(
+            _mm256_unpacklo_epi16(two_three, six_seven),
+            F_1_847,
+            -F_0_765,
+        ),
         sums(
             one_three(_mm256_unpackhi_epi16(zero_one, two_three)),
             five_seven(_mm256_unpackhi_epi16(four_five, six_seven)),
