@@ -153,7 +153,8 @@ struct Stretch<'a> {
 
 impl Stretch<'_> {
     /// Transforms the blocks, and leaves zeros. The samples of each, `side` in a row, come side by side to
-    /// rows of `memory`. None if it is too short.
+    /// rows of `memory`; where the last has no neighbour, as many are written behind them. None if there
+    /// is no room for that.
     fn transform(self, plane: &PlanePlan, memory: &mut [u8], pitch: usize) -> Option<()> {
         #[cfg(target_arch = "x86_64")]
         return x86::transform(self, plane.side, &plane.factors, memory, pitch);

@@ -64,12 +64,11 @@ fn whole_with_avx2(
     memory: &mut [u8],
     pitch: usize,
 ) -> Option<()> {
+    let mut nothing = [0; SIDE * SIDE];
     stretch.each_pair(|first, second, number| {
         let rows = memory.get_mut(number * SIDE..)?;
-        match second {
-            Some(second) => pair::<{ 2 * SIDE }>(first, second, factors, rows, pitch),
-            None => pair::<SIDE>(first, &mut [0; SIDE * SIDE], factors, rows, pitch),
-        }
+        let second = second.unwrap_or(&mut nothing);
+        pair(first, second, factors, rows, pitch)
     })
 }
 
@@ -80,26 +79,25 @@ fn reduced_with_avx2(
     memory: &mut [u8],
     pitch: usize,
 ) -> Option<()> {
+    let mut nothing = [0; SIDE * SIDE];
     stretch.each_pair(|first, second, number| {
         let rows = memory.get_mut(number * HALF..)?;
-        match second {
-            Some(second) => reduced::pair::<SIDE>(first, second, factors, rows, pitch),
-            None => reduced::pair::<HALF>(first, &mut [0; SIDE * SIDE], factors, rows, pitch),
-        }
+        let second = second.unwrap_or(&mut nothing);
+        reduced::pair(first, second, factors, rows, pitch)
     })
 }
 
-/// Transforms two blocks, and leaves zeros; `WIDTH` samples come to each of eight rows.
+/// Transforms two blocks, and leaves zeros; 16 samples come to each of eight rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn pair<const WIDTH: usize>(
+fn pair(
     first: &mut Block,
     second: &mut Block,
     factors: &Block,
     rows: &mut [u8],
     pitch: usize,
 ) -> Option<()> {
-    if rows.len() < (SIDE - 1) * pitch + WIDTH {
+    if rows.len() < (SIDE - 1) * pitch + 2 * SIDE {
         return None;
     }
     let [upper, middle, lower_upper, lower] =
@@ -128,7 +126,7 @@ fn pair<const WIDTH: usize>(
             let samples = samples.map(|sample| _mm_set1_epi8(sample as i8));
             let row = _mm_unpacklo_epi64(samples[0], samples[1]);
             for number in 0..SIDE {
-                put::<WIDTH>(&mut rows[number * pitch..], row);
+                put(&mut rows[number * pitch..], row);
             }
             return Some(());
         }
@@ -139,7 +137,7 @@ fn pair<const WIDTH: usize>(
         }
         low(coefficients)
     };
-    put_samples::<WIDTH>(columns, rows, pitch);
+    put_samples(columns, rows, pitch);
     Some(())
 }
 
@@ -348,7 +346,7 @@ fn turned([a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
 
 /// Columns of 16 bits as rows of bytes, the first block's beside the second's.
 #[target_feature(enable = "avx2")]
-fn put_samples<const WIDTH: usize>(columns: [__m256i; SIDE], rows: &mut [u8], pitch: usize) {
+fn put_samples(columns: [__m256i; SIDE], rows: &mut [u8], pitch: usize) {
     let middle = _mm256_set1_epi8(-128);
     let order = _mm256_broadcastsi128_si256(_mm_setr_epi8(
         0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15,
@@ -373,21 +371,15 @@ fn put_samples<const WIDTH: usize>(columns: [__m256i; SIDE], rows: &mut [u8], pi
         ];
         let upper = _mm_unpacklo_epi64(first, second);
         let lower = _mm_unpackhi_epi64(first, second);
-        put::<WIDTH>(&mut rows[2 * number * pitch..], upper);
-        put::<WIDTH>(&mut rows[(2 * number + 1) * pitch..], lower);
+        put(&mut rows[2 * number * pitch..], upper);
+        put(&mut rows[(2 * number + 1) * pitch..], lower);
     }
 }
 
-/// As many of them as there is room for: 8 or 16.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn put<const WIDTH: usize>(place: &mut [u8], samples: __m128i) {
-    let place = &mut place[..WIDTH];
+fn put(place: &mut [u8], samples: __m128i) {
+    let place = &mut place[..2 * SIDE];
     // SAFETY: it has as many bytes.
-    unsafe {
-        match WIDTH {
-            16 => _mm_storeu_si128(place.as_mut_ptr().cast(), samples),
-            _ => _mm_storel_epi64(place[..8].as_mut_ptr().cast(), samples),
-        }
-    }
+    unsafe { _mm_storeu_si128(place.as_mut_ptr().cast(), samples) }
 }

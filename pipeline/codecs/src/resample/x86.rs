@@ -260,9 +260,9 @@ fn horizontal<const EACH: usize>(
     let (zero, most) = (_mm256_setzero_si256(), _mm256_set1_epi16(255));
     let starts = weights.starts.chunks_exact(8);
     let pairs = weights.pairs.chunks_exact(8 * each);
+    // Eight results of each channel, as units of rows.
+    let mut results = [[zero; 8]; 3];
     for (block, (starts, pairs)) in starts.zip(pairs).enumerate() {
-        // Eight results of each channel, as units of rows.
-        let mut results = [[zero; 8]; 3];
         for (at, (&start, pairs)) in starts.iter().zip(pairs.chunks_exact(each)).enumerate() {
             let units = &tile[6 * start..][..6 * each];
             let mut sums = [half; 6];

@@ -23,17 +23,17 @@ const F_2_562: i32 = 20995;
 const FIRST: i32 = CONSTANT_BITS - PASS_BITS + 1;
 const SECOND: i32 = CONSTANT_BITS + PASS_BITS + 3 + 1;
 
-/// Transforms two blocks, and leaves zeros; `WIDTH` samples come to each of four rows.
+/// Transforms two blocks, and leaves zeros; eight samples come to each of four rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn pair<const WIDTH: usize>(
+pub(super) fn pair(
     first: &mut Block,
     second: &mut Block,
     factors: &Block,
     rows: &mut [u8],
     pitch: usize,
 ) -> Option<()> {
-    if rows.len() < (HALF - 1) * pitch + WIDTH {
+    if rows.len() < (HALF - 1) * pitch + 2 * HALF {
         return None;
     }
     let upper = _mm256_or_si256(two_rows(first, 4), two_rows(second, 4));
@@ -55,25 +55,20 @@ pub(super) fn pair<const WIDTH: usize>(
         _mm256_castsi256_si128(samples),
         _mm256_extracti128_si256::<1>(samples),
     );
-    put::<WIDTH>(rows, upper);
-    put::<WIDTH>(&mut rows[pitch..], _mm_unpackhi_epi64(upper, upper));
-    put::<WIDTH>(&mut rows[2 * pitch..], lower);
-    put::<WIDTH>(&mut rows[3 * pitch..], _mm_unpackhi_epi64(lower, lower));
+    put(rows, upper);
+    put(&mut rows[pitch..], _mm_unpackhi_epi64(upper, upper));
+    put(&mut rows[2 * pitch..], lower);
+    put(&mut rows[3 * pitch..], _mm_unpackhi_epi64(lower, lower));
     Some(())
 }
 
-/// As many of the first eight as there is room for: 4 or 8.
+/// The first eight.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn put<const WIDTH: usize>(place: &mut [u8], samples: __m128i) {
-    let place = &mut place[..WIDTH];
+fn put(place: &mut [u8], samples: __m128i) {
+    let place = &mut place[..2 * HALF];
     // SAFETY: it has as many bytes.
-    unsafe {
-        match WIDTH {
-            8 => _mm_storel_epi64(place.as_mut_ptr().cast(), samples),
-            _ => _mm_storeu_si32(place[..4].as_mut_ptr().cast(), samples),
-        }
-    }
+    unsafe { _mm_storel_epi64(place.as_mut_ptr().cast(), samples) }
 }
 
 /// A row of two blocks, multiplied with its factors.
