@@ -57,11 +57,18 @@ fn kinds() -> Vec<(String, Encoding)> {
         }
     }
     for sampling in [Sampling::S444, Sampling::S420] {
-        for progressive in [false, true] {
+        for (progressive, cmyk, twelve_bits) in [
+            (false, true, false),
+            (true, true, false),
+            (false, false, true),
+            (true, false, true),
+            (false, true, true),
+        ] {
             let encoding = Encoding {
                 sampling,
                 progressive,
-                cmyk: true,
+                cmyk,
+                twelve_bits,
                 ..Encoding::default()
             };
             kinds.push((format!("{encoding:?}"), encoding));
@@ -161,8 +168,8 @@ fn the_pixels_are_right() {
         let bytes = generated(333, 251, encoding);
         let ours = decode_rgb(&bytes, &DecodeLimits::default()).expect("decodes");
         assert_eq!((ours.width(), ours.height()), (333, 251));
-        if encoding.arithmetic || encoding.cmyk {
-            // `image` has no arithmetic decoder and another way from CMYK to RGB.
+        if encoding.arithmetic || encoding.cmyk || encoding.twelve_bits {
+            // `image` has no decoder of arithmetic codes or 12 bits, and another way from CMYK to RGB.
             let original = photograph(333, 251, if encoding.cmyk { 4 } else { 3 }, 7);
             let rgb: Vec<u8> = match encoding.cmyk {
                 false => original,
@@ -445,6 +452,36 @@ fn scan_bombs() {
     assert!(error.contains("scans"), "{error}");
 }
 
+/// Samples of 12 bits, decoded by libjpeg alone, become what those of 8 bits become.
+#[test]
+fn twelve_bits_are_as_eight() {
+    for (sampling, cmyk, progressive) in [
+        (Sampling::S420, false, false),
+        (Sampling::S444, false, true),
+        (Sampling::Grey, false, false),
+        (Sampling::S444, true, false),
+    ] {
+        let [eight, twelve] = [false, true].map(|twelve_bits| {
+            let encoding = Encoding {
+                quality: 98,
+                sampling,
+                cmyk,
+                progressive,
+                twelve_bits,
+                ..Encoding::default()
+            };
+            decode_rgb(&generated(203, 149, encoding), &DecodeLimits::default()).expect("decodes")
+        });
+        assert_eq!(
+            (eight.width(), eight.height()),
+            (twelve.width(), twelve.height())
+        );
+        let ratio = psnr(eight.data(), twelve.data());
+        println!("{sampling:?}: {ratio:.1} dB");
+        assert!(ratio > 40.0, "{sampling:?}: {ratio:.1} dB");
+    }
+}
+
 /// What PIL refuses too, by name.
 #[test]
 fn unsupported_kinds_say_so() {
@@ -452,7 +489,7 @@ fn unsupported_kinds_say_so() {
     for (at, value, expected) in [
         (1, 0xc3, "lossless"),
         (1, 0xc5, "hierarchical"),
-        (4, 12, "12-bit"),
+        (4, 16, "16-bit"),
         (9, 2, "2 components"),
     ] {
         let mut bytes = plain.clone();

@@ -81,6 +81,8 @@ struct qf_jpeg {
   int max_scans;
   qf_jpeg_next_mcu next_mcu;
   void *scan;
+  J12SAMPLE *line; /* a row of a picture of 12 bits, in libjpeg's memory */
+  uint32_t line_samples;
   int status;
   char message[JMSG_LENGTH_MAX];
 };
@@ -321,12 +323,20 @@ static int begin(struct qf_jpeg *jpeg, const uint8_t *bytes, size_t len, uint32_
   }
   if (columns < info->output_width) {
     JDIMENSION at = first_column, count = columns;
-    jpeg_crop_scanline(info, &at, &count);
+    if (info->data_precision == 12)
+      jpeg12_crop_scanline(info, &at, &count);
+    else
+      jpeg_crop_scanline(info, &at, &count);
     first_column = at;
     columns = count;
   }
   layout->first_column = first_column;
   layout->columns = columns;
+  if (info->data_precision == 12) {
+    jpeg->line_samples = columns * layout->channels;
+    jpeg->line = (*info->mem->alloc_large)((j_common_ptr)info, JPOOL_IMAGE,
+                                           sizeof(J12SAMPLE) * jpeg->line_samples);
+  }
   describe_scan(jpeg, bytes, eighths, first_column, columns, scan);
   return QF_OK;
 }
@@ -373,6 +383,27 @@ static int read_rows(struct qf_jpeg *jpeg, uint32_t rows, uint8_t *out, size_t s
   return QF_OK;
 }
 
+/* The same for a picture of 12 bits, of which the high eight are written. */
+static int read_rows_of_12(struct qf_jpeg *jpeg, uint32_t rows, uint8_t *out, size_t stride)
+{
+  J12SAMPROW line = jpeg->line;
+  uint32_t done, i;
+
+  for (done = 0; done < rows; done++) {
+    if (jpeg12_read_scanlines(&jpeg->info, &line, 1) == 0)
+      return QF_BROKEN;
+    for (i = 0; i < jpeg->line_samples; i++)
+      out[done * stride + i] = (uint8_t)(line[i] >> 4);
+  }
+  return QF_OK;
+}
+
+static uint32_t skip_rows(struct jpeg_decompress_struct *info, uint32_t rows)
+{
+  return info->data_precision == 12 ? jpeg12_skip_scanlines(info, rows)
+                                    : jpeg_skip_scanlines(info, rows);
+}
+
 /* Passes over `skipped` rows and writes the next `rows` to `out`, `stride` bytes apart. The caller
  * answers for: begun, skipped + rows within scaled_height, stride at least columns x channels.
  * MCUs come from `next_mcu` unless it is null, which it has to be where the scan has no block_count.
@@ -389,8 +420,10 @@ int qf_jpeg_rows(struct qf_jpeg *jpeg, uint32_t skipped, uint32_t rows, uint8_t 
   }
   if (setjmp(jpeg->escape))
     return jpeg->status;
-  if (skipped > 0 && jpeg_skip_scanlines(&jpeg->info, skipped) != skipped)
+  if (skipped > 0 && skip_rows(&jpeg->info, skipped) != skipped)
     return QF_BROKEN;
+  if (jpeg->info.data_precision == 12)
+    return read_rows_of_12(jpeg, rows, out, stride);
   return read_rows(jpeg, rows, out, stride);
 }
 

@@ -37,6 +37,8 @@ pub struct Encoding {
     pub restart_blocks: u16,
     /// Four channels (CMYK) instead of three (RGB); stored as YCCK if subsampled, else as CMYK.
     pub cmyk: bool,
+    /// Samples of 12 bits instead of 8.
+    pub twelve_bits: bool,
 }
 
 impl Default for Encoding {
@@ -50,6 +52,7 @@ impl Default for Encoding {
             optimized: false,
             restart_blocks: 0,
             cmyk: false,
+            twelve_bits: false,
         }
     }
 }
@@ -210,8 +213,14 @@ mod ffi {
         } else {
             TJPF_TJPF_RGB
         };
-        // SAFETY: the handle is used on this thread and destroyed at the end; `pixels` holds
-        // width × height pixels of the format (checked by the caller), a pitch of 0 means rows
+        // The whole range stays the whole range.
+        let wide = |&sample: &u8| i16::from(sample) << 4 | i16::from(sample) >> 4;
+        let wide: Vec<i16> = match encoding.twelve_bits {
+            true => pixels.iter().map(wide).collect(),
+            false => Vec::new(),
+        };
+        // SAFETY: the handle is used on this thread and destroyed at the end; `pixels`, and `wide` where it
+        // is used, hold width × height pixels of the format (checked by the caller), a pitch of 0 means rows
         // without gaps; `file` is null, so libjpeg-turbo allocates it and says how long it is; it is
         // copied before it is freed.
         unsafe {
@@ -222,17 +231,18 @@ mod ffi {
             for (setting, value) in settings {
                 failed = failed || tj3Set(handle, setting as c_int, value) != 0;
             }
+            let (format, file_at, len_at) = (format as c_int, &mut file, &mut len);
             failed = failed
-                || tj3Compress8(
-                    handle,
-                    pixels.as_ptr(),
-                    width,
-                    0,
-                    height,
-                    format as c_int,
-                    &mut file,
-                    &mut len,
-                ) != 0;
+                || 0 != match encoding.twelve_bits {
+                    true => {
+                        let wide = wide.as_ptr();
+                        tj3Compress12(handle, wide, width, 0, height, format, file_at, len_at)
+                    }
+                    false => {
+                        let pixels = pixels.as_ptr();
+                        tj3Compress8(handle, pixels, width, 0, height, format, file_at, len_at)
+                    }
+                };
             let result = if failed {
                 let message = CStr::from_ptr(tj3GetErrorStr(handle));
                 Err(Error::Broken(message.to_string_lossy().into_owned()))

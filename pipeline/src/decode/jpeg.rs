@@ -193,7 +193,7 @@ impl Frame {
                 "{coding} is not supported; convert it to baseline JPEG"
             )));
         }
-        if precision != 8 {
+        if !matches!(precision, 8 | 12) {
             return Err(broken(format!(
                 "{precision}-bit samples are not supported; convert it to 8 bits"
             )));

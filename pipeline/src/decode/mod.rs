@@ -5,8 +5,8 @@
 //! `ImageOps.exif_transpose(Image.open(f)).convert("RGB")` is the reference: grey is replicated,
 //! alpha is dropped (not composited), palettes are looked up, CMYK and YCCK JPEGs follow Adobe's
 //! inverted convention, EXIF orientation is applied. It differs on purpose in these: 16-bit
-//! greyscale keeps its high byte as 16-bit colour does (PIL clips at 255); a JPEG without its end
-//! marker, or with coded data that does not decode, is an error unless [`OnTruncated::Grey`] is
+//! greyscale keeps its high byte as 16-bit colour does (PIL clips at 255), and a 12-bit JPEG its high
+//! eight bits (PIL refuses it); a JPEG without its end marker, or with coded data that does not decode, is an error unless [`OnTruncated::Grey`] is
 //! asked for, where PIL may deliver a partly grey picture; and sizes are checked on the header,
 //! before anything is allocated.
 //!
@@ -182,7 +182,7 @@ impl RgbImage {
 /// The image formats that are decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ImageFormat {
-    /// JPEG: baseline and progressive Huffman, 8 bits.
+    /// JPEG: sequential and progressive, Huffman and arithmetic coding, 8 and 12 bits.
     Jpeg,
     /// PNG; of an animated one the default image.
     Png,
