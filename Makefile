@@ -51,10 +51,11 @@ lint: ## Set-up, then formatting, clippy and rustdoc, with warnings as errors
 demo: build ## Set-up, then the whole job: render, shard, train, evaluate (PAIRS=folder: yours)
 	@scripts/demo.sh
 
-bench: ## Set-up, then rates of every stage of the loader (criterion)
+bench: ## Set-up, then rates of every stage of the loader (criterion), and its share of the floor
 	@$(SETUP)
 	@$(SEED) release
 	cargo bench --locked -p qf-pipeline --bench stages
+	cargo bench --locked -p qf-pipeline --bench floor
 
 bench-instructions: ## Set-up, then instructions per image of every stage (valgrind), against the last ones
 	@$(SETUP)

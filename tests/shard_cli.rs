@@ -1,5 +1,6 @@
 //! `qfdata shard` from the command line to what the reader sees.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Cursor;
@@ -89,6 +90,7 @@ pub(crate) fn read_files(shards: &[PathBuf]) -> Samples {
             &mut |sample| {
                 let sample = sample.unwrap();
                 let captions = raw_captions(&sample, "caption").unwrap();
+                let captions = captions.into_iter().map(Cow::into_owned).collect();
                 let image = &sample.members[0];
                 let MemberData::Bytes(bytes) = &image.data else {
                     panic!("the first member is the image");

@@ -1,5 +1,7 @@
 //! The raw captions of a sample, from whichever member carries them.
 
+use std::borrow::Cow;
+
 use crate::error::SkipReason;
 use crate::sample::{EncodedSample, MemberData};
 use crate::shard::captions::{captions_from_json, captions_from_text};
@@ -21,10 +23,10 @@ pub fn is_caption_member(extension: &str) -> bool {
 /// # Errors
 /// The skip reason and a message: no caption member, bytes that are not UTF-8, JSON without
 /// captions, or nothing but white space.
-pub fn raw_captions(
-    sample: &EncodedSample,
+pub fn raw_captions<'a>(
+    sample: &'a EncodedSample,
     caption_column: &str,
-) -> Result<Vec<String>, (SkipReason, String)> {
+) -> Result<Vec<Cow<'a, str>>, (SkipReason, String)> {
     let names = std::iter::once(caption_column).chain(CAPTION_EXTENSIONS);
     let member = names
         .filter_map(|name| sample.member(name))
@@ -37,10 +39,10 @@ pub fn raw_captions(
         MemberData::Text(texts) => texts
             .iter()
             .filter(|text| !text.trim().is_empty())
-            .cloned()
+            .map(|text| Cow::Borrowed(text.as_str()))
             .collect(),
         MemberData::Bytes(bytes) => if member.name == "json" {
-            captions_from_json(bytes)
+            captions_from_json(bytes).map(|captions| captions.into_iter().map(Cow::Owned).collect())
         } else {
             captions_from_text(bytes)
         }
@@ -78,7 +80,8 @@ mod tests {
             id,
             members: vec![member],
         };
-        raw_captions(&sample, "caption").map_err(|(reason, _)| reason)
+        let captions = raw_captions(&sample, "caption").map_err(|(reason, _)| reason)?;
+        Ok(captions.into_iter().map(Cow::into_owned).collect())
     }
 
     #[test]

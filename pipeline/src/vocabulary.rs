@@ -43,12 +43,13 @@ pub fn vocabulary_from_shards(
     let mut bad_shards = Vec::new();
     for (index, shard) in shards.iter().enumerate() {
         let mut visit = |sample: Result<crate::EncodedSample, crate::SampleError>| {
-            let raw = sample
-                .map_err(|_| ())
-                .and_then(|sample| raw_captions(&sample, &config.caption_column).map_err(|_| ()));
+            let raw = match &sample {
+                Ok(sample) => raw_captions(sample, &config.caption_column).ok(),
+                Err(_) => None,
+            };
             match raw {
-                Ok(raw) => captions.extend(raw.iter().map(|caption| processor.process(caption))),
-                Err(()) => *skipped.borrow_mut() += 1,
+                Some(raw) => captions.extend(raw.iter().map(|caption| processor.process(caption))),
+                None => *skipped.borrow_mut() += 1,
             }
             (captions.len() as u64) < max_captions
         };

@@ -10,6 +10,8 @@
 //! Captions come trimmed and on one line; blank ones are left out. An empty list therefore means
 //! "there is a caption, and it is empty".
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 /// Why no captions could be taken from a member.
@@ -36,7 +38,7 @@ pub enum CaptionError {
 ///
 /// # Errors
 /// [`CaptionError::NotUtf8`].
-pub fn captions_from_text(bytes: &[u8]) -> Result<Vec<String>, CaptionError> {
+pub fn captions_from_text(bytes: &[u8]) -> Result<Vec<Cow<'_, str>>, CaptionError> {
     let text = std::str::from_utf8(bytes).map_err(|error| CaptionError::NotUtf8 {
         offset_bytes: error.valid_up_to(),
     })?;
@@ -81,7 +83,7 @@ pub fn captions_from_value(value: &Value) -> Result<Vec<String>, CaptionError> {
         other => other,
     };
     match value {
-        Value::String(text) => Ok(one_line(text).into_iter().collect()),
+        Value::String(text) => Ok(one_line(text).into_iter().map(Cow::into_owned).collect()),
         Value::Array(items) => {
             let mut captions = Vec::new();
             for item in items {
@@ -90,7 +92,7 @@ pub fn captions_from_value(value: &Value) -> Result<Vec<String>, CaptionError> {
                         got: format!("a list with {}", kind_of(item)),
                     });
                 };
-                captions.extend(one_line(text));
+                captions.extend(one_line(text).map(Cow::into_owned));
             }
             Ok(captions)
         }
@@ -101,17 +103,20 @@ pub fn captions_from_value(value: &Value) -> Result<Vec<String>, CaptionError> {
 }
 
 /// The caption on one line, trimmed: a `.txt` member has one caption a line. `None` if blank.
-pub fn one_line(caption: &str) -> Option<String> {
+pub fn one_line(caption: &str) -> Option<Cow<'_, str>> {
     let caption = caption.trim();
     if caption.is_empty() {
         return None;
+    }
+    if !caption.contains(['\n', '\r']) {
+        return Some(Cow::Borrowed(caption));
     }
     let lines: Vec<_> = caption
         .split(['\n', '\r'])
         .map(str::trim)
         .filter(|line| !line.is_empty())
         .collect();
-    Some(lines.join(" "))
+    Some(Cow::Owned(lines.join(" ")))
 }
 
 fn kind_of(value: &Value) -> &'static str {

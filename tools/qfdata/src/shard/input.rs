@@ -1,5 +1,6 @@
 //! What goes in: candidates as listed, then inspected into planned samples or named skips.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -275,8 +276,10 @@ fn read_captions(candidate: &Candidate) -> Result<(Vec<String>, Option<Vec<u8>>)
             text: Some(text),
             json,
         } => {
-            let captions = captions_from_text(&read_small(text)?)
+            let lines = read_small(text)?;
+            let captions = captions_from_text(&lines)
                 .map_err(|error| Skip::of(text, SkipCause::BadCaption, error.to_string()))?;
+            let captions = captions.into_iter().map(Cow::into_owned).collect();
             let json = json.as_deref().map(read_small).transpose()?;
             (captions, json, text)
         }

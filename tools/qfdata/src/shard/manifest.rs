@@ -158,7 +158,7 @@ fn resolve(folder: &Path, path: &str) -> PathBuf {
 
 fn caption_of_text(text: &str) -> Result<Vec<String>, (SkipCause, String)> {
     match one_line(text) {
-        Some(caption) => Ok(vec![caption]),
+        Some(caption) => Ok(vec![caption.into_owned()]),
         None => Err((SkipCause::EmptyCaption, "the caption is blank".to_owned())),
     }
 }
