@@ -5,6 +5,10 @@
 //! touched. Huffman codes of sequential pictures are decoded by our own code, which is faster than
 //! libjpeg's and gives up on damaged data, for libjpeg to judge. The inverse transform is libjpeg's
 //! accurate integer one with its smooth chroma upsampling: the settings of PIL.
+//!
+//! Pixels come from [`Decompressor::decode`] and [`Decompressor::decode_strips`]. The usual kinds of
+//! pictures also come as components, from [`Decompressor::decode_components`]: what is left to do then,
+//! [`crate::resample`] does on its way.
 
 use std::ffi::CStr;
 use std::fmt;
