@@ -34,12 +34,14 @@ struct qf_jpeg_block {
   uint8_t component, dc, ac, wants_ac;
 };
 
-/* A component of a scan of several. Mirrored by `Plane` in jpeg.rs. */
+enum { PLANES = 3 };
+
+/* A component of a scan of three. Mirrored by `Plane` in jpeg.rs. */
 struct qf_jpeg_plane {
   uint32_t index;       /* of its rows, among those of all components */
   uint32_t across, down; /* blocks of an MCU */
   uint32_t side;        /* samples that become of a block, along a side */
-  const int16_t *factors; /* what coefficients are multiplied by, in natural order */
+  const UINT16 *factors; /* what coefficients are multiplied by, in natural order */
 };
 
 /* The scan of a picture. Mirrored by `Scan` in jpeg.rs. */
@@ -54,7 +56,7 @@ struct qf_jpeg_scan {
   uint32_t mcu_rows;
   uint32_t is_ycc;      /* whether its components are those of JFIF, and to become RGB */
   uint32_t plane_count; /* 0: components that libjpeg has to transform */
-  struct qf_jpeg_plane planes[MAX_COMPS_IN_SCAN];
+  struct qf_jpeg_plane planes[PLANES];
 };
 
 /* Decodes the next MCU of `scan` into `blocks`, or passes over it if they are null. Returns 0 if it
@@ -244,20 +246,19 @@ static void describe_scan(struct qf_jpeg *jpeg, const uint8_t *bytes, uint32_t e
     scan->blocks[i].wants_ac = component->DCT_scaled_size > 1;
   }
   scan->block_count = (uint32_t)info->blocks_in_MCU;
-  /* A single component has rows of its own kind. */
-  if (info->comps_in_scan < 2 || info->dct_method != JDCT_ISLOW)
+  if (info->comps_in_scan != PLANES || info->dct_method != JDCT_ISLOW)
     return;
   for (i = 0; i < info->comps_in_scan; i++) {
     const jpeg_component_info *component = info->cur_comp_info[i];
     struct qf_jpeg_plane *plane = &scan->planes[i];
-    if (!component->component_needed || !component->dct_table ||
+    if (!component->component_needed || !component->quant_table ||
         (component->DCT_scaled_size != DCTSIZE && component->DCT_scaled_size != DCTSIZE / 2))
       return;
     plane->index = (uint32_t)component->component_index;
     plane->across = (uint32_t)component->MCU_width;
     plane->down = (uint32_t)component->MCU_height;
     plane->side = (uint32_t)component->DCT_scaled_size;
-    plane->factors = component->dct_table;
+    plane->factors = component->quant_table->quantval;
   }
   scan->plane_count = (uint32_t)info->comps_in_scan;
 }

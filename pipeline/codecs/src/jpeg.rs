@@ -120,6 +120,18 @@ pub struct Strip<'a> {
     pub placed: Placed,
 }
 
+/// What became of a part that was to come as components.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All of it came.
+    Complete,
+    /// None of it came: it is of a kind that is decoded another way.
+    OtherKind,
+    /// Its data is damaged, or there was no memory. What came is of no use; libjpeg alone
+    /// ([`Entropy::Libjpeg`]) decodes it, or says what is wrong.
+    Unsound,
+}
+
 /// Why there are no pixels.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -207,24 +219,26 @@ impl Decompressor {
 
     /// Decodes a part of a picture in strips of components, sixteen rows each but for the last, where our
     /// own code can decode all of it: luma and chroma, chroma halved or not, in one sequential scan of
-    /// Huffman codes, at full or half size, on a processor with AVX2. Returns false for others and for damaged
-    /// data, be it that some strips came before it: [`Decompressor::decode_strips`] decodes those, or says
-    /// what is wrong with them.
+    /// Huffman codes, at full or half size, on a processor with AVX2. [`Decompressor::decode_strips`] decodes
+    /// the others, or says what is wrong with them.
     pub fn decode_components(
         &mut self,
         part: &Part<'_>,
         sink: &mut dyn FnMut(&ComponentStrip<'_>),
-    ) -> bool {
+    ) -> Outcome {
         let is_for_us = matches!(part.scale, Scale::Full | Scale::Half);
         if part.options.entropy != Entropy::Fast || !is_for_us {
-            return false;
+            return Outcome::OtherKind;
         }
         let Ok(picture) = Self::begin(&mut self.handle, part) else {
-            return false;
+            return Outcome::OtherKind;
         };
         let memory = (&mut self.tables, &mut self.coefficients);
-        let read = picture.components(&part.region, memory, &mut self.components, sink);
-        read.is_some()
+        match picture.components(&part.region, memory, &mut self.components, sink) {
+            Some(Some(())) => Outcome::Complete,
+            Some(None) => Outcome::Unsound,
+            None => Outcome::OtherKind,
+        }
     }
 
     /// Begins with the picture that a part is of, which is within it.
@@ -316,7 +330,7 @@ mod ffi {
     use std::ffi::{c_char, c_int, c_void};
     use std::ptr::NonNull;
 
-    use super::components::{Components, Layout as ComponentLayout};
+    use super::components::{Components, Geometry};
     use super::{huffman, inverse, CStr, ComponentStrip, Error, Options, Region, Scale};
     // The archive is named in its build script; this keeps the crate linked.
     use turbojpeg_sys as _;
@@ -359,7 +373,7 @@ mod ffi {
         across: u32,
         down: u32,
         side: u32,
-        factors: *const huffman::Block,
+        factors: *const [u16; 64],
     }
 
     /// Pointers to the counts (17) and symbols (256) of codes, which live as long as the picture.
@@ -380,7 +394,7 @@ mod ffi {
         mcu_rows: u32,
         is_ycc: u32,
         plane_count: u32,
-        planes: [Plane; 4],
+        planes: [Plane; inverse::PLANES],
     }
 
     impl Default for Scan {
@@ -406,7 +420,7 @@ mod ffi {
                     down: 0,
                     side: 0,
                     factors: std::ptr::null(),
-                }; 4],
+                }; inverse::PLANES],
             }
         }
     }
@@ -437,8 +451,8 @@ mod ffi {
                     down: plane.down as usize,
                     side: plane.side as usize,
                     // SAFETY: it points into libjpeg's tables, which are there until the picture
-                    // ends, or nowhere.
-                    factors: unsafe { *plane.factors.as_ref()? },
+                    // ends, or nowhere. libjpeg multiplies in 16 bits, too.
+                    factors: unsafe { plane.factors.as_ref()? }.map(|factor| factor as i16),
                 })
             };
             let [a, b, c] = planes else {
@@ -614,14 +628,14 @@ mod ffi {
         }
 
         /// Hands a region over in strips of components. None if they are not of a kind that our code
-        /// decodes, or not sound.
+        /// decodes, and nothing of that if they are not sound.
         pub(super) fn components(
             self,
             region: &Region,
             (tables, coefficients): (&mut huffman::Tables, &mut inverse::Coefficients),
             components: &mut Components,
             sink: &mut dyn FnMut(&ComponentStrip<'_>),
-        ) -> Option<()> {
+        ) -> Option<Option<()>> {
             if self.scan.is_ycc == 0 {
                 return None;
             }
@@ -629,10 +643,10 @@ mod ffi {
             let size = (self.layout.scaled_width, self.layout.scaled_height);
             let mcus = (self.scan.mcu_rows, self.scan.mcus_per_row);
             let wanted = (self.scan.first_mcu, self.scan.last_mcu);
-            let layout = ComponentLayout::new(size, mcus, wanted, &planes)?;
+            let geometry = Geometry::new(size, mcus, wanted, &planes)?;
             let mut scan = self.scan(tables)?;
             let mut inverse = inverse::Inverse::new(planes, mcus.1, wanted, coefficients)?;
-            components.read(&layout, region, (&mut scan, &mut inverse), sink)
+            Some(components.read(&geometry, region, (&mut scan, &mut inverse), sink))
         }
 
         /// Passes over `skipped` rows and hands over the next ones, as many at a time as `memory`

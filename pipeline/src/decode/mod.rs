@@ -6,9 +6,9 @@
 //! alpha is dropped (not composited), palettes are looked up, CMYK and YCCK JPEGs follow Adobe's
 //! inverted convention, EXIF orientation is applied. It differs on purpose in these: 16-bit
 //! greyscale keeps its high byte as 16-bit colour does (PIL clips at 255), and a 12-bit JPEG its high
-//! eight bits (PIL refuses it); a JPEG without its end marker, or with coded data that does not decode, is an error unless [`OnTruncated::Grey`] is
-//! asked for, where PIL may deliver a partly grey picture; and sizes are checked on the header,
-//! before anything is allocated.
+//! eight bits (PIL refuses it); a JPEG without its end marker, or with coded data that does not
+//! decode, is an error unless [`OnTruncated::Grey`] is asked for, where PIL may deliver a partly grey
+//! picture; and sizes are checked on the header, before anything is allocated.
 //!
 //! A [`Decoder`] works in two steps, so that a crop can be drawn in between: [`Decoder::open`]
 //! reads the header, [`Decoder::decode`] decodes the crop and nothing else, as far as the format
@@ -16,7 +16,7 @@
 //!
 //! | format | library | a crop costs |
 //! |---|---|---|
-//! | JPEG | libjpeg-turbo | entropy decoding down to its last row; the rest for the crop alone, at 1/8, 2/8, 4/8 or full size |
+//! | JPEG | libjpeg-turbo and `qf-codecs` | entropy decoding down to its last row; the rest for the crop alone, at 1/8, 2/8, 4/8 or full size |
 //! | WebP | libwebp | all of it but colour conversion, down to its last row |
 //! | PNG, GIF, BMP, TIFF, animated WebP | `image` | the whole picture |
 
@@ -31,7 +31,7 @@ use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use image::metadata::Orientation;
-use qf_codecs::jpeg::{ComponentStrip, Decompressor, Region, Scale, Strip};
+use qf_codecs::jpeg::{ComponentStrip, Decompressor, Entropy, Outcome, Region, Scale, Strip};
 use qf_codecs::resample::STRIP_ROWS;
 use serde::{Deserialize, Serialize};
 
@@ -526,7 +526,8 @@ impl Decoder {
         let mut placed = None;
         let mut sink = |strip: Strip<'_>| placed = Some(strip.placed);
         let rows = reduced.region.height;
-        self.read_jpeg(image, header, &reduced, rows, &mut sink)?;
+        let how = (rows, Entropy::Fast);
+        self.read_jpeg(image, header, &reduced, how, &mut sink)?;
         let placed =
             placed.ok_or_else(|| DecodeError::broken(ImageFormat::Jpeg, "it has no rows"))?;
         let columns = placed.stride / placed.channels;
@@ -591,9 +592,11 @@ impl Decoder {
                 let rows = StripRows::Components(strip);
                 hand_over(strip.first_row, strip.before, rows);
             };
-            if self.read_components(image, header, &reduced, &mut components)? {
-                return Ok(());
-            }
+            let entropy = match self.read_components(image, header, &reduced, &mut components)? {
+                Outcome::Complete => return Ok(()),
+                Outcome::OtherKind => Entropy::Fast,
+                Outcome::Unsound => Entropy::Libjpeg,
+            };
             let mut pixels = |strip: Strip<'_>| {
                 let rows = StripRows::Pixels {
                     pixels: strip.pixels.get(strip.placed.offset..).unwrap_or_default(),
@@ -602,7 +605,8 @@ impl Decoder {
                 hand_over(strip.first_row, (0, 0), rows);
             };
             let rows_at_once = STRIP_ROWS as u32;
-            self.read_jpeg(image, header, &reduced, rows_at_once, &mut pixels)
+            let how = (rows_at_once, entropy);
+            self.read_jpeg(image, header, &reduced, how, &mut pixels)
         })?;
         Ok(true)
     }
@@ -614,9 +618,9 @@ impl Decoder {
         header: &jpeg::Header,
         reduced: &ReducedCrop,
         sink: &mut dyn FnMut(&ComponentStrip<'_>),
-    ) -> Result<bool, DecodeError> {
+    ) -> Result<Outcome, DecodeError> {
         if !header.may_be_components() {
-            return Ok(false);
+            return Ok(Outcome::OtherKind);
         }
         self.check_memory(image, header, reduced)?;
         let part = jpeg::part(
@@ -657,12 +661,13 @@ impl Decoder {
         image: &OpenedImage<'_>,
         header: &jpeg::Header,
         reduced: &ReducedCrop,
-        rows_at_once: u32,
+        (rows_at_once, entropy): (u32, Entropy),
         sink: &mut dyn FnMut(Strip<'_>),
     ) -> Result<(), DecodeError> {
         self.check_memory(image, header, reduced)?;
         let &ReducedCrop { scale, region, .. } = reduced;
-        let part = jpeg::part((image.bytes, header), (scale, region), self.on_truncated);
+        let mut part = jpeg::part((image.bytes, header), (scale, region), self.on_truncated);
+        part.options.entropy = entropy;
         let mut memory = std::mem::take(&mut self.pixels);
         let done = self
             .decompressor()

@@ -150,15 +150,17 @@ fn check(samples_side: usize, reference: impl Fn(&Block, &Block) -> Vec<u8>) {
             _ => wild(&mut numbers, side),
         });
         let expected = blocks.map(|block| reference(&block, &factors));
-        // As MCUs of a block and one of another component, or of two blocks and another.
-        let (count, across) = (1 + numbers.below(2) as usize, 1 + numbers.below(2) as usize);
+        // As MCUs of one to three blocks, and one of another component.
+        let (count, across) = (1 + numbers.below(2) as usize, 1 + numbers.below(3) as usize);
         let other = [5; 64];
-        let mut memory = match (across, count) {
-            (1, 1) => vec![blocks[0], other],
-            (1, _) => vec![blocks[0], other, blocks[1], other],
-            (_, 1) => vec![blocks[0], blocks[1], other],
-            _ => vec![blocks[0], blocks[1], other, blocks[1], blocks[0], other],
-        };
+        let order: Vec<usize> = (0..count * across)
+            .map(|_| numbers.below(2) as usize)
+            .collect();
+        let mut memory = Vec::new();
+        for mcu in order.chunks(across) {
+            memory.extend(mcu.iter().map(|&block| blocks[block]));
+            memory.push(other);
+        }
         let stretch = Stretch {
             blocks: &mut memory,
             mcu_blocks: across + 1,
@@ -172,7 +174,7 @@ fn check(samples_side: usize, reference: impl Fn(&Block, &Block) -> Vec<u8>) {
             side: samples_side,
             factors,
         };
-        const PITCH: usize = 5 * SIDE;
+        const PITCH: usize = 8 * SIDE;
         let mut samples = [7; PITCH * SIDE];
         stretch
             .transform(&plane, &mut samples[5..], PITCH)
@@ -181,18 +183,17 @@ fn check(samples_side: usize, reference: impl Fn(&Block, &Block) -> Vec<u8>) {
             let zeros = mcu[..across].iter().all(|block| *block == [0; 64]);
             assert!(zeros && mcu[across] == other, "{number}: zeros are left");
         }
-        let order = [[0, 1, 1, 0], [0, 1, 9, 9]][usize::from(across == 1)];
         for (at, row) in samples.chunks(PITCH).enumerate() {
             let mut wanted = [7; PITCH];
-            for (place, block) in order.into_iter().enumerate().take(count * across) {
+            for (place, &block) in order.iter().enumerate() {
                 if let Some(samples) = expected[block].chunks(samples_side).nth(at) {
                     wanted[5 + place * samples_side..][..samples_side].copy_from_slice(samples);
                 }
             }
-            let is_lone = count * across == 1 && at < samples_side;
-            if is_lone {
-                // Where a neighbour would be.
-                wanted[5 + samples_side..][..samples_side].fill(128);
+            let is_lone = (across == 1 && count == 1) || across == 3;
+            if is_lone && at < samples_side {
+                // Where a neighbour of the last would be.
+                wanted[5 + order.len() * samples_side..][..samples_side].fill(128);
             }
             assert_eq!(*row, wanted, "{number}: row {at} of {blocks:?}");
         }

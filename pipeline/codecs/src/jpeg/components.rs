@@ -50,7 +50,7 @@ pub struct ComponentStrip<'a> {
 
 /// How the components of a picture lie.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Layout {
+pub(crate) struct Geometry {
     /// Width and height of the picture.
     size: (usize, usize),
     /// Rows of MCUs, and MCUs of a row.
@@ -61,16 +61,18 @@ pub(crate) struct Layout {
     luma: (usize, usize),
     chroma: (usize, usize),
     halved: Halved,
+    /// Rows of luma that libjpeg upsamples at a time.
+    group: usize,
 }
 
-impl Layout {
+impl Geometry {
     /// For the components of a scan. None for other samplings than those of [`Halved`].
     pub(crate) fn new(
         size: (u32, u32),
         mcus: (u32, u32),
         wanted: (u32, u32),
         planes: &[PlanePlan; PLANES],
-    ) -> Option<Layout> {
+    ) -> Option<Geometry> {
         let [luma, blue, red] = planes;
         let of = |plane: &PlanePlan| (plane.across * plane.side, plane.down * plane.side);
         let ratio = |luma: usize, chroma: usize| match luma == chroma {
@@ -88,15 +90,18 @@ impl Layout {
         // libjpeg repeats the samples of narrower pictures.
         let is_wide = !halved.across || size.0.div_ceil(2) > 2;
         let count = wanted.1.checked_sub(wanted.0)? + 1;
-        let is_low = luma.1 * 3 <= RING_ROWS;
+        // Rings hold whole rows of MCUs.
+        let is_low = luma.1 * 3 <= RING_ROWS && RING_ROWS % luma.1 == 0;
+        let least_side = planes.iter().map(|plane| plane.side).min()?;
         let fits = is_ordered && are_alike && is_wide && is_low && wanted.1 < mcus.1;
-        fits.then_some(Layout {
+        fits.then_some(Geometry {
             size,
             mcus: (mcus.0 as usize, mcus.1 as usize),
             wanted: (wanted.0 as usize, count as usize),
             luma,
             chroma,
             halved,
+            group: luma.1 / least_side,
         })
     }
 }
@@ -150,43 +155,43 @@ impl Ring {
 }
 
 impl Components {
-    fn set(&mut self, layout: &Layout) -> Option<()> {
+    fn set(&mut self, geometry: &Geometry) -> Option<()> {
         let [luma, chroma @ ..] = &mut self.0;
-        luma.set(layout.wanted.1 * layout.luma.0, RING_ROWS)?;
-        let rows = RING_ROWS * layout.chroma.1 / layout.luma.1;
+        luma.set(geometry.wanted.1 * geometry.luma.0, RING_ROWS)?;
+        let rows = RING_ROWS * geometry.chroma.1 / geometry.luma.1;
         for ring in chroma {
-            ring.set(layout.wanted.1 * layout.chroma.0, rows)?;
+            ring.set(geometry.wanted.1 * geometry.chroma.0, rows)?;
         }
         Some(())
     }
 
     /// Where the samples of a row of MCUs go.
-    fn rows_mut(&mut self, layout: &Layout, mcu_row: usize) -> [Rows<'_>; PLANES] {
+    fn rows_mut(&mut self, geometry: &Geometry, mcu_row: usize) -> [Rows<'_>; PLANES] {
         let [luma, chroma @ ..] = &mut self.0;
         let [blue, red] = chroma;
         [
-            luma.target(mcu_row, layout.luma.1),
-            blue.target(mcu_row, layout.chroma.1),
-            red.target(mcu_row, layout.chroma.1),
+            luma.target(mcu_row, geometry.luma.1),
+            blue.target(mcu_row, geometry.chroma.1),
+            red.target(mcu_row, geometry.chroma.1),
         ]
     }
 
     /// Repeats the outermost samples of chroma where the picture ends.
-    fn repeat_ends(&mut self, layout: &Layout, mcu_row: usize) {
-        if !layout.halved.across {
+    fn repeat_ends(&mut self, geometry: &Geometry, mcu_row: usize) {
+        if !geometry.halved.across {
             return;
         }
-        let (first_mcu, mcus) = layout.wanted;
-        let end = layout.size.0.div_ceil(2) - first_mcu * layout.chroma.0;
+        let (first_mcu, mcus) = geometry.wanted;
+        let end = geometry.size.0.div_ceil(2) - first_mcu * geometry.chroma.0;
         let [_, chroma @ ..] = &mut self.0;
         for ring in chroma {
             let pitch = ring.pitch;
-            let rows = ring.rows_mut(mcu_row * layout.chroma.1, layout.chroma.1);
+            let rows = ring.rows_mut(mcu_row * geometry.chroma.1, geometry.chroma.1);
             for row in rows.chunks_exact_mut(pitch) {
                 if first_mcu == 0 {
                     row[BEFORE - 1] = row[BEFORE];
                 }
-                if end <= mcus * layout.chroma.0 {
+                if end <= mcus * geometry.chroma.0 {
                     row[BEFORE + end] = row[BEFORE + end - 1];
                 }
             }
@@ -194,10 +199,10 @@ impl Components {
     }
 
     /// The strip of a region from this row of the picture on.
-    fn strip(&self, layout: &Layout, region: &Region, start: usize) -> ComponentStrip<'_> {
-        let halved = layout.halved;
+    fn strip(&self, geometry: &Geometry, region: &Region, start: usize) -> ComponentStrip<'_> {
+        let halved = geometry.halved;
         let [luma, chroma @ ..] = &self.0;
-        let left = aligned(region.x, halved.across) - layout.wanted.0 * layout.luma.0;
+        let left = aligned(region.x, halved.across) - geometry.wanted.0 * geometry.luma.0;
         let top = aligned(region.y, halved.down);
         let end = (region.y + region.height) as usize;
         let (luma_from, chroma_from) = match halved.across {
@@ -209,7 +214,7 @@ impl Components {
         };
         let chroma_row = |at: usize| match halved.down {
             true => {
-                let last = layout.size.1.div_ceil(2) - 1;
+                let last = geometry.size.1.div_ceil(2) - 1;
                 (start / 2 + at).saturating_sub(1).min(last)
             }
             false => start + at,
@@ -234,32 +239,37 @@ impl Components {
     /// beside it within the wanted MCUs. None if the data is not sound down to the region's last row.
     pub(crate) fn read(
         &mut self,
-        layout: &Layout,
+        geometry: &Geometry,
         region: &Region,
         (scan, inverse): (&mut Scan<'_>, &mut Inverse<'_>),
         sink: &mut dyn FnMut(&ComponentStrip<'_>),
     ) -> Option<()> {
-        self.set(layout)?;
-        let pairs = layout.halved.down;
+        self.set(geometry)?;
+        let pairs = geometry.halved.down;
         let mut start = aligned(region.y, pairs);
         let end = (region.y + region.height) as usize;
         let above = if pairs { 2 } else { 0 };
-        let first_row = start.saturating_sub(above) / layout.luma.1;
-        for _ in 0..first_row * layout.mcus.1 {
+        let first_row = start.saturating_sub(above) / geometry.luma.1;
+        for _ in 0..first_row * geometry.mcus.1 {
             scan.next_mcu(None)?;
         }
-        for number in first_row..layout.mcus.0 {
-            inverse.next_row(scan, &mut self.rows_mut(layout, number))?;
-            self.repeat_ends(layout, number);
-            let decoded = (number + 1) * layout.luma.1;
+        for number in first_row..geometry.mcus.0 {
+            inverse.next_row(scan, &mut self.rows_mut(geometry, number))?;
+            self.repeat_ends(geometry, number);
+            let decoded = (number + 1) * geometry.luma.1;
             loop {
                 let strip_end = (start + STRIP_ROWS).min(end);
-                // The second row of a pair takes chroma from the next.
-                let needed = strip_end + usize::from(pairs && strip_end % 2 == 0);
-                if decoded < needed.min(layout.size.1) {
+                // The second row of a pair takes chroma from the next. A file that is damaged there is
+                // not to be taken for sound, whichever way it is decoded: libjpeg has as much before it
+                // gives out a group of rows.
+                let needed = match pairs {
+                    true => strip_end.next_multiple_of(geometry.group) + 1,
+                    false => strip_end,
+                };
+                if decoded < needed.min(geometry.size.1) {
                     break;
                 }
-                sink(&self.strip(layout, region, start));
+                sink(&self.strip(geometry, region, start));
                 if strip_end == end {
                     return Some(());
                 }

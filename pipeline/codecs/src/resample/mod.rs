@@ -8,8 +8,6 @@
 //! across one; and what comes out is planes, mirrored as asked for. Once warm it allocates nothing.
 
 #[cfg(target_arch = "x86_64")]
-mod colour;
-#[cfg(target_arch = "x86_64")]
 mod weights;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -130,7 +128,11 @@ impl Resampler {
     /// next.
     #[must_use]
     pub fn push_components(&mut self, strip: &ComponentStrip<'_>, planes: &mut [u8]) -> bool {
-        let is_next = self.is_next(strip.rows, planes) && strip.first_row as usize == self.pushed;
+        let shape = &self.shape;
+        let before = (strip.before.0 as usize, strip.before.1 as usize);
+        let is_next = self.is_next(strip.rows, planes)
+            && strip.first_row as usize == self.pushed
+            && before == shape.before;
         #[cfg(target_arch = "x86_64")]
         let done = is_next && self.passes.push_components(&self.shape, strip, planes);
         #[cfg(not(target_arch = "x86_64"))]

@@ -382,3 +382,28 @@ fn refuses_components_that_do_not_fit() {
         "none is left"
     );
 }
+
+/// Results that begin far below the part's first row.
+#[test]
+fn areas_may_begin_below_many_strips() {
+    let shape = Shape {
+        width: 40,
+        height: 2000,
+        before: (0, 0),
+        area: (0.0, 1500.0, 40.0, 100.0),
+        size: 8,
+        mirrored: false,
+        upside_down: false,
+    };
+    let pixels: Vec<u8> = (0..40 * 2000 * 3)
+        .map(|at| (at / 120 % 251) as u8)
+        .collect();
+    let crop = Crop {
+        pixels: &pixels,
+        stride: 120,
+        shape,
+    };
+    if Resampler::is_available() {
+        check(&mut Resampler::default(), &crop);
+    }
+}

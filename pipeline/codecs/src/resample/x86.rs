@@ -10,10 +10,12 @@
 
 use std::arch::x86_64::*;
 
-use super::colour::{turn_components, units_len};
+mod colour;
+
 use super::weights::{Line, Weights};
 use super::{Shape, STRIP_ROWS};
 use crate::jpeg::ComponentStrip;
+use colour::{turn_components, units_len};
 
 /// Pairs of rows of a strip.
 const PAIRS: usize = STRIP_ROWS / 2;
@@ -143,9 +145,11 @@ impl Passes {
             return; // The result is complete.
         };
         if self.filled + PAIRS - self.base > capacity {
-            let kept = (needed - self.base) * pitch..(self.filled - self.base) * pitch;
+            // The next result may begin below what there is.
+            let first = needed.min(self.filled);
+            let kept = (first - self.base) * pitch..(self.filled - self.base) * pitch;
             halfway.copy_within(kept, 0);
-            self.base = needed;
+            self.base = first;
         }
         let strip = &mut halfway[(self.filled - self.base) * pitch..][..PAIRS * pitch];
         let tile = &tile[from..];

@@ -2,16 +2,14 @@
 //!
 //! Rows are turned on their side first: a vector holds a column of sixteen rows, 16 bits each. Upsampling
 //! and colour conversion work on such columns, so what would be neighbours within a vector are vectors of
-//! their own, and the results are interleaved as [`super::x86`] wants them and nowhere else.
+//! their own, and the results are interleaved as [`super`] wants them and nowhere else.
 //!
 //! The arithmetic is libjpeg's, to the last bit: its smooth upsampling (`jdsample.c`, weights 3/4 and 1/4)
 //! and JFIF's conversion (`jdcolor.c`). Chroma is centred at zero throughout, which shifts no rounding.
 
-#![allow(unsafe_code)]
-
 use std::arch::x86_64::*;
 
-use super::STRIP_ROWS;
+use super::super::STRIP_ROWS;
 use crate::jpeg::{ComponentStrip, Halved, CHROMA_BEFORE, LUMA_BEFORE};
 
 /// Columns that are done at a time.
