@@ -91,7 +91,7 @@ impl Geometry {
         let is_wide = !halved.across || size.0.div_ceil(2) > 2;
         let count = wanted.1.checked_sub(wanted.0)? + 1;
         // Rings hold whole rows of MCUs.
-        let is_low = luma.1 * 3 <= RING_ROWS && RING_ROWS % luma.1 == 0;
+        let is_low = luma.1 * 3 <= RING_ROWS && RING_ROWS.is_multiple_of(luma.1);
         let least_side = planes.iter().map(|plane| plane.side).min()?;
         let fits = is_ordered && are_alike && is_wide && is_low && wanted.1 < mcus.1;
         fits.then_some(Geometry {
