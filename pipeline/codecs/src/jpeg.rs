@@ -15,10 +15,9 @@ use std::fmt;
 
 use crate::{huffman, inverse};
 
-mod components;
+pub(crate) mod components;
 
 pub use components::ComponentStrip;
-pub(crate) use components::{Halved, CHROMA_BEFORE, LUMA_BEFORE};
 
 /// Columns that smooth upsampling of chroma looks at beside a pixel. A region is decoded with as
 /// many more on each side, so that its pixels are those of the whole picture.

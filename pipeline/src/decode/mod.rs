@@ -31,7 +31,7 @@ use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use image::metadata::Orientation;
-use qf_codecs::jpeg::{ComponentStrip, Decompressor, Entropy, Outcome, Region, Scale, Strip};
+use qf_codecs::jpeg::{ComponentStrip, Decompressor, Entropy, Outcome, Part, Region, Scale, Strip};
 use qf_codecs::resample::STRIP_ROWS;
 use serde::{Deserialize, Serialize};
 
@@ -526,8 +526,8 @@ impl Decoder {
         let mut placed = None;
         let mut sink = |strip: Strip<'_>| placed = Some(strip.placed);
         let rows = reduced.region.height;
-        let how = (rows, Entropy::Fast);
-        self.read_jpeg(image, header, &reduced, how, &mut sink)?;
+        let part = self.part(image, header, &reduced)?;
+        self.read_jpeg(&part, rows, &mut sink)?;
         let placed =
             placed.ok_or_else(|| DecodeError::broken(ImageFormat::Jpeg, "it has no rows"))?;
         let columns = placed.stride / placed.channels;
@@ -592,11 +592,17 @@ impl Decoder {
                 let rows = StripRows::Components(strip);
                 hand_over(strip.first_row, strip.before, rows);
             };
-            let entropy = match self.read_components(image, header, &reduced, &mut components)? {
-                Outcome::Complete => return Ok(()),
-                Outcome::OtherKind => Entropy::Fast,
-                Outcome::Unsound => Entropy::Libjpeg,
-            };
+            let mut part = self.part(image, header, &reduced)?;
+            if header.may_be_components() {
+                let outcome = self
+                    .decompressor()?
+                    .decode_components(&part, &mut components);
+                match outcome {
+                    Outcome::Complete => return Ok(()),
+                    Outcome::OtherKind => {}
+                    Outcome::Unsound => part.options.entropy = Entropy::Libjpeg,
+                }
+            }
             let mut pixels = |strip: Strip<'_>| {
                 let rows = StripRows::Pixels {
                     pixels: strip.pixels.get(strip.placed.offset..).unwrap_or_default(),
@@ -604,45 +610,26 @@ impl Decoder {
                 };
                 hand_over(strip.first_row, (0, 0), rows);
             };
-            let rows_at_once = STRIP_ROWS as u32;
-            let how = (rows_at_once, entropy);
-            self.read_jpeg(image, header, &reduced, how, &mut pixels)
+            self.read_jpeg(&part, STRIP_ROWS as u32, &mut pixels)
         })?;
         Ok(true)
     }
 
-    /// Decodes a crop to components, if it can; see [`Decompressor::decode_components`].
-    fn read_components(
-        &mut self,
-        image: &OpenedImage<'_>,
-        header: &jpeg::Header,
-        reduced: &ReducedCrop,
-        sink: &mut dyn FnMut(&ComponentStrip<'_>),
-    ) -> Result<Outcome, DecodeError> {
-        if !header.may_be_components() {
-            return Ok(Outcome::OtherKind);
-        }
-        self.check_memory(image, header, reduced)?;
-        let part = jpeg::part(
-            (image.bytes, header),
-            (reduced.scale, reduced.region),
-            self.on_truncated,
-        );
-        Ok(self.decompressor()?.decode_components(&part, sink))
-    }
-
-    /// Refuses what takes too much memory.
-    fn check_memory(
+    /// What to decode for a crop; refuses what takes too much memory.
+    fn part<'a>(
         &self,
-        image: &OpenedImage<'_>,
+        image: &OpenedImage<'a>,
         header: &jpeg::Header,
         &ReducedCrop { scale, region, .. }: &ReducedCrop,
-    ) -> Result<(), DecodeError> {
+    ) -> Result<Part<'a>, DecodeError> {
         // Whole blocks come beside the region, at most the picture's width.
         let (width, height) = image.stored_size;
         let pixels = u64::from(width.div_ceil(scale.reduction())) * u64::from(region.height);
         let needed = header.alloc_bytes(pixels);
-        self.limits.check(ImageFormat::Jpeg, width, height, needed)
+        self.limits
+            .check(ImageFormat::Jpeg, width, height, needed)?;
+        let what = (scale, region);
+        Ok(jpeg::part((image.bytes, header), what, self.on_truncated))
     }
 
     fn decompressor(&mut self) -> Result<&mut Decompressor, DecodeError> {
@@ -656,22 +643,17 @@ impl Decoder {
         }
     }
 
+    /// Decodes to rows of pixels, through the memory that is kept.
     fn read_jpeg(
         &mut self,
-        image: &OpenedImage<'_>,
-        header: &jpeg::Header,
-        reduced: &ReducedCrop,
-        (rows_at_once, entropy): (u32, Entropy),
+        part: &Part<'_>,
+        rows_at_once: u32,
         sink: &mut dyn FnMut(Strip<'_>),
     ) -> Result<(), DecodeError> {
-        self.check_memory(image, header, reduced)?;
-        let &ReducedCrop { scale, region, .. } = reduced;
-        let mut part = jpeg::part((image.bytes, header), (scale, region), self.on_truncated);
-        part.options.entropy = entropy;
         let mut memory = std::mem::take(&mut self.pixels);
         let done = self
             .decompressor()
-            .and_then(|jpeg| jpeg::decode(jpeg, &part, rows_at_once, &mut memory, sink));
+            .and_then(|jpeg| jpeg::decode(jpeg, part, rows_at_once, &mut memory, sink));
         self.pixels = memory;
         done
     }

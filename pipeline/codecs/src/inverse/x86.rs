@@ -51,14 +51,15 @@ pub(super) fn transform(
     // SAFETY: the processor has AVX2.
     unsafe {
         match side {
-            SIDE => whole_with_avx2(stretch, factors, memory, pitch),
-            _ => reduced_with_avx2(stretch, factors, memory, pitch),
+            SIDE => each_with_avx2::<SIDE>(stretch, factors, memory, pitch),
+            _ => each_with_avx2::<HALF>(stretch, factors, memory, pitch),
         }
     }
 }
 
+/// Transforms all pairs of a stretch, to `SAMPLES` samples of a block in a row.
 #[target_feature(enable = "avx2")]
-fn whole_with_avx2(
+fn each_with_avx2<const SAMPLES: usize>(
     stretch: Stretch<'_>,
     factors: &Block,
     memory: &mut [u8],
@@ -66,40 +67,23 @@ fn whole_with_avx2(
 ) -> Option<()> {
     let mut nothing = [0; SIDE * SIDE];
     stretch.each_pair(|first, second, number| {
-        let rows = memory.get_mut(number * SIDE..)?;
+        let rows = memory.get_mut(number * SAMPLES..)?;
+        if rows.len() < (SAMPLES - 1) * pitch + 2 * SAMPLES {
+            return None;
+        }
         let second = second.unwrap_or(&mut nothing);
-        pair(first, second, factors, rows, pitch)
+        match SAMPLES {
+            SIDE => pair(first, second, factors, rows, pitch),
+            _ => reduced::pair(first, second, factors, rows, pitch),
+        }
+        Some(())
     })
 }
 
-#[target_feature(enable = "avx2")]
-fn reduced_with_avx2(
-    stretch: Stretch<'_>,
-    factors: &Block,
-    memory: &mut [u8],
-    pitch: usize,
-) -> Option<()> {
-    let mut nothing = [0; SIDE * SIDE];
-    stretch.each_pair(|first, second, number| {
-        let rows = memory.get_mut(number * HALF..)?;
-        let second = second.unwrap_or(&mut nothing);
-        reduced::pair(first, second, factors, rows, pitch)
-    })
-}
-
-/// Transforms two blocks, and leaves zeros; 16 samples come to each of eight rows.
+/// Transforms two blocks, and leaves zeros; 16 samples come to each of eight rows, which are there.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn pair(
-    first: &mut Block,
-    second: &mut Block,
-    factors: &Block,
-    rows: &mut [u8],
-    pitch: usize,
-) -> Option<()> {
-    if rows.len() < (SIDE - 1) * pitch + 2 * SIDE {
-        return None;
-    }
+fn pair(first: &mut Block, second: &mut Block, factors: &Block, rows: &mut [u8], pitch: usize) {
     let [upper, middle, lower_upper, lower] =
         [0, 1, 2, 3].map(|at| _mm256_or_si256(two_rows(first, 2 * at), two_rows(second, 2 * at)));
     let lower = _mm256_or_si256(lower_upper, lower);
@@ -128,7 +112,7 @@ fn pair(
             for number in 0..SIDE {
                 put(&mut rows[number * pitch..], row);
             }
-            return Some(());
+            return;
         }
         let coefficients = dequantised(first, second, factors);
         for row in [0, 2] {
@@ -138,7 +122,6 @@ fn pair(
         low(coefficients)
     };
     put_samples(columns, rows, pitch);
-    Some(())
 }
 
 /// The sample of a block that has its first coefficient alone.

@@ -70,7 +70,7 @@ impl Weights {
             self.starts[at] = start;
             let pairs = &mut self.pairs[at * self.pairs_each..][..self.pairs_each];
             for (sample, &weight) in (first - 2 * start..).zip(&weights[..count]) {
-                let rounded = rounded(weight * unit);
+                let rounded = (weight * unit).round() as i16;
                 pairs[sample / 2] |= i32::from(rounded as u16) << (16 * (sample & 1));
             }
         }
@@ -125,12 +125,6 @@ impl Weights {
             + size_of::<f64>() * self.exact.capacity()
             + size_of::<(usize, usize)>() * self.bounds.capacity()
     }
-}
-
-/// Rounds a number of less than 16 bits, halves away from zero.
-#[inline(always)]
-fn rounded(number: f64) -> i16 {
-    number.round() as i16
 }
 
 /// The cubic convolution kernel with a = −0.5 (Keys 1981), as PIL's `BICUBIC` has it.

@@ -23,7 +23,7 @@ const F_2_562: i32 = 20995;
 const FIRST: i32 = CONSTANT_BITS - PASS_BITS + 1;
 const SECOND: i32 = CONSTANT_BITS + PASS_BITS + 3 + 1;
 
-/// Transforms two blocks, and leaves zeros; eight samples come to each of four rows.
+/// Transforms two blocks, and leaves zeros; eight samples come to each of four rows, which are there.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(super) fn pair(
@@ -32,17 +32,14 @@ pub(super) fn pair(
     factors: &Block,
     rows: &mut [u8],
     pitch: usize,
-) -> Option<()> {
-    if rows.len() < (HALF - 1) * pitch + 2 * HALF {
-        return None;
-    }
+) {
     let upper = _mm256_or_si256(two_rows(first, 4), two_rows(second, 4));
     let lower = _mm256_or_si256(two_rows(first, 6), two_rows(second, 6));
     let beyond = _mm256_or_si256(upper, lower);
     let samples = if _mm256_testz_si256(beyond, beyond) == 0 {
-        all(first, second, factors)
+        both_passes::<true>(first, second, factors)
     } else {
-        upper_rows(first, second, factors)
+        both_passes::<false>(first, second, factors)
     };
     for row in [0, 2, 4, 6] {
         clear_two_rows(first, row);
@@ -59,7 +56,6 @@ pub(super) fn pair(
     put(&mut rows[pitch..], _mm_unpackhi_epi64(upper, upper));
     put(&mut rows[2 * pitch..], lower);
     put(&mut rows[3 * pitch..], _mm_unpackhi_epi64(lower, lower));
-    Some(())
 }
 
 /// The first eight.
@@ -127,79 +123,43 @@ fn five_seven(pairs: __m256i) -> [__m256i; 2] {
     ]
 }
 
+/// One pass. Inputs come in pairs: zeros with 0; 2 with 6; 1 with 3; 5 with 7.
 #[target_feature(enable = "avx2")]
-fn sums(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
-    [sum(a[0], b[0]), sum(a[1], b[1])]
+fn pass<const SHIFT: i32>([first, two_six, odd_low, odd_high]: [__m256i; 4]) -> [__m256i; HALF] {
+    let (low, high) = (one_three(odd_low), five_seven(odd_high));
+    let odd = [sum(low[0], high[0]), sum(low[1], high[1])];
+    butterflies::<SHIFT>(first_term(first), dot(two_six, F_1_847, -F_0_765), odd)
 }
 
+/// Both passes, to 4 × 4 samples of each block: bytes in the halves, row by row. Without `LOWER`, rows 4
+/// to 7 hold zeros.
 #[target_feature(enable = "avx2")]
-fn all(first: &Block, second: &Block, factors: &Block) -> __m256i {
-    let row = |number| row(first, second, factors, number);
-    let (r0, r1, r2, r3) = (first_row(first, second, factors), row(1), row(2), row(3));
-    let (r5, r6, r7) = (row(5), row(6), row(7));
+fn both_passes<const LOWER: bool>(first: &Block, second: &Block, factors: &Block) -> __m256i {
     let zero = _mm256_setzero_si256();
-    let low = butterflies::<FIRST>(
-        first_term(_mm256_unpacklo_epi16(zero, r0)),
-        dot(_mm256_unpacklo_epi16(r2, r6), F_1_847, -F_0_765),
-        sums(
-            one_three(_mm256_unpacklo_epi16(r1, r3)),
-            five_seven(_mm256_unpacklo_epi16(r5, r7)),
-        ),
+    let upper = |number| row(first, second, factors, number);
+    let lower = |number| if LOWER { upper(number) } else { zero };
+    let (r0, r1, r2, r3) = (
+        first_row(first, second, factors),
+        upper(1),
+        upper(2),
+        upper(3),
     );
-    let high = butterflies::<FIRST>(
-        first_term(_mm256_unpackhi_epi16(zero, r0)),
-        dot(_mm256_unpackhi_epi16(r2, r6), F_1_847, -F_0_765),
-        sums(
-            one_three(_mm256_unpackhi_epi16(r1, r3)),
-            five_seven(_mm256_unpackhi_epi16(r5, r7)),
-        ),
-    );
-    second_pass(low, high)
-}
-
-/// The same where rows 4 to 7 hold zeros.
-#[target_feature(enable = "avx2")]
-fn upper_rows(first: &Block, second: &Block, factors: &Block) -> __m256i {
-    let row = |number| row(first, second, factors, number);
-    let (r0, r1, r2, r3) = (first_row(first, second, factors), row(1), row(2), row(3));
-    let zero = _mm256_setzero_si256();
-    let low = butterflies::<FIRST>(
-        first_term(_mm256_unpacklo_epi16(zero, r0)),
-        dot(_mm256_unpacklo_epi16(r2, zero), F_1_847, 0),
-        one_three(_mm256_unpacklo_epi16(r1, r3)),
-    );
-    let high = butterflies::<FIRST>(
-        first_term(_mm256_unpackhi_epi16(zero, r0)),
-        dot(_mm256_unpackhi_epi16(r2, zero), F_1_847, 0),
-        one_three(_mm256_unpackhi_epi16(r1, r3)),
-    );
-    second_pass(low, high)
-}
-
-/// Four rows of eight columns, the left four and the right four 32 bits each, to 4 × 4 samples of each
-/// block: bytes in the halves, row by row.
-#[target_feature(enable = "avx2")]
-fn second_pass(low: [__m256i; HALF], high: [__m256i; HALF]) -> __m256i {
+    let pairs = [(zero, r0), (r2, lower(6)), (r1, r3), (lower(5), lower(7))];
+    let left = pass::<FIRST>(pairs.map(|(a, b)| _mm256_unpacklo_epi16(a, b)));
+    let right = pass::<FIRST>(pairs.map(|(a, b)| _mm256_unpackhi_epi16(a, b)));
     let [a, b, c, d]: [__m256i; HALF] =
-        std::array::from_fn(|row| _mm256_packs_epi32(low[row], high[row]));
+        std::array::from_fn(|row| _mm256_packs_epi32(left[row], right[row]));
     // Columns of four rows, two in a vector.
     let (ab, cd) = (_mm256_unpacklo_epi16(a, b), _mm256_unpacklo_epi16(c, d));
     let (zero_one, two_three) = (_mm256_unpacklo_epi32(ab, cd), _mm256_unpackhi_epi32(ab, cd));
     let (ab, cd) = (_mm256_unpackhi_epi16(a, b), _mm256_unpackhi_epi16(c, d));
     let (four_five, six_seven) = (_mm256_unpacklo_epi32(ab, cd), _mm256_unpackhi_epi32(ab, cd));
-    let zero = _mm256_setzero_si256();
-    let [c0, c1, c2, c3] = butterflies::<SECOND>(
-        first_term(_mm256_unpacklo_epi16(zero, zero_one)),
-        dot(
-            _mm256_unpacklo_epi16(two_three, six_seven),
-            F_1_847,
-            -F_0_765,
-        ),
-        sums(
-            one_three(_mm256_unpackhi_epi16(zero_one, two_three)),
-            five_seven(_mm256_unpackhi_epi16(four_five, six_seven)),
-        ),
-    );
+    let [c0, c1, c2, c3] = pass::<SECOND>([
+        _mm256_unpacklo_epi16(zero, zero_one),
+        _mm256_unpacklo_epi16(two_three, six_seven),
+        _mm256_unpackhi_epi16(zero_one, two_three),
+        _mm256_unpackhi_epi16(four_five, six_seven),
+    ]);
     let even = _mm256_packs_epi32(c0, c2);
     let odd = _mm256_packs_epi32(c1, c3);
     let left = _mm256_unpacklo_epi16(even, odd);

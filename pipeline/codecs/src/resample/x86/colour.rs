@@ -10,7 +10,7 @@
 use std::arch::x86_64::*;
 
 use super::super::STRIP_ROWS;
-use crate::jpeg::{ComponentStrip, Halved, CHROMA_BEFORE, LUMA_BEFORE};
+use crate::jpeg::components::{ComponentStrip, CHROMA_BEFORE, LUMA_BEFORE};
 
 /// Columns that are done at a time.
 const GROUP: usize = 16;
@@ -47,23 +47,11 @@ pub(super) fn turn_components(
 ) -> Option<usize> {
     // SAFETY: the processor has AVX2.
     unsafe {
-        match strip.halved {
-            Halved {
-                across: false,
-                down: false,
-            } => turn::<false, false>(strip, width, tile),
-            Halved {
-                across: true,
-                down: false,
-            } => turn::<true, false>(strip, width, tile),
-            Halved {
-                across: false,
-                down: true,
-            } => turn::<false, true>(strip, width, tile),
-            Halved {
-                across: true,
-                down: true,
-            } => turn::<true, true>(strip, width, tile),
+        match (strip.halved.across, strip.halved.down) {
+            (false, false) => turn::<false, false>(strip, width, tile),
+            (true, false) => turn::<true, false>(strip, width, tile),
+            (false, true) => turn::<false, true>(strip, width, tile),
+            (true, true) => turn::<true, true>(strip, width, tile),
         }
     }
 }
@@ -175,9 +163,9 @@ fn chroma<const ACROSS: bool, const DOWN: bool>(
         };
         let [mut before, mut current] = *late;
         for (pair, next) in pairs.iter_mut().zip(columns) {
-            let thrice = add(add(current, current), current);
-            let even = add(add(thrice, even_half), before);
-            let odd = add(add(thrice, odd_half), next);
+            let near = thrice(current);
+            let even = add(add(near, even_half), before);
+            let odd = add(add(near, odd_half), next);
             *pair = match DOWN {
                 true => [_mm256_srai_epi16::<4>(even), _mm256_srai_epi16::<4>(odd)],
                 false => [_mm256_srai_epi16::<2>(even), _mm256_srai_epi16::<2>(odd)],
@@ -218,8 +206,7 @@ fn columns<const ACROSS: bool, const DOWN: bool>(lines: &Lines<'_>, at: usize) -
     for (lane, mixed) in mixed.iter_mut().enumerate() {
         let near = lane / 4 * 4 + 1 + lane % 4 / 2;
         let far = if lane % 2 == 0 { near - 1 } else { near + 1 };
-        let thrice = add(add(rows[near], rows[near]), rows[near]);
-        let sum = add(thrice, rows[far]);
+        let sum = add(thrice(rows[near]), rows[far]);
         *mixed = match ACROSS {
             true => sum,
             false => _mm256_srai_epi16::<2>(add(sum, half(1 + lane as i16 % 2))),
@@ -232,6 +219,12 @@ fn columns<const ACROSS: bool, const DOWN: bool>(lines: &Lines<'_>, at: usize) -
 #[target_feature(enable = "avx2")]
 fn add(a: __m256i, b: __m256i) -> __m256i {
     _mm256_add_epi16(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn thrice(a: __m256i) -> __m256i {
+    add(add(a, a), a)
 }
 
 /// What is added before a shift, to round.
