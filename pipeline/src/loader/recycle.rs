@@ -3,9 +3,7 @@
 //! A reader allocates it, a worker frees it: left to the allocator, most of it goes back to the
 //! system each time, and the kernel clears every page again for the next image.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use crossbeam::queue::SegQueue;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Shorter members are left to the allocator.
 const MIN_BYTES: usize = 16 << 10;
@@ -13,21 +11,28 @@ const MIN_BYTES: usize = 16 << 10;
 /// Size classes, four to a doubling, from [`MIN_BYTES`] to 14 MiB.
 const CLASSES: usize = 40;
 
-/// Most bytes that lie unused.
-const MAX_FREE_BYTES: usize = 16 << 20;
+/// Where there is none of a class, one of the next classes serves: up to half as much again.
+const NEAR_CLASSES: usize = 3;
 
-/// Vectors by size class.
+/// Most bytes that lie unused.
+const MAX_FREE_BYTES: usize = 32 << 20;
+
+/// Vectors by size class; who takes one gets the one that came back last, which may still be in the
+/// processor's cache.
+#[derive(Debug, Default)]
+pub(crate) struct BytePool(Mutex<Free>);
+
 #[derive(Debug)]
-pub(crate) struct BytePool {
-    classes: [SegQueue<Vec<u8>>; CLASSES],
-    free_bytes: AtomicUsize,
+struct Free {
+    classes: [Vec<Vec<u8>>; CLASSES],
+    bytes: usize,
 }
 
-impl Default for BytePool {
+impl Default for Free {
     fn default() -> Self {
-        BytePool {
-            classes: std::array::from_fn(|_| SegQueue::new()),
-            free_bytes: AtomicUsize::new(0),
+        Free {
+            classes: std::array::from_fn(|_| Vec::new()),
+            bytes: 0,
         }
     }
 }
@@ -45,19 +50,18 @@ fn class_for(len: usize) -> Option<usize> {
 }
 
 impl BytePool {
+    fn free(&self) -> MutexGuard<'_, Free> {
+        // Nothing that can panic runs while it is locked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A vector of `len` bytes; they are those of its last use, or zeros.
     pub(crate) fn take(&self, len: usize) -> Vec<u8> {
         let Some(class) = class_for(len) else {
             return vec![0; len];
         };
-        let mut bytes = match self.classes[class].pop() {
-            Some(bytes) => {
-                self.free_bytes
-                    .fetch_sub(bytes.capacity(), Ordering::Relaxed);
-                bytes
-            }
-            None => vec![0; class_bytes(class)],
-        };
+        let recycled = self.free().pop(class);
+        let mut bytes = recycled.unwrap_or_else(|| vec![0; class_bytes(class)]);
         bytes.resize(len, 0);
         bytes
     }
@@ -65,16 +69,29 @@ impl BytePool {
     /// Keeps a vector that [`BytePool::take`] made; any other is freed.
     pub(crate) fn give_back(&self, bytes: Vec<u8>) {
         let capacity = bytes.capacity();
-        let class = class_for(capacity).filter(|&class| class_bytes(class) == capacity);
-        let Some(class) = class else {
-            return;
-        };
-        let free = self.free_bytes.fetch_add(capacity, Ordering::Relaxed);
-        if free + capacity > MAX_FREE_BYTES {
-            self.free_bytes.fetch_sub(capacity, Ordering::Relaxed);
-            return;
+        if let Some(class) = class_for(capacity).filter(|&class| class_bytes(class) == capacity) {
+            let refused = self.free().push(class, bytes);
+            drop(refused); // Where others need not wait for it.
         }
+    }
+}
+
+impl Free {
+    fn pop(&mut self, class: usize) -> Option<Vec<u8>> {
+        let fitting = self.classes[class..].iter_mut().take(NEAR_CLASSES);
+        let bytes = fitting.filter_map(Vec::pop).next()?;
+        self.bytes -= bytes.capacity();
+        Some(bytes)
+    }
+
+    /// Gives it back if there is no room.
+    fn push(&mut self, class: usize, bytes: Vec<u8>) -> Option<Vec<u8>> {
+        if self.bytes + bytes.capacity() > MAX_FREE_BYTES {
+            return Some(bytes);
+        }
+        self.bytes += bytes.capacity();
         self.classes[class].push(bytes);
+        None
     }
 }
 
@@ -98,15 +115,21 @@ mod tests {
         let again = pool.take(99_000);
         assert!(again.len() == 99_000 && again.as_ptr() == at);
         pool.give_back(again);
+        // A somewhat longer one serves as well, one twice as long does not.
+        let shorter = pool.take(80_000);
+        assert!(shorter.len() == 80_000 && shorter.as_ptr() == at);
+        pool.give_back(shorter);
+        let short = pool.take(50_000);
+        assert_ne!(short.as_ptr(), at);
         pool.give_back(vec![1; 100_000]);
         let many: Vec<_> = (0..300).map(|_| pool.take(100_000)).collect();
         many.into_iter().for_each(|bytes| pool.give_back(bytes));
-        let free = pool.free_bytes.load(Ordering::Relaxed);
-        let kept: usize = pool.classes.iter().map(SegQueue::len).sum();
+        let free = pool.free().bytes;
+        let kept: usize = pool.free().classes.iter().map(Vec::len).sum();
         assert!(free <= MAX_FREE_BYTES && kept > 100, "{free} in {kept}");
-        while pool.classes.iter().any(|class| !class.is_empty()) {
+        while pool.free().classes.iter().any(|class| !class.is_empty()) {
             pool.take(100_000);
         }
-        assert_eq!(pool.free_bytes.load(Ordering::Relaxed), 0);
+        assert_eq!(pool.free().bytes, 0);
     }
 }
