@@ -350,6 +350,11 @@ impl Drop for LineReceiver {
 }
 
 impl Ticket {
+    /// Whether anybody is there to take the sample.
+    pub(crate) fn is_awaited(&self) -> bool {
+        !self.line.lock().is_closed
+    }
+
     /// What the worker made of the sample.
     pub(crate) fn finish(mut self, finished: Finished) {
         self.is_finished = true;
@@ -494,10 +499,12 @@ mod tests {
     fn whoever_waits_hears_that_the_other_is_gone() {
         let (sender, receiver) = line(LIMITS, Arc::default());
         let ticket = sender.send_pending(place(), 90).unwrap();
+        assert!(ticket.is_awaited());
         let blocked = std::thread::spawn(move || sender.send_pending(place(), 90).err());
         std::thread::sleep(Duration::from_millis(20));
         drop(receiver);
         assert_eq!(blocked.join().unwrap(), Some(Closed));
+        assert!(!ticket.is_awaited());
         ticket.finish(finished(0));
     }
 }

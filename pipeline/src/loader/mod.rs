@@ -42,6 +42,7 @@ mod table;
 mod tests;
 mod tracker;
 mod work;
+mod workers;
 mod world;
 
 use std::sync::Arc;
@@ -56,6 +57,7 @@ use queue::{bounded, Closed, QueueReceiver};
 use sequence::Sequencer;
 use stats::{Capacities, Meters};
 use work::Work;
+use workers::Workers;
 
 pub use bottleneck::SettingNames;
 pub use builder::LoaderBuilder;
@@ -78,7 +80,8 @@ use crate::trace::Trace;
 /// Bytes of compressed and processed images between sequencer and collator.
 const WORK_QUEUE_BYTES: usize = 64 << 20;
 
-/// Streams batches from shards with its own threads. Dropping it stops them.
+/// Streams batches from shards with its own threads. Dropping it stops them and waits for their end: all memory
+/// of the allocator but that of batches handed out is given back by then.
 pub struct Loader {
     batches: Option<QueueReceiver<Message>>,
     threads: Vec<JoinHandle<()>>,
@@ -106,13 +109,7 @@ impl Loader {
             0 => cores,
             threads => threads,
         };
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|number| format!("qf-work-{number}"))
-            // The place in the order reports the death of its worker; the process lives on.
-            .panic_handler(|_| {})
-            .build()
-            .map_err(|error| PipelineError::Thread(format!("cannot start workers: {error}")))?;
+        let workers = Workers::start(threads)?;
         // A batch, which is taken as a whole, and enough that no worker idles meanwhile.
         let busy_items = threads * 4;
         let work_items = config.batch_size.saturating_add(busy_items);
@@ -167,7 +164,7 @@ impl Loader {
                     sequencer,
                     ends,
                     &config,
-                    &pool,
+                    &workers,
                     &work,
                     &buffers,
                     &slot_sender,
@@ -308,7 +305,7 @@ fn sequence(
     mut sequencer: Sequencer,
     epochs_end_batches: bool,
     config: &LoaderConfig,
-    pool: &rayon::ThreadPool,
+    workers: &Workers,
     work: &Arc<Work>,
     buffers: &Arc<BufferPool>,
     slots: &LineSender,
@@ -339,7 +336,11 @@ fn sequence(
                     Err(Closed) => return Ok(Err(Closed)),
                 };
                 let work = work.clone();
-                pool.spawn_fifo(move || ticket.finish(work.process(sample, epoch, row)));
+                workers.run(move || {
+                    if ticket.is_awaited() {
+                        ticket.finish(work.process(sample, epoch, row));
+                    }
+                });
                 return Ok(Ok(true));
             }
             Event::Place(id, Err(error)) => Slot::BadSample(id, error),

@@ -1,0 +1,84 @@
+//! The rayon pool of the workers, whose threads have ended once it is dropped.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::error::PipelineError;
+
+/// Runs jobs on threads `qf-work-N`. Dropping it waits for all jobs and for the threads: rayon's own pool
+/// only tells them to end, and what a job holds (page-locked memory) would be freed some time later.
+pub(crate) struct Workers {
+    pool: Option<rayon::ThreadPool>,
+    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+impl Workers {
+    pub(crate) fn start(threads: usize) -> Result<Workers, PipelineError> {
+        let mut workers = Workers {
+            pool: None,
+            threads: Arc::default(),
+        };
+        let handles = workers.threads.clone();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            // The place in the order reports the death of its worker; the process lives on.
+            .panic_handler(|_| {})
+            .spawn_handler(move |thread| {
+                let name = format!("qf-work-{}", thread.index());
+                let handle = std::thread::Builder::new()
+                    .name(name)
+                    .spawn(|| thread.run())?;
+                let mut handles = handles.lock().unwrap_or_else(PoisonError::into_inner);
+                handles.push(handle);
+                Ok(())
+            })
+            .build()
+            .map_err(|error| PipelineError::Thread(format!("cannot start workers: {error}")))?;
+        workers.pool = Some(pool);
+        Ok(workers)
+    }
+
+    /// Runs a job behind those that were given before.
+    pub(crate) fn run(&self, job: impl FnOnce() + Send + 'static) {
+        match &self.pool {
+            Some(pool) => pool.spawn_fifo(job),
+            None => job(), // Never: it is there until it is dropped.
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.pool = None;
+        let mut handles = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in handles.drain(..) {
+            // A job that panics does not end its thread.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn jobs_and_what_they_hold_are_over_when_it_is_dropped() {
+        let held = Arc::new(());
+        for threads in [1, 3] {
+            let workers = Workers::start(threads).unwrap();
+            for number in 0..20 {
+                let held = held.clone();
+                workers.run(move || {
+                    std::thread::sleep(Duration::from_millis(1));
+                    assert_ne!(number, 7, "a job that fails");
+                    drop(held);
+                });
+            }
+            drop(workers);
+            assert_eq!(Arc::strong_count(&held), 1);
+        }
+    }
+}
