@@ -351,7 +351,7 @@ impl Drop for LineReceiver {
 
 impl Ticket {
     /// Whether anybody is there to take the sample.
-    pub(crate) fn is_awaited(&self) -> bool {
+    pub(crate) fn is_wanted(&self) -> bool {
         !self.line.lock().is_closed
     }
 
@@ -499,12 +499,12 @@ mod tests {
     fn whoever_waits_hears_that_the_other_is_gone() {
         let (sender, receiver) = line(LIMITS, Arc::default());
         let ticket = sender.send_pending(place(), 90).unwrap();
-        assert!(ticket.is_awaited());
+        assert!(ticket.is_wanted());
         let blocked = std::thread::spawn(move || sender.send_pending(place(), 90).err());
         std::thread::sleep(Duration::from_millis(20));
         drop(receiver);
         assert_eq!(blocked.join().unwrap(), Some(Closed));
-        assert!(!ticket.is_awaited());
+        assert!(!ticket.is_wanted());
         ticket.finish(finished(0));
     }
 }

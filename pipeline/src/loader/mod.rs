@@ -80,8 +80,8 @@ use crate::trace::Trace;
 /// Bytes of compressed and processed images between sequencer and collator.
 const WORK_QUEUE_BYTES: usize = 64 << 20;
 
-/// Streams batches from shards with its own threads. Dropping it stops them and waits for their end: all memory
-/// of the allocator but that of batches handed out is given back by then.
+/// Streams batches from shards with its own threads. Dropping it stops them and waits for their end:
+/// all memory of the allocator but that of batches handed out is given back by then.
 pub struct Loader {
     batches: Option<QueueReceiver<Message>>,
     threads: Vec<JoinHandle<()>>,
@@ -337,7 +337,7 @@ fn sequence(
                 };
                 let work = work.clone();
                 workers.run(move || {
-                    if ticket.is_awaited() {
+                    if ticket.is_wanted() {
                         ticket.finish(work.process(sample, epoch, row));
                     }
                 });

@@ -1,6 +1,6 @@
 //! The rayon pool of the workers, whose threads have ended once it is dropped.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
 use std::thread::JoinHandle;
 
 use crate::error::PipelineError;
@@ -8,50 +8,44 @@ use crate::error::PipelineError;
 /// Runs jobs on threads `qf-work-N`. Dropping it waits for all jobs and for the threads: rayon's own pool
 /// only tells them to end, and what a job holds (page-locked memory) would be freed some time later.
 pub(crate) struct Workers {
-    pool: Option<rayon::ThreadPool>,
-    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    // Dropped in this order: told to end, then waited for.
+    pool: rayon::ThreadPool,
+    _threads: Joined,
 }
+
+/// Threads that are waited for when this is dropped.
+struct Joined(Vec<JoinHandle<()>>);
 
 impl Workers {
     pub(crate) fn start(threads: usize) -> Result<Workers, PipelineError> {
-        let mut workers = Workers {
-            pool: None,
-            threads: Arc::default(),
-        };
-        let handles = workers.threads.clone();
+        let mut joined = Joined(Vec::new());
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             // The place in the order reports the death of its worker; the process lives on.
             .panic_handler(|_| {})
-            .spawn_handler(move |thread| {
+            .spawn_handler(|thread| {
                 let name = format!("qf-work-{}", thread.index());
-                let handle = std::thread::Builder::new()
-                    .name(name)
-                    .spawn(|| thread.run())?;
-                let mut handles = handles.lock().unwrap_or_else(PoisonError::into_inner);
-                handles.push(handle);
+                let handle = super::spawn(&name, || thread.run()).map_err(io::Error::other)?;
+                joined.0.push(handle);
                 Ok(())
             })
             .build()
             .map_err(|error| PipelineError::Thread(format!("cannot start workers: {error}")))?;
-        workers.pool = Some(pool);
-        Ok(workers)
+        Ok(Workers {
+            pool,
+            _threads: joined,
+        })
     }
 
     /// Runs a job behind those that were given before.
     pub(crate) fn run(&self, job: impl FnOnce() + Send + 'static) {
-        match &self.pool {
-            Some(pool) => pool.spawn_fifo(job),
-            None => job(), // Never: it is there until it is dropped.
-        }
+        self.pool.spawn_fifo(job);
     }
 }
 
-impl Drop for Workers {
+impl Drop for Joined {
     fn drop(&mut self) {
-        self.pool = None;
-        let mut handles = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        for thread in handles.drain(..) {
+        for thread in self.0.drain(..) {
             // A job that panics does not end its thread.
             let _ = thread.join();
         }
@@ -60,6 +54,7 @@ impl Drop for Workers {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
