@@ -2,6 +2,8 @@
 
 /// Finds the programs under test.
 mod bin;
+/// Inputs that once went wrong.
+mod cases;
 /// Several ranks: their mathematics, and `qftrain` with them.
 mod ddp;
 /// The network, the optimiser and the processors against numbers of the reference.

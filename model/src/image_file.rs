@@ -69,15 +69,11 @@ impl ImageReader {
         let image =
             decode_rgb(&bytes, &self.limits).map_err(|error| unusable(error.to_string()))?;
         let mut processor = self.processor.clone();
-        let mut interleaved = vec![0; processor.out_len()]; // [S, S, 3]
-                                                            // The evaluation transform draws nothing.
+        let mut pixels = vec![0; processor.out_len()];
+        // The evaluation transform draws nothing.
         let mut rng = SampleRng::new(0, 0, 0, 0);
-        processor.process(&image, &mut rng, &mut interleaved);
-        let mut planar = Vec::with_capacity(interleaved.len());
-        for channel in 0..3 {
-            planar.extend(interleaved.iter().skip(channel).step_by(3));
-        }
-        Ok(planar)
+        processor.process(&image, &mut rng, &mut pixels);
+        Ok(pixels)
     }
 
     /// Reads files on all cores: one result each, in order.
