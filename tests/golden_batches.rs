@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qf_pipeline::source::resolve_shards;
-use qf_pipeline::text::{CaptionTokenizer, VocabularyOptions};
+use qf_pipeline::text::{CaptionTokenizer, TokenRows, VocabularyOptions};
 use qf_pipeline::vocabulary::vocabulary_from_shards;
 use qf_pipeline::{Batch, Loader, LoaderConfig};
 
@@ -16,8 +16,7 @@ use crate::train_cli;
 #[derive(PartialEq)]
 struct Content {
     pixels: Vec<u8>,
-    token_ids: Vec<i64>,
-    attention_mask: Vec<i64>,
+    tokens: TokenRows,
     captions: Vec<String>,
     /// Key, shard and place in it.
     places: Vec<(String, u32, u32)>,
@@ -28,9 +27,8 @@ impl Content {
     fn of(batch: &Batch) -> Content {
         let place = |id: &qf_pipeline::SampleId| (id.key.clone(), id.shard_index, id.sample_index);
         Content {
-            pixels: batch.pixels().to_vec(),
-            token_ids: batch.token_ids.clone(),
-            attention_mask: batch.attention_mask.clone(),
+            pixels: batch.pixels().as_bytes().to_vec(),
+            tokens: batch.tokens.clone(),
             captions: batch.captions.clone(),
             places: batch.ids.iter().map(place).collect(),
             epoch: batch.epoch,

@@ -12,6 +12,8 @@ mod golden;
 mod golden_batches;
 /// Archives and images made to break readers.
 mod hostile;
+/// Image files and the same images in shards, on real photographs.
+mod image_files;
 /// Shards exchanged with Python's `webdataset` and `datasets`.
 mod interop;
 /// The order, memory and start of the loader, from the command line.

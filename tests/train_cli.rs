@@ -183,6 +183,10 @@ fn a_run_writes_what_it_promises() {
             .map(|name| record[*name].as_f64().unwrap())
             .sum();
         assert!((record["loss"].as_f64().unwrap() - sum).abs() < 1e-5);
+        // Of the preset's warm-up: the first step has its first rate.
+        let done = record["step"].as_f64().unwrap() - 1.0;
+        let lr = 1e-6 + (1e-3 - 1e-6) * done / 200.0;
+        assert!((record["lr"].as_f64().unwrap() - lr).abs() < 1e-9, "{record}");
     }
     // 24 images, batches of 4: the seventh step begins the second epoch.
     assert_eq!(records[5]["epoch"], 0);

@@ -131,7 +131,7 @@ print(json.dumps([list(inputs["pixel_values"].shape), inputs["input_ids"][0].tol
 
 /// The test Python, where it has torch and transformers.
 #[allow(clippy::disallowed_methods)] // A test decides here whether it may be skipped.
-fn python(test: &str) -> Option<PathBuf> {
+pub(crate) fn python(test: &str) -> Option<PathBuf> {
     let python = interop::python(test)?;
     let has_torch = Command::new(&python)
         .args(["-c", "import importlib.util as u, sys; sys.exit(not (u.find_spec('torch') and u.find_spec('transformers')))"])
@@ -169,6 +169,7 @@ fn compare(model: &Blip2Qformer, path: &Path) {
     let images = model.encode_image(&io["pixel_values"]).unwrap();
     let (ids, mask) = (&io["input_ids"], &io["attention_mask"]);
     let itm = model.itm_logits(&images, ids, mask).unwrap();
+    let itm = itm.both().shallow_clone();
     let image_feats = model.image_features(&images).unwrap();
     let text_feats = model.text_features(ids, mask).unwrap();
     let itc = image_feats

@@ -19,7 +19,8 @@ use crate::config::{ModelConfig, Precision};
 use crate::error::{check_floats, check_integers, check_shape, ModelError};
 use crate::layers::{LayerNorm, Linear, LinearInit};
 use crate::loss::itc::{self, Targets};
-use crate::loss::{itg, itm};
+use crate::loss::itg;
+use crate::loss::itm::{self, MatchLogits};
 use crate::ops;
 use crate::params::{Init, ParamStore};
 use crate::qformer::{EncodedImage, ImageKeyValues, Qformer, Text, TextRows};
@@ -674,8 +675,8 @@ impl Blip2Qformer {
         })
     }
 
-    /// Matching scores of pairs: `[B, M, E]` from [`Blip2Qformer::encode_image`], ids and mask
-    /// `[B, T]` i64 → logits `[B, 2]`, class 1 = match. No gradient.
+    /// Matching scores of B pairs: `[B, M, E]` from [`Blip2Qformer::encode_image`], ids and mask
+    /// `[B, T]` i64. No gradient.
     ///
     /// # Errors
     /// As [`Blip2Qformer::forward_losses`].
@@ -684,7 +685,7 @@ impl Blip2Qformer {
         image_embeds: &Tensor,
         token_ids: &Tensor,
         attention_mask: &Tensor,
-    ) -> Result<Tensor, ModelError> {
+    ) -> Result<MatchLogits, ModelError> {
         let batch = self.check_image(image_embeds)?;
         let texts = self.check_text(token_ids, attention_mask)?;
         check_same_batch(batch, texts)?;
@@ -717,13 +718,13 @@ impl Blip2Qformer {
         Ok(normalize(&self.text_proj.forward(first_rows)?))
     }
 
-    /// Matching scores of pairs, one projected image each: `[R, 2]`.
+    /// Matching scores of pairs, one projected image each.
     fn score_pairs(
         &self,
         image: &ImageKeyValues,
         token_ids: &Tensor,
         attention_mask: &Tensor,
-    ) -> Result<Tensor, ModelError> {
+    ) -> Result<MatchLogits, ModelError> {
         let lengths = self.lengths(token_ids, attention_mask, None)?;
         let rows = self.text_rows(token_ids, lengths.as_deref(), 0)?;
         let text = Text {
@@ -734,7 +735,7 @@ impl Blip2Qformer {
         let queries = self
             .qformer
             .encode_pairs(&self.query_tokens, text, image, false)?;
-        self.score_match(&queries)
+        Ok(MatchLogits::new(self.score_match(&queries)?))
     }
 
     /// Query rows `[R, Q, D]` → `[R, 2]`: their mean score.
@@ -1036,7 +1037,10 @@ mod tests {
             &output.text_feat,
         );
         let matched = output.itm_logits.narrow(0, 0, 3);
-        close(&model.itm_logits(&images, &ids, &mask).unwrap(), &matched);
+        close(
+            model.itm_logits(&images, &ids, &mask).unwrap().both(),
+            &matched,
+        );
         assert!(!image_feats.requires_grad());
         let norms = image_feats
             .square()

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use qf_pipeline::image_file::ImageFileError;
 use tch::TchError;
 
 /// Anything that stops the model, its losses, its optimiser or its files.
@@ -66,13 +67,8 @@ pub enum ModelError {
         message: String,
     },
     /// An image file that cannot be used.
-    #[error("{}: {message}", path.display())]
-    ImageFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        message: String,
-    },
+    #[error(transparent)]
+    ImageFile(#[from] ImageFileError),
     /// A run folder that another process trains in.
     #[error("{}: another process trains in this run folder; wait for it, or take another", .0.display())]
     InUse(PathBuf),

@@ -257,7 +257,7 @@ fn feed(
         let input = tch::no_grad(|| upload_on(&stream, &host))?;
         let elapsed = start.elapsed();
         add(&meter.busy_ns, elapsed);
-        let texts = size_of_val(&host.token_ids[..]) + size_of_val(&host.attention_mask[..]);
+        let texts = size_of_val(host.tokens.ids()) + size_of_val(host.tokens.mask());
         let bytes = host.pixels().len() + texts;
         meter
             .images

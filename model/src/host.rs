@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use qf_pipeline::augment::{normalise_batch, CLIP_MEAN, CLIP_STD};
 use qf_pipeline::batch::{Batch, HostAllocator, PlainAllocator};
+use qf_pipeline::pixels::PlanarBatch;
+use qf_pipeline::text::TokenRows;
 use tch::{Device, Kind, Tensor};
 
 use crate::accelerator::OwnStream;
@@ -21,6 +23,23 @@ pub struct DeviceBatch {
 }
 
 impl DeviceBatch {
+    /// Copies images and texts to `device`, the pixels normalised. Done when it returns.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] when the device has no room.
+    pub fn of(
+        pixels: PlanarBatch<'_>,
+        tokens: &TokenRows,
+        device: Device,
+    ) -> Result<DeviceBatch, ModelError> {
+        let (ids, mask) = text_tensors(tokens)?;
+        Ok(DeviceBatch {
+            images: upload_pixels(pixels, device)?,
+            token_ids: ids.f_to_device(device)?,
+            attention_mask: mask.f_to_device(device)?,
+        })
+    }
+
     /// Leaves out the columns of ids and mask that are padding in every row: `[N, L]`, where `L <= T`
     /// is the longest of `lengths` (of [`text_lengths`]).
     ///
@@ -50,18 +69,7 @@ impl DeviceBatch {
 
 /// Tokens of each text of a batch, N of them.
 pub fn text_lengths(batch: &Batch) -> Vec<i64> {
-    row_ends(&batch.attention_mask, batch.text_len)
-}
-
-/// Position behind the last token of each row of a mask `[N, T]`.
-fn row_ends(attention_mask: &[i64], text_len: usize) -> Vec<i64> {
-    let end = |row: &[i64]| {
-        row.iter()
-            .rposition(|&mask| mask != 0)
-            .map_or(0, |last| last + 1)
-    };
-    let rows = attention_mask.chunks(text_len.max(1));
-    rows.map(|row| end(row) as i64).collect()
+    batch.tokens.lengths().map(|length| length as i64).collect()
 }
 
 /// Copies a batch to `device`, its pixels normalised. Done when it returns.
@@ -69,25 +77,18 @@ fn row_ends(attention_mask: &[i64], text_len: usize) -> Vec<i64> {
 /// # Errors
 /// [`ModelError::Torch`] when the device has no room.
 pub fn upload(batch: &Batch, device: Device) -> Result<DeviceBatch, ModelError> {
-    Ok(DeviceBatch {
-        images: upload_pixels(batch.pixels(), batch.image_size, device)?,
-        token_ids: upload_text(&batch.token_ids, batch.text_len, device)?,
-        attention_mask: upload_text(&batch.attention_mask, batch.text_len, device)?,
-    })
+    DeviceBatch::of(batch.pixels(), &batch.tokens, device)
 }
 
 /// [`upload`] by way of this thread's own stream: beside what the device computes.
 pub(crate) fn upload_on(stream: &OwnStream, batch: &Batch) -> Result<DeviceBatch, ModelError> {
-    let text = |values: &[i64]| stream.copy(&text_rows(values, batch.text_len)?);
+    let (ids, mask) = text_tensors(&batch.tokens)?;
     let uploaded = DeviceBatch {
-        images: pixels_to(
-            batch.pixels(),
-            batch.image_size,
-            stream.device(),
-            |pixels| stream.copy(pixels),
-        )?,
-        token_ids: text(&batch.token_ids)?,
-        attention_mask: text(&batch.attention_mask)?,
+        images: pixels_to(batch.pixels(), stream.device(), |pixels| {
+            stream.copy(pixels)
+        })?,
+        token_ids: stream.copy(&ids)?,
+        attention_mask: stream.copy(&mask)?,
     };
     stream.hand_over(&[
         &uploaded.images,
@@ -97,60 +98,33 @@ pub(crate) fn upload_on(stream: &OwnStream, batch: &Batch) -> Result<DeviceBatch
     Ok(uploaded)
 }
 
-/// Copies `[B, 3, S, S]` u8 pixels to `device`, normalised: `[B, 3, S, S]` f32. A quarter of the
-/// bytes travel, and the numbers are those of the host.
+/// Copies images to `device`, normalised: `[B, 3, S, S]` f32. A quarter of the bytes travel, and the
+/// numbers are those of the host.
 ///
 /// # Errors
-/// [`ModelError::Input`] for a length that is no whole number of images, [`ModelError::Torch`] when
-/// the device has no room.
-pub fn upload_pixels(
-    pixels: &[u8],
-    image_size: usize,
-    device: Device,
-) -> Result<Tensor, ModelError> {
-    pixels_to(pixels, image_size, device, |pixels| {
-        Ok(pixels.f_to_device(device)?)
-    })
+/// [`ModelError::Torch`] when the device has no room.
+pub fn upload_pixels(pixels: PlanarBatch<'_>, device: Device) -> Result<Tensor, ModelError> {
+    pixels_to(pixels, device, |pixels| Ok(pixels.f_to_device(device)?))
 }
 
-/// Copies rows of token ids or masks to `device`: `[N, T]` i64, T = `text_len`.
-///
-/// # Errors
-/// [`ModelError::Torch`] for a length that is no whole number of rows, or when the device has no
-/// room.
-pub fn upload_text(values: &[i64], text_len: usize, device: Device) -> Result<Tensor, ModelError> {
-    Ok(text_rows(values, text_len)?.f_to_device(device)?)
-}
-
-/// `[N, T]` i64 on the host.
-fn text_rows(values: &[i64], text_len: usize) -> Result<Tensor, ModelError> {
-    let rows = values.len() / text_len.max(1);
-    Ok(Tensor::f_from_slice(values)?.f_view([rows as i64, text_len as i64])?)
+/// Ids and mask of texts on the host: `[N, T]` i64 each.
+fn text_tensors(tokens: &TokenRows) -> Result<(Tensor, Tensor), ModelError> {
+    let shape = [tokens.len() as i64, tokens.text_len() as i64];
+    let tensor = |entries: &[i64]| Tensor::f_from_slice(entries)?.f_view(shape);
+    Ok((tensor(tokens.ids())?, tensor(tokens.mask())?))
 }
 
 /// Normalised pixels on `device`, where `copy` brings them, as u8, unless they are there.
 fn pixels_to(
-    pixels: &[u8],
-    image_size: usize,
+    pixels: PlanarBatch<'_>,
     device: Device,
     copy: impl Fn(&Tensor) -> Result<Tensor, ModelError>,
 ) -> Result<Tensor, ModelError> {
-    let image_len = 3 * image_size * image_size;
-    if image_len == 0 || !pixels.len().is_multiple_of(image_len) {
-        return Err(ModelError::Input {
-            what: "pixels of a batch",
-            message: format!(
-                "{} bytes are no whole number of images of side {image_size}",
-                pixels.len()
-            ),
-        });
-    }
-    let size = image_size as i64;
-    let shape = [(pixels.len() / image_len) as i64, 3, size, size];
+    let shape = pixels.shape().map(|size| size as i64);
     match device {
         // Plain code: libtorch's would start threads of its own in the thread that uploads.
-        Device::Cpu => memory::filled(&shape, |out| normalise_batch(pixels, image_size, out)),
-        _ => memory::with_view(pixels, &shape, |view| normalise(&copy(view)?)),
+        Device::Cpu => memory::filled(&shape, |out| normalise_batch(pixels, out)),
+        _ => memory::with_view(pixels.as_bytes(), &shape, |view| normalise(&copy(view)?)),
     }
 }
 
@@ -269,7 +243,6 @@ mod tests {
     use crate::{
         Blip2Qformer, ModelConfig, NegativeSampling, SingleProcess, StepInput, VisionConfig,
     };
-    use qf_pipeline::augment::normalise_to_chw;
 
     #[test]
     fn padding_columns_change_neither_losses_nor_gradients() {
@@ -282,8 +255,6 @@ mod tests {
             .iter()
             .flat_map(|&length| (0..12).map(move |at| i64::from(at < length)))
             .collect();
-        assert_eq!(row_ends(&mask, 12), [3, 5, 4]);
-        assert_eq!(row_ends(&[0; 12], 12), [0]);
         let ids: Vec<i64> = mask
             .iter()
             .enumerate()
@@ -340,27 +311,28 @@ mod tests {
 
     #[test]
     fn normalising_on_the_device_gives_the_bits_of_the_host() {
-        let interleaved: Vec<u8> = (0..=255).flat_map(|value| [value, value, value]).collect();
-        let mut expected = vec![0f32; 3 * 256];
-        normalise_to_chw(&interleaved, &mut expected);
-        let planar: Vec<u8> = (0..3).flat_map(|_| 0..=255u8).collect();
-        let pixels = Tensor::from_slice(&planar).view([1, 3, 16, 16]);
+        // Two images; a value in each channel that no other channel has at that pixel.
+        let planar: Vec<u8> = (0..6u8)
+            .flat_map(|plane| {
+                (0..=255u8).map(move |value| value.wrapping_mul(3).wrapping_add(37 * plane))
+            })
+            .collect();
+        let batch = PlanarBatch::new(16, &planar).unwrap();
+        let mut expected = vec![0f32; planar.len()];
+        normalise_batch(batch, &mut expected);
+        let pixels = Tensor::from_slice(&planar).view([2, 3, 16, 16]);
         let got: Vec<f32> = normalise(&pixels).unwrap().view([-1]).try_into().unwrap();
         assert_eq!(got, expected);
         // The CPU's batches are normalised on the host.
-        let got = upload_pixels(&planar, 16, Device::Cpu).unwrap();
-        assert_eq!(got.size(), [1, 3, 16, 16]);
+        let got = upload_pixels(batch, Device::Cpu).unwrap();
+        assert_eq!(got.size(), [2, 3, 16, 16]);
         assert_eq!(Vec::<f32>::try_from(got.view([-1])).unwrap(), expected);
     }
 
     #[test]
-    fn pixels_that_are_no_whole_images_are_refused() {
-        for (bytes, size) in [(767, 16), (769, 16), (10, 0)] {
-            assert!(matches!(
-                upload_pixels(&vec![0; bytes], size, Device::Cpu),
-                Err(ModelError::Input { .. })
-            ));
-        }
-        assert_eq!(upload_pixels(&[], 16, Device::Cpu).unwrap().size()[0], 0);
+    fn no_image_is_a_batch_of_none() {
+        let none = PlanarBatch::new(16, &[]).unwrap();
+        let got = upload_pixels(none, Device::Cpu).unwrap();
+        assert_eq!(got.size(), [0, 3, 16, 16]);
     }
 }

@@ -49,7 +49,6 @@ pub mod feed;
 pub mod flops;
 pub mod generate;
 pub mod host;
-pub mod image_file;
 mod layers;
 pub mod loss;
 mod ops;

@@ -12,6 +12,7 @@ use image::ImageFormat;
 use qf_codecs::testing::encode_webp;
 use qf_pipeline::augment::normalise_batch;
 use qf_pipeline::decode::DecodeQuality;
+use qf_pipeline::pixels::PlanarRgb;
 use qf_pipeline::shard::read::{read_shard, NoObserver, ReadOptions};
 use qf_pipeline::shard::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 use qf_pipeline::source::resolve_shards;
@@ -105,11 +106,11 @@ fn text_and_pixels(criterion: &mut Criterion) {
     group.bench_function("tokenise", |b| {
         b.iter(|| tokenizer.encode(CAPTION, &mut ids, &mut mask).expect("ids"))
     });
-    let pixels = vec![100; (SIZE * SIZE * 3) as usize];
-    let mut out = vec![0.0; pixels.len()];
-    one(&mut group, pixels.len());
+    let image = PlanarRgb::black(SIZE as usize);
+    let mut out = vec![0.0; image.as_bytes().len()];
+    one(&mut group, out.len());
     group.bench_function("normalise to f32", |b| {
-        b.iter(|| normalise_batch(&pixels, SIZE as usize, &mut out))
+        b.iter(|| normalise_batch(image.as_batch(), &mut out))
     });
     group.finish();
 }

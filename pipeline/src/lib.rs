@@ -40,8 +40,8 @@
 //! let mut loader = Loader::builder(config).shards(shards).batches(tokenizer)?;
 //! let mut images = 0;
 //! while let Some(batch) = loader.next_batch()? {
-//!     assert_eq!(batch.pixels().len(), 4 * 3 * 224 * 224); // [B, 3, S, S] u8
-//!     assert_eq!(batch.token_ids.len(), 4 * 32); // [B, T] i64
+//!     assert_eq!(batch.pixels().shape(), [4, 3, 224, 224]);
+//!     assert_eq!((batch.tokens.len(), batch.tokens.text_len()), (4, 32));
 //!     images += batch.batch_size;
 //! }
 //! assert_eq!(images, 8);
@@ -63,9 +63,12 @@ pub mod config;
 pub mod decode;
 pub mod error;
 pub mod filter;
+pub mod image_file;
+pub mod image_stage;
 pub mod index;
 pub mod loader;
 pub mod order;
+pub mod pixels;
 pub mod process;
 pub mod remote;
 pub mod sample;

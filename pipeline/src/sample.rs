@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::batch::Pixels;
+use crate::text::TokenRows;
 
 /// Where a sample comes from: enough to find it again with any tar or Arrow tool.
 ///
@@ -160,8 +161,6 @@ pub struct DecodedSample {
     pub members: Vec<Member>,
     /// `[N]` captions in use, after the caption processor; one, or all of the sample's.
     pub captions: Vec<String>,
-    /// `[N, T]` token ids, row major, padded.
-    pub token_ids: Vec<i64>,
-    /// `[N, T]`, 1 for a token, 0 for padding.
-    pub attention_mask: Vec<i64>,
+    /// A row for each of `captions`.
+    pub tokens: TokenRows,
 }

@@ -1,16 +1,14 @@
 //! What the image path asks of the allocator once it is warm.
 
-mod common;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::ImagePath;
 use qf_codecs::resample::Resampler;
 use qf_codecs::testing::{encode, photograph, Encoding};
-use qf_pipeline::augment::ImageTransform;
-use qf_pipeline::decode::DecodeQuality;
+use qf_pipeline::augment::SampleRng;
+use qf_pipeline::image_stage::ImageSettings;
+use qf_pipeline::LoaderConfig;
 
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 static BYTES: AtomicUsize = AtomicUsize::new(0);
@@ -64,12 +62,19 @@ fn nothing_grows_with_the_picture() {
             encode(&pixels, width, height, Encoding::default()).expect("encodes")
         })
         .collect();
-    let mut path = ImagePath::new(ImageTransform::train(224), DecodeQuality::Balanced);
-    let mut out = vec![0; path.processor.out_len()];
+    let config = LoaderConfig {
+        image_size: SIZE,
+        ..LoaderConfig::default()
+    };
+    let mut stage = ImageSettings::new(&config).expect("valid").stage();
+    let mut out = stage.blank();
     let mut run = |numbers: std::ops::Range<usize>| {
         for number in numbers {
             for file in &files {
-                path.run(file, number as u32, &mut out).expect("decodes");
+                let image = stage.open(file).expect("opens");
+                let mut rng = SampleRng::new(1, 0, 0, number as u32);
+                let rendered = stage.render(&image, &mut rng, out.as_mut());
+                rendered.expect("decodes");
             }
         }
     };

@@ -81,10 +81,10 @@ fn kinds() -> Vec<(String, Encoding)> {
 fn worst(bytes: &[u8], whole: &RgbImage, size: u32, draws: u32) -> [f64; 3] {
     MODES.map(|(quality, _)| {
         let mut path = ImagePath::new(ImageTransform::train(size), quality);
-        let mut out = vec![0; path.processor.out_len()];
+        let mut out = path.processor.blank();
         let ratios = (0..draws).map(|number| {
             let view = path.run(bytes, number, &mut out).expect("decodes");
-            psnr(&out, &path.reference(whole, &view))
+            psnr(out.as_bytes(), path.reference(whole, &view).as_bytes())
         });
         ratios.fold(f64::INFINITY, f64::min)
     })
@@ -148,9 +148,9 @@ fn modes_hold_their_quality_on_every_kind() {
         };
         let found = MODES.map(|(quality, _)| {
             let mut path = ImagePath::new(ImageTransform::eval(224), quality);
-            let mut out = vec![0; path.processor.out_len()];
+            let mut out = path.processor.blank();
             path.run(&bytes, 0, &mut out).expect("decodes");
-            psnr(&out, &path.reference(&whole, &view))
+            psnr(out.as_bytes(), path.reference(&whole, &view).as_bytes())
         });
         check_modes(&name, found);
         assert!(
@@ -207,10 +207,10 @@ fn crops_of_turned_pictures() {
             (ImageTransform::eval(80), DecodeQuality::Exact),
         ] {
             let mut path = ImagePath::new(transform, mode);
-            let mut out = vec![0; path.processor.out_len()];
+            let mut out = path.processor.blank();
             for number in 0..8 {
                 let view = path.run(&bytes, number, &mut out).expect("decodes");
-                let found = psnr(&out, &path.reference(&whole, &view));
+                let found = psnr(out.as_bytes(), path.reference(&whole, &view).as_bytes());
                 assert!(
                     found >= 60.0,
                     "EXIF {orientation}, {transform:?}: {found:.1} dB"
@@ -224,7 +224,7 @@ fn crops_of_turned_pictures() {
         let bytes = with_orientation(&plain, orientation);
         let whole = decode_rgb(&bytes, &DecodeLimits::default()).expect("decodes");
         let mut path = ImagePath::new(ImageTransform::train(200), DecodeQuality::Balanced);
-        let mut out = vec![0; path.processor.out_len()];
+        let mut out = path.processor.blank();
         let view = View {
             crop: CropBox {
                 x: 101,
@@ -237,8 +237,8 @@ fn crops_of_turned_pictures() {
         let opened = path.decoder.open(&bytes).expect("opens");
         let decoded = path.decoder.decode(&opened, view.crop, 200, path.quality);
         path.processor
-            .render_decoded(&decoded.expect("decodes"), view.mirrored, &mut out);
-        let found = psnr(&out, &path.reference(&whole, &view));
+            .render_decoded(&decoded.expect("decodes"), view.mirrored, out.as_mut());
+        let found = psnr(out.as_bytes(), path.reference(&whole, &view).as_bytes());
         assert!(
             (50.0..90.0).contains(&found),
             "EXIF {orientation}: {found:.1} dB"
@@ -264,7 +264,7 @@ fn regions_at_every_place() {
             let bytes = generated(101, 77, encoding);
             let whole = decode_rgb(&bytes, &DecodeLimits::default()).expect("decodes");
             let mut path = ImagePath::new(ImageTransform::eval(16), DecodeQuality::Exact);
-            let mut out = vec![0; path.processor.out_len()];
+            let mut out = path.processor.blank();
             for at in 0..101 * 77 / 13 {
                 let (x, y) = (at * 13 % 101, at * 13 / 101);
                 let crop = CropBox {
@@ -276,12 +276,12 @@ fn regions_at_every_place() {
                 let opened = path.decoder.open(&bytes).expect("opens");
                 let decoded = path.decoder.decode(&opened, crop, 16, path.quality);
                 path.processor
-                    .render_decoded(&decoded.expect("decodes"), false, &mut out);
+                    .render_decoded(&decoded.expect("decodes"), false, out.as_mut());
                 let view = View {
                     crop,
                     mirrored: false,
                 };
-                let found = psnr(&out, &path.reference(&whole, &view));
+                let found = psnr(out.as_bytes(), path.reference(&whole, &view).as_bytes());
                 assert!(found >= 60.0, "{encoding:?} {crop:?}: {found:.1} dB");
             }
         }
@@ -294,9 +294,9 @@ fn run(bytes: &[u8], crop: CropBox, on_truncated: OnTruncated) -> Result<Vec<u8>
     path.decoder = Decoder::new(DecodeLimits::default(), on_truncated);
     let result = path.decoder.open(bytes).and_then(|opened| {
         let decoded = path.decoder.decode(&opened, crop, 32, path.quality)?;
-        let mut out = vec![0; path.processor.out_len()];
-        path.processor.render_decoded(&decoded, false, &mut out);
-        Ok(out)
+        let mut out = path.processor.blank();
+        path.processor.render_decoded(&decoded, false, out.as_mut());
+        Ok(out.as_bytes().to_vec())
     });
     let took = start.elapsed();
     assert!(took < Duration::from_secs(3), "{took:?}");
@@ -547,7 +547,7 @@ fn webp_crops() {
     let whole = decode_rgb(&bytes, &DecodeLimits::default()).expect("decodes");
     assert_eq!(whole.data(), image.as_raw());
     let mut path = ImagePath::new(ImageTransform::train(64), DecodeQuality::Balanced);
-    let mut out = vec![0; path.processor.out_len()];
+    let mut out = path.processor.blank();
     for number in 0..40 {
         let view = path.run(&bytes, number, &mut out).expect("decodes");
         assert_eq!(out, path.reference(&whole, &view), "{view:?}");

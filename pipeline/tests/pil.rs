@@ -1,4 +1,4 @@
-//! The evaluation processor on real files, against PIL up to 12: since 13 it may resize the rows
+//! Image files as evaluation reads them, against PIL up to 12: since 13 it may resize the rows
 //! first, up to 12 of 255 apart where what overshoots is clipped.
 
 mod common;
@@ -6,9 +6,10 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{photographs, ImagePath};
-use qf_pipeline::augment::ImageTransform;
-use qf_pipeline::decode::DecodeQuality;
+use common::photographs;
+use qf_pipeline::image_file::ImageReader;
+use qf_pipeline::pixels::PlanarRgb;
+use qf_pipeline::LoaderConfig;
 
 const SIZE: usize = 224;
 
@@ -40,14 +41,16 @@ fn python() -> Option<String> {
 fn evaluation_is_pil_to_the_rounding() {
     let files = photographs("evaluation_is_pil_to_the_rounding");
     let Some(python) = python() else { return };
-    let mut path = ImagePath::new(ImageTransform::eval(SIZE as u32), DecodeQuality::Exact);
-    let mut ours = vec![0; path.processor.out_len()];
-    let decodable: Vec<(PathBuf, Vec<u8>)> = files
+    let config = LoaderConfig {
+        image_size: SIZE,
+        ..LoaderConfig::default()
+    };
+    let reader = ImageReader::new(&config).expect("valid");
+    let read = reader.read_all(&files).into_iter();
+    let decodable: Vec<(PathBuf, PlanarRgb)> = files
         .into_iter()
-        .filter_map(|file| {
-            let bytes = std::fs::read(&file).expect("reads");
-            path.run(&bytes, 0, &mut ours).ok().map(|_| (file, bytes))
-        })
+        .zip(read)
+        .filter_map(|(file, image)| Some((file, image.ok()?)))
         .collect();
     let mut worst_share: f64 = 0.0;
     for some in decodable.chunks(40) {
@@ -61,15 +64,13 @@ fn evaluation_is_pil_to_the_rounding() {
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        assert_eq!(output.stdout.len(), some.len() * ours.len());
-        for ((file, bytes), theirs) in some.iter().zip(output.stdout.chunks(ours.len())) {
-            path.run(bytes, 0, &mut ours).expect("decodes");
-            let beyond = (0..ours.len()).filter(|&at| {
-                // Planes against pixels.
-                let theirs = theirs[at % (SIZE * SIZE) * 3 + at / (SIZE * SIZE)];
-                ours[at].abs_diff(theirs) > 1
-            });
-            let share = beyond.count() as f64 / ours.len() as f64;
+        const LEN: usize = 3 * SIZE * SIZE;
+        assert_eq!(output.stdout.len(), some.len() * LEN);
+        for ((file, ours), theirs) in some.iter().zip(output.stdout.chunks(LEN)) {
+            let ours = ours.as_batch().to_rgb_image(0).expect("an image");
+            let beyond = ours.data().iter().zip(theirs);
+            let beyond = beyond.filter(|(ours, theirs)| ours.abs_diff(**theirs) > 1);
+            let share = beyond.count() as f64 / LEN as f64;
             worst_share = worst_share.max(share);
             assert!(
                 share <= 0.001,

@@ -4,12 +4,13 @@ use tch::Tensor;
 
 use super::Blip2Qformer;
 use crate::error::{check_integers, check_shape, ModelError};
+use crate::loss::itm::MatchLogits;
 
 impl Blip2Qformer {
     /// Matching scores of N pairs over few images: `[I, M, E]` from
     /// [`encode_image`](Self::encode_image), `image_index` `[N]` i64 into them, ids and mask `[N, T]`
-    /// i64 → logits `[N, 2]`, class 1 = match. The numbers of [`itm_logits`](Self::itm_logits) on the
-    /// images of the index, but keys and values of each image are computed once. No gradient.
+    /// i64. The numbers of [`itm_logits`](Self::itm_logits) on the images of the index, but keys and
+    /// values of each image are computed once. No gradient.
     ///
     /// # Errors
     /// As [`itm_logits`](Self::itm_logits); [`ModelError::Torch`] for an index beyond the images.
@@ -19,7 +20,7 @@ impl Blip2Qformer {
         image_index: &Tensor,
         token_ids: &Tensor,
         attention_mask: &Tensor,
-    ) -> Result<Tensor, ModelError> {
+    ) -> Result<MatchLogits, ModelError> {
         let images = self.check_image(image_embeds)?;
         let texts = self.check_text(token_ids, attention_mask)?;
         check_shape("image index", image_index, &[texts], &format!("[{texts}]"))?;

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use qf_pipeline::config::OnBad;
-use qf_pipeline::text::{CaptionProcessor, CaptionTokenizer};
+use qf_pipeline::image_file::{ImageFileError, ImageReader};
+use qf_pipeline::pixels::{PlanarImages, PlanarRgb};
+use qf_pipeline::text::{CaptionProcessor, CaptionTokenizer, TokenRows};
 use qf_pipeline::LoaderConfig;
 use rayon::ThreadPool;
 use serde::Deserialize;
@@ -15,8 +17,7 @@ use tch::Device;
 
 use super::{EvalBatch, EvalSource};
 use crate::error::ModelError;
-use crate::host::{upload_pixels, upload_text, DeviceBatch};
-use crate::image_file::ImageReader;
+use crate::host::DeviceBatch;
 
 /// Batches that are decoded ahead of the model.
 const PREFETCH_BATCHES: usize = 2;
@@ -92,8 +93,6 @@ pub fn read_annotations(path: &Path) -> Result<Vec<Annotation>, ModelError> {
 pub struct AnnotationSource {
     batches: Option<Receiver<Message>>,
     thread: Option<JoinHandle<()>>,
-    image_size: usize,
-    text_len: usize,
     skipped: Arc<AtomicU64>,
 }
 
@@ -104,9 +103,10 @@ enum Message {
 }
 
 struct HostBatch {
-    pixels: Vec<u8>,          // [B, 3, S, S]
-    token_ids: Vec<i64>,      // [N, T]
-    attention_mask: Vec<i64>, // [N, T]
+    pixels: PlanarImages,
+    /// Of N captions.
+    tokens: TokenRows,
+    /// `[N]`: the image of each.
     caption_image: Vec<u32>,
 }
 
@@ -142,17 +142,12 @@ impl AnnotationSource {
             .thread_name(|number| format!("qf-image-{number}"))
             .build()
             .map_err(|error| no_threads(error.to_string()))?;
-        let (image_size, text_len) = (config.image_size, config.text_len);
         let skipped = Arc::new(AtomicU64::new(0));
         let reader = Reader {
             skipped: skipped.clone(),
             annotations,
             root,
-            images: ImageReader::new(
-                config.image_size,
-                config.max_sample_bytes,
-                config.max_image_pixels,
-            )?,
+            images: ImageReader::new(&config)?,
             captions: CaptionProcessor::new(config.max_words, config.prompt.as_str())?,
             tokenizer,
             config,
@@ -165,8 +160,6 @@ impl AnnotationSource {
         Ok(AnnotationSource {
             batches: Some(batches),
             thread: Some(thread),
-            image_size,
-            text_len,
             skipped,
         })
     }
@@ -190,11 +183,7 @@ impl EvalSource for AnnotationSource {
             }
         };
         Ok(Some(EvalBatch {
-            input: DeviceBatch {
-                images: upload_pixels(&batch.pixels, self.image_size, device)?,
-                token_ids: upload_text(&batch.token_ids, self.text_len, device)?,
-                attention_mask: upload_text(&batch.attention_mask, self.text_len, device)?,
-            },
+            input: DeviceBatch::of(batch.pixels.as_batch(), &batch.tokens, device)?,
             caption_image: batch.caption_image,
         }))
     }
@@ -238,22 +227,23 @@ impl Reader {
     fn batch(
         &self,
         annotations: &[Annotation],
-        images: Vec<Result<Vec<u8>, ModelError>>,
+        images: Vec<Result<PlanarRgb, ImageFileError>>,
     ) -> Result<HostBatch, ModelError> {
         let mut batch = HostBatch {
-            pixels: Vec::new(),
-            token_ids: Vec::new(),
-            attention_mask: Vec::new(),
+            pixels: PlanarImages::new(self.images.image_size()),
+            tokens: TokenRows::new(self.config.text_len),
             caption_image: Vec::new(),
         };
         let mut num_images = 0;
         for (annotation, image) in annotations.iter().zip(images) {
-            let usable = image.and_then(|image| Ok((image, self.captions(annotation)?)));
+            let usable = image
+                .map_err(ModelError::from)
+                .and_then(|image| Ok((image, self.captions(annotation)?)));
             match usable {
                 Ok((image, captions)) => {
-                    batch.pixels.extend(image);
+                    batch.pixels.push(&image);
                     for caption in captions {
-                        self.tokenise(&caption, &mut batch)?;
+                        batch.tokens.push(&self.tokenizer, &caption)?;
                         batch.caption_image.push(num_images);
                     }
                     num_images += 1;
@@ -279,22 +269,12 @@ impl Reader {
             .map(|caption| self.captions.process(caption))
             .collect();
         if captions.is_empty() {
-            return Err(ModelError::ImageFile {
+            return Err(ImageFileError {
                 path: self.root.join(&annotation.image),
                 message: "no caption is left after the caption processor".into(),
-            });
+            }
+            .into());
         }
         Ok(captions)
-    }
-
-    fn tokenise(&self, caption: &str, batch: &mut HostBatch) -> Result<(), ModelError> {
-        let start = batch.token_ids.len();
-        let end = start + self.config.text_len;
-        batch.token_ids.resize(end, 0);
-        batch.attention_mask.resize(end, 0);
-        let ids = &mut batch.token_ids[start..];
-        Ok(self
-            .tokenizer
-            .encode(caption, ids, &mut batch.attention_mask[start..])?)
     }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 pub use annotations::{read_annotations, Annotation, AnnotationSource};
-pub use recall::{Recall, RecallPair};
+pub use recall::{ImageToText, Recall, RecallPair, TextToImage};
 pub use source::{EvalBatch, EvalSource};
 
 use crate::blip2::Blip2Qformer;
@@ -181,12 +181,12 @@ impl FeatureBank {
         self.caption_image.len()
     }
 
-    /// Contrastive scores `[I, C]` f32: the greatest dot product over the queries, not divided by
-    /// the temperature.
+    /// Contrastive scores, f32: the greatest dot product over the queries, not divided by the
+    /// temperature.
     ///
     /// # Errors
     /// [`ModelError::Torch`] when the device has no room.
-    pub fn contrastive_scores(&self) -> Result<Tensor, ModelError> {
+    pub fn contrastive_scores(&self) -> Result<ImageToText, ModelError> {
         let texts = self.text_feats.f_tr()?; // [d, C]
         let images: Result<Vec<Tensor>, ModelError> = (0..self.num_images as i64)
             .map(|image| {
@@ -194,15 +194,43 @@ impl FeatureBank {
                 Ok(queries.f_matmul(&texts)?.f_amax(0, false)?) // [C]
             })
             .collect();
-        Ok(Tensor::f_stack(&images?, 0)?)
+        Ok(ImageToText(Tensor::f_stack(&images?, 0)?))
     }
 
-    /// Scores after re-ranking: for each row of `scores` (`[I, C]` with `by_image`, else
-    /// `[C, I]`), the `k` best candidates get matching logit + contrastive score, the others -100.
+    /// Scores after re-ranking: for each image, the `k` best captions get matching logit +
+    /// contrastive score, the others -100.
     ///
     /// # Errors
     /// [`ModelError::Torch`] when the device has no room.
-    pub fn rerank(
+    pub fn rerank_texts(
+        &self,
+        model: &Blip2Qformer,
+        scores: &ImageToText,
+        k: usize,
+        on_row: &mut dyn FnMut() -> Result<(), ModelError>,
+    ) -> Result<ImageToText, ModelError> {
+        let ranked = self.rerank(model, &scores.0, true, k, on_row)?;
+        Ok(ImageToText(ranked))
+    }
+
+    /// Scores after re-ranking: for each caption, the `k` best images get matching logit +
+    /// contrastive score, the others -100.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] when the device has no room.
+    pub fn rerank_images(
+        &self,
+        model: &Blip2Qformer,
+        scores: &TextToImage,
+        k: usize,
+        on_row: &mut dyn FnMut() -> Result<(), ModelError>,
+    ) -> Result<TextToImage, ModelError> {
+        let ranked = self.rerank(model, &scores.0, false, k, on_row)?;
+        Ok(TextToImage(ranked))
+    }
+
+    /// The rows of `scores` are images with `by_image`, else captions.
+    fn rerank(
         &self,
         model: &Blip2Qformer,
         scores: &Tensor,
@@ -269,8 +297,8 @@ impl FeatureBank {
                 let (ids, mask) = self.texts(&query.f_add_scalar(first)?, &own)?;
                 let images = images.f_index_select(0, candidate)?;
                 model.itm_logits(&images, &ids, &mask)?
-            }; // [pairs, 2]
-            logits.push(pair_logits.f_select(1, 1)?.f_to_kind(Kind::Float)?);
+            };
+            logits.push(pair_logits.of_match()?.f_to_kind(Kind::Float)?);
         }
         Ok(Tensor::f_cat(&logits, 0)?.f_view([rows, k])?)
     }
@@ -286,14 +314,14 @@ impl FeatureBank {
         Ok((rows(&self.token_ids)?, rows(&self.attention_mask)?))
     }
 
-    /// Recall of a score matrix pair: `[I, C]` for text retrieval, `[C, I]` for image retrieval.
+    /// Recall of text retrieval and of image retrieval.
     ///
     /// # Errors
     /// [`ModelError::Torch`] for matrices of other sizes.
     pub fn recall(
         &self,
-        image_to_text: &Tensor,
-        text_to_image: &Tensor,
+        image_to_text: &ImageToText,
+        text_to_image: &TextToImage,
     ) -> Result<RecallPair, ModelError> {
         recall::recall_pair(image_to_text, text_to_image, &self.caption_image)
     }
@@ -313,13 +341,13 @@ impl FeatureBank {
         on_row: &mut dyn FnMut() -> Result<(), ModelError>,
     ) -> Result<RetrievalReport, ModelError> {
         let image_to_text = self.contrastive_scores()?;
-        let text_to_image = image_to_text.f_tr()?.f_contiguous()?;
+        let text_to_image = image_to_text.transposed()?;
         let itm = if rerank == 0 {
             None
         } else {
-            let by_image = self.rerank(model, &image_to_text, true, rerank, on_row)?;
-            let by_text = self.rerank(model, &text_to_image, false, rerank, on_row)?;
-            Some(self.recall(&by_image, &by_text)?)
+            let texts = self.rerank_texts(model, &image_to_text, rerank, on_row)?;
+            let images = self.rerank_images(model, &text_to_image, rerank, on_row)?;
+            Some(self.recall(&texts, &images)?)
         };
         Ok(RetrievalReport {
             images: self.num_images,
@@ -433,7 +461,7 @@ mod tests {
                 let text = model.text_features(&ids, &mask).unwrap().squeeze_dim(0); // [d]
                 by_hand.itc[image as usize][row] = number(queries.matmul(&text).max());
                 let logits = model.itm_logits(&embeds, &ids, &mask).unwrap();
-                by_hand.itm[image as usize][row] = number(logits.get(0).get(1));
+                by_hand.itm[image as usize][row] = number(logits.both().get(0).get(1));
             }
         }
         by_hand
@@ -475,7 +503,7 @@ mod tests {
         let scores = bank.contrastive_scores().unwrap();
         for image in 0..5 {
             for caption in 0..11 {
-                let got = scores.double_value(&[image, caption]);
+                let got = scores.0.double_value(&[image, caption]);
                 let expected = by_hand.itc[image as usize][caption as usize];
                 assert!((got - expected).abs() < 1e-5, "{image} {caption}");
             }
@@ -527,14 +555,13 @@ mod tests {
         let bank = bank(&model);
         let by_hand = by_hand(&model);
         let scores = bank.contrastive_scores().unwrap();
-        let ranked = bank
-            .rerank(&model, &scores, true, 3, &mut || Ok(()))
+        let texts = bank
+            .rerank_texts(&model, &scores, 3, &mut || Ok(()))
             .unwrap();
-        let of_texts = scores.tr().contiguous();
-        let of_texts = bank
-            .rerank(&model, &of_texts, false, 2, &mut || Ok(()))
+        let images = bank
+            .rerank_images(&model, &scores.transposed().unwrap(), 2, &mut || Ok(()))
             .unwrap();
-        for (matrix, by_image, k) in [(ranked, true, 3), (of_texts, false, 2)] {
+        for (matrix, by_image, k) in [(texts.0, true, 3), (images.0, false, 2)] {
             let size = matrix.size();
             for row in 0..size[0] {
                 let mut kept = 0;

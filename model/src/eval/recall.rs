@@ -5,6 +5,24 @@ use tch::{Kind, Tensor};
 
 use crate::error::ModelError;
 
+/// Scores of every image with every caption for text retrieval: `[I, C]`, a row for each image.
+#[derive(Debug)]
+pub struct ImageToText(pub(super) Tensor);
+
+impl ImageToText {
+    /// The same scores for image retrieval.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] when the device has no room.
+    pub fn transposed(&self) -> Result<TextToImage, ModelError> {
+        Ok(TextToImage(self.0.f_tr()?.f_contiguous()?))
+    }
+}
+
+/// Scores of every caption with every image for image retrieval: `[C, I]`, a row for each caption.
+#[derive(Debug)]
+pub struct TextToImage(pub(super) Tensor);
+
 /// Recall at three depths, in percent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Recall {
@@ -48,16 +66,16 @@ impl Recall {
     }
 }
 
-/// Recall of scores `[I, C]` and `[C, I]`, where caption `c` belongs to image `caption_image[c]`.
+/// Recall of scores where caption `c` belongs to image `caption_image[c]`.
 pub(super) fn recall_pair(
-    image_to_text: &Tensor,
-    text_to_image: &Tensor,
+    image_to_text: &ImageToText,
+    text_to_image: &TextToImage,
     caption_image: &[usize],
 ) -> Result<RecallPair, ModelError> {
-    let text_ranks = best_ranks(image_to_text, |image, caption| {
+    let text_ranks = best_ranks(&image_to_text.0, |image, caption| {
         caption_image[caption] == image
     })?;
-    let image_ranks = best_ranks(text_to_image, |caption, image| {
+    let image_ranks = best_ranks(&text_to_image.0, |caption, image| {
         caption_image[caption] == image
     })?;
     Ok(RecallPair {
@@ -149,7 +167,9 @@ mod tests {
         // Captions 0 and 1 belong to image 0, caption 2 to image 1.
         let caption_image = [0, 0, 1];
         let image_to_text = matrix(&[&[0.1, 0.9, 0.5], &[0.7, 0.2, 0.6]]);
-        let pair = recall_pair(&image_to_text, &image_to_text.tr(), &caption_image).unwrap();
+        let image_to_text = ImageToText(image_to_text);
+        let text_to_image = image_to_text.transposed().unwrap();
+        let pair = recall_pair(&image_to_text, &text_to_image, &caption_image).unwrap();
         assert_eq!(pair.text.r1, 50.0); // image 1 prefers caption 0
         assert_eq!(pair.text.r5, 100.0);
         // Caption 0 prefers image 1, captions 1 and 2 their own.
@@ -161,7 +181,9 @@ mod tests {
         let caption_image: Vec<usize> = (0..20).collect();
         for value in [0.0, f64::NAN] {
             let scores = Tensor::full([20, 20], value, (Kind::Double, tch::Device::Cpu));
-            let pair = recall_pair(&scores, &scores, &caption_image).unwrap();
+            let scores = ImageToText(scores);
+            let transposed = scores.transposed().unwrap();
+            let pair = recall_pair(&scores, &transposed, &caption_image).unwrap();
             assert_eq!(pair, RecallPair::default());
         }
     }

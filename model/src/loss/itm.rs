@@ -2,7 +2,43 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::error::ModelError;
 use crate::qformer::MASKED;
+
+/// The class of a pair that belongs together, as in LAVIS and transformers; 0 is that of one that does not.
+const MATCH: i64 = 1;
+
+/// Scores of R pairs by the matching head, of both classes.
+#[derive(Debug)]
+pub struct MatchLogits(Tensor);
+
+impl MatchLogits {
+    /// Logits `[R, 2]`, no match and match.
+    pub(crate) fn new(logits: Tensor) -> MatchLogits {
+        MatchLogits(logits)
+    }
+
+    /// Logits of both classes, `[R, 2]`: no match, match.
+    pub fn both(&self) -> &Tensor {
+        &self.0
+    }
+
+    /// Logits of a match, `[R]`: what retrieval ranks by.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] when the device has no room.
+    pub fn of_match(&self) -> Result<Tensor, ModelError> {
+        Ok(self.0.f_select(1, MATCH)?)
+    }
+
+    /// Probability of a match, `[R]` f64.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] when the device has no room.
+    pub fn match_probability(&self) -> Result<Tensor, ModelError> {
+        Ok(self.0.f_softmax(1, Kind::Double)?.f_select(1, MATCH)?)
+    }
+}
 
 /// Probabilities with which each column is drawn as a row's negative: softmax of the similarities
 /// `[B, N]` with the matching columns of `mask` (`[B, N]` bool) out of the draw. A constant for
@@ -26,14 +62,14 @@ pub(crate) fn sample(weights: &Tensor) -> Tensor {
     (weights / exponential).argmax(1, false)
 }
 
-/// 1 for the B matched rows, 0 for the 2 B unmatched ones: `[3 B]` i64.
+/// Classes of the B matched rows and the 2 B unmatched ones: `[3 B]` i64.
 pub(crate) fn labels(batch: i64, device: Device) -> Tensor {
-    let matched = Tensor::ones([batch], (Kind::Int64, device));
-    let unmatched = Tensor::zeros([2 * batch], (Kind::Int64, device));
+    let matched = Tensor::full([batch], MATCH, (Kind::Int64, device));
+    let unmatched = Tensor::full([2 * batch], 1 - MATCH, (Kind::Int64, device));
     Tensor::cat(&[matched, unmatched], 0)
 }
 
-/// Cross entropy of logits `[R, 2]` (class 1 = match) against labels `[R]`, mean over the rows.
+/// Cross entropy of logits `[R, 2]` against labels `[R]`, mean over the rows.
 pub(crate) fn loss(logits: &Tensor, labels: &Tensor) -> Tensor {
     logits.cross_entropy_loss::<Tensor>(labels, None, tch::Reduction::Mean, -100, 0.0)
 }
@@ -92,5 +128,17 @@ mod tests {
         let matched = (1.0 + (-1f64).exp()).ln();
         let expected = (2.0 * matched + 4.0 * (matched + 1.0)) / 6.0;
         assert!((loss(&logits, &labels).double_value(&[]) - expected).abs() < 1e-9);
+    }
+
+    /// A lower loss on the matched rows is a higher probability of a match.
+    #[test]
+    fn the_class_of_a_match() {
+        let logits = MatchLogits::new(Tensor::from_slice(&[-1.0f64, 2.0]).view([1, 2]));
+        assert_eq!(logits.of_match().unwrap().double_value(&[0]), 2.0);
+        let probability = logits.match_probability().unwrap().double_value(&[0]);
+        assert!((probability - 1.0 / (1.0 + (-3f64).exp())).abs() < 1e-12);
+        let matched = labels(1, Device::Cpu).narrow(0, 0, 1);
+        let loss = loss(logits.both(), &matched).double_value(&[]);
+        assert!((loss + probability.ln()).abs() < 1e-12);
     }
 }

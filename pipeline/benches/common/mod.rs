@@ -8,6 +8,7 @@ use qf_codecs::jpeg::{Decompressor, Options, Part, Region, Scale};
 use qf_codecs::testing::{encode, photograph, Encoding};
 use qf_pipeline::augment::{ImageProcessor, ImageTransform, SampleRng, View};
 use qf_pipeline::decode::{DecodeLimits, DecodeQuality, Decoder, OnTruncated, RgbImage};
+use qf_pipeline::pixels::PlanarRgb;
 use qf_pipeline::text::CaptionTokenizer;
 
 pub(crate) const SIZE: u32 = 224;
@@ -66,7 +67,7 @@ pub(crate) struct ImagePath {
     processor: ImageProcessor,
     quality: DecodeQuality,
     number: u32,
-    pub(crate) out: Vec<u8>,
+    pub(crate) out: PlanarRgb,
 }
 
 impl ImagePath {
@@ -76,7 +77,7 @@ impl ImagePath {
             decoder: Decoder::new(DecodeLimits::default(), OnTruncated::Error),
             quality,
             number: 0,
-            out: vec![0; processor.out_len()],
+            out: processor.blank(),
             processor,
         }
     }
@@ -105,7 +106,7 @@ impl ImagePath {
 
     pub(crate) fn resize(&mut self, image: &RgbImage) {
         let view = self.draw(image.width(), image.height());
-        self.processor.render(image, &view, &mut self.out);
+        self.processor.render(image, &view, self.out.as_mut());
     }
 
     pub(crate) fn run(&mut self, file: &[u8]) {
@@ -120,7 +121,7 @@ impl ImagePath {
                 &opened,
                 &view,
                 self.quality,
-                &mut self.out,
+                self.out.as_mut(),
             )
             .expect("decodes");
     }

@@ -10,7 +10,9 @@ pub use buffer::{HostAllocator, HostBuffer, PlainAllocator};
 pub(crate) use rows::{EpochRows, Pixels};
 
 use crate::loader::{Counters, LoaderState};
+use crate::pixels::PlanarBatch;
 use crate::sample::{Member, SampleId};
+use crate::text::TokenRows;
 
 /// A batch of `B` images with `N` captions, in host memory.
 ///
@@ -23,12 +25,8 @@ pub struct Batch {
     pub batch_size: usize,
     /// Side `S` of the square images, in pixels.
     pub image_size: usize,
-    /// `[N, T]` token ids, row major, padded.
-    pub token_ids: Vec<i64>,
-    /// `[N, T]`, 1 for a token, 0 for padding.
-    pub attention_mask: Vec<i64>,
-    /// Length `T` of a token row.
-    pub text_len: usize,
+    /// Token ids and mask of the captions, `[N, T]` each.
+    pub tokens: TokenRows,
     /// `[N]`: which image of the batch a caption row belongs to.
     pub caption_image: Vec<u32>,
     /// `[N]` captions, after the caption processor.
@@ -45,12 +43,17 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// `[B, 3, S, S]` u8, RGB: crops as the processor left them, not yet normalised.
+    /// The images: crops as the processor left them, not yet normalised.
     ///
     /// Normalisation is `(x / 255 - mean) / std` with [`crate::augment::CLIP_MEAN`] and
     /// [`crate::augment::CLIP_STD`]; the trainer does it on the device, which quarters the copy.
-    pub fn pixels(&self) -> &[u8] {
-        &self.pixels.as_slice()[..self.batch_size * 3 * self.image_size * self.image_size]
+    ///
+    /// # Panics
+    /// If its public sizes were changed to ones that its memory does not hold.
+    pub fn pixels(&self) -> PlanarBatch<'_> {
+        let len = self.batch_size * 3 * self.image_size * self.image_size;
+        PlanarBatch::new(self.image_size, &self.pixels.as_slice()[..len])
+            .expect("that many images of that size")
     }
 
     /// Counters of the run up to and including this batch.

@@ -32,7 +32,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use image::metadata::Orientation;
 use qf_codecs::jpeg::{ComponentStrip, Decompressor, Entropy, Outcome, Part, Region, Scale, Strip};
-use qf_codecs::resample::STRIP_ROWS;
+use qf_codecs::resample::{Area, STRIP_ROWS};
 use serde::{Deserialize, Serialize};
 
 use crate::augment::CropBox;
@@ -337,8 +337,8 @@ pub struct DecodedCrop<'a> {
     pub(crate) rows: u32,
     /// The whole pixels that the crop touches.
     pub(crate) hull: CropBox,
-    /// The crop, in pixels from the hull's corner: left, top, width, height.
-    pub(crate) crop: (f64, f64, f64, f64),
+    /// The crop, within the hull.
+    pub(crate) crop: Area,
     /// How to stand it upright.
     pub(crate) turn: Turn,
 }
@@ -351,7 +351,7 @@ impl<'a> DecodedCrop<'a> {
             columns: image.width,
             rows: image.height,
             hull: crop,
-            crop: (0.0, 0.0, f64::from(crop.width), f64::from(crop.height)),
+            crop: Area::whole(f64::from(crop.width), f64::from(crop.height)),
             turn: Turn::default(),
         }
     }
@@ -369,8 +369,8 @@ pub(crate) struct DecodedStrip<'a> {
     /// Pixels of each row, and rows of all strips together, without those before.
     pub(crate) width: u32,
     pub(crate) height: u32,
-    /// The crop, in pixels from the corner of those pixels: left, top, width, height.
-    pub(crate) crop: (f64, f64, f64, f64),
+    /// The crop, within those pixels.
+    pub(crate) crop: Area,
     /// How to stand it upright; not on its side.
     pub(crate) turn: Turn,
 }
@@ -504,7 +504,7 @@ impl Decoder {
                     columns,
                     rows,
                     hull: CropBox { x, y, ..stored },
-                    crop: (0.0, 0.0, f64::from(stored.width), f64::from(stored.height)),
+                    crop: Area::whole(f64::from(stored.width), f64::from(stored.height)),
                     turn: image.turn,
                 })
             }
@@ -706,8 +706,8 @@ struct ReducedCrop {
     scale: Scale,
     /// The whole pixels that it touches.
     region: Region,
-    /// The crop, in pixels from the region's corner: left, top, width, height.
-    crop: (f64, f64, f64, f64),
+    /// The crop, within the region.
+    crop: Area,
 }
 
 impl ReducedCrop {
@@ -724,12 +724,12 @@ impl ReducedCrop {
         ReducedCrop {
             scale,
             region,
-            crop: (
-                reduced(stored.x) - f64::from(x),
-                reduced(stored.y) - f64::from(y),
-                reduced(stored.width),
-                reduced(stored.height),
-            ),
+            crop: Area {
+                left: reduced(stored.x) - f64::from(x),
+                top: reduced(stored.y) - f64::from(y),
+                width: reduced(stored.width),
+                height: reduced(stored.height),
+            },
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::batch::{Batch, BufferPool, EpochRows, PooledBuffer};
 use crate::config::LoaderConfig;
 use crate::error::{PipelineError, SampleError, ShardError};
 use crate::sample::DecodedSample;
+use crate::text::TokenRows;
 
 /// What a worker makes of a sample.
 pub(crate) type Finished = Result<DecodedSample, SampleError>;
@@ -175,9 +176,7 @@ impl Collator {
             pixels: PooledBuffer::none(self.pool.clone()),
             batch_size: 0,
             image_size: self.config.image_size,
-            token_ids: Vec::new(),
-            attention_mask: Vec::new(),
-            text_len: self.config.text_len,
+            tokens: TokenRows::with_capacity(self.config.text_len, self.config.batch_size),
             caption_image: Vec::new(),
             captions: Vec::new(),
             ids: Vec::new(),
@@ -206,10 +205,7 @@ impl Collator {
         if let Some(spare) = rows.put(at, sample.pixels)? {
             self.work.recycle(spare);
         }
-        batch.token_ids.extend_from_slice(&sample.token_ids);
-        batch
-            .attention_mask
-            .extend_from_slice(&sample.attention_mask);
+        batch.tokens.append(&sample.tokens);
         let image = batch.batch_size as u32;
         batch
             .caption_image

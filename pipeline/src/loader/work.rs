@@ -7,35 +7,30 @@ use crossbeam::queue::SegQueue;
 
 use super::recycle::BytePool;
 use super::stats::Meters;
-use crate::augment::{ImageProcessor, SampleRng};
+use crate::augment::SampleRng;
 use crate::batch::Pixels;
 use crate::captions::raw_captions;
 use crate::config::{CaptionChoice, LoaderConfig};
-use crate::decode::{is_image_extension, DecodeError, DecodeQuality, Decoder};
+use crate::decode::{is_image_extension, DecodeError};
 use crate::error::{PipelineError, SampleError, SkipReason};
+use crate::image_stage::{ImageSettings, ImageStage};
+use crate::pixels::{image_len, PlanarRgbMut};
 use crate::sample::{DecodedSample, EncodedSample, Member, MemberData, SampleId};
-use crate::text::{CaptionProcessor, CaptionTokenizer};
+use crate::text::{CaptionProcessor, CaptionTokenizer, TokenRows};
 
 /// Everything the workers share.
 pub(crate) struct Work {
     config: Arc<LoaderConfig>,
     tokenizer: Arc<CaptionTokenizer>,
     caption_processor: CaptionProcessor,
-    quality: DecodeQuality,
     meters: Arc<Meters>,
     /// Takes back the memory of images that are decoded.
     bytes: Arc<BytePool>,
-    /// Applies nothing itself: a worker that finds no scratch begins with a copy.
-    prototype: ImageProcessor,
-    /// Scratch memory not in use at the moment; there are as many as busy workers.
-    scratch: SegQueue<Scratch>,
+    images: ImageSettings,
+    /// Stages not in use at the moment; there are as many as busy workers.
+    stages: SegQueue<ImageStage>,
     /// Pixel buffers for samples whose row is not free.
     spare: SegQueue<Vec<u8>>,
-}
-
-struct Scratch {
-    decoder: Decoder,
-    processor: ImageProcessor,
 }
 
 impl Work {
@@ -45,24 +40,21 @@ impl Work {
         meters: Arc<Meters>,
         bytes: Arc<BytePool>,
     ) -> Result<Self, PipelineError> {
-        let transform = config.image_transform();
-        let prototype = ImageProcessor::new(transform)?;
         Ok(Work {
             caption_processor: CaptionProcessor::new(config.max_words, config.prompt.as_str())?,
-            quality: config.effective_decode_quality(),
+            images: ImageSettings::new(&config)?,
             config,
             tokenizer,
             meters,
             bytes,
-            prototype,
-            scratch: SegQueue::new(),
+            stages: SegQueue::new(),
             spare: SegQueue::new(),
         })
     }
 
     /// Bytes of one processed image.
     pub(crate) fn image_len(&self) -> usize {
-        self.prototype.out_len()
+        image_len(self.images.size())
     }
 
     /// Takes back a spare buffer whose pixels have been put into their row.
@@ -121,75 +113,62 @@ impl Work {
         let bytes_of_text = captions.iter().map(|caption| caption.len() as u64).sum();
         let tokenise = &self.meters.tokenise;
         tokenise.add_sample(id, bytes_of_text, start, start.elapsed());
-        let (token_ids, attention_mask) = tokens?;
+        let tokens = tokens?;
         let mut pixels = row.unwrap_or_else(|| {
             let spare = self.spare.pop();
             Pixels::Spare(spare.unwrap_or_else(|| vec![0; self.image_len()]))
         });
-        let mut scratch = self.scratch.pop().unwrap_or_else(|| Scratch {
-            decoder: Decoder::new(self.config.decode_limits(), self.config.on_truncated),
-            processor: self.prototype.clone(),
-        });
-        let result = self.image(id, bytes, &mut rng, &mut scratch, pixels.as_mut_slice());
-        self.scratch.push(scratch);
+        let out = PlanarRgbMut::new(self.images.size(), pixels.as_mut_slice())
+            .expect("rows of batches and spare buffers have the length of an image");
+        let mut stage = self.stages.pop().unwrap_or_else(|| self.images.stage());
+        let result = self.image(id, bytes, &mut rng, &mut stage, out);
+        self.stages.push(stage);
         result?;
         Ok(DecodedSample {
             id: id.clone(),
             pixels,
             members: Vec::new(),
             captions,
-            token_ids,
-            attention_mask,
+            tokens,
         })
     }
 
-    /// Draws a crop on the image's header, decodes it and writes it to `out`, `[3, S, S]`.
+    /// Draws a crop on the image's header, decodes it and writes it to `out`.
     fn image(
         &self,
         id: &SampleId,
         bytes: &[u8],
         rng: &mut SampleRng,
-        scratch: &mut Scratch,
-        out: &mut [u8],
+        stage: &mut ImageStage,
+        out: PlanarRgbMut<'_>,
     ) -> Result<(), (SkipReason, String)> {
         let undecodable =
             |error: DecodeError| (error.reason(), format!("cannot decode its image: {error}"));
-        let Scratch { decoder, processor } = scratch;
         let start = Instant::now();
-        let opened = decoder.open(bytes).map_err(undecodable)?;
-        self.config.filters.image(opened.width(), opened.height())?;
-        let view = processor
-            .transform()
-            .draw(opened.width(), opened.height(), rng);
-        let augmenting = processor
-            .render_opened(decoder, &opened, &view, self.quality, out)
-            .map_err(undecodable)?;
+        let opened = stage.open(bytes).map_err(undecodable)?;
+        let (width, height) = (opened.width(), opened.height());
+        self.config.filters.image(width, height)?;
+        let opening = start.elapsed();
+        let rendered = stage.render(&opened, rng, out).map_err(undecodable)?;
         // Both go on in turns; the trace shows one behind the other.
-        let decoding = start.elapsed().saturating_sub(augmenting);
+        let decoding = opening + rendered.decoding;
         let Meters {
             decode, augment, ..
         } = &*self.meters;
         let len = bytes.len() as u64;
         decode.add_bytes(len);
         decode.add_sample(id, len, start, decoding);
-        augment.add_sample(id, len, start + decoding, augmenting);
+        augment.add_sample(id, len, start + decoding, rendered.augmenting);
         Ok(())
     }
 
-    /// `[N, T]` ids and mask of `N` captions.
-    fn tokenise(&self, captions: &[String]) -> Result<(Vec<i64>, Vec<i64>), (SkipReason, String)> {
-        let text_len = self.config.text_len;
-        let mut token_ids = vec![0; captions.len() * text_len];
-        let mut attention_mask = vec![0; captions.len() * text_len];
-        let rows = token_ids
-            .chunks_mut(text_len)
-            .zip(attention_mask.chunks_mut(text_len));
-        for (caption, (ids, mask)) in captions.iter().zip(rows) {
-            self.tokenizer
-                .encode(caption, ids, mask)
+    fn tokenise(&self, captions: &[String]) -> Result<TokenRows, (SkipReason, String)> {
+        let mut rows = TokenRows::with_capacity(self.config.text_len, captions.len());
+        for caption in captions {
+            rows.push(&self.tokenizer, caption)
                 .map_err(|error| (SkipReason::BadCaption, error.to_string()))?;
         }
-        Ok((token_ids, attention_mask))
+        Ok(rows)
     }
 
     /// The captions in use: one drawn, or all; those that the caption processor leaves empty never

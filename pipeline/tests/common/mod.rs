@@ -7,6 +7,7 @@ use qf_pipeline::augment::{CropBox, ImageProcessor, ImageTransform, SampleRng, V
 use qf_pipeline::decode::{
     DecodeError, DecodeLimits, DecodeQuality, Decoder, OnTruncated, RgbImage,
 };
+use qf_pipeline::pixels::PlanarRgb;
 
 /// A file or folder of the shared test data, which lies at `$QF_SHARED` or beside the checkout;
 /// `None`, and a printed line, where there is none, unless `QF_REQUIRE_SHARED=1` demands it.
@@ -50,7 +51,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The image path of the loader: header, crop, decode, resize, flip, layout.
+/// The parts of the loader's image stage, with any mix of transform and quality.
 pub(crate) struct ImagePath {
     pub(crate) decoder: Decoder,
     pub(crate) processor: ImageProcessor,
@@ -71,21 +72,26 @@ impl ImagePath {
         &mut self,
         bytes: &[u8],
         number: u32,
-        out: &mut [u8],
+        out: &mut PlanarRgb,
     ) -> Result<View, DecodeError> {
         let opened = self.decoder.open(bytes)?;
         let mut rng = SampleRng::new(1, 0, 0, number);
         let transform = *self.processor.transform();
         let view = transform.draw(opened.width(), opened.height(), &mut rng);
-        self.processor
-            .render_opened(&mut self.decoder, &opened, &view, self.quality, out)?;
+        self.processor.render_opened(
+            &mut self.decoder,
+            &opened,
+            &view,
+            self.quality,
+            out.as_mut(),
+        )?;
         Ok(view)
     }
 
     /// The same view of the whole picture.
-    pub(crate) fn reference(&mut self, whole: &RgbImage, view: &View) -> Vec<u8> {
-        let mut out = vec![0; self.processor.out_len()];
-        self.processor.render(whole, view, &mut out);
+    pub(crate) fn reference(&mut self, whole: &RgbImage, view: &View) -> PlanarRgb {
+        let mut out = self.processor.blank();
+        self.processor.render(whole, view, out.as_mut());
         out
     }
 }

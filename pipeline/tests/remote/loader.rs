@@ -100,7 +100,11 @@ pub(crate) fn run(
     let seen = loader.map(|batch| {
         let batch = batch.unwrap();
         let keys = batch.ids.iter().map(|id| id.key.clone()).collect();
-        (keys, batch.pixels().to_vec(), batch.state.clone())
+        (
+            keys,
+            batch.pixels().as_bytes().to_vec(),
+            batch.state.clone(),
+        )
     });
     seen.collect()
 }

@@ -316,8 +316,9 @@ impl Bench {
             self.interrupt.check()?;
             images += batch.batch_size as u64;
             if self.to_f32 {
-                floats.resize(batch.pixels().len(), 0.0);
-                normalise_batch(batch.pixels(), batch.image_size, floats);
+                let pixels = batch.pixels();
+                floats.resize(pixels.as_bytes().len(), 0.0);
+                normalise_batch(pixels, floats);
                 std::hint::black_box(&floats);
             }
             if start.elapsed() >= limit {

@@ -158,8 +158,9 @@ fn draw_scenes(seed: u64, count: u64) -> anyhow::Result<Vec<Scene>> {
 fn render(scene: &Scene, size: u32, draw: &mut Draw) -> anyhow::Result<Vec<u8>> {
     let pixels = raster::render(scene, size, draw);
     let mut jpeg = Vec::new();
-    JpegEncoder::new_with_quality(&mut jpeg, JPEG_QUALITY)
-        .encode(&pixels, size, size, image::ExtendedColorType::Rgb8)
+    let encoder = JpegEncoder::new_with_quality(&mut jpeg, JPEG_QUALITY);
+    pixels
+        .write_with_encoder(encoder)
         .context("cannot encode JPEG")?;
     Ok(jpeg)
 }

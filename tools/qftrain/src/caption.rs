@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use qf_model::generate::{generate, GenerateConfig, Generated, Strategy};
 use qf_model::host::{batch_allocator, upload, upload_pixels};
-use qf_model::image_file::ImageReader;
+use qf_pipeline::image_file::ImageReader;
 use qf_pipeline::loader::Loader;
+use qf_pipeline::pixels::PlanarImages;
 use qf_pipeline::LoaderConfig;
 use serde_json::json;
 use tch::Tensor;
@@ -116,11 +117,7 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
         .validate(model.config.model.qformer.max_positions)?;
     let data = &model.config.data;
     if args.shards.is_empty() {
-        let reader = ImageReader::new(
-            data.image_size,
-            data.max_sample_bytes,
-            data.max_image_pixels,
-        )?;
+        let reader = ImageReader::new(data)?;
         let first = args.images.chunks(args.batch_size.into()).next();
         // A mistyped name shows before the model is loaded.
         let mut first_batch = first.map(|paths| read(&reader, paths)).transpose()?;
@@ -131,7 +128,7 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
                 Some(pixels) => pixels,
                 None => read(&reader, paths)?,
             };
-            let images = upload_pixels(&pixels, reader.image_size(), captioner.loaded.device)?;
+            let images = upload_pixels(pixels.as_batch(), captioner.loaded.device)?;
             let names: Vec<_> = paths
                 .iter()
                 .map(|path| path.display().to_string())
@@ -172,11 +169,11 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Pixels `[B, 3, S, S]` of files, or the first error.
-fn read(reader: &ImageReader, paths: &[PathBuf]) -> anyhow::Result<Vec<u8>> {
-    let mut pixels = Vec::new();
+/// Pixels of files, or the first error.
+fn read(reader: &ImageReader, paths: &[PathBuf]) -> anyhow::Result<PlanarImages> {
+    let mut pixels = PlanarImages::new(reader.image_size());
     for image in reader.read_all(paths) {
-        pixels.extend(image?);
+        pixels.push(&image?);
     }
     Ok(pixels)
 }

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Args;
-use qf_model::host::{upload_pixels, upload_text};
-use qf_model::image_file::ImageReader;
+use qf_model::host::DeviceBatch;
+use qf_pipeline::image_file::ImageReader;
+use qf_pipeline::text::TokenRows;
 use serde_json::json;
 use tch::Kind;
 
@@ -40,45 +41,37 @@ struct Score {
 pub(crate) fn run(args: &ScoreArgs) -> anyhow::Result<()> {
     let model = args.model.open()?;
     let data = model.config.data.clone();
-    let reader = ImageReader::new(
-        data.image_size,
-        data.max_sample_bytes,
-        data.max_image_pixels,
-    )?;
     // What the user gave is looked at before the model is loaded.
-    let pixels = reader.read(&args.image)?;
+    let pixels = ImageReader::new(&data)?.read(&args.image)?;
     let loaded = model.load()?;
     let processor = loaded.caption_processor()?;
-    let mut token_ids = vec![0; args.texts.len() * data.text_len];
-    let mut attention_mask = token_ids.clone();
-    let rows = token_ids
-        .chunks_mut(data.text_len)
-        .zip(attention_mask.chunks_mut(data.text_len));
-    for (number, (text, (ids, mask))) in args.texts.iter().zip(rows).enumerate() {
+    let mut tokens = TokenRows::with_capacity(data.text_len, args.texts.len());
+    for (number, text) in args.texts.iter().enumerate() {
         if processor.is_empty(text) {
             bail!(
                 "text {} ({text:?}) is empty after the caption processor; give some words",
                 number + 1
             );
         }
-        loaded
-            .tokenizer
-            .encode(&processor.process(text), ids, mask)?;
+        tokens.push(&loaded.tokenizer, &processor.process(text))?;
     }
     let (model, device) = (&loaded.model, loaded.device);
-    let token_ids = upload_text(&token_ids, data.text_len, device)?;
-    let attention_mask = upload_text(&attention_mask, data.text_len, device)?;
-    let images = upload_pixels(&pixels, reader.image_size(), device)?;
+    let DeviceBatch {
+        images,
+        token_ids,
+        attention_mask,
+    } = DeviceBatch::of(pixels.as_batch(), &tokens, device)?;
     let scores = tch::no_grad(|| {
         let embeds = model.encode_image(&images)?; // [1, M, E]
         let queries = model.image_features(&embeds)?.f_squeeze_dim(0)?; // [Q, d]
         let texts = model.text_features(&token_ids, &attention_mask)?; // [N, d]
         let cosine = texts.f_matmul(&queries.f_tr()?)?.f_amax(1, false)?; // [N]
         let index = token_ids.f_select(1, 0)?.f_zeros_like()?; // [N]
-        let logits = model.itm_logits_of_pairs(&embeds, &index, &token_ids, &attention_mask)?; // [N, 2]
-        let matches = logits.f_softmax(1, Kind::Double)?.f_select(1, 1)?; // [N]
+        let logits = model.itm_logits_of_pairs(&embeds, &index, &token_ids, &attention_mask)?;
         let numbers = |tensor: tch::Tensor| Vec::<f64>::try_from(tensor.f_to_kind(Kind::Double)?);
-        let pairs = numbers(matches)?.into_iter().zip(numbers(cosine)?);
+        let pairs = numbers(logits.match_probability()?)?
+            .into_iter()
+            .zip(numbers(cosine)?);
         Ok::<Vec<Score>, qf_model::ModelError>(
             pairs
                 .map(|(match_probability, cosine)| Score {

@@ -20,6 +20,30 @@ use crate::jpeg::ComponentStrip;
 /// Rows that are taken at a time.
 pub const STRIP_ROWS: usize = 16;
 
+/// A rectangle in pixels, which need not be whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Area {
+    /// Distance of its left edge from the left of what it lies in.
+    pub left: f64,
+    /// Distance of its upper edge from the top.
+    pub top: f64,
+    /// From its left edge to its right edge.
+    pub width: f64,
+    /// From its upper edge to its lower edge.
+    pub height: f64,
+}
+
+impl Area {
+    /// All of something of this size.
+    pub fn whole(width: f64, height: f64) -> Area {
+        Area {
+            width,
+            height,
+            ..Area::default()
+        }
+    }
+}
+
 /// The size of a part of a picture, and what it is resized to.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Shape {
@@ -29,9 +53,8 @@ pub struct Shape {
     pub height: usize,
     /// Columns and rows that come before the part, and have no influence.
     pub before: (usize, usize),
-    /// What becomes the whole result, in pixels of the part: left, top, width, height. What lies
-    /// beyond the part has no influence.
-    pub area: (f64, f64, f64, f64),
+    /// What of the part becomes the whole result. What lies beyond the part has no influence.
+    pub area: Area,
     /// Side S of the result, in pixels.
     pub size: usize,
     /// Whether the result is mirrored left to right.
@@ -43,7 +66,7 @@ pub struct Shape {
 impl Shape {
     /// Whether sizes and area fit each other.
     fn is_valid(&self) -> bool {
-        let (left, top, width, height) = self.area;
+        let area = self.area;
         let inside = |start: f64, length: f64, len: usize| {
             start >= 0.0 && length > 0.0 && start + length <= len as f64
         };
@@ -51,8 +74,8 @@ impl Shape {
             self.width.saturating_sub(self.before.0),
             self.height.saturating_sub(self.before.1),
         );
-        inside(left, width, part.0)
-            && inside(top, height, part.1)
+        inside(area.left, area.width, part.0)
+            && inside(area.top, area.height, part.1)
             && self.size > 0
             && self.width.checked_mul(3).is_some()
             && self.out_len().is_some()

@@ -2,7 +2,7 @@ use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
-use super::{Resampler, Shape, STRIP_ROWS};
+use super::{Area, Resampler, Shape, STRIP_ROWS};
 use crate::jpeg::components::{ComponentStrip, Halved};
 use crate::testing::Numbers;
 
@@ -23,11 +23,16 @@ fn share(numbers: &mut Numbers) -> f64 {
 fn reference(crop: &Crop<'_>) -> Vec<u8> {
     let shape = &crop.shape;
     let (size, rows) = (shape.size as u32, shape.height as u32);
-    let (left, top, width, height) = shape.area;
-    let pick = |area: (f64, f64, f64, f64)| {
+    let Area {
+        left,
+        top,
+        width,
+        height,
+    } = shape.area;
+    let pick = |area: Area| {
         ResizeOptions::new()
             .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
-            .crop(area.0, area.1, area.2, area.3)
+            .crop(area.left, area.top, area.width, area.height)
     };
     let columns = (crop.stride / 3) as u32;
     let source = TypedImageRef::<U8x3>::from_buffer(columns, rows, crop.pixels).expect("pixels");
@@ -38,7 +43,12 @@ fn reference(crop: &Crop<'_>) -> Vec<u8> {
         .resize_typed(
             &source,
             &mut halfway,
-            &pick((left, 0.0, width, f64::from(rows))),
+            &pick(Area {
+                left,
+                top: 0.0,
+                width,
+                height: f64::from(rows),
+            }),
         )
         .expect("resizes");
     let mut pixels = vec![0; shape.size * shape.size * 3];
@@ -47,7 +57,12 @@ fn reference(crop: &Crop<'_>) -> Vec<u8> {
         .resize_typed(
             &halfway,
             &mut out,
-            &pick((0.0, top, f64::from(size), height)),
+            &pick(Area {
+                left: 0.0,
+                top,
+                width: f64::from(size),
+                height,
+            }),
         )
         .expect("resizes");
     pixels
@@ -105,14 +120,19 @@ fn equals_fast_image_resize() {
             *pixel = [0, 255, numbers.below(256) as u8][numbers.below(3) as usize];
         }
         let area = match round % 3 {
-            0 => (0.0, 0.0, width as f64, height as f64),
+            0 => Area::whole(width as f64, height as f64),
             _ => {
                 let (left, top) = (share(&mut numbers) * 0.9, share(&mut numbers) * 0.9);
                 let right =
                     width as f64 - (0.05 + share(&mut numbers) * 0.04) * f64::from(width > 1);
                 let left = if width > 1 { left } else { 0.0 };
                 let top = if height > 1 { top } else { 0.0 };
-                (left, top, right - left, height as f64 - top)
+                Area {
+                    left,
+                    top,
+                    width: right - left,
+                    height: height as f64 - top,
+                }
             }
         };
         let crop = Crop {
@@ -132,11 +152,18 @@ fn equals_fast_image_resize() {
     }
 }
 
+const AREA: Area = Area {
+    left: 0.0,
+    top: 0.0,
+    width: 4.0,
+    height: 3.0,
+};
+
 const SHAPE: Shape = Shape {
     width: 4,
     height: 3,
     before: (0, 0),
-    area: (0.0, 0.0, 4.0, 3.0),
+    area: AREA,
     size: 2,
     mirrored: false,
     upside_down: false,
@@ -177,10 +204,16 @@ fn refuses_what_does_not_fit() {
             },
             12,
         ),
-        (changed((0.5, 0.0, 4.0, 3.0)), 12),
-        (changed((0.0, 0.0, 4.0, f64::NAN)), 12),
-        (changed((-0.1, 0.0, 4.0, 3.0)), 12),
-        (changed((0.0, 0.0, 0.0, 3.0)), 12),
+        (changed(Area { left: 0.5, ..AREA }), 12),
+        (
+            changed(Area {
+                height: f64::NAN,
+                ..AREA
+            }),
+            12,
+        ),
+        (changed(Area { left: -0.1, ..AREA }), 12),
+        (changed(Area { width: 0.0, ..AREA }), 12),
     ] {
         let done = resampler.resize(&shape, &pixels, stride, &mut planes);
         assert!(!done, "{shape:?}, {stride}");
@@ -199,7 +232,7 @@ fn strips_come_in_order_and_whole() {
     let rows = STRIP_ROWS + 2;
     let shape = Shape {
         height: rows,
-        area: (0.0, 0.0, 4.0, rows as f64),
+        area: Area::whole(4.0, rows as f64),
         ..SHAPE
     };
     let pixels = vec![200; 12 * rows];
@@ -233,7 +266,7 @@ fn keeps_its_buffers() {
         width: 300,
         height: 200,
         before: (0, 0),
-        area: (0.0, 0.0, 300.0, 200.0),
+        area: Area::whole(300.0, 200.0),
         size: 64,
         mirrored: false,
         upside_down: false,
@@ -272,7 +305,7 @@ fn parts_begin_behind_what_comes_before() {
             width: columns,
             height: rows,
             before: (0, 0),
-            area: (0.0, 0.0, columns as f64, rows as f64),
+            area: Area::whole(columns as f64, rows as f64),
             size: 1 + numbers.below(70) as usize,
             mirrored: round % 3 == 0,
             upside_down: false,
@@ -326,7 +359,12 @@ fn colours_are_those_of_the_formula() {
                 width: 256,
                 height: STRIP_ROWS,
                 before: (0, 0),
-                area: (left as f64, 0.0, side, side),
+                area: Area {
+                    left: left as f64,
+                    top: 0.0,
+                    width: side,
+                    height: side,
+                },
                 size: STRIP_ROWS,
                 mirrored: false,
                 upside_down: false,
@@ -390,7 +428,12 @@ fn areas_may_begin_below_many_strips() {
         width: 40,
         height: 2000,
         before: (0, 0),
-        area: (0.0, 1500.0, 40.0, 100.0),
+        area: Area {
+            left: 0.0,
+            top: 1500.0,
+            width: 40.0,
+            height: 100.0,
+        },
         size: 8,
         mirrored: false,
         upside_down: false,

@@ -93,12 +93,12 @@ impl Passes {
     #[target_feature(enable = "avx2")]
     fn begin_with_avx2(&mut self, shape: &Shape) {
         let size = shape.size;
-        let (left, top, width, height) = shape.area;
+        let area = shape.area;
         self.across.set(&Line {
             before: shape.before.0,
             len: shape.width - shape.before.0,
-            start: left,
-            span: width,
+            start: area.left,
+            span: area.width,
             size,
             entries: size.next_multiple_of(8),
             reversed: shape.mirrored,
@@ -106,8 +106,8 @@ impl Passes {
         self.down.set(&Line {
             before: shape.before.1,
             len: shape.height - shape.before.1,
-            start: top,
-            span: height,
+            start: area.top,
+            span: area.height,
             size,
             entries: size,
             reversed: false,

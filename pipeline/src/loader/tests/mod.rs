@@ -15,6 +15,7 @@ use crate::error::SkipReason;
 use crate::order::ShuffleMode;
 use crate::shard::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 use crate::source::{resolve_shards, ShardLocation};
+use crate::text::TokenRows;
 
 /// A PNG whose colours depend on `number`, so that images can be told apart.
 fn png(number: usize) -> Vec<u8> {
@@ -111,8 +112,7 @@ fn config() -> LoaderConfig {
 struct Seen {
     keys: Vec<String>,
     pixels: Vec<u8>,
-    token_ids: Vec<i64>,
-    attention_mask: Vec<i64>,
+    tokens: TokenRows,
     captions: Vec<String>,
     epoch: u64,
     state: LoaderState,
@@ -121,9 +121,8 @@ struct Seen {
 fn seen(batch: &Batch) -> Seen {
     Seen {
         keys: batch.ids.iter().map(|id| id.key.clone()).collect(),
-        pixels: batch.pixels().to_vec(),
-        token_ids: batch.token_ids.clone(),
-        attention_mask: batch.attention_mask.clone(),
+        pixels: batch.pixels().as_bytes().to_vec(),
+        tokens: batch.tokens.clone(),
         captions: batch.captions.clone(),
         epoch: batch.epoch,
         state: batch.state.clone(),
@@ -177,7 +176,7 @@ fn every_format_gives_the_same_batches() {
     let batches = |format| {
         let shards = write_shards(dir.path(), format, &[6, 9]);
         // The state names the files, which differ; all that the model sees does not.
-        let strip = |seen: Seen| (seen.keys, seen.pixels, seen.token_ids, seen.captions);
+        let strip = |seen: Seen| (seen.keys, seen.pixels, seen.tokens, seen.captions);
         run(&config(), &shards, None)
             .into_iter()
             .map(strip)
@@ -435,7 +434,10 @@ fn evaluation_reads_everything_once_with_all_captions() {
             .collect::<Vec<_>>()
     );
     assert_eq!(batches[1].captions.len(), 9);
-    assert_eq!(batches[1].token_ids.len(), 9 * 8);
+    assert_eq!(
+        (batches[1].tokens.len(), batches[1].tokens.text_len()),
+        (9, 8)
+    );
     assert_eq!(batches[0].captions[..3], ["red 0", "blue 0", "dog"]);
     assert_eq!(config().for_evaluation().captions, CaptionChoice::All);
 }

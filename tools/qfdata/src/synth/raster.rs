@@ -14,8 +14,8 @@ const STRIPE_PERIOD: f64 = 0.44;
 const DOT_SPACING: f64 = 0.5;
 const DOT_RADIUS: f64 = 0.16;
 
-/// The image of a scene: `[size, size, 3]` u8, RGB, row major.
-pub(super) fn render(scene: &Scene, size: u32, draw: &mut Draw) -> Vec<u8> {
+/// The image of a scene, `size` pixels high and wide.
+pub(super) fn render(scene: &Scene, size: u32, draw: &mut Draw) -> image::RgbImage {
     let placed = scene.place(draw);
     let mut pixels = Vec::with_capacity(size as usize * size as usize * 3);
     for y in 0..size {
@@ -26,10 +26,8 @@ pub(super) fn render(scene: &Scene, size: u32, draw: &mut Draw) -> Vec<u8> {
     for object in &placed {
         draw_object(&mut pixels, size, object, draw);
     }
-    pixels
-        .iter()
-        .map(|&channel| (channel + 0.5) as u8)
-        .collect()
+    let samples = pixels.iter().map(|&channel| (channel + 0.5) as u8);
+    image::RgbImage::from_raw(size, size, samples.collect()).expect("three samples a pixel")
 }
 
 fn background_at(background: Background, x: u32, y: u32, size: u32) -> Rgb {

@@ -2,7 +2,7 @@
 
 use crate::jpeg::tests::{damage, decode, encodings, file, options, region};
 use crate::jpeg::{Decompressor, Entropy, Outcome, Part, Region, Scale};
-use crate::resample::{Resampler, Shape};
+use crate::resample::{Area, Resampler, Shape};
 use crate::testing::{Encoding, Numbers, Sampling};
 
 /// A resized part, of which as much as that is taken.
@@ -13,12 +13,12 @@ fn shape(region: &Region, size: usize, inset: f64) -> Shape {
         width,
         height,
         before: (0, 0),
-        area: (
-            inset * across,
-            inset * down,
-            (1.0 - 2.0 * inset) * across,
-            (1.0 - 2.0 * inset) * down,
-        ),
+        area: Area {
+            left: inset * across,
+            top: inset * down,
+            width: (1.0 - 2.0 * inset) * across,
+            height: (1.0 - 2.0 * inset) * down,
+        },
         size,
         mirrored: false,
         upside_down: false,
