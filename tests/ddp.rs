@@ -866,7 +866,7 @@ fn endless(
 }
 
 /// The processes that `parent` has started, by their rank.
-fn ranks_of(parent: &Child) -> Vec<(usize, u32)> {
+pub(crate) fn ranks_of(parent: &Child) -> Vec<(usize, u32)> {
     let id = parent.id();
     let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
     let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
@@ -884,7 +884,7 @@ fn ranks_of(parent: &Child) -> Vec<(usize, u32)> {
     ranks
 }
 
-fn kill(signal: &str, pid: u32) {
+pub(crate) fn kill(signal: &str, pid: u32) {
     let script = format!("kill {signal} {pid}");
     let status = Command::new("sh").args(["-c", &script]).status();
     assert!(status.unwrap().success(), "{script}");

@@ -455,7 +455,8 @@ fn a_run_folder_is_kept_from_other_runs_and_mistaken_resumptions() {
     );
     let resume = |more: &[&'static str]| -> Vec<&str> {
         [
-            &["--run-dir", run_dir.as_str(), "--resume", "--steps", "4"],
+            &["--run-dir", run_dir.as_str(), "--resume"][..],
+            &["--steps", "4", "--allow-changes"][..],
             more,
         ]
         .concat()

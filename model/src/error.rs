@@ -147,6 +147,14 @@ pub enum ModelError {
         /// The word of the network library.
         message: String,
     },
+    /// What ended another rank, told by itself.
+    #[error("rank {rank}: {message}")]
+    Peer {
+        /// That rank.
+        rank: i64,
+        /// What went wrong there.
+        message: String,
+    },
     /// A step that needs more memory than the device has.
     #[error("a step on a batch of {batch_size} does not fit {device}: {}; {cause}", room(*.fits))]
     DeviceMemory {
@@ -171,6 +179,14 @@ pub enum ModelError {
 }
 
 impl ModelError {
+    /// Whether the weights are at fault: they must not be saved.
+    pub fn is_of_weights(&self) -> bool {
+        matches!(
+            self,
+            ModelError::NonFinite { .. } | ModelError::NonFiniteWeights { .. }
+        )
+    }
+
     /// Whether libtorch found no memory for a tensor.
     pub fn is_out_of_memory(&self) -> bool {
         let ModelError::Torch(TchError::Torch(text)) = self else {

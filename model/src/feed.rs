@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use qf_pipeline::loader::{LoaderMonitor, LoaderReport, LoaderState, QueueReport, StageReport};
+use qf_pipeline::loader::{
+    LoaderMonitor, LoaderReport, LoaderState, QueueReport, SkipReports, StageReport, TakenReports,
+};
 use qf_pipeline::trace::{Arg, Trace};
 use qf_pipeline::{Batch, Loader, PipelineError};
 use tch::Device;
@@ -47,6 +49,7 @@ pub struct DeviceFeed {
     batches: Option<Receiver<Message>>,
     thread: Option<JoinHandle<()>>,
     monitor: LoaderMonitor,
+    skips: Option<SkipReports>,
     meter: Arc<Meter>,
     state: LoaderState,
     taken: u64,
@@ -96,6 +99,7 @@ impl DeviceFeed {
         });
         let (sender, batches) = sync_channel(WAITING);
         let (monitor, state) = (loader.monitor(), loader.state().clone());
+        let skips = loader.skip_reports().cloned();
         let shared = meter.clone();
         let thread = std::thread::Builder::new()
             .name("qf-upload".into())
@@ -119,6 +123,7 @@ impl DeviceFeed {
             batches: Some(batches),
             thread: Some(thread),
             monitor,
+            skips,
             meter,
             state,
             taken: 0,
@@ -194,6 +199,13 @@ impl DeviceFeed {
     /// The loader's state after the last batch that was handed out: what is on its way does not count.
     pub fn state(&self) -> &LoaderState {
         &self.state
+    }
+
+    /// Takes the names of samples that were left out before the batch of this number was complete; see
+    /// [`SkipReports::take_before`]. None of a loader that does not report them.
+    pub fn take_skipped(&self, batch: u64) -> TakenReports {
+        let skips = self.skips.as_ref();
+        skips.map_or_else(TakenReports::default, |skips| skips.take_before(batch))
     }
 
     /// Where the time of the loader and of the upload went.

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint;
 use crate::error::ModelError;
 
+/// What a process holds that trains in a run folder.
+const LOCK: &str = ".lock";
+
 /// Paths in a run folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunDir(PathBuf);
@@ -46,6 +49,11 @@ impl RunDir {
         self.0.join("metrics.jsonl")
     }
 
+    /// One JSON object per line: each bad sample once, with the reason.
+    pub fn skipped(&self) -> PathBuf {
+        self.0.join("skipped.jsonl")
+    }
+
     /// Throughput by stage, written at the end.
     pub fn profile(&self) -> PathBuf {
         self.0.join("profile.json")
@@ -79,6 +87,35 @@ impl RunDir {
         Ok(has_metrics || !checkpoint::list(&self.checkpoints())?.is_empty())
     }
 
+    /// Removes the files of a start that trained nothing, its claim included; returns whether nothing
+    /// else is there. What a step left stays, with everything beside it.
+    pub fn remove_start(&self) -> bool {
+        let start = [
+            self.0.join(LOCK),
+            self.config(),
+            self.vocabulary(),
+            self.tokenizer_json(),
+            self.weights(),
+            self.metrics(),
+        ];
+        let Ok(entries) = fs::read_dir(&self.0) else {
+            return false;
+        };
+        let is_of_start = |path: &Path| {
+            let is_empty = || fs::metadata(path).is_ok_and(|file| file.len() == 0);
+            start.iter().any(|of_start| of_start == path) && (path != self.metrics() || is_empty())
+        };
+        let all_of_start = (entries.map(|entry| entry.map(|entry| entry.path())))
+            .all(|path| path.is_ok_and(|path| is_of_start(&path)));
+        if all_of_start {
+            for path in start {
+                // One that cannot be removed keeps its folder there, too.
+                let _ = fs::remove_file(path);
+            }
+        }
+        all_of_start
+    }
+
     /// Claims the folder, which must exist, for this process until the result is dropped. The
     /// operating system gives it up when the process ends in any way. A file system without locks
     /// lets everyone in.
@@ -87,7 +124,7 @@ impl RunDir {
     /// [`ModelError::InUse`] when another process has it, [`ModelError::Io`] when the folder cannot
     /// be written to.
     pub fn lock(&self) -> Result<RunLock, ModelError> {
-        let path = self.0.join(".lock");
+        let path = self.0.join(LOCK);
         let file = File::options()
             .create(true)
             .truncate(false)
@@ -137,5 +174,31 @@ mod tests {
         fs::write(run_dir.metrics(), "{}\n").unwrap();
         assert!(run_dir.holds_run().unwrap());
         assert!(RunDir::new(folder.path().join("none")).lock().is_err());
+    }
+
+    #[test]
+    fn a_start_that_trained_nothing_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let run_dir = RunDir::new(folder.path());
+        let names = || fs::read_dir(folder.path()).unwrap().count();
+        let start = || {
+            let lock = run_dir.lock().unwrap();
+            for path in [run_dir.config(), run_dir.vocabulary(), run_dir.metrics()] {
+                fs::write(path, "").unwrap();
+            }
+            lock
+        };
+        let lock = start();
+        assert!(run_dir.remove_start());
+        assert_eq!(names(), 0);
+        drop(lock);
+        for kept in [run_dir.metrics(), run_dir.skipped(), run_dir.checkpoints()] {
+            drop(start());
+            fs::write(&kept, "{}\n").unwrap();
+            assert!(!run_dir.remove_start(), "{}", kept.display());
+            assert!(names() >= 4);
+            fs::remove_file(kept).unwrap();
+            assert!(run_dir.remove_start());
+        }
     }
 }

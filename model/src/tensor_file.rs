@@ -1,10 +1,12 @@
 //! Writes tensors to safetensors files.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::Path;
 
-use safetensors::{Dtype, View};
+use qf_pipeline::atomic_file::AtomicFile;
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::Dtype;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::ModelError;
@@ -39,18 +41,53 @@ fn write(
         path: path.to_owned(),
         message,
     };
-    let views = tensors
+    let mut views = tensors
         .iter()
         .map(|(name, tensor)| match HostView::new(tensor) {
             Ok(view) => Ok((name.as_str(), view)),
             Err(error) => Err(unwritable(format!("cannot write `{name}`: {error}"))),
         })
         .collect::<Result<Vec<_>, _>>()?;
-    safetensors::serialize_to_file(views, note, path)
-        .map_err(|error| unwritable(format!("cannot be written: {error}")))
+    // The order of safetensors' own writer: the largest elements first, so that all are aligned.
+    views.sort_by(|(a, left), (b, right)| right.dtype.cmp(&left.dtype).then(a.cmp(b)));
+    let header = header(&views, note).map_err(unwritable)?;
+    // Not by `safetensors::serialize_to_file`, whose files only their owner may read.
+    let mut file = AtomicFile::create(path)?;
+    let mut write = |bytes: &[u8]| {
+        let written = file.write_all(bytes);
+        written.map_err(|error| unwritable(format!("cannot be written: {error}")))
+    };
+    write(&(header.len() as u64).to_le_bytes())?;
+    write(&header)?;
+    for (_, view) in &views {
+        write(&view.bytes())?;
+    }
+    Ok(file.commit_unsynced()?)
 }
 
-/// A tensor as safetensors sees it; its bytes are copied to the host only while they are written.
+/// What stands before the tensors of a file, padded to a multiple of eight bytes.
+fn header(
+    views: &[(&str, HostView)],
+    note: Option<HashMap<String, String>>,
+) -> Result<Vec<u8>, String> {
+    let mut offset = 0;
+    let infos = views.iter().map(|(name, view)| {
+        let data_offsets = (offset, offset + view.len);
+        offset += view.len;
+        let info = TensorInfo {
+            dtype: view.dtype,
+            shape: view.shape.clone(),
+            data_offsets,
+        };
+        ((*name).to_string(), info)
+    });
+    let metadata = Metadata::new(note, infos.collect()).map_err(|error| error.to_string())?;
+    let mut header = serde_json::to_vec(&metadata).map_err(|error| error.to_string())?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok(header)
+}
+
+/// A tensor with what the header says of it; its bytes are copied to the host only while they are written.
 struct HostView {
     tensor: Tensor,
     dtype: Dtype,
@@ -80,26 +117,13 @@ impl HostView {
             len,
         })
     }
-}
 
-impl View for HostView {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
+    /// Its elements, row by row.
+    fn bytes(&self) -> Vec<u8> {
         let host = self.tensor.to_device(Device::Cpu).contiguous();
         let mut bytes = vec![0u8; self.len];
         host.copy_data_u8(&mut bytes, host.numel());
-        Cow::Owned(bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.len
+        bytes
     }
 }
 
@@ -133,7 +157,15 @@ mod tests {
             assert_eq!(read[name].kind(), tensor.kind());
             assert_eq!(&read[name], tensor, "{name}");
         }
-        let nowhere = dir.path().join("no/such/folder.safetensors");
-        assert!(write_safetensors(&nowhere, &tensors).is_err());
+        // The library reads it too, and its own writer lays out the same bytes.
+        let bytes = std::fs::read(&path).unwrap();
+        let parsed = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(
+            safetensors::serialize(parsed.tensors(), None).unwrap(),
+            bytes
+        );
+        let nowhere = path.join("under/a/file.safetensors");
+        let message = write_safetensors(&nowhere, &tensors).unwrap_err();
+        assert!(message.to_string().contains("under/a"), "{message}");
     }
 }

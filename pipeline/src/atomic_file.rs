@@ -12,8 +12,9 @@ use crate::error::PipelineError;
 const BUFFER_BYTES: usize = 256 * 1024;
 
 /// Writes to a hidden temporary file (`.NAME.XXXXXX.tmp`) beside the target; [`commit`] makes it
-/// the target. Dropped without a commit, it removes the temporary file and leaves the target as it
-/// was. Only a killed process can leave a temporary file, and no pattern such as `*.tar` finds it.
+/// the target. Dropped without a commit, it removes the temporary file and the folders that it
+/// created, and leaves the target as it was. Only a killed process can leave a temporary file, and
+/// no pattern such as `*.tar` finds it.
 ///
 /// ```
 /// use std::io::Write;
@@ -32,6 +33,8 @@ const BUFFER_BYTES: usize = 256 * 1024;
 pub struct AtomicFile {
     writer: BufWriter<NamedTempFile>,
     target: PathBuf,
+    /// Dropped after the temporary file.
+    folders: NewFolders,
 }
 
 impl AtomicFile {
@@ -42,9 +45,10 @@ impl AtomicFile {
     pub fn create(target: impl Into<PathBuf>) -> Result<Self, PipelineError> {
         let target = target.into();
         match open_beside(&target) {
-            Ok(temporary) => Ok(Self {
+            Ok((temporary, folders)) => Ok(Self {
                 writer: BufWriter::with_capacity(BUFFER_BYTES, temporary),
                 target,
+                folders,
             }),
             Err(source) => Err(PipelineError::Io {
                 path: target,
@@ -77,7 +81,11 @@ impl AtomicFile {
     }
 
     fn publish(self, sync: bool) -> Result<(), PipelineError> {
-        let Self { writer, target } = self;
+        let Self {
+            writer,
+            target,
+            folders,
+        } = self;
         let published = (|| {
             let temporary = writer.into_inner().map_err(|error| error.into_error())?;
             if sync {
@@ -87,6 +95,7 @@ impl AtomicFile {
             if sync {
                 File::open(folder_of(&target))?.sync_all()?;
             }
+            folders.keep();
             Ok(())
         })();
         published.map_err(|source| PipelineError::Io {
@@ -106,6 +115,49 @@ impl Write for AtomicFile {
     }
 }
 
+/// Folders that were created for what is to go into them. Dropped without [`keep`](Self::keep), those
+/// that are still empty are removed: what failed leaves nothing behind.
+#[derive(Debug)]
+#[must_use = "dropping it removes the folders that are empty"]
+pub struct NewFolders(Vec<PathBuf>);
+
+impl NewFolders {
+    /// Creates `folder` and those above it that are missing.
+    ///
+    /// # Errors
+    /// That of the first folder which cannot be created; those above it are then gone again.
+    pub fn create(folder: &Path) -> io::Result<NewFolders> {
+        let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+        let missing = folder.ancestors().take_while(is_missing);
+        let created = NewFolders(missing.map(Path::to_owned).collect());
+        fs::create_dir_all(folder)?;
+        Ok(created)
+    }
+
+    /// Whether the folder was not there before.
+    pub fn is_new(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    /// Leaves them where they are.
+    pub fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for NewFolders {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            match fs::remove_dir(folder) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // One that somebody has put something into stays.
+                Err(_) => return,
+            }
+        }
+    }
+}
+
 fn folder_of(target: &Path) -> &Path {
     match target.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -113,7 +165,7 @@ fn folder_of(target: &Path) -> &Path {
     }
 }
 
-fn open_beside(target: &Path) -> io::Result<NamedTempFile> {
+fn open_beside(target: &Path) -> io::Result<(NamedTempFile, NewFolders)> {
     let Some(name) = target.file_name() else {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -127,7 +179,7 @@ fn open_beside(target: &Path) -> io::Result<NamedTempFile> {
         ));
     }
     let folder = folder_of(target);
-    fs::create_dir_all(folder)?;
+    let folders = NewFolders::create(folder)?;
     let mut prefix = std::ffi::OsString::from(".");
     prefix.push(name);
     prefix.push(".");
@@ -139,7 +191,7 @@ fn open_beside(target: &Path) -> io::Result<NamedTempFile> {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
-    builder.tempfile_in(folder)
+    Ok((builder.tempfile_in(folder)?, folders))
 }
 
 #[cfg(test)]
@@ -186,6 +238,34 @@ mod tests {
         drop(file);
         assert_eq!(names(folder.path()), ["file.bin"]);
         assert_eq!(fs::read(&target).unwrap(), b"old");
+    }
+
+    #[test]
+    fn folders_made_for_nothing_are_removed_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("a/b/c/file.bin");
+        drop(AtomicFile::create(&target).unwrap());
+        assert!(names(folder.path()).is_empty());
+        let first = AtomicFile::create(&target).unwrap();
+        let second = AtomicFile::create(folder.path().join("a/b/other.bin")).unwrap();
+        drop(first);
+        assert_eq!(names(folder.path()), ["a"]);
+        second.commit().unwrap();
+        assert_eq!(names(&folder.path().join("a/b")), ["other.bin"]);
+        // A folder that was there before stays, be it empty.
+        fs::create_dir(folder.path().join("before")).unwrap();
+        drop(AtomicFile::create(folder.path().join("before/file")).unwrap());
+        assert!(folder.path().join("before").is_dir());
+        // Where a file is in the way, what was created up to there goes.
+        fs::write(folder.path().join("plain"), b"").unwrap();
+        assert!(NewFolders::create(&folder.path().join("plain/x")).is_err());
+        let created = NewFolders::create(&folder.path().join("new/er")).unwrap();
+        assert!(created.is_new());
+        created.keep();
+        assert!(folder.path().join("new/er").is_dir());
+        assert!(!NewFolders::create(&folder.path().join("new/er"))
+            .unwrap()
+            .is_new());
     }
 
     #[test]

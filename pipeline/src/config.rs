@@ -106,6 +106,9 @@ pub struct LoaderConfig {
     pub read_ahead_bytes: usize,
     /// What becomes of a bad sample. Default `warn`.
     pub on_bad_sample: OnBad,
+    /// Greatest share of a data set's samples that may be bad, once 1,000 were looked at; beyond it the
+    /// run ends. What filters leave out does not count. 1 allows any. Default 0.1.
+    pub max_bad_share: f64,
     /// What becomes of the rest of a shard that cannot be read on. Default `error`.
     pub on_bad_shard: OnBad,
     /// A sample with more bytes than this is skipped. Default 128 MiB.
@@ -144,6 +147,7 @@ impl Default for LoaderConfig {
             prefetch_batches: 4,
             read_ahead_bytes: 32 << 20,
             on_bad_sample: OnBad::Warn,
+            max_bad_share: 0.1,
             on_bad_shard: OnBad::Error,
             max_sample_bytes: 128 << 20,
             max_image_pixels: 178_956_970,
@@ -160,6 +164,8 @@ impl LoaderConfig {
             drop_last: false,
             processing: Processing::Eval,
             captions: CaptionChoice::All,
+            // A report on what there is, with what was skipped beside it.
+            max_bad_share: 1.0,
             ..self
         }
     }
@@ -277,6 +283,11 @@ impl LoaderConfig {
             (1..=1024).contains(&self.prefetch_batches),
             "prefetch_batches",
             "must be 1 to 1024",
+        )?;
+        check(
+            (0.0..=1.0).contains(&self.max_bad_share),
+            "max_bad_share",
+            "must be 0 to 1, e.g. 0.1 for a tenth",
         )?;
         check(
             self.max_sample_bytes > 0,

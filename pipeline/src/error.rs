@@ -150,6 +150,22 @@ pub enum PipelineError {
     /// A bad sample under `on_bad_sample = "error"`.
     #[error("{0}; set on_bad_sample = \"warn\" or \"skip\" to go on without it")]
     BadSample(#[from] SampleError),
+    /// More bad samples in a data set than `max_bad_share` allows.
+    #[error("{}", too_many_bad(set, *.bad, *.looked_at, *.max_bad_share, reasons, last))]
+    TooManyBad {
+        /// Name of the data set; empty for the only one.
+        set: String,
+        /// Bad samples so far, on this rank.
+        bad: u64,
+        /// Samples looked at so far, on this rank.
+        looked_at: u64,
+        /// The setting.
+        max_bad_share: f64,
+        /// Bad samples by reason.
+        reasons: Vec<(SkipReason, u64)>,
+        /// The one that was too many.
+        last: SampleError,
+    },
     /// A bad shard under `on_bad_shard = "error"`.
     #[error("{0}; set on_bad_shard = \"warn\" or \"skip\" to go on without the rest of it")]
     BadShard(#[from] ShardError),
@@ -191,6 +207,30 @@ pub enum PipelineError {
     /// A thread could not be started, or died: the message says which and why.
     #[error("{0}")]
     Thread(String),
+}
+
+fn too_many_bad(
+    set: &str,
+    bad: u64,
+    looked_at: u64,
+    max_bad_share: f64,
+    reasons: &[(SkipReason, u64)],
+    last: &SampleError,
+) -> String {
+    let of = match set {
+        "" => String::new(),
+        set => format!(" of data set `{set}`"),
+    };
+    let reasons: Vec<String> = (reasons.iter())
+        .map(|(reason, count)| format!("{count} {reason}"))
+        .collect();
+    format!(
+        "{bad} of {looked_at} samples{of} are bad, {:.1} %, and max_bad_share = {max_bad_share} allows \
+         {:.1} %: {}; the last is {last}; repair or leave out this data, or raise max_bad_share",
+        100.0 * bad as f64 / looked_at.max(1) as f64,
+        100.0 * max_bad_share,
+        reasons.join(", ")
+    )
 }
 
 /// An error with its causes, `what failed: why`, for the user to read. A cause that the message of

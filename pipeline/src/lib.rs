@@ -78,6 +78,7 @@ pub mod stop;
 pub mod text;
 pub mod trace;
 pub mod vocabulary;
+pub mod words;
 
 pub use batch::Batch;
 pub use config::LoaderConfig;

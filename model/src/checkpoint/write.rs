@@ -35,7 +35,7 @@ pub struct Retention {
 /// [`save`](Self::save) copies weights and moments into host memory and returns; the thread then
 /// serialises, digests, syncs and renames. There is one copy: a save that comes while the one before
 /// it is still being written waits for that. What goes wrong on the thread comes back from the next
-/// call of [`poll`](Self::poll), [`save`](Self::save) or [`finish`](Self::finish).
+/// call of [`poll`](Self::poll), [`save`](Self::save) or [`wait`](Self::wait).
 pub struct CheckpointWriter {
     jobs: Option<SyncSender<Job>>,
     done: Receiver<Done>,
@@ -48,7 +48,7 @@ struct Job {
     snapshot: Snapshot,
     state: TrainState,
     config: String,
-    metrics: Option<File>,
+    logs: Vec<File>,
 }
 
 type Done = (Snapshot, Result<(), ModelError>);
@@ -84,7 +84,7 @@ impl CheckpointWriter {
     }
 
     /// Takes over a copy of weights and moments and begins to write them with `state` and `config`
-    /// (TOML). When `state.best` is of this very step, `best.json` will name it. `metrics` is synced
+    /// (TOML). When `state.best` is of this very step, `best.json` will name it. `logs` are synced
     /// to disk before the checkpoint appears, so that no logged step before it can be lost. Of an
     /// optimiser whose state is spread over `ranks`, this rank receives the rest in host memory: the
     /// others are to call [`AdamW::send_state`] meanwhile.
@@ -100,7 +100,7 @@ impl CheckpointWriter {
         ranks: &dyn Ranks,
         state: TrainState,
         config: String,
-        metrics: Option<File>,
+        logs: Vec<File>,
     ) -> Result<(), ModelError> {
         let started = Instant::now();
         let waits = self.snapshot.is_none();
@@ -118,7 +118,7 @@ impl CheckpointWriter {
             snapshot,
             state,
             config,
-            metrics,
+            logs,
         };
         let jobs = self.jobs.as_ref().ok_or_else(died)?;
         jobs.send(job).map_err(|_| died())
@@ -139,15 +139,11 @@ impl CheckpointWriter {
         }
     }
 
-    /// Waits until everything is on disk and ends the thread.
+    /// Waits until the last save is on disk.
     ///
     /// # Errors
     /// As [`poll`](Self::poll).
-    pub fn finish(mut self) -> Result<(), ModelError> {
-        self.wait()
-    }
-
-    fn wait(&mut self) -> Result<(), ModelError> {
+    pub fn wait(&mut self) -> Result<(), ModelError> {
         if self.snapshot.is_some() {
             return Ok(());
         }
@@ -201,8 +197,8 @@ fn write(checkpoints: &Path, job: &Job, retention: Retention) -> Result<(), Mode
         let _ = remove_folder(&partial);
         return Err(error);
     }
-    if let Some(metrics) = &job.metrics {
-        metrics.sync_data().map_err(at(checkpoints))?;
+    for log in &job.logs {
+        log.sync_data().map_err(at(checkpoints))?;
     }
     let target = checkpoints.join(&name);
     // A folder of this name is one that resumption found damaged and passed over.

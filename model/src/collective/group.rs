@@ -426,6 +426,17 @@ impl Ranks for ProcessGroup {
     fn process_group(&self) -> Option<&ProcessGroup> {
         Some(self)
     }
+
+    fn leave_word(&self, state: &[u8]) -> Result<(), ModelError> {
+        let left = self.board.leave_word(self.place.rank, state);
+        left.map_err(|said| self.lost(&said))
+    }
+
+    fn last_words(&self) -> Option<Vec<Vec<u8>>> {
+        self.watch.silence();
+        let ranks = 0..self.place.world_size;
+        ranks.map(|rank| self.board.last_word(rank).ok()?).collect()
+    }
 }
 
 impl std::fmt::Debug for ProcessGroup {

@@ -72,6 +72,16 @@ pub trait Ranks: Collective {
     /// The processes behind the ranks, where there are several.
     fn process_group(&self) -> Option<&ProcessGroup>;
 
+    /// Leaves where this rank's data stand for rank 0, should this rank be lost.
+    ///
+    /// # Errors
+    /// [`ModelError::RankLost`] when the store does not answer.
+    fn leave_word(&self, state: &[u8]) -> Result<(), ModelError>;
+
+    /// What every rank left last; `None` where one has not, or the store is gone. From now on this
+    /// rank's watch is silent, so that there is time to make use of it.
+    fn last_words(&self) -> Option<Vec<Vec<u8>>>;
+
     /// Whether this rank writes the run's files and speaks to the user.
     fn is_first(&self) -> bool {
         self.rank() == 0
@@ -183,6 +193,14 @@ impl Ranks for SingleProcess {
     }
 
     fn process_group(&self) -> Option<&ProcessGroup> {
+        None
+    }
+
+    fn leave_word(&self, _: &[u8]) -> Result<(), ModelError> {
+        Ok(())
+    }
+
+    fn last_words(&self) -> Option<Vec<Vec<u8>>> {
         None
     }
 }

@@ -24,6 +24,20 @@ impl Board {
         self.store.add(&format!("beat/{rank}"), 0)
     }
 
+    /// Leaves where this rank's data stand.
+    pub(super) fn leave_word(&self, rank: i64, state: &[u8]) -> Result<(), Said> {
+        self.store.set(&format!("word/{rank}"), state)
+    }
+
+    /// What a rank left last, if it did.
+    pub(super) fn last_word(&self, rank: i64) -> Result<Option<Vec<u8>>, Said> {
+        let key = format!("word/{rank}");
+        match self.store.has(&key)? {
+            true => self.store.get(&key, Duration::from_secs(1)).map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// Says why the run ends, unless another rank has.
     pub(super) fn put_failure(&self, cause: &str) -> Result<(), Said> {
         match self.store.add("failures", 1)? {

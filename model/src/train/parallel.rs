@@ -1,6 +1,6 @@
 //! What a step of several ranks adds to one of a single process.
 
-use qf_pipeline::loader::LoaderState;
+use qf_pipeline::loader::{LoaderState, TakenReports};
 use tch::{Device, Tensor};
 
 use crate::blip2::Blip2Qformer;
@@ -27,6 +27,45 @@ pub fn loader_state(own: &LoaderState, ranks: &dyn Ranks) -> Result<LoaderState,
     Ok(LoaderState::merge(&states)?)
 }
 
+/// Leaves where this rank's data stand, for rank 0 to find should this rank be lost.
+pub(super) fn leave_state(own: &LoaderState, ranks: &dyn Ranks) -> Result<(), ModelError> {
+    let json = serde_json::to_vec(own).map_err(|error| ModelError::Input {
+        what: "state of this rank's loader",
+        message: error.to_string(),
+    })?;
+    ranks.leave_word(&json)
+}
+
+/// Where the data of all ranks stand, by what each left; `None` unless all did after the batch of `own`.
+pub(super) fn left_states(own: &LoaderState, ranks: &dyn Ranks) -> Option<LoaderState> {
+    let words = ranks.last_words()?;
+    let states = words.iter().map(|word| serde_json::from_slice(word).ok());
+    let states: Vec<LoaderState> = states.collect::<Option<_>>()?;
+    let are_of_one_batch = states.iter().all(|state| state.batches == own.batches);
+    match are_of_one_batch {
+        true => LoaderState::merge(&states).ok(),
+        false => None,
+    }
+}
+
+/// What all ranks left out.
+pub(super) fn gather_reports(
+    own: &TakenReports,
+    ranks: &dyn Ranks,
+) -> Result<Vec<TakenReports>, ModelError> {
+    if ranks.world_size() == 1 {
+        return Ok(vec![own.clone()]);
+    }
+    let unreadable = |error: serde_json::Error| ModelError::Input {
+        what: "a rank's list of bad samples",
+        message: error.to_string(),
+    };
+    let own = serde_json::to_vec(own).map_err(unreadable)?;
+    let all = ranks.gather_bytes(&own)?;
+    let all = all.iter().map(|taken| serde_json::from_slice(taken));
+    all.collect::<Result<_, _>>().map_err(unreadable)
+}
+
 /// The sum of counts over all ranks.
 pub(super) fn sum(counts: [u64; 2], ranks: &dyn Ranks) -> Result<[u64; 2], ModelError> {
     if ranks.world_size() == 1 {
@@ -43,34 +82,40 @@ pub(super) fn rank_seed(seed: u64, rank: i64) -> u64 {
     seed.wrapping_add((rank.unsigned_abs()).wrapping_mul(0xd1b5_4a32_d192_ed03))
 }
 
-/// What all ranks know before a step.
-#[derive(Debug, PartialEq, Eq)]
+/// What a rank knows before a step; and, once they agreed, what all know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Agreed {
     /// A rank was asked to stop.
     pub(super) stops: bool,
+    /// A rank has failed: 0 none, else the worst of them.
+    pub(super) failure: i64,
+    /// A rank has left out samples.
+    pub(super) has_skips: bool,
     /// Batches that every rank has.
     pub(super) batches: usize,
     /// Columns of the texts of each batch: those of the longest text of any rank.
     pub(super) columns: Vec<i64>,
 }
 
-/// Agrees with the other ranks on a step of `expected` batches, of which this rank has those whose
-/// longest texts are `columns`.
-pub(super) fn agree(
-    ranks: &dyn Ranks,
-    stops: bool,
-    expected: usize,
-    columns: &[i64],
-) -> Result<Agreed, ModelError> {
-    let missing = expected.saturating_sub(columns.len());
-    let mut values = vec![i64::from(stops), missing as i64];
-    values.extend(columns);
-    values.resize(expected + 2, 0);
+/// Agrees with the other ranks on a step of `expected` batches.
+pub(super) fn agree(ranks: &dyn Ranks, own: Agreed, expected: usize) -> Result<Agreed, ModelError> {
+    let missing = expected.saturating_sub(own.batches);
+    let mut values = vec![
+        i64::from(own.stops),
+        own.failure,
+        i64::from(own.has_skips),
+        missing as i64,
+    ];
+    let head = values.len();
+    values.extend(own.columns);
+    values.resize(head + expected, 0);
     let all = ranks.max(&values)?;
-    let (head, columns) = all.split_at(2);
-    let batches = expected.saturating_sub(usize::try_from(head[1]).unwrap_or(0));
+    let (head, columns) = all.split_at(head);
+    let batches = expected.saturating_sub(usize::try_from(head[3]).unwrap_or(0));
     Ok(Agreed {
         stops: head[0] > 0,
+        failure: head[1],
+        has_skips: head[2] > 0,
         batches,
         columns: columns.iter().take(batches).copied().collect(),
     })
@@ -174,13 +219,15 @@ mod tests {
 
     #[test]
     fn agreement_with_oneself() {
-        let agreed = agree(&SingleProcess, true, 3, &[7, 5]).unwrap();
-        let expected = Agreed {
+        let own = Agreed {
             stops: true,
+            failure: 2,
+            has_skips: true,
             batches: 2,
             columns: vec![7, 5],
         };
-        assert_eq!(agreed, expected);
-        assert_eq!(agree(&SingleProcess, false, 2, &[]).unwrap().batches, 0);
+        assert_eq!(agree(&SingleProcess, own.clone(), 3).unwrap(), own);
+        let none = Agreed::default();
+        assert_eq!(agree(&SingleProcess, none.clone(), 2).unwrap(), none);
     }
 }

@@ -275,6 +275,14 @@ fn bottleneck(
     wait_share: f64,
     place: &Place,
 ) -> String {
+    let computing = [Phase::Forward, Phase::Backward, Phase::Optimiser];
+    let computing = computing.map(|phase| match (place.device, phases.get(phase as usize)) {
+        (Device::Cpu, Some(phase)) => phase.busy_secs,
+        _ => 0.0,
+    });
+    if let Some(clause) = loader.starvation(computing.iter().sum()) {
+        return clause;
+    }
     if wait_share > WAIT_SHARE {
         return format!(
             "the loader: {:.0} % of the time went into waiting for data; {}",

@@ -171,9 +171,9 @@ impl MetricsFile {
     ///
     /// # Errors
     /// [`ModelError::Io`] naming the file.
-    pub(super) fn open_handle(path: &Path) -> Result<File, ModelError> {
-        File::open(path).map_err(|source| ModelError::Io {
-            path: path.to_owned(),
+    pub(super) fn handle(&self) -> Result<File, ModelError> {
+        self.file.try_clone().map_err(|source| ModelError::Io {
+            path: self.path.clone(),
             source,
         })
     }

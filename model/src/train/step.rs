@@ -21,6 +21,23 @@ pub(super) struct StepResult {
     pub(super) verdict: Verdict,
 }
 
+/// Why a step was not made.
+#[derive(Debug)]
+pub(super) struct StepFailure {
+    pub(super) error: ModelError,
+    /// Some weights may have changed: they are those of no step.
+    pub(super) is_half_done: bool,
+}
+
+impl From<ModelError> for StepFailure {
+    fn from(error: ModelError) -> Self {
+        StepFailure {
+            error,
+            is_half_done: false,
+        }
+    }
+}
+
 impl Trainer {
     /// Makes a step on `batches` at rate `lr`: forward and backward on each, and one update from the
     /// mean of their gradients if `guard` finds all numbers finite.
@@ -34,7 +51,7 @@ impl Trainer {
         peers: &Peers<'_>,
         guard: &mut Guard<'_>,
         phases: &mut Phases,
-    ) -> Result<StepResult, ModelError> {
+    ) -> Result<StepResult, StepFailure> {
         // Dropout and negatives depend on the run's seed, the rank and the step alone, so a resumed
         // run draws what the unbroken one drew.
         tch::manual_seed(step_seed(rank_seed(seed, peers.ranks.rank()), self.step));
@@ -48,7 +65,9 @@ impl Trainer {
         phases.time(Phase::Optimiser, || {
             let scaled_norm = self.optimizer.gradient_norm()?;
             let gradient_norm = match &self.scaler {
-                Some(scaler) => scaled_norm.f_divide(scaler.scale())?,
+                Some(scaler) => scaled_norm
+                    .f_divide(scaler.scale())
+                    .map_err(ModelError::from)?,
                 None => scaled_norm.shallow_clone(),
             };
             let verdict = guard.judge(&StepView {
@@ -58,28 +77,47 @@ impl Trainer {
                 // Under a loss scale an infinite gradient is nothing but a scale too large.
                 gradient_norm: self.scaler.is_none().then_some(&gradient_norm),
             })?;
-            if let Verdict::Update = verdict {
-                self.update(lr, &scaled_norm, &gradient_norm)?;
-                self.optimizer.share_parameters(peers.ranks)?;
-            }
-            let losses = done.iter().map(|done| {
-                let output = &done.output;
-                let losses = [
-                    &output.loss,
-                    &output.loss_itc,
-                    &output.loss_itm,
-                    &output.loss_lm,
-                ];
-                Ok(Tensor::f_stack(&losses, 0)?.f_detach()?)
-            });
-            let losses = losses.collect::<Result<Vec<Tensor>, ModelError>>()?;
-            self.step += 1;
+            let norms = (&scaled_norm, &gradient_norm);
+            let losses = self.finish_step(&verdict, lr, norms, peers, &done);
+            let losses = losses.map_err(|error| StepFailure {
+                error,
+                is_half_done: true,
+            })?;
             Ok(StepResult {
-                losses: Tensor::f_stack(&losses, 0)?.f_mean_dim([0i64].as_slice(), false, None)?,
+                losses,
                 gradient_norm,
                 verdict,
             })
         })
+    }
+
+    /// The update, where there is one; returns the means of the losses, `[4]`.
+    fn finish_step(
+        &mut self,
+        verdict: &Verdict,
+        lr: f64,
+        (scaled_norm, gradient_norm): (&Tensor, &Tensor),
+        peers: &Peers<'_>,
+        done: &[MicroStep],
+    ) -> Result<Tensor, ModelError> {
+        if let Verdict::Update = verdict {
+            self.update(lr, scaled_norm, gradient_norm)?;
+            self.optimizer.share_parameters(peers.ranks)?;
+        }
+        let losses = done.iter().map(|done| {
+            let output = &done.output;
+            let losses = [
+                &output.loss,
+                &output.loss_itc,
+                &output.loss_itm,
+                &output.loss_lm,
+            ];
+            Ok(Tensor::f_stack(&losses, 0)?.f_detach()?)
+        });
+        let losses = losses.collect::<Result<Vec<Tensor>, ModelError>>()?;
+        let means = Tensor::f_stack(&losses, 0)?.f_mean_dim([0i64].as_slice(), false, None)?;
+        self.step += 1;
+        Ok(means)
     }
 
     /// Forward and backward of the batch `index` of `parts`. The last one's gradients are the mean

@@ -1,9 +1,11 @@
 //! Reading, uploading and computing at the same time.
 
-use std::sync::atomic::AtomicU64;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use qf_pipeline::PipelineError;
 use tch::Device;
 
 use super::non_finite::tests::trainer_and_loader;
@@ -16,7 +18,7 @@ const STEPS: u64 = 12;
 fn train(
     in_step: impl Fn(u64),
     before_batch: impl Fn() + Send + 'static,
-) -> Result<RunProfile, ModelError> {
+) -> Result<RunProfile, RunFailure> {
     let end = run(in_step, before_batch, &AtomicBool::new(false))?;
     assert_eq!((end.outcome, end.profile.steps), (Outcome::Finished, STEPS));
     Ok(end.profile)
@@ -27,21 +29,40 @@ fn run(
     in_step: impl Fn(u64),
     before_batch: impl Fn() + Send + 'static,
     stop: &AtomicBool,
-) -> Result<RunEnd, ModelError> {
+) -> Result<RunEnd, RunFailure> {
     let folder = tempfile::tempdir().unwrap();
-    // With two pairs the negatives are certain, whatever other tests draw from torch's generator.
-    let (mut trainer, loader) = trainer_and_loader(folder.path(), 2);
-    let mut feed = DeviceFeed::start_with(loader, Device::Cpu, move |loader| {
+    let before_batch = move |_| {
         before_batch();
-        loader.next_batch()
-    })?;
+        None
+    };
+    run_in(folder.path(), in_step, before_batch, stop)
+}
+
+/// The same in a folder; the loader fails where `before_batch` does.
+fn run_in(
+    folder: &Path,
+    in_step: impl Fn(u64),
+    before_batch: impl Fn(u64) -> Option<PipelineError> + Send + 'static,
+    stop: &AtomicBool,
+) -> Result<RunEnd, RunFailure> {
+    // With two pairs the negatives are certain, whatever other tests draw from torch's generator.
+    let (mut trainer, loader) = trainer_and_loader(folder, 2);
+    let mut asked = 0;
+    let mut feed = DeviceFeed::start_with(loader, Device::Cpu, move |loader| {
+        asked += 1;
+        match before_batch(asked) {
+            Some(error) => Err(error),
+            None => loader.next_batch(),
+        }
+    })
+    .unwrap();
     let mut table = toml::Table::new();
     table.insert("steps".into(), (STEPS as i64).into());
     let model = toml::Table::try_from(trainer.model.config()).unwrap();
     table.insert("model".into(), model.into());
     let config: TrainConfig = table.try_into().unwrap();
-    let run_dir = RunDir::new(folder.path().join("run"));
-    std::fs::create_dir(run_dir.path()).unwrap();
+    let run_dir = RunDir::new(folder.join("run"));
+    std::fs::create_dir_all(run_dir.path()).unwrap();
     trainer.run(RunContext {
         config: &config,
         feed: &mut feed,
@@ -118,6 +139,45 @@ fn a_run_that_waits_for_data_in_vain_can_be_stopped() {
         "{}",
         end.profile.steps
     );
+}
+
+/// Whatever ends a run between two steps, what was trained is in a checkpoint.
+#[test]
+fn a_run_that_fails_saves_its_steps_first() {
+    let never = AtomicBool::new(false);
+    let gone = || PipelineError::Thread("the data is gone".into());
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = folder.path().join("run/checkpoints");
+    let fails_at = |batch: u64| move |asked: u64| (asked == batch).then(gone);
+    let failure = run_in(folder.path(), |_| (), fails_at(6), &never);
+    let failure = failure.err().unwrap();
+    assert!(failure.error.to_string().contains("the data is gone"));
+    assert_eq!(failure.step, 5);
+    assert!(matches!(failure.saved, Saved::Yes), "{failure:?}");
+    let saved = crate::checkpoint::newest(&checkpoints).unwrap().unwrap();
+    assert_eq!((saved.state.step, saved.state.loader.batches), (5, 5));
+
+    // Where no step was made there is nothing to save.
+    let folder = tempfile::tempdir().unwrap();
+    let failure = run_in(folder.path(), |_| (), fails_at(1), &never);
+    let failure = failure.err().unwrap();
+    assert!(matches!(failure.saved, Saved::NothingNew), "{failure:?}");
+    assert!(!folder.path().join("run/checkpoints").exists());
+
+    // Where it cannot be written, that is said, and what ended the run.
+    let folder = tempfile::tempdir().unwrap();
+    let block = |step: u64| {
+        if step == 3 {
+            std::fs::write(folder.path().join("run/checkpoints"), "a file").unwrap();
+        }
+    };
+    let failure = run_in(folder.path(), block, fails_at(6), &never);
+    let failure = failure.err().unwrap();
+    assert!(failure.error.to_string().contains("the data is gone"));
+    let Saved::No(Some(cause)) = failure.saved else {
+        panic!("{failure:?}");
+    };
+    assert!(cause.to_string().contains("checkpoints"), "{cause}");
 }
 
 #[test]

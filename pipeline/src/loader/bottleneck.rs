@@ -35,6 +35,10 @@ const EMPTY_SHARE: f64 = 0.01;
 /// Threads busy less than this share of the time limit nothing.
 const BUSY_SHARE: f64 = 0.5;
 
+/// Threads that compute get less than this share of the CPU time they want where others have the
+/// cores.
+const STARVED_SHARE: f64 = 0.5;
+
 /// Most reading threads that are proposed.
 const MAX_IO_THREADS: usize = 16;
 const MAX_REMOTE_IO_THREADS: usize = 64;
@@ -48,6 +52,9 @@ impl LoaderReport {
 
     /// One clause: what limits the loader, and the setting to change under its name.
     pub fn bottleneck_as(&self, names: &SettingNames) -> String {
+        if let Some(clause) = self.starvation(0.0) {
+            return clause;
+        }
         let workers = self.group(&["decode", "augment", "tokenise"]);
         let readers = self.group(&["read", "decompress"]);
         let collator = self.group(&["collate"]);
@@ -78,6 +85,28 @@ impl LoaderReport {
                 .into(),
         };
         format!("the busiest stage is {name} (its threads are busy {percent:.0} % of the time): {remedy}")
+    }
+
+    /// The clause where threads that compute do not get the machine's cores: what they seem to take is
+    /// then mostly waiting for one. `more_busy_secs` is what other threads of this process computed.
+    pub fn starvation(&self, more_busy_secs: f64) -> Option<String> {
+        let wall = self.wall_secs.max(1e-9);
+        let computes = ["decode", "augment", "tokenise", "collate"];
+        let computing = (self.stages.iter())
+            .filter(|stage| computes.contains(&stage.name.as_str()))
+            .map(|stage| stage.busy_secs);
+        let wanted = (computing.sum::<f64>() + more_busy_secs).min(self.cores as f64 * wall);
+        let got = self.cpu_secs?;
+        if wanted < BUSY_SHARE * wall || got >= STARVED_SHARE * wanted {
+            return None;
+        }
+        Some(format!(
+            "got {:.1} of {} cores: the machine is busy, or this program is kept to less (its threads \
+             wanted {:.1}); measure again while nothing else runs",
+            got / wall,
+            self.cores,
+            wanted / wall
+        ))
     }
 
     /// The clause where the consumer of batches is slower than the loader.
@@ -188,6 +217,7 @@ mod tests {
         };
         LoaderReport {
             wall_secs: 10.0,
+            cpu_secs: None,
             cores: 4,
             threads,
             io_threads,
@@ -260,6 +290,28 @@ mod tests {
         };
         let text = report(2, 2, &decode).bottleneck_as(&names);
         assert!(text.contains(": --threads 2 → 4"), "{text}");
+    }
+
+    #[test]
+    fn a_busy_machine_is_no_slow_decoder() {
+        let mut starved = report(2, 2, &[("decode", 19.0), ("augment", 1.0), ("read", 3.0)]);
+        starved.cpu_secs = Some(2.0);
+        says(&starved, &["got 0.2 of 4 cores", "busy", "wanted 2.0"]);
+        assert!(!starved.bottleneck().contains('→'));
+        starved.cpu_secs = Some(15.0);
+        says(&starved, &["is decode"]);
+        // More threads than cores wait for each other, whatever else runs.
+        let mut crowded = report(16, 2, &[("decode", 150.0)]);
+        crowded.cpu_secs = Some(38.0);
+        says(&crowded, &["is decode"]);
+        crowded.cpu_secs = Some(10.0);
+        says(&crowded, &["got 1.0 of 4 cores"]);
+        // Waiting for a disk is no wish for a core.
+        let mut slow_disk = report(2, 2, &[("decode", 1.0), ("read", 19.0)]);
+        slow_disk.cpu_secs = Some(0.3);
+        says(&slow_disk, &["is read"]);
+        assert_eq!(slow_disk.starvation(0.5), None);
+        assert!(slow_disk.starvation(9.0).unwrap().contains("busy"));
     }
 
     #[test]

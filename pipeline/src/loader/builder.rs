@@ -6,6 +6,7 @@ use super::dataset::DataSet;
 use super::listing::Listing;
 use super::open::{OpenRun, Start};
 use super::samples::Samples;
+use super::skips::SkipReports;
 use super::state::LoaderState;
 use super::stats::Meters;
 use super::world::World;
@@ -29,6 +30,7 @@ pub struct LoaderBuilder {
     resume: Option<LoaderState>,
     allocator: Arc<dyn HostAllocator>,
     trace: Option<Trace>,
+    skips: Option<SkipReports>,
 }
 
 impl LoaderBuilder {
@@ -41,6 +43,7 @@ impl LoaderBuilder {
             resume: None,
             allocator: Arc::new(PlainAllocator),
             trace: None,
+            skips: None,
         }
     }
 
@@ -89,6 +92,12 @@ impl LoaderBuilder {
         self
     }
 
+    /// Names bad samples to the consumer, by [`Loader::skip_reports`], instead of in the log.
+    pub fn report_skips(mut self) -> Self {
+        self.skips = Some(SkipReports::default());
+        self
+    }
+
     /// Starts reading, decoding and collating on threads of its own.
     ///
     /// # Errors
@@ -123,6 +132,10 @@ impl LoaderBuilder {
             None => Start::Epoch(self.first_epoch),
         };
         let meters = Meters::new(self.trace);
-        OpenRun::open(self.config, self.sets, self.world, start, meters)
+        let run = OpenRun::open(self.config, self.sets, self.world, start, meters)?;
+        Ok(OpenRun {
+            skips: self.skips,
+            ..run
+        })
     }
 }

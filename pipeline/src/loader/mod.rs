@@ -33,6 +33,7 @@ mod room;
 mod samples;
 mod sequence;
 mod shard_file;
+mod skips;
 mod spill;
 mod state;
 mod stats;
@@ -65,6 +66,7 @@ pub use dataset::{split_spec, DataSet};
 pub use lanes::LaneRun;
 pub use listing::{Listing, OrderBatch};
 pub use samples::Samples;
+pub use skips::{NamedOnce, SkipReports, SkippedSample, TakenReports};
 pub use state::{LoaderState, OrderKey, SetKey, SetPosition};
 pub use stats::{Counters, LoaderReport, QueueReport, StageReport};
 pub use table::{queue_table, stage_table};
@@ -89,6 +91,7 @@ pub struct Loader {
     capacities: Capacities,
     stop: Stop,
     state: LoaderState,
+    skips: Option<SkipReports>,
     wait: Duration,
 }
 
@@ -181,6 +184,7 @@ impl Loader {
             capacities,
             stop: run.stop,
             state: run.state,
+            skips: run.skips,
             wait: Duration::ZERO,
         })
     }
@@ -222,6 +226,11 @@ impl Loader {
     /// The state after the last batch that was handed out.
     pub fn state(&self) -> &LoaderState {
         &self.state
+    }
+
+    /// Where the samples that are left out are named, if [`LoaderBuilder::report_skips`] was called.
+    pub fn skip_reports(&self) -> Option<&SkipReports> {
+        self.skips.as_ref()
     }
 
     /// Time that [`Loader::next_batch`] has spent waiting.

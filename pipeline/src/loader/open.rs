@@ -11,10 +11,11 @@ use super::place::Source;
 use super::recycle::BytePool;
 use super::sequence::Sequencer;
 use super::shard_file::ShardFiles;
+use super::skips::SkipReports;
 use super::state::{LoaderState, OrderKey};
 use super::stats::Meters;
 use super::stream::{Reading, StreamSource};
-use super::tracker::Tracker;
+use super::tracker::{Policy, Tracker};
 use super::world::World;
 use crate::config::LoaderConfig;
 use crate::error::PipelineError;
@@ -43,6 +44,8 @@ pub(crate) struct OpenRun {
     pub(crate) state: LoaderState,
     pub(crate) stop: Stop,
     pub(crate) meters: Arc<Meters>,
+    /// Where bad samples are named, if not in the log.
+    pub(crate) skips: Option<SkipReports>,
     pub(crate) bytes: Arc<BytePool>,
     pub(crate) shard_files: ShardFiles,
     pub(crate) io_threads: usize,
@@ -115,6 +118,7 @@ impl OpenRun {
             state,
             stop,
             meters: Arc::new(meters),
+            skips: None,
             bytes: Arc::default(),
             shard_files: ShardFiles::default(),
             io_threads,
@@ -138,12 +142,8 @@ impl OpenRun {
     }
 
     pub(crate) fn tracker(&self) -> Tracker {
-        Tracker::new(
-            self.state.clone(),
-            self.lanes(),
-            self.config.on_bad_sample,
-            self.config.on_bad_shard,
-        )
+        let policy = Policy::new(&self.config, self.skips.clone());
+        Tracker::new(self.state.clone(), self.lanes(), policy)
     }
 
     /// The order, with the samples of sets without an index.

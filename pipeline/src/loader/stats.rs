@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::queue::{add_ns, QueueMeter, QueueName};
 use crate::error::SkipReason;
+use crate::process::cpu_time;
 use crate::sample::SampleId;
 use crate::trace::{Span, Trace, TraceStage};
 
@@ -32,6 +33,23 @@ impl Counters {
     /// All skipped samples.
     pub fn skipped_total(&self) -> u64 {
         self.skipped.values().sum()
+    }
+
+    /// Skipped samples that are bad: those that a filter left out are not.
+    pub fn bad_total(&self) -> u64 {
+        self.skipped_by(|reason| !reason.is_filter())
+    }
+
+    /// Samples whose members or images were looked at: all that were read but those that a filter left
+    /// out, or the end of an epoch.
+    pub fn looked_at(&self) -> u64 {
+        let unseen = self.skipped_by(SkipReason::is_filter) + self.dropped_last;
+        self.read.saturating_sub(unseen)
+    }
+
+    fn skipped_by(&self, counts: impl Fn(SkipReason) -> bool) -> u64 {
+        let skipped = self.skipped.iter().filter(|(reason, _)| counts(**reason));
+        skipped.map(|(_, count)| count).sum()
     }
 
     /// Adds another rank's books.
@@ -131,6 +149,8 @@ impl StageMeter {
 /// All meters of a loader.
 pub(crate) struct Meters {
     started: Instant,
+    /// CPU time of the process at that moment.
+    cpu_before: Option<Duration>,
     /// Where the loader is traced.
     pub(crate) trace: Option<Trace>,
     pub(crate) read: StageMeter,
@@ -150,6 +170,7 @@ impl Meters {
         let queue = |name| Arc::new(QueueMeter::new(name, trace.as_ref()));
         Meters {
             started: Instant::now(),
+            cpu_before: cpu_time(),
             read: stage("read"),
             decompress: stage("decompress"),
             decode: stage("decode"),
@@ -205,6 +226,8 @@ impl Meters {
         };
         LoaderReport {
             wall_secs: wall.as_secs_f64(),
+            cpu_secs: (cpu_time().zip(self.cpu_before))
+                .map(|(now, before)| now.saturating_sub(before).as_secs_f64()),
             cores,
             threads,
             io_threads,
@@ -294,6 +317,9 @@ pub struct QueueReport {
 pub struct LoaderReport {
     /// Time since the loader started.
     pub wall_secs: f64,
+    /// CPU time that the whole process got meanwhile, where the system tells.
+    #[serde(default)]
+    pub cpu_secs: Option<f64>,
     /// Cores that this process may use.
     #[serde(default)]
     pub cores: usize,
@@ -338,6 +364,7 @@ impl LoaderReport {
         });
         LoaderReport {
             wall_secs,
+            cpu_secs: (self.cpu_secs.zip(earlier.cpu_secs)).map(|(now, then)| now - then),
             stages: stages.collect(),
             queues: queues.collect(),
             ..self.clone()

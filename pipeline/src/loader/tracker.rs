@@ -2,9 +2,10 @@
 
 use super::lanes::Lanes;
 use super::place::{PlaceId, RowStart};
+use super::skips::{NamedOnce, SkipReports, SkippedSample};
 use super::state::LoaderState;
 use super::stats::Counters;
-use crate::config::OnBad;
+use crate::config::{LoaderConfig, OnBad};
 use crate::error::{PipelineError, SampleError, ShardError};
 
 /// Counts what became of each place, and knows the state after it.
@@ -12,24 +13,53 @@ pub(crate) struct Tracker {
     lanes: Lanes,
     state: LoaderState,
     last: Option<PlaceId>,
-    on_bad_sample: OnBad,
-    on_bad_shard: OnBad,
+    policy: Policy,
+    named: NamedOnce,
 }
 
+/// What becomes of bad samples and shards.
+pub(crate) struct Policy {
+    on_bad_sample: OnBad,
+    on_bad_shard: OnBad,
+    max_bad_share: f64,
+    /// Where they are named, if not in the log.
+    reports: Option<SkipReports>,
+}
+
+impl Policy {
+    pub(crate) fn new(config: &LoaderConfig, reports: Option<SkipReports>) -> Policy {
+        Policy {
+            on_bad_sample: config.on_bad_sample,
+            on_bad_shard: config.on_bad_shard,
+            max_bad_share: config.max_bad_share,
+            reports,
+        }
+    }
+}
+
+/// Samples of a data set that a rank has looked at before their bad share can end the run.
+const MIN_LOOKED_AT: u64 = 1000;
+
 impl Tracker {
-    pub(crate) fn new(
-        state: LoaderState,
-        lanes: Lanes,
-        on_bad_sample: OnBad,
-        on_bad_shard: OnBad,
-    ) -> Tracker {
+    pub(crate) fn new(state: LoaderState, lanes: Lanes, policy: Policy) -> Tracker {
         Tracker {
             lanes,
-            state,
             last: None,
-            on_bad_sample,
-            on_bad_shard,
+            policy,
+            named: NamedOnce::new(state.epoch()),
+            state,
         }
+    }
+
+    /// The books of a data set.
+    fn set_counters(&self, set: u32) -> &Counters {
+        let counters = self.state.set_counters.get(set as usize);
+        counters.unwrap_or(&self.state.counters)
+    }
+
+    fn set_name(&self, set: u32) -> &str {
+        let key = self.state.order.sets.get(set as usize);
+        key.map_or("", |key| &key.name)
     }
 
     fn count(&mut self, set: u32, book: impl Fn(&mut Counters)) {
@@ -64,15 +94,49 @@ impl Tracker {
             counters.read += 1;
             *counters.skipped.entry(error.reason).or_insert(0) += 1;
         });
+        let (set, epoch) = (place.set, place.epoch);
         self.last = Some(place);
-        // A filter that works is nothing to warn of.
-        match self.on_bad_sample {
-            _ if error.reason.is_filter() => log::debug!("left out {error}"),
-            OnBad::Error => return Err(PipelineError::BadSample(error)),
-            OnBad::Warn => log::warn!("skipped {error}"),
-            OnBad::Skip => {}
+        if error.reason.is_filter() {
+            // A filter that works is nothing to warn of.
+            log::debug!("left out {error}");
+            return Ok(());
         }
-        Ok(())
+        if self.policy.on_bad_sample == OnBad::Error {
+            return Err(PipelineError::BadSample(error));
+        }
+        match &self.policy.reports {
+            Some(reports) => {
+                let report = SkippedSample::sample(self.set_name(set), epoch, &error);
+                reports.push(self.state.batches + 1, report);
+            }
+            None if self.policy.on_bad_sample == OnBad::Warn => {
+                let id = &error.id;
+                if self.named.is_new(&id.shard, Some(id.sample_index), epoch) {
+                    log::warn!("skipped {error}");
+                }
+            }
+            None => {}
+        }
+        self.check_share(set, error)
+    }
+
+    /// Ends the run where too many of a data set's samples are bad.
+    fn check_share(&self, set: u32, last: SampleError) -> Result<(), PipelineError> {
+        let counters = self.set_counters(set);
+        let (bad, looked_at) = (counters.bad_total(), counters.looked_at());
+        let share = bad as f64 / looked_at.max(1) as f64;
+        if looked_at < MIN_LOOKED_AT || share <= self.policy.max_bad_share {
+            return Ok(());
+        }
+        let bad_by_reason = counters.skipped.iter().filter(|(r, _)| !r.is_filter());
+        Err(PipelineError::TooManyBad {
+            set: self.set_name(set).to_string(),
+            bad,
+            looked_at,
+            max_bad_share: self.policy.max_bad_share,
+            reasons: bad_by_reason.map(|(&r, &count)| (r, count)).collect(),
+            last,
+        })
     }
 
     /// Samples are missing; where all ranks notice it, one of them `counts`.
@@ -85,10 +149,24 @@ impl Tracker {
         if counts {
             self.count(set, |counters| counters.bad_shards += 1);
         }
-        match self.on_bad_shard {
-            OnBad::Error => return Err(PipelineError::BadShard(error)),
-            OnBad::Warn if counts => log::warn!("{error}; going on without the rest of it"),
-            OnBad::Warn | OnBad::Skip => {}
+        if self.policy.on_bad_shard == OnBad::Error {
+            return Err(PipelineError::BadShard(error));
+        }
+        if !counts {
+            return Ok(());
+        }
+        let epoch = self.last.as_ref().map_or(0, |place| place.epoch);
+        match &self.policy.reports {
+            Some(reports) => {
+                let report = SkippedSample::rest_of_shard(self.set_name(set), epoch, &error);
+                reports.push(self.state.batches + 1, report);
+            }
+            None if self.policy.on_bad_shard == OnBad::Warn => {
+                if self.named.is_new(&error.shard, None, epoch) {
+                    log::warn!("{error}; going on without the rest of it");
+                }
+            }
+            None => {}
         }
         Ok(())
     }

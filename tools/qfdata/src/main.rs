@@ -17,8 +17,10 @@ mod vocab;
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use qf_pipeline::error::full_message;
+use qf_pipeline::words::plain;
 
 /// Builds, inspects and profiles shards of captioned images.
 #[derive(Parser)]
@@ -56,7 +58,10 @@ fn main() -> ExitCode {
         .format_timestamp(None)
         .format_target(false)
         .init();
-    let cli = Cli::parse();
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     let result = match cli.command {
         Command::Shard(args) => shard::run(&args),
         Command::Index(args) => index::run(&args),
@@ -72,4 +77,15 @@ fn main() -> ExitCode {
             interrupt::exit_code(&error)
         }
     }
+}
+
+/// The command line. Of a value that cannot be, clap says what Rust's parsers say; users get plain words.
+fn parse() -> Result<Cli, ExitCode> {
+    Cli::try_parse().map_err(|error| {
+        if error.kind() != ErrorKind::ValueValidation {
+            error.exit();
+        }
+        output::remark(format_args!("{}", plain(&error.render().to_string())));
+        ExitCode::from(2)
+    })
 }

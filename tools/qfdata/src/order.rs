@@ -113,6 +113,7 @@ pub(crate) fn run(args: &OrderArgs) -> anyhow::Result<()> {
         bail!("the order has no end here: give --stop-at STEP");
     }
     let config = LoaderConfig {
+        max_bad_share: 1.0,
         batch_size: world.share_of(args.batch)?,
         seed: args.seed,
         shuffle: args.shuffle,

@@ -146,6 +146,7 @@ pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     }
     let sets = args.data.resolve()?;
     let config = LoaderConfig {
+        max_bad_share: 1.0,
         threads: args.threads,
         io_threads: args.io_threads,
         batch_size: args.batch_size,

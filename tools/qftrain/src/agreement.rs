@@ -86,7 +86,8 @@ impl Description {
     }
 }
 
-fn flatten(prefix: &str, value: &Value, settings: &mut BTreeMap<String, String>) {
+/// Every setting by its full name, with its value as TOML.
+pub(crate) fn flatten(prefix: &str, value: &Value, settings: &mut BTreeMap<String, String>) {
     match value {
         Value::Table(table) => {
             for (name, value) in table {

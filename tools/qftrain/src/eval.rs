@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use indicatif::ProgressBar;
 use qf_model::eval::{
     read_annotations, AnnotationSource, EvalSource, FeatureBank, RecallPair, RetrievalReport,
 };
@@ -15,6 +14,7 @@ use qf_pipeline::LoaderConfig;
 use crate::data;
 use crate::model_source::{check_text_len, LoadedModel, ModelArgs};
 use crate::output::say;
+use crate::progress::Count;
 
 #[derive(Args)]
 pub(crate) struct EvalArgs {
@@ -80,16 +80,16 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let LoadedModel { model, .. } = &loaded;
     let mut source = input.start(data, &loaded)?;
 
-    let bar = ProgressBar::new_spinner().with_message("encoding images");
-    let bank = FeatureBank::encode(model, &mut *source, &mut |images| bar.inc(images as u64))?;
-    bar.finish_and_clear();
+    let mut encoded = Count::new("encoding images", None);
+    let bank = FeatureBank::encode(model, &mut *source, &mut |n| encoded.add(n as u64))?;
+    encoded.finish();
     let rows = (bank.num_images() + bank.num_captions()) as u64;
-    let bar = ProgressBar::new(rows).with_message("re-ranking");
+    let mut ranked = Count::new("re-ranking images and captions", Some(rows));
     let report = bank.evaluate(model, args.rerank, source.skipped(), &mut || {
-        bar.inc(1);
+        ranked.add(1);
         Ok(())
     })?;
-    bar.finish_and_clear();
+    ranked.finish();
     if args.json {
         let mut json = serde_json::to_value(&report)?;
         let fields = json.as_object_mut().context("a report is an object")?;

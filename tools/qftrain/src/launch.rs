@@ -14,12 +14,13 @@ use anyhow::{bail, Context};
 use rustix::process::{kill_process, Pid, Signal};
 
 use crate::output::remark;
+use crate::signals;
 
 /// Holds the number of the process that started this rank.
 const LAUNCHER: &str = "QFTRAIN_LAUNCHER";
 
-/// Time in which the other ranks find out themselves that one has ended, and say so.
-const GRACE: Duration = Duration::from_secs(8);
+/// Time in which the other ranks find out themselves that one has ended, and rank 0 saves.
+const GRACE: Duration = Duration::from_secs(20);
 
 /// Between two looks at the ranks.
 const POLL: Duration = Duration::from_millis(20);
@@ -41,8 +42,10 @@ pub(crate) fn run(nproc: u32) -> anyhow::Result<()> {
         (signal_hook::consts::SIGINT, Signal::INT),
         (signal_hook::consts::SIGTERM, Signal::TERM),
     ];
+    let hang_up = (signal_hook::consts::SIGHUP, Signal::HUP);
+    let hang_up = (!signals::ignores_hang_up()).then_some(hang_up);
     let mut caught = Vec::new();
-    for (number, signal) in interrupts {
+    for (number, signal) in interrupts.into_iter().chain(hang_up) {
         let flag = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(number, flag.clone())
             .with_context(|| format!("cannot catch signal {number}"))?;

@@ -7,6 +7,7 @@
 mod agreement;
 mod bench;
 mod caption;
+mod configuration;
 mod data;
 mod eval;
 mod export;
@@ -17,16 +18,20 @@ mod openmp;
 mod output;
 mod progress;
 mod ranks;
+mod resumption;
 mod score;
 mod session;
 mod settings;
+mod signals;
 mod train;
 mod weights;
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use qf_pipeline::error::full_message;
+use qf_pipeline::words::plain;
 
 /// Trains a BLIP-2 Q-Former (ITC + ITM + ITG) from shards of captioned images.
 #[derive(Parser)]
@@ -67,13 +72,17 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Before the program starts itself once more, which help and mistakes can do without.
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     openmp::wait_passively();
     let default_level = env_logger::Env::default().default_filter_or("warn");
     env_logger::Builder::from_env(default_level)
         .format_timestamp(None)
         .format_target(false)
         .init();
-    let cli = Cli::parse();
     let result = match &cli.command {
         Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Bench(args)) => bench::run(args),
@@ -89,4 +98,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The command line. Of a value that cannot be, clap says what Rust's parsers say; users get plain words.
+fn parse() -> Result<Cli, ExitCode> {
+    Cli::try_parse().map_err(|error| {
+        if error.kind() != ErrorKind::ValueValidation {
+            error.exit();
+        }
+        output::remark(format_args!("{}", plain(&error.render().to_string())));
+        ExitCode::from(2)
+    })
 }

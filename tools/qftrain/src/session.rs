@@ -129,6 +129,15 @@ pub(crate) fn load_config(run_dir: &RunDir) -> anyhow::Result<crate::settings::S
     crate::settings::Settings::file(&path)
 }
 
+/// The configuration that a checkpoint was made with; of the first layout, which has none, the run's.
+pub(crate) fn saved_config(run_dir: &RunDir, checkpoint: &Path) -> anyhow::Result<TrainConfig> {
+    let own = checkpoint.join("config.toml");
+    match own.exists() {
+        true => crate::settings::Settings::file(&own)?.resolve(),
+        false => load_config(run_dir)?.resolve(),
+    }
+}
+
 /// Writes a whole file or nothing.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     use std::io::Write;

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::{bail, Context};
+use anyhow::{anyhow, bail, Context};
 use qf_model::train::TrainConfig;
+use qf_pipeline::words::plain;
 use toml::{Table, Value};
 
 /// The configuration files of `configs/`, by name.
@@ -48,8 +49,8 @@ impl Settings {
     /// From TOML; unknown keys are errors that name the line.
     pub(crate) fn parse(text: &str) -> anyhow::Result<Settings> {
         // Once into the real type: its errors show the line.
-        toml::from_str::<TrainConfig>(text)?;
-        Ok(Settings(toml::from_str(text)?))
+        toml::from_str::<TrainConfig>(text).map_err(in_words)?;
+        Ok(Settings(toml::from_str(text).map_err(in_words)?))
     }
 
     /// Sets one key, `data.batch_size` say.
@@ -69,6 +70,26 @@ impl Settings {
         Ok(())
     }
 
+    /// Sets every key that `over` has.
+    pub(crate) fn overlay(&mut self, over: Settings) {
+        fn merge(table: &mut Table, over: Table) {
+            for (key, value) in over {
+                match (table.get_mut(&key), value) {
+                    (Some(Value::Table(below)), Value::Table(above)) => merge(below, above),
+                    (_, value) => drop(table.insert(key, value)),
+                }
+            }
+        }
+        merge(&mut self.0, over.0);
+    }
+
+    /// What serde says of a setting that it does not know, with the names of those it does.
+    #[cfg(test)]
+    pub(crate) fn unknown_setting(self) -> Option<String> {
+        let error = self.0.try_into::<TrainConfig>().err()?.to_string();
+        error.contains("unknown field").then_some(error)
+    }
+
     /// Sets `key=value` as given on the command line; the value is TOML, or else a string.
     pub(crate) fn set_from_text(&mut self, text: &str) -> anyhow::Result<()> {
         let (key, value) = text.split_once('=').with_context(|| {
@@ -85,7 +106,16 @@ impl Settings {
 
     /// The checked type.
     pub(crate) fn resolve(self) -> anyhow::Result<TrainConfig> {
-        Ok(self.0.try_into::<TrainConfig>()?)
+        self.0.try_into::<TrainConfig>().map_err(in_words)
+    }
+}
+
+/// What is wrong with settings, after where it is.
+fn in_words(error: toml::de::Error) -> anyhow::Error {
+    let message = plain(error.to_string().trim_end());
+    match message.split_once("\nin `") {
+        Some((message, place)) => anyhow!("`{}: {message}", place.trim_end()),
+        None => anyhow!(message),
     }
 }
 
@@ -116,6 +146,19 @@ mod tests {
     }
 
     #[test]
+    fn a_file_laid_over_another_leaves_what_it_does_not_name() {
+        let mut below = Settings::preset("tiny").unwrap();
+        below.set_from_text("data.threads=3").unwrap();
+        let over = Settings(toml::from_str("steps = 9\n[data]\nseed = 5\n").unwrap());
+        below.overlay(over);
+        let config = below.resolve().unwrap();
+        assert_eq!(
+            (config.steps, config.data.seed, config.data.threads),
+            (9, 5, 3)
+        );
+    }
+
+    #[test]
     fn options_override_and_mistakes_are_named() {
         let resolve = |options: &[&str]| {
             let mut settings = Settings::preset("tiny").unwrap();
@@ -131,9 +174,19 @@ mod tests {
             let message = format!("{:#}", resolve(&[option]).unwrap_err());
             assert!(message.contains(word), "{message}");
         };
-        fails("data.batchsize=8", "batchsize");
-        fails("stepz=8", "stepz");
-        fails("steps=many", "steps");
+        fails(
+            "data.batchsize=8",
+            "`data`: there is no setting `batchsize`",
+        );
+        fails("data.batchsize=8", "did you mean `batch_size`?");
+        fails("stepz=8", "did you mean `steps`?");
+        fails("steps=many", "`steps`: expected a whole number");
+        fails("steps=-1", "got -1");
+        fails("data.flip_probability=often", "expected a number");
+        fails("data.crop_scale=[1]", "a list of 2");
+        fails("data.on_bad_sample=wran", "did you mean `warn`?");
+        fails("schedule.type=cosin", "did you mean `cosine`?");
+        fails("data=3", "expected a section of settings");
         fails("steps", "KEY=VALUE");
         fails("steps.x=1", "no section");
         let dir = std::env::temp_dir();

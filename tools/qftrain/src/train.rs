@@ -6,107 +6,117 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{bail, Context};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use qf_model::checkpoint::{self, Checkpoint, TrainState};
 use qf_model::device::{open_device, DeviceChoice};
 use qf_model::feed::DeviceFeed;
 use qf_model::host::batch_allocator;
 use qf_model::run_dir::{RunDir, RunLock};
 use qf_model::train::{
-    self, check_random_state, LossScaler, Outcome, RunContext, RunEnd, RunProfile, StepTrace,
-    TrainConfig, Trainer, Validator, WeightsConfig,
+    self, check_random_state, LossScaler, Outcome, RunContext, RunEnd, RunFailure, RunProfile,
+    Saved, StepTrace, TrainConfig, Trainer, Validator, WeightsConfig,
 };
-use qf_model::{AdamW, Blip2Qformer, Precision, ProcessGroup, Ranks, SingleProcess};
+use qf_model::{AdamW, Blip2Qformer, ModelError, Precision, ProcessGroup, Ranks, SingleProcess};
+use qf_pipeline::atomic_file::NewFolders;
 use qf_pipeline::error::full_message;
-use qf_pipeline::loader::{queue_table, split_spec, stage_table, Loader, World};
+use qf_pipeline::loader::{queue_table, stage_table, Counters, Loader, World};
 use qf_pipeline::source::ShardLocation;
 use qf_pipeline::trace::{Trace, TraceLimits};
+use qf_pipeline::PipelineError;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
+use crate::configuration::{
+    check_relative, check_start_options, check_tokenizer, configuration, make_paths_absolute,
+};
 use crate::output::{remark, say};
 use crate::progress::Progress;
+use crate::resumption::check_changes;
 use crate::session::{
-    create_tokenizer, fit_to_tokenizer, load_config, load_tokenizer, tokenizer_from, write_file,
+    create_tokenizer, fit_to_tokenizer, load_tokenizer, saved_config, tokenizer_from, write_file,
     TokenizerFile,
 };
-use crate::settings::Settings;
 use crate::weights::{adopt_tokenizer, StartWeights};
-use crate::{agreement, data, launch, ranks};
+use crate::{agreement, data, launch, ranks, signals};
 
 #[derive(Args)]
 pub(crate) struct TrainArgs {
     /// Training shards: files, globs, {000..012} ranges; several allowed
     #[arg(long, num_args = 1.., value_name = "SHARDS")]
-    shards: Vec<String>,
+    pub(crate) shards: Vec<String>,
 
     /// A data set of a mixture, e.g. coco:0.7='coco-*.tar'; give one for each, instead of --shards
     #[arg(long, value_name = "NAME:WEIGHT=SHARDS", conflicts_with = "shards")]
-    mix: Vec<String>,
+    pub(crate) mix: Vec<String>,
 
     /// Keep remote shards in this folder (remote.cache_bytes bounds it)
     #[arg(long, value_name = "FOLDER")]
-    cache: Option<PathBuf>,
+    pub(crate) cache: Option<PathBuf>,
 
     /// Folder of the run: configuration, metrics.jsonl, checkpoints [default: runs/DATE-TIME]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
 
-    /// Continue the run in --run-dir with its next batch
-    #[arg(long, requires = "run_dir")]
-    resume: bool,
+    /// Continue the run in --run-dir with its next batch; `auto` starts one where there is none
+    #[arg(long, requires = "run_dir", value_name = "auto", num_args = 0..=1,
+          default_missing_value = "always", hide_possible_values = true)]
+    resume: Option<Resume>,
+
+    /// Resume with settings that change learning rates, pixels, texts or losses
+    #[arg(long, requires = "resume")]
+    allow_changes: bool,
 
     /// Configuration to start from: tiny, small, blip2-vit-l or blip2-vit-g [default: by device]
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["config", "resume"])]
-    preset: Option<String>,
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    pub(crate) preset: Option<String>,
 
     /// Configuration file to start from, see configs/
-    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
-    config: Option<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 
     /// Optimiser steps of the whole run
     #[arg(long, value_parser = clap::value_parser!(i64).range(1..))]
-    steps: Option<i64>,
+    pub(crate) steps: Option<i64>,
 
     /// Images per step, of each rank
     #[arg(long)]
-    batch_size: Option<u32>,
+    pub(crate) batch_size: Option<u32>,
 
     /// Highest learning rate
     #[arg(long)]
-    lr: Option<f64>,
+    pub(crate) lr: Option<f64>,
 
     /// Seed of weights, dropout and negatives, and of the order of data
     #[arg(long)]
-    seed: Option<u32>,
+    pub(crate) seed: Option<u32>,
 
     /// vocab.txt or tokenizer.json [default: a vocabulary trained from the shards]
     #[arg(long, value_name = "FILE")]
-    tokenizer: Option<PathBuf>,
+    pub(crate) tokenizer: Option<PathBuf>,
 
     /// Start the Q-Former from a BERT: a file, a folder, or hf://ORG/NAME
-    #[arg(long, value_name = "WEIGHTS", conflicts_with = "resume")]
-    bert: Option<String>,
+    #[arg(long, value_name = "WEIGHTS")]
+    pub(crate) bert: Option<String>,
 
     /// Start the vision tower from published weights: a file, a folder, or hf://ORG/NAME
-    #[arg(long, value_name = "WEIGHTS", conflicts_with = "resume")]
-    vision_weights: Option<String>,
+    #[arg(long, value_name = "WEIGHTS")]
+    pub(crate) vision_weights: Option<String>,
 
     /// Start from a whole model: a LAVIS .pth, a Hugging Face folder, a run, or hf://ORG/NAME
-    #[arg(long, value_name = "WEIGHTS", conflicts_with = "resume")]
-    weights: Option<String>,
+    #[arg(long, value_name = "WEIGHTS")]
+    pub(crate) weights: Option<String>,
 
     /// Threads that decode, augment and tokenise, of each rank [default: its share of the machine's cores]
     #[arg(long)]
-    threads: Option<u32>,
+    pub(crate) threads: Option<u32>,
 
     /// Held-out shards to validate on while training; several allowed
     #[arg(long, num_args = 1.., value_name = "SHARDS")]
-    val_shards: Vec<String>,
+    pub(crate) val_shards: Vec<String>,
 
     /// Validate after every so many steps
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(i64).range(1..))]
-    val_every: Option<i64>,
+    pub(crate) val_every: Option<i64>,
 
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value_t = DeviceChoice::Auto)]
@@ -132,10 +142,23 @@ pub(crate) struct TrainArgs {
     /// Any setting by its name in the configuration file, e.g. data.shuffle=none; several
     /// allowed, applied last
     #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
+    pub(crate) set: Vec<String>,
+}
+
+/// When a run is continued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Resume {
+    /// It has to be there.
+    Always,
+    /// Where it is there.
+    Auto,
 }
 
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
+    if args.resume == Some(Resume::Always) {
+        check_start_options(args).unwrap_or_else(|error| error.exit());
+        check_tokenizer(args)?;
+    }
     match (ranks::from_environment()?, args.nproc) {
         (Some(_), Some(_)) => bail!(
             "--nproc starts ranks itself, but this process is one already (RANK or SLURM_PROCID is \
@@ -162,7 +185,10 @@ fn run_as_rank(args: &TrainArgs, ranks: ranks::Ranks) -> anyhow::Result<()> {
     })?;
     match train(args, device, Some(&ranks), &group) {
         Ok(()) => Ok(group.leave()?),
-        Err(error) => end(&group.fail(&full_message(error.as_ref()))),
+        Err(error) => match error.downcast_ref::<Ended>() {
+            Some(Ended { cause, rest }) => end(&(group.fail(cause) + rest)),
+            None => end(&group.fail(&full_message(error.as_ref()))),
+        },
     }
 }
 
@@ -180,8 +206,37 @@ struct Start {
 struct FirstRank {
     newest: Option<Checkpoint>,
     weights: StartWeights,
-    /// Held for as long as the run lasts.
+    _claim: Claim,
+}
+
+/// The run folder, for as long as the run lasts.
+struct Claim {
+    run_dir: RunDir,
     _lock: RunLock,
+    /// Dropped last: those that are empty go.
+    folders: NewFolders,
+}
+
+impl Claim {
+    fn of(run_dir: &RunDir) -> anyhow::Result<Claim> {
+        let folders = NewFolders::create(run_dir.path()).with_context(|| {
+            format!("cannot create the run folder {}", run_dir.path().display())
+        })?;
+        Ok(Claim {
+            run_dir: run_dir.clone(),
+            _lock: run_dir.lock()?,
+            folders,
+        })
+    }
+}
+
+impl Drop for Claim {
+    /// A new folder in which nothing was trained goes again.
+    fn drop(&mut self) {
+        if self.folders.is_new() {
+            self.run_dir.remove_start();
+        }
+    }
 }
 
 /// One rank's training, from the options to the last checkpoint; `own` is its place among several. One
@@ -194,12 +249,18 @@ fn train(
 ) -> anyhow::Result<()> {
     let is_restart = own.is_some_and(|own| own.is_restart);
     let run_dir = RunDir::new(args.run_dir.clone().unwrap_or_else(default_run_dir));
-    let restarts = is_restart && args.run_dir.is_some() && run_dir.holds_run()?;
-    let is_restart = ranks.max(&[i64::from(ranks.is_first() && restarts)])? == [1];
-    let resume = args.resume || is_restart;
+    let goes_on = (is_restart || args.resume == Some(Resume::Auto))
+        && args.run_dir.is_some()
+        && run_dir.holds_run()?;
+    let goes_on = ranks.max(&[i64::from(ranks.is_first() && goes_on)])? == [1];
+    let resume = args.resume == Some(Resume::Always) || goes_on;
     let mut config = configuration(args, resume, &run_dir, device, ranks)?;
     config.validate()?;
-    let sets = data::data_sets(&config)?;
+    let sets = data::data_sets(&config);
+    let sets = sets.map_err(|error| match check_relative(&config).filter(|_| resume) {
+        Some(advice) => error.context(advice),
+        None => error,
+    })?;
     let shards = data::all_shards(&sets);
     agreement::check(ranks, &config, &shards)?;
     let held_out = match &config.validation {
@@ -211,7 +272,17 @@ fn train(
     };
 
     let first = match ranks.is_first() {
-        true => Some(prepare(&mut config, &shards, &run_dir, resume)?),
+        true => {
+            let claim = Claim::of(&run_dir)?;
+            let resume = resume.then_some(args.allow_changes);
+            let (newest, weights, start) = prepare(&mut config, &shards, &run_dir, resume)?;
+            let first = FirstRank {
+                newest,
+                weights,
+                _claim: claim,
+            };
+            Some((first, start))
+        }
         false => None,
     };
     let (first, start) = match first {
@@ -222,7 +293,8 @@ fn train(
     let Some(tokenizer) = start.tokenizer else {
         return match ranks.is_first() {
             true => say(format_args!(
-                "{}: all {} steps are done; raise --steps to train on",
+                "{}: all {} steps are done; raise --steps to train on (with --allow-changes where that \
+                 changes learning rates)",
                 run_dir.path().display(),
                 config.steps
             )),
@@ -316,6 +388,7 @@ fn train(
         .trace(trace.clone())
         .world(world)
         .resume(loader_state)
+        .report_skips()
         .allocator(batch_allocator(device));
     for set in sets {
         loader = loader.data_set(set);
@@ -330,7 +403,7 @@ fn train(
         }
     }
     let stop = Arc::new(AtomicBool::new(false));
-    catch_signals(&stop)?;
+    signals::catch(&stop)?;
 
     let mut progress = Progress::new(step, config.steps);
     let scaler = match precision {
@@ -362,7 +435,7 @@ fn train(
         outcome,
         mut profile,
         data,
-    } = result?;
+    } = result.map_err(|failure| explain(failure, &run_dir, ranks.is_first()))?;
     let state = train::loader_state(&data, ranks)?;
     if !ranks.is_first() {
         return Ok(());
@@ -384,6 +457,7 @@ fn train(
     for (reason, count) in &counters.skipped {
         say(format_args!("  skipped as {reason}: {count}"))?;
     }
+    warn_of_bad_data(&config, &counters, &run_dir);
     let path = run_dir.path().display();
     match outcome {
         Outcome::Finished => say(format_args!(
@@ -401,27 +475,31 @@ fn train(
     }
 }
 
-/// Rank 0's part: claims the run folder, finds the checkpoint to go on from or the weights to start
-/// from, and the tokenizer.
+/// Rank 0's part in a folder that it has claimed: finds the checkpoint to go on from or the weights to
+/// start from, and the tokenizer. `resume` says, of a run that goes on, whether it may have other
+/// settings.
 fn prepare(
     config: &mut TrainConfig,
     shards: &[ShardLocation],
     run_dir: &RunDir,
-    resume: bool,
-) -> anyhow::Result<(FirstRank, Start)> {
-    std::fs::create_dir_all(run_dir.path())
-        .with_context(|| format!("cannot create the run folder {}", run_dir.path().display()))?;
-    let lock = run_dir.lock()?;
-    if !resume && run_dir.holds_run()? {
+    resume: Option<bool>,
+) -> anyhow::Result<(Option<Checkpoint>, StartWeights, Start)> {
+    if resume.is_none() && run_dir.holds_run()? {
         bail!(
             "{} already holds a run; add --resume to continue it, or take another --run-dir",
             run_dir.path().display()
         );
     }
     let newest = match resume {
-        true => checkpoint::newest(&run_dir.checkpoints())?,
-        false => None,
+        Some(_) => checkpoint::newest(&run_dir.checkpoints())?,
+        None => None,
     };
+    make_paths_absolute(config)?;
+    if let (Some(newest), Some(allows_changes)) = (&newest, resume) {
+        let mut saved = saved_config(run_dir, &newest.folder)?;
+        make_paths_absolute(&mut saved)?;
+        check_changes(&saved, config, newest.state.step, allows_changes)?;
+    }
     let state = newest.as_ref().map(|checkpoint| checkpoint.state.clone());
     let is_done = state
         .as_ref()
@@ -432,26 +510,22 @@ fn prepare(
         None => StartWeights::find(&config.weights)?,
         Some(_) => StartWeights::find(&WeightsConfig::default())?,
     };
-    let keeps_tokenizer = resume && has_tokenizer;
+    let keeps_tokenizer = resume.is_some() && has_tokenizer;
     if !is_done && !keeps_tokenizer {
         adopt_tokenizer(config, &weights);
+        make_paths_absolute(config)?;
         create_tokenizer(config, shards, run_dir)?;
     }
     let tokenizer = match is_done {
         true => None,
         false => Some(TokenizerFile::read(run_dir)?),
     };
-    let first = FirstRank {
-        newest,
-        weights,
-        _lock: lock,
-    };
     let start = Start {
         run_dir: run_dir.path().to_owned(),
         state,
         tokenizer,
     };
-    Ok((first, start))
+    Ok((newest, weights, start))
 }
 
 /// Rank 0's start, on every rank.
@@ -473,106 +547,6 @@ fn share_weights(model: &Blip2Qformer, ranks: &dyn Ranks) -> anyhow::Result<()> 
     let params = model.params().named_parameters().iter();
     let tensors: Vec<&Tensor> = params.map(|param| &param.tensor).collect();
     Ok(ranks.broadcast(&tensors)?)
-}
-
-/// Preset, file or the resumed run's own configuration, with the command line on top.
-fn configuration(
-    args: &TrainArgs,
-    resume: bool,
-    run_dir: &RunDir,
-    device: Device,
-    ranks: &dyn Ranks,
-) -> anyhow::Result<TrainConfig> {
-    let mut settings = if resume {
-        let text = match ranks.is_first() {
-            true => load_config(run_dir).context("--resume")?.text()?,
-            false => String::new(),
-        };
-        // The others may not see the folder.
-        let text = ranks.broadcast_bytes(text.as_bytes())?;
-        Settings::parse(&String::from_utf8(text)?)?
-    } else {
-        match (&args.config, &args.preset) {
-            (Some(path), _) => Settings::file(path)?,
-            (None, Some(name)) => Settings::preset(name)?,
-            (None, None) => {
-                let preset = if device.is_cuda() { "small" } else { "tiny" };
-                if ranks.is_first() {
-                    remark(format_args!(
-                        "preset: {preset} (for {}; --preset or --config takes another)",
-                        name(device)
-                    ));
-                }
-                Settings::preset(preset)?
-            }
-        }
-    };
-    let strings = |values: &[String]| {
-        values
-            .iter()
-            .cloned()
-            .map(toml::Value::String)
-            .collect::<Vec<_>>()
-    };
-    if !args.shards.is_empty() {
-        settings.set("shards", strings(&args.shards))?;
-    }
-    if !args.mix.is_empty() {
-        let set = |text: &String| -> anyhow::Result<toml::Value> {
-            let (name, weight, spec) = split_spec(text)?;
-            let mut set = toml::Table::new();
-            set.insert("name".into(), name.into());
-            set.insert("weight".into(), weight.into());
-            set.insert("shards".into(), strings(&[spec.to_string()]).into());
-            Ok(set.into())
-        };
-        let sets: Vec<toml::Value> = args.mix.iter().map(set).collect::<Result<_, _>>()?;
-        settings.set("mix", sets)?;
-    }
-    if let Some(cache) = &args.cache {
-        settings.set("remote.cache", cache.to_string_lossy().into_owned())?;
-    }
-    if let Some(steps) = args.steps {
-        settings.set("steps", steps)?;
-    }
-    if let Some(batch_size) = args.batch_size {
-        settings.set("data.batch_size", i64::from(batch_size))?;
-    }
-    if let Some(lr) = args.lr {
-        settings.set("schedule.init_lr", lr)?;
-    }
-    if let Some(seed) = args.seed {
-        settings.set("seed", i64::from(seed))?;
-        settings.set("data.seed", i64::from(seed))?;
-    }
-    if let Some(tokenizer) = &args.tokenizer {
-        if args.resume {
-            bail!("--tokenizer: a resumed run keeps the tokenizer of its folder");
-        }
-        settings.set("tokenizer", tokenizer.to_string_lossy().into_owned())?;
-    }
-    if !args.val_shards.is_empty() {
-        settings.set("validation.shards", strings(&args.val_shards))?;
-    }
-    if let Some(every) = args.val_every {
-        settings.set("validation.every_steps", every)?;
-    }
-    for (key, place) in [
-        ("weights.bert", &args.bert),
-        ("weights.vision", &args.vision_weights),
-        ("weights.checkpoint", &args.weights),
-    ] {
-        if let Some(place) = place {
-            settings.set(key, place.clone())?;
-        }
-    }
-    if let Some(threads) = args.threads {
-        settings.set("data.threads", i64::from(threads))?;
-    }
-    for text in &args.set {
-        settings.set_from_text(text)?;
-    }
-    settings.resolve()
 }
 
 /// `runs/2026-11-23T18-31-05`, UTC.
@@ -603,20 +577,77 @@ fn default_run_dir() -> PathBuf {
     ))
 }
 
-/// The first signal saves and ends the run, a second one ends the process.
-fn catch_signals(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
-            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
-            .with_context(|| format!("cannot catch signal {signal}"))?;
-    }
-    Ok(())
-}
-
-fn name(device: Device) -> String {
+pub(crate) fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("GPU {index}"),
         _ => "the CPU".into(),
+    }
+}
+
+/// How a run failed.
+#[derive(Debug)]
+struct Ended {
+    cause: String,
+    /// Whether it is saved, and how it goes on.
+    rest: String,
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}", self.cause, self.rest)
+    }
+}
+
+impl std::error::Error for Ended {}
+
+/// What to tell of a run that failed.
+fn explain(failure: RunFailure, run_dir: &RunDir, is_first: bool) -> Ended {
+    let RunFailure { error, step, saved } = failure;
+    let path = run_dir.path().display();
+    let resume = format!("`qftrain --run-dir {path} --resume`");
+    let is_bad_data = matches!(
+        error,
+        ModelError::Pipeline(PipelineError::TooManyBad { .. })
+    );
+    let message = full_message(&error);
+    let cause = match is_bad_data {
+        true => format!("{message}; {} names them", run_dir.skipped().display()),
+        false => message,
+    };
+    let newest = || match checkpoint::list(&run_dir.checkpoints()) {
+        Ok(all) => all.last().map(|(step, _)| *step),
+        Err(_) => None,
+    };
+    let rest = match saved {
+        Saved::Yes => format!("; saved at step {step}: go on with {resume}"),
+        Saved::NothingNew => match newest() {
+            Some(step) if is_first => format!("; go on from step {step} with {resume}"),
+            _ => String::new(),
+        },
+        // Weights at fault have their own advice.
+        Saved::No(None) => String::new(),
+        Saved::No(Some(cause)) => {
+            let cause = full_message(&cause);
+            let before = match newest() {
+                Some(step) => format!("go on from step {step} with {resume}"),
+                None => "there is no checkpoint".to_string(),
+            };
+            format!("; step {step} could not be saved ({cause}); {before}")
+        }
+    };
+    Ended { cause, rest }
+}
+
+/// A run that ends well on bad data says so.
+fn warn_of_bad_data(config: &TrainConfig, counters: &Counters, run_dir: &RunDir) {
+    let (bad, looked_at) = (counters.bad_total(), counters.looked_at());
+    let share = bad as f64 / looked_at.max(1) as f64;
+    if share > config.data.max_bad_share {
+        log::warn!(
+            "{:.0} % of the samples were bad ({bad} of {looked_at}); {} names them",
+            100.0 * share,
+            run_dir.skipped().display()
+        );
     }
 }
 
@@ -639,7 +670,7 @@ fn describe(
     } else {
         String::new()
     };
-    let (place, batch) = (name(device), config.data.batch_size);
+    let (place, batch) = (device_name(device), config.data.batch_size);
     let (place, batch) = match ranks.world_size() {
         1 => (place, batch.to_string()),
         world => (

@@ -58,13 +58,13 @@ fn a_save_keeps_the_moment_it_was_asked_for() {
                 &SingleProcess,
                 state(step, None),
                 config,
-                None,
+                Vec::new(),
             )
             .unwrap();
         // Training goes on while the thread writes.
         fill(&model, -1.0);
     }
-    writer.finish().unwrap();
+    writer.wait().unwrap();
     for step in 1..=3 {
         let found = checkpoint::of_step(folder.path(), step).unwrap().unwrap();
         assert_eq!(found.state, state(step, None));
@@ -101,11 +101,11 @@ fn a_frozen_tower_is_in_every_checkpoint() {
                 &SingleProcess,
                 state(step, None),
                 String::new(),
-                None,
+                Vec::new(),
             )
             .unwrap();
     }
-    writer.finish().unwrap();
+    writer.wait().unwrap();
     for step in 1..=3 {
         let found = checkpoint::of_step(folder.path(), step).unwrap().unwrap();
         let mut read = Blip2Qformer::new(&config, Device::Cpu, 2).unwrap();
@@ -132,11 +132,11 @@ fn the_newest_and_the_best_stay() {
                     &SingleProcess,
                     state(step, best),
                     String::new(),
-                    None,
+                    Vec::new(),
                 )
                 .unwrap();
         }
-        writer.finish().unwrap();
+        writer.wait().unwrap();
     };
     let best = || checkpoint::best(folder.path()).unwrap();
     save(2, &[(1, None), (2, Some(2)), (3, Some(2)), (4, Some(2))]);
@@ -168,14 +168,14 @@ fn what_goes_wrong_comes_back_and_leaves_the_ones_before() {
             &SingleProcess,
             state(step, None),
             String::new(),
-            None,
+            Vec::new(),
         )
     };
     save(&mut writer, 1).unwrap();
     let param = model.params().get("itm_head.bias").unwrap();
     let _ = param.tensor.detach().get(1).fill_(f64::NAN);
     save(&mut writer, 2).unwrap();
-    let message = writer.finish().unwrap_err().to_string();
+    let message = writer.wait().unwrap_err().to_string();
     assert!(
         message.contains("step 2: parameter `itm_head.bias`"),
         "{message}"
@@ -188,7 +188,7 @@ fn what_goes_wrong_comes_back_and_leaves_the_ones_before() {
     assert!(save(&mut writer, 3).is_err());
     fill(&model, 1.0);
     save(&mut writer, 3).unwrap();
-    writer.finish().unwrap();
+    writer.wait().unwrap();
     assert_eq!(steps(folder.path()), [3]);
 
     // A file where the folder should be.
@@ -203,5 +203,5 @@ fn what_goes_wrong_comes_back_and_leaves_the_ones_before() {
         }
     };
     assert!(error.contains(&blocked.display().to_string()), "{error}");
-    writer.finish().unwrap();
+    writer.wait().unwrap();
 }

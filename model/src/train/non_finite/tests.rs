@@ -131,7 +131,9 @@ fn step_with(
     if let Some((mut entry, old)) = entry {
         entry.copy_(&old);
     }
-    result.map(|done| done.verdict)
+    result
+        .map(|done| done.verdict)
+        .map_err(|failure| failure.error)
 }
 
 fn values(trainer: &Trainer) -> Vec<Tensor> {

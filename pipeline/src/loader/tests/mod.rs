@@ -2,6 +2,7 @@
 
 mod edges;
 mod ranks;
+mod skips;
 mod sources;
 mod traced;
 
