@@ -357,14 +357,13 @@ mod tests {
         let steps = |effect| vec![("steps".to_string(), effect)];
         let (eight, twelve) = (with(&["steps=8"]), with(&["steps=12"]));
         assert_eq!(effects(&eight, &twelve, 5), steps(Effect::None));
-        assert_eq!(
-            effects(&["steps=8"], &["steps=12"], 5),
-            steps(Effect::Schedule)
-        );
-        assert_eq!(
-            effects(&["steps=8"], &["steps=12"], 8),
-            steps(Effect::Schedule)
-        );
+        let (warm_8, warm_12) = (["steps=8"], ["steps=12"]);
+        // The preset warms up for 200 steps, whatever comes after them.
+        assert_eq!(effects(&warm_8, &warm_12, 5), steps(Effect::None));
+        let cosine = |steps| ["schedule.warmup_steps=0", steps];
+        let (eight, twelve) = (cosine("steps=8"), cosine("steps=12"));
+        assert_eq!(effects(&eight, &twelve, 5), steps(Effect::Schedule));
+        assert_eq!(effects(&eight, &twelve, 8), steps(Effect::Schedule));
         // A warm-up that is over is over.
         let warm = |lr: &'static str| with(&["schedule.warmup_steps=4", lr]);
         let (low, high) = (

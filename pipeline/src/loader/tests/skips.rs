@@ -88,7 +88,7 @@ fn too_many_bad_samples_end_the_run_with_a_summary() {
         assert!(message.contains(word), "`{word}`: {message}");
     }
     // As many as are allowed are no reason, nor are few samples.
-    assert_eq!(ends(&of(0.2, 30), only()).unwrap(), 240);
+    assert_eq!(ends(&of(0.25, 30), only()).unwrap(), 240);
     assert_eq!(ends(&of(0.1, 20), only()).unwrap(), 160);
     assert_eq!(ends(&of(1.0, 30), only()).unwrap(), 240);
     assert!(ends(&of(0.0, 30), only()).is_err());
