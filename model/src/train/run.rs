@@ -261,7 +261,7 @@ impl Trainer {
     /// samples. What was trained is saved first, but for weights that are themselves at fault: no
     /// checkpoint holds weights from behind a step that is not finite, or of half a step. With several
     /// ranks it is saved where all of them are there to agree.
-    pub fn run(&mut self, context: RunContext<'_>) -> Result<RunEnd, RunFailure> {
+    pub fn run(&mut self, context: RunContext<'_>) -> Result<RunEnd, Box<RunFailure>> {
         let step = self.step;
         let mut run = Run::open(self, context).map_err(|error| RunFailure {
             error,
@@ -273,7 +273,7 @@ impl Trainer {
             self.save_at_end(&mut run)?;
             self.end(&mut run, outcome)
         });
-        ended.map_err(|error| self.give_up(&mut run, error))
+        ended.map_err(|error| Box::new(self.give_up(&mut run, error)))
     }
 
     /// Steps until the run ends, by agreement of all ranks.
@@ -388,7 +388,7 @@ impl Trainer {
                 is_half_done,
             }) => {
                 run.withholds = is_half_done;
-                return Err(self.explain(error, config, run.ranks));
+                return Err(self.explain(*error, config, run.ranks));
             }
         };
         run.data = data;

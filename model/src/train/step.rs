@@ -24,7 +24,7 @@ pub(super) struct StepResult {
 /// Why a step was not made.
 #[derive(Debug)]
 pub(super) struct StepFailure {
-    pub(super) error: ModelError,
+    pub(super) error: Box<ModelError>,
     /// Some weights may have changed: they are those of no step.
     pub(super) is_half_done: bool,
 }
@@ -32,7 +32,7 @@ pub(super) struct StepFailure {
 impl From<ModelError> for StepFailure {
     fn from(error: ModelError) -> Self {
         StepFailure {
-            error,
+            error: Box::new(error),
             is_half_done: false,
         }
     }
@@ -80,7 +80,7 @@ impl Trainer {
             let norms = (&scaled_norm, &gradient_norm);
             let losses = self.finish_step(&verdict, lr, norms, peers, &done);
             let losses = losses.map_err(|error| StepFailure {
-                error,
+                error: Box::new(error),
                 is_half_done: true,
             })?;
             Ok(StepResult {

@@ -18,7 +18,7 @@ const STEPS: u64 = 12;
 fn train(
     in_step: impl Fn(u64),
     before_batch: impl Fn() + Send + 'static,
-) -> Result<RunProfile, RunFailure> {
+) -> Result<RunProfile, Box<RunFailure>> {
     let end = run(in_step, before_batch, &AtomicBool::new(false))?;
     assert_eq!((end.outcome, end.profile.steps), (Outcome::Finished, STEPS));
     Ok(end.profile)
@@ -29,7 +29,7 @@ fn run(
     in_step: impl Fn(u64),
     before_batch: impl Fn() + Send + 'static,
     stop: &AtomicBool,
-) -> Result<RunEnd, RunFailure> {
+) -> Result<RunEnd, Box<RunFailure>> {
     let folder = tempfile::tempdir().unwrap();
     let before_batch = move |_| {
         before_batch();
@@ -44,7 +44,7 @@ fn run_in(
     in_step: impl Fn(u64),
     before_batch: impl Fn(u64) -> Option<PipelineError> + Send + 'static,
     stop: &AtomicBool,
-) -> Result<RunEnd, RunFailure> {
+) -> Result<RunEnd, Box<RunFailure>> {
     // With two pairs the negatives are certain, whatever other tests draw from torch's generator.
     let (mut trainer, loader) = trainer_and_loader(folder, 2);
     let mut asked = 0;

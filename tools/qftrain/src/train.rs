@@ -435,7 +435,7 @@ fn train(
         outcome,
         mut profile,
         data,
-    } = result.map_err(|failure| explain(failure, &run_dir, ranks.is_first()))?;
+    } = result.map_err(|failure| explain(*failure, &run_dir, ranks.is_first()))?;
     let state = train::loader_state(&data, ranks)?;
     if !ranks.is_first() {
         return Ok(());

@@ -133,7 +133,7 @@ fn step_with(
     }
     result
         .map(|done| done.verdict)
-        .map_err(|failure| failure.error)
+        .map_err(|failure| *failure.error)
 }
 
 fn values(trainer: &Trainer) -> Vec<Tensor> {
