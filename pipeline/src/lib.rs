@@ -67,6 +67,7 @@ pub mod image_file;
 pub mod image_stage;
 pub mod index;
 pub mod loader;
+pub mod mistakes;
 pub mod order;
 pub mod pixels;
 pub mod process;
@@ -78,7 +79,6 @@ pub mod stop;
 pub mod text;
 pub mod trace;
 pub mod vocabulary;
-pub mod words;
 
 pub use batch::Batch;
 pub use config::LoaderConfig;

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use qf_pipeline::error::full_message;
-use qf_pipeline::words::plain;
+use qf_pipeline::mistakes::plain;
 
 /// Builds, inspects and profiles shards of captioned images.
 #[derive(Parser)]

@@ -31,7 +31,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use qf_pipeline::error::full_message;
-use qf_pipeline::words::plain;
+use qf_pipeline::mistakes::plain;
 
 /// Trains a BLIP-2 Q-Former (ITC + ITM + ITG) from shards of captioned images.
 #[derive(Parser)]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{anyhow, bail, Context};
 use qf_model::train::TrainConfig;
-use qf_pipeline::words::plain;
+use qf_pipeline::mistakes::plain;
 use toml::{Table, Value};
 
 /// The configuration files of `configs/`, by name.
