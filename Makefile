@@ -48,6 +48,7 @@ lint: ## Set-up, then formatting, clippy and rustdoc, with warnings as errors
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
 
+demo: export DEMO_STARTED := $(shell date +%s)
 demo: build ## Set-up, then the whole job: render, shard, train, evaluate (PAIRS=folder: yours)
 	@scripts/demo.sh
 

@@ -17,6 +17,7 @@ readonly HOLD_OUT_EVERY=${HOLD_OUT_EVERY:-10} # one in so many images of PAIRS i
 readonly RERANK=${RERANK:-32}                # candidates per query that image-text matching ranks again
 readonly SHARD_IMAGES=${SHARD_IMAGES:-500}   # images in a shard
 readonly SEED=${SEED:-1}
+readonly DEMO_STARTED=${DEMO_STARTED:-$(date +%s)} # when `make demo` began, set-up and build included
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 pairs=${PAIRS:+$(realpath -m "$PAIRS")}
@@ -88,7 +89,9 @@ say "5/5 captions of some of them"
 "$bin/qftrain" caption --run-dir "$run" --shards "$work/shards/held-*.tar" --limit 5 \
     | tee "$work/captions.txt"
 
-say "done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s. Where to look:"
+duration() { printf '%d min %d s' $(($1 / 60)) $(($1 % 60)); }
+total=$(($(date +%s) - DEMO_STARTED))
+say "done in $(duration $total), of which set-up and build took $(duration $((total - (SECONDS - started)))). Where to look:"
 where() { printf '  %-42s %s\n' "$1" "$2"; }
 where "$work/images" "images and captions"
 where "$work/shards" "shards: tar tf shows what is in them"

@@ -10,17 +10,17 @@ use image::ImageFormat;
 
 use crate::shard_cli::{files, image, pairs, read_files, shard, Samples};
 
-/// Reads tar shards with webdataset; `.tar.zst`, which it does not know, through zstandard.
+/// Reads tar shards with webdataset; `.tar.zst` through a pipe, as the README says: from zstd, or from
+/// zstandard where that program is not installed.
 const READ_TAR: &str = r#"
-import io, json, sys, tarfile
-import webdataset, zstandard
+import json, shlex, shutil, sys
+import webdataset
+with_zstandard = "import sys, zstandard as z; z.ZstdDecompressor().copy_stream(open(sys.argv[1], 'rb'), sys.stdout.buffer)"
+unpack = "zstd -dcq" if shutil.which("zstd") else shlex.join([sys.executable, "-c", with_zstandard])
 shards = []
 for path in sys.argv[1:]:
     if path.endswith(".zst"):
-        plain = path[: -len(".zst")] + ".plain.tar"
-        with open(path, "rb") as source, open(plain, "wb") as target:
-            zstandard.ZstdDecompressor().copy_stream(source, target)
-        path = plain
+        path = f"pipe:{unpack} {shlex.quote(path)}"
     shards.append(path)
 samples = []
 for sample in webdataset.WebDataset(shards, shardshuffle=False):
