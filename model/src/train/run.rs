@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use qf_pipeline::loader::{LoaderState, TakenReports};
+use qf_pipeline::process::release_free_memory;
 
 use super::non_finite::{Guard, Verdict};
 use super::output::Output;
@@ -348,6 +349,7 @@ impl Trainer {
                 }
             }
         }
+        release_free_memory();
         let found = run.ranks.max(&[found[0], found[1], run.failure_code()])?;
         let [is_stopped, is_best, failure] = found[..] else {
             return Ok(Validated::NotBest); // As many as were given.
@@ -450,6 +452,7 @@ impl Trainer {
             Some(output) => output.save(self, config, state, ranks),
             None => self.optimizer.send_state(ranks),
         })?;
+        release_free_memory();
         run.saved_at = Some(self.step);
         Ok(())
     }
