@@ -224,6 +224,8 @@ fn range_words(line: &str) -> String {
         Some(last) => number(last),
         None => number(high).map(|end| end - 1),
     };
+    // The end of a type is no limit that anybody set.
+    let high = high.filter(|high| *high < i128::from(i64::MAX) - 1);
     match (number(low), high) {
         (Some(low), Some(high)) => format!("{before}must be {low} to {high}"),
         (Some(low), None) => format!("{before}must be at least {low}"),
@@ -356,6 +358,8 @@ mod tests {
                 "invalid value '0' for '--nproc <N>': must be 1 to 1024",
             ),
             ("0 is not in 1..", "must be at least 1"),
+            ("0 is not in 1..9223372036854775807", "must be at least 1"),
+            ("0 is not in 1..=18446744073709551615", "must be at least 1"),
             ("9 is not in ..5", "must be at most 4"),
             ("it is not in the list", "it is not in the list"),
         ] {
