@@ -681,7 +681,13 @@ fn nproc_trains_repeatably_and_resumes_with_any_number_of_ranks() {
 
     // The same state goes on with two ranks, and with another number of them.
     let again = other.display().to_string();
-    let resume = ["--run-dir", &again, "--resume", "--steps"];
+    let resume = [
+        "--run-dir",
+        &again,
+        "--resume",
+        "--allow-changes",
+        "--steps",
+    ];
     let resume = |more: &[&'static str]| succeeds(&[&resume[..], more].concat());
     resume(&["8", "--nproc", "2"]);
     resume(&["10"]);
