@@ -186,7 +186,10 @@ fn a_run_writes_what_it_promises() {
         // Of the preset's warm-up: the first step has its first rate.
         let done = record["step"].as_f64().unwrap() - 1.0;
         let lr = 1e-6 + (1e-3 - 1e-6) * done / 200.0;
-        assert!((record["lr"].as_f64().unwrap() - lr).abs() < 1e-9, "{record}");
+        assert!(
+            (record["lr"].as_f64().unwrap() - lr).abs() < 1e-9,
+            "{record}"
+        );
     }
     // 24 images, batches of 4: the seventh step begins the second epoch.
     assert_eq!(records[5]["epoch"], 0);
