@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use image::{ImageFormat, Rgb, RgbImage};
-use qf_pipeline::captions::raw_captions;
+use qf_pipeline::captions::{raw_captions, CaptionSource};
 use qf_pipeline::shard::read::{read_shard, NoObserver, ReadOptions};
-use qf_pipeline::source::resolve_shards;
+use qf_pipeline::source::{resolve_shards, ShardLocation};
 use qf_pipeline::stop::Stop;
-use qf_pipeline::MemberData;
+use qf_pipeline::{EncodedSample, MemberData, SampleError};
 use serde_json::{json, Value};
 
 use crate::bin;
@@ -89,7 +89,7 @@ pub(crate) fn read_files(shards: &[PathBuf]) -> Samples {
             &Stop::default(),
             &mut |sample| {
                 let sample = sample.unwrap();
-                let captions = raw_captions(&sample, "caption").unwrap();
+                let captions = raw_captions(&sample, CaptionSource::default()).unwrap();
                 let captions = captions.into_iter().map(Cow::into_owned).collect();
                 let image = &sample.members[0];
                 let MemberData::Bytes(bytes) = &image.data else {
@@ -103,6 +103,30 @@ pub(crate) fn read_files(shards: &[PathBuf]) -> Samples {
         .unwrap();
     }
     samples
+}
+
+/// The captions of each sample of a shard, whose image may be any of its members.
+pub(crate) fn captions_of(shard: &Path) -> Vec<Vec<String>> {
+    let location = ShardLocation::local(shard);
+    let mut all = Vec::new();
+    let mut visit = |sample: Result<EncodedSample, SampleError>| {
+        let sample = sample.unwrap();
+        assert!(sample.image(None).is_some());
+        let captions = raw_captions(&sample, CaptionSource::default()).unwrap();
+        all.push(captions.into_iter().map(Cow::into_owned).collect());
+        true
+    };
+    let options = ReadOptions::default();
+    read_shard(
+        &location,
+        0,
+        &options,
+        &NoObserver,
+        &Stop::default(),
+        &mut visit,
+    )
+    .unwrap();
+    all
 }
 
 /// Names of the files of a folder; the indexes are left out, after a look that none is alone.

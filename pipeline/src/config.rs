@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::augment::ImageTransform;
+use crate::captions::{CaptionLines, CaptionSource};
 use crate::decode::{DecodeLimits, DecodeQuality, OnTruncated};
 use crate::error::PipelineError;
 use crate::filter::Filters;
@@ -92,10 +93,18 @@ pub struct LoaderConfig {
     pub on_truncated: OnTruncated,
     /// Which captions are used. Default `draw`.
     pub captions: CaptionChoice,
-    /// Arrow column that holds the image. Default `image`.
-    pub image_column: String,
-    /// Arrow column that holds the captions. Default `caption`.
-    pub caption_column: String,
+    /// What holds the image: the column of an Arrow shard; of a tar shard, the extension to take where
+    /// a sample has several images. Default: found by name, see [`crate::captions::names`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_column: Option<String>,
+    /// What holds the captions: the column of an Arrow shard; of a tar shard, the extension, or a field
+    /// of the `json` member. Default: found by name, see [`crate::captions::names`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caption_column: Option<String>,
+    /// What a text member (`.txt`) holds: `each` (every line is a caption) or `one` (the whole text is
+    /// one). Default: decided for each data set by its first samples, see [`crate::survey`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caption_lines: Option<CaptionLines>,
     /// Threads that decode, augment and tokenise; 0 means one per core. Default 0.
     pub threads: usize,
     /// Threads that read and decompress; 0 means 2, or 8 where shards are remote. Default 0.
@@ -140,8 +149,9 @@ impl Default for LoaderConfig {
             decode_quality: DecodeQuality::Balanced,
             on_truncated: OnTruncated::Error,
             captions: CaptionChoice::Draw,
-            image_column: "image".into(),
-            caption_column: "caption".into(),
+            image_column: None,
+            caption_column: None,
+            caption_lines: None,
             threads: 0,
             io_threads: 0,
             prefetch_batches: 4,
@@ -177,10 +187,20 @@ impl LoaderConfig {
             extra_members.push("json".into());
         }
         ReadOptions {
+            all_members: false,
             extra_members,
             max_sample_bytes: self.max_sample_bytes,
             image_column: self.image_column.clone(),
             caption_column: self.caption_column.clone(),
+            needs_captions: true,
+        }
+    }
+
+    /// Where these settings look for captions, in samples of a data set whose texts hold `lines`.
+    pub fn caption_source(&self, lines: CaptionLines) -> CaptionSource<'_> {
+        CaptionSource {
+            column: self.caption_column.as_deref(),
+            lines,
         }
     }
 
@@ -277,6 +297,17 @@ impl LoaderConfig {
             ("read_ahead_bytes", self.read_ahead_bytes),
         ] {
             check(bytes <= 1 << 40, setting, "must be at most 1 TiB")?;
+        }
+        for (setting, name) in [
+            ("image_column", &self.image_column),
+            ("caption_column", &self.caption_column),
+        ] {
+            let is_empty = name.as_ref().is_some_and(String::is_empty);
+            check(
+                !is_empty,
+                setting,
+                "must name a column; leave it out to have it found",
+            )?;
         }
         self.filters.validate()?;
         check(

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::printable::Printable;
 use crate::sample::SampleId;
 
 /// Why a sample was not delivered; the key of the skip counters.
@@ -21,6 +22,8 @@ pub enum SkipReason {
     EmptyCaption,
     /// A caption member that is not UTF-8, or JSON that holds no caption.
     BadCaption,
+    /// A `json` member that filters ask for and that is not JSON.
+    BadMetadata,
     /// Bytes that no decoder recognises as an image.
     UnknownImageFormat,
     /// A recognised image that does not decode.
@@ -47,11 +50,12 @@ pub enum SkipReason {
 
 impl SkipReason {
     /// All reasons, in the order in which reports list them.
-    pub const ALL: [SkipReason; 15] = [
+    pub const ALL: [SkipReason; 16] = [
         SkipReason::NoImage,
         SkipReason::NoCaption,
         SkipReason::EmptyCaption,
         SkipReason::BadCaption,
+        SkipReason::BadMetadata,
         SkipReason::UnknownImageFormat,
         SkipReason::BrokenImage,
         SkipReason::ImageTooLarge,
@@ -83,6 +87,7 @@ impl SkipReason {
             SkipReason::NoCaption => "no_caption",
             SkipReason::EmptyCaption => "empty_caption",
             SkipReason::BadCaption => "bad_caption",
+            SkipReason::BadMetadata => "bad_metadata",
             SkipReason::UnknownImageFormat => "unknown_image_format",
             SkipReason::BrokenImage => "broken_image",
             SkipReason::ImageTooLarge => "image_too_large",
@@ -106,7 +111,7 @@ impl fmt::Display for SkipReason {
 
 /// One sample cannot be used; its neighbours can.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("sample {id}: {message}")]
+#[error("sample {id}: {}", Printable(message))]
 pub struct SampleError {
     /// Which sample.
     pub id: Box<SampleId>,
@@ -118,7 +123,11 @@ pub struct SampleError {
 
 /// A shard cannot be read any further; what was read before stands.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("shard {shard} at byte {offset_bytes}: {message}")]
+#[error(
+    "shard {} at byte {offset_bytes}: {}",
+    Printable(shard),
+    Printable(message)
+)]
 pub struct ShardError {
     /// Path or URL of the shard.
     pub shard: String,
@@ -195,7 +204,7 @@ pub enum PipelineError {
         source: std::io::Error,
     },
     /// Something that a shard cannot hold.
-    #[error("cannot write sample `{key}` to {}: {message}", shard.display())]
+    #[error("cannot write sample `{}` to {}: {message}", Printable(key), shard.display())]
     Unwritable {
         /// The shard that was being written.
         shard: PathBuf,

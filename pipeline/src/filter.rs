@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{PipelineError, SkipReason};
+use crate::json::as_f64;
 use crate::sample::EncodedSample;
 
 /// Filters of a run; those at their defaults let everything through. What each leaves out is counted
@@ -112,7 +113,7 @@ impl Filters {
         Ok(())
     }
 
-    /// Judges a sample by its `json` member.
+    /// Judges a sample by its `json` member. One that is no JSON is bad, not filtered.
     pub(crate) fn metadata(&self, sample: &EncodedSample) -> Result<(), LeftOut> {
         if self.metadata.is_empty() {
             return Ok(());
@@ -121,7 +122,9 @@ impl Filters {
         let member = sample
             .member("json")
             .ok_or_else(|| left_out("it has no member `json`".into()))?;
-        let json = member.json().map_err(left_out)?;
+        let json = member
+            .json()
+            .map_err(|message| (SkipReason::BadMetadata, message))?;
         for filter in &self.metadata {
             filter.judge(&json).map_err(left_out)?;
         }
@@ -146,7 +149,7 @@ impl MetadataFilter {
             let mut parts = field.split('.');
             parts.try_fold(json, |value, part| value.get(part))
         });
-        let Some(number) = found.and_then(Value::as_f64) else {
+        let Some(number) = found.and_then(as_f64) else {
             return Err(format!("its `{field}` is not a number"));
         };
         if let Some(min) = self.min.filter(|min| number < *min) {
@@ -213,20 +216,31 @@ mod tests {
                 ..Filters::default()
             };
             filters.validate().unwrap();
-            filters.metadata(&sample).err().map(|(_, message)| message)
+            let left_out = filters.metadata(&sample).err()?;
+            assert_eq!(left_out.0.is_filter(), !json.starts_with("{{"), "{json}");
+            Some(left_out.1)
         };
         let similar = filter("similarity", Some(0.28), None);
         assert_eq!(judge(r#"{"similarity": 0.28}"#, from_ref(&similar)), None);
         let low = judge(r#"{"similarity": 0.27}"#, from_ref(&similar)).unwrap();
         assert!(low.contains("0.27") && low.contains("0.28"), "{low}");
         assert!(judge(r#"{"other": 1}"#, from_ref(&similar)).is_some());
-        assert!(judge("{", from_ref(&similar)).is_some());
+        assert!(judge("{{", from_ref(&similar)).is_some());
+        // Python's numbers: NaN is never within bounds, infinity may be.
+        let python = r#"{"similarity": 0.3, "punsafe": NaN, "aesthetic": -Infinity}"#;
+        assert_eq!(judge(python, from_ref(&similar)), None);
+        assert!(judge(r#"{"similarity": NaN}"#, from_ref(&similar)).is_some());
+        assert_eq!(
+            judge(r#"{"similarity": Infinity}"#, from_ref(&similar)),
+            None
+        );
+        assert!(judge(r#"{"similarity": -Infinity}"#, from_ref(&similar)).is_some());
         let nested = filter("clip.score", None, Some(2.0));
         assert_eq!(judge(r#"{"clip": {"score": 2}}"#, from_ref(&nested)), None);
         assert_eq!(judge(r#"{"clip.score": 1}"#, from_ref(&nested)), None);
         assert!(judge(r#"{"clip": {"score": 3}}"#, from_ref(&nested)).is_some());
         assert!(judge(r#"{"similarity": 1}"#, &[similar, nested]).is_some());
-        assert_eq!(judge("{", &[]), None);
+        assert_eq!(judge("[", &[]), None);
     }
 
     #[test]

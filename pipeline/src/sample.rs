@@ -4,11 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::batch::Pixels;
+use crate::decode::is_image_extension;
+use crate::json;
+use crate::printable::Printable;
 use crate::text::TokenRows;
 
 /// Where a sample comes from: enough to find it again with any tar or Arrow tool.
 ///
-/// Displayed as `cc3m-00017.tar#000170042@1536` (shard, key, byte offset).
+/// Displayed as `cc3m-00017.tar#000170042@1536` (shard, key, byte offset), [printable](Printable).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SampleId {
     /// Path or URL of the shard, as it was given.
@@ -26,7 +29,8 @@ pub struct SampleId {
 
 impl fmt::Display for SampleId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}#{}@{}", self.shard, self.key, self.offset_bytes)
+        let (shard, key) = (Printable(&self.shard), Printable(&self.key));
+        write!(f, "{shard}#{key}@{}", self.offset_bytes)
     }
 }
 
@@ -43,6 +47,19 @@ impl EncodedSample {
     /// The member of this name (an extension such as `jpg`, or an Arrow column).
     pub fn member(&self, name: &str) -> Option<&Member> {
         self.members.iter().find(|member| member.name == name)
+    }
+
+    /// The image: the member of this name where it has one, else a plain image extension (`jpg`) before
+    /// a compound one (`seg.png`).
+    pub fn image(&self, name: Option<&str>) -> Option<&Member> {
+        let images = || {
+            let members = self.members.iter();
+            members.filter(|member| is_image_extension(&member.name))
+        };
+        let named =
+            name.and_then(|name| images().find(|member| member.name.eq_ignore_ascii_case(name)));
+        let plain = || images().find(|member| !member.name.contains('.'));
+        named.or_else(plain).or_else(|| images().next())
     }
 
     /// Whether data of it were left in the shard.
@@ -101,15 +118,23 @@ impl Member {
         }
     }
 
-    /// The member as JSON.
+    /// The bytes; `None` for text of an Arrow shard.
+    pub fn bytes(&self) -> Option<&[u8]> {
+        match &self.data {
+            MemberData::Bytes(bytes) => Some(bytes),
+            MemberData::Text(_) => None,
+        }
+    }
+
+    /// The member as JSON, in [Python's](json::parse) widest sense.
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn json(&self) -> Result<serde_json::Value, String> {
         let parsed = match &self.data {
-            MemberData::Bytes(bytes) => serde_json::from_slice(bytes),
+            MemberData::Bytes(bytes) => json::parse(bytes),
             MemberData::Text(texts) => match texts.as_slice() {
-                [text] => serde_json::from_str(text),
+                [text] => json::parse(text.as_bytes()),
                 texts => return Err(format!("{} texts where one is JSON", texts.len())),
             },
         };

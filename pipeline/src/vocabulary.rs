@@ -2,12 +2,14 @@
 
 use std::cell::RefCell;
 
-use crate::captions::raw_captions;
+use crate::captions::{raw_captions, CaptionLines};
 use crate::config::LoaderConfig;
 use crate::error::{PipelineError, ShardError};
+use crate::printable::Printable;
 use crate::shard::read::{read_shard, NoObserver};
 use crate::source::ShardLocation;
 use crate::stop::Stop;
+use crate::survey::explain_contents;
 use crate::text::{train_vocabulary, CaptionProcessor, VocabularyOptions};
 
 /// What a vocabulary was trained from.
@@ -39,12 +41,14 @@ pub fn vocabulary_from_shards(
     let processor = CaptionProcessor::new(config.max_words, "")?;
     let read_options = config.read_options();
     let mut captions = Vec::new();
+    // Words are the same whether texts are taken whole or line by line.
+    let source = config.caption_source(config.caption_lines.unwrap_or(CaptionLines::Each));
     let skipped = RefCell::new(0u64);
     let mut bad_shards = Vec::new();
     for (index, shard) in shards.iter().enumerate() {
         let mut visit = |sample: Result<crate::EncodedSample, crate::SampleError>| {
             let raw = match &sample {
-                Ok(sample) => raw_captions(sample, &config.caption_column).ok(),
+                Ok(sample) => raw_captions(sample, source).ok(),
                 Err(_) => None,
             };
             match raw {
@@ -71,8 +75,12 @@ pub fn vocabulary_from_shards(
     captions.truncate(usize::try_from(max_captions).unwrap_or(usize::MAX));
     if captions.is_empty() {
         let mut message = "no vocabulary can be trained: the shards hold no caption".to_string();
-        if let Some(error) = bad_shards.first() {
-            message.push_str(&format!(" ({error})"));
+        match bad_shards.first() {
+            Some(error) => message.push_str(&format!(" ({error})")),
+            None => {
+                let contents = explain_contents(shards, config, &Stop::default());
+                message.push_str(&format!(" that can be used: {}", Printable(&contents)));
+            }
         }
         return Err(PipelineError::TooFewSamples(message));
     }

@@ -57,7 +57,7 @@ pub fn read_annotations(path: &Path) -> Result<Vec<Annotation>, ModelError> {
         path: path.to_owned(),
         source,
     })?;
-    let entries: Vec<serde_json::Value> = serde_json::from_slice(&text)
+    let entries: Vec<serde_json::Value> = qf_pipeline::json::parse(&text)
         .map_err(|error| unusable(format!("no JSON list of annotations: {error}")))?;
     let annotation = |(index, value): (usize, serde_json::Value)| {
         let entry: Entry = serde_json::from_value(value).map_err(|error| {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use qf_pipeline::source::local_path;
 use qf_pipeline::LoaderConfig;
 use serde::{Deserialize, Serialize};
 
@@ -195,6 +196,15 @@ impl TrainConfig {
                 Err(ModelError::Config { setting, message })
             }
         };
+        for (setting, path) in [
+            ("tokenizer", &self.tokenizer),
+            ("remote.cache", &self.remote.cache),
+        ] {
+            if let Some(path) = path {
+                local_path(path.clone().into())
+                    .map_err(|message| ModelError::Config { setting, message })?;
+            }
+        }
         self.data.validate()?;
         self.model.validate()?;
         self.optimizer.validate()?;

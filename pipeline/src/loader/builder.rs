@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::dataset::DataSet;
 use super::listing::Listing;
-use super::open::{OpenRun, Start};
+use super::open::{NeedsCaptions, OpenRun, Start};
 use super::samples::Samples;
 use super::skips::SkipReports;
 use super::state::LoaderState;
@@ -107,7 +107,7 @@ impl LoaderBuilder {
     /// [`PipelineError::Thread`] when threads cannot be started.
     pub fn batches(self, tokenizer: Arc<CaptionTokenizer>) -> Result<Loader, PipelineError> {
         let allocator = self.allocator.clone();
-        Loader::start(self.open()?, tokenizer, allocator)
+        Loader::start(self.open(NeedsCaptions::Yes)?, tokenizer, allocator)
     }
 
     /// Starts reading, on threads of its own; samples come out as they lie in the shards.
@@ -115,7 +115,7 @@ impl LoaderBuilder {
     /// # Errors
     /// As [`LoaderBuilder::batches`].
     pub fn samples(self) -> Result<Samples, PipelineError> {
-        Samples::start(self.open()?)
+        Samples::start(self.open(NeedsCaptions::No)?)
     }
 
     /// Lists what this rank will see, without decoding; of indexed shards without reading them.
@@ -123,16 +123,16 @@ impl LoaderBuilder {
     /// # Errors
     /// As [`LoaderBuilder::batches`].
     pub fn listing(self) -> Result<Listing, PipelineError> {
-        Listing::start(self.open()?)
+        Listing::start(self.open(NeedsCaptions::No)?)
     }
 
-    fn open(self) -> Result<OpenRun, PipelineError> {
+    fn open(self, captions: NeedsCaptions) -> Result<OpenRun, PipelineError> {
         let start = match self.resume {
             Some(state) => Start::Resume(Box::new(state)),
             None => Start::Epoch(self.first_epoch),
         };
         let meters = Meters::new(self.trace);
-        let run = OpenRun::open(self.config, self.sets, self.world, start, meters)?;
+        let run = OpenRun::open(self.config, self.sets, self.world, start, captions, meters)?;
         Ok(OpenRun {
             skips: self.skips,
             ..run

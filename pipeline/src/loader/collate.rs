@@ -16,6 +16,7 @@ use crate::config::LoaderConfig;
 use crate::error::{PipelineError, SampleError, ShardError};
 use crate::sample::DecodedSample;
 use crate::text::TokenRows;
+use crate::words::counted;
 
 /// What a worker makes of a sample.
 pub(crate) type Finished = Result<DecodedSample, SampleError>;
@@ -275,8 +276,9 @@ impl Collator {
             reasons.push_str(&format!(", {count} skipped as {reason}"));
         }
         Err(PipelineError::TooFewSamples(format!(
-            "the shards hold {good} usable samples (of {}{reasons}), too few for one batch of {}; \
-             use more shards or a smaller batch_size",
+            "the shards hold {} (of {}{reasons}), too few for one batch of {}; use more shards or a \
+             smaller batch_size",
+            counted(good, "usable sample", "usable samples"),
             counters.read, self.config.batch_size
         ))
         .into())

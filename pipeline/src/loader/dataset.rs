@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use super::state::SetKey;
+use crate::captions::CaptionLines;
+use crate::config::LoaderConfig;
 use crate::error::{PipelineError, ShardError};
 use crate::index::ShardIndex;
 use crate::remote::RemoteOptions;
 use crate::source::{resolve_shards_with, ShardLocation};
 use crate::stop::Stop;
+use crate::survey::Survey;
 
 /// A data set of a mixture.
 #[derive(Clone, Debug)]
@@ -79,6 +82,28 @@ pub(crate) struct OpenSet {
     /// Number of its first shard among those of all sets.
     pub(crate) first_shard: u32,
     pub(crate) contents: Contents,
+    /// What a look at its first samples showed.
+    pub(crate) note: Option<String>,
+}
+
+/// What the texts of each shard hold.
+pub(crate) struct LinesOfShards(Vec<(u32, CaptionLines)>);
+
+impl LinesOfShards {
+    pub(crate) fn new(sets: &[Arc<OpenSet>]) -> LinesOfShards {
+        let lines = |set: &Arc<OpenSet>| {
+            let lines = set.key.caption_lines.unwrap_or(CaptionLines::Each);
+            (set.first_shard, lines)
+        };
+        LinesOfShards(sets.iter().map(lines).collect())
+    }
+
+    /// Of the shard of this number among those of all sets.
+    pub(crate) fn of_shard(&self, shard: u32) -> CaptionLines {
+        let sets = self.0.iter().rev();
+        let found = sets.into_iter().find(|(first, _)| *first <= shard);
+        found.map_or(CaptionLines::Each, |(_, lines)| *lines)
+    }
 }
 
 /// How a data set's samples are reached.
@@ -110,7 +135,18 @@ impl OpenSet {
             sizes,
             first_shard,
             contents,
+            note: None,
         })
+    }
+
+    /// Looks at its first samples for where captions are, and decides what its texts hold, unless that
+    /// was decided.
+    pub(crate) fn survey(&mut self, config: &LoaderConfig, stop: &Stop) {
+        let survey = Survey::of(&self.shards, config, stop);
+        let lines = config.caption_lines.unwrap_or(survey.caption_lines());
+        self.key.caption_lines = Some(lines);
+        let described = survey.describe(lines, "data.caption_lines =");
+        self.note = Some(format!("{}: {described}", self.title()));
     }
 
     /// Looks whether a file is still the one that the run began with. (A remote shard is asked for

@@ -9,6 +9,7 @@ use super::place::{Event, Item, Next, PlaceId, RowStart, Source};
 use super::state::SetPosition;
 use crate::error::{PipelineError, ShardError};
 use crate::order::Mixture;
+use crate::words::counted;
 
 /// What the order of a run needs beside its data sets.
 pub(crate) struct MixOptions {
@@ -228,9 +229,9 @@ impl Mixer {
 
     fn too_few(&self, set: usize, samples: u64) -> PipelineError {
         PipelineError::TooFewSamples(format!(
-            "{} hold {samples} samples, too few for one batch of {}; use more shards or a smaller \
-             batch_size",
+            "{} hold {}, too few for one batch of {}; use more shards or a smaller batch_size",
             self.titles[set],
+            counted(samples, "sample", "samples"),
             self.options.lanes.count()
         ))
     }

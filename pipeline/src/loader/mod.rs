@@ -63,6 +63,7 @@ use workers::Workers;
 pub use bottleneck::SettingNames;
 pub use builder::LoaderBuilder;
 pub use dataset::{split_spec, DataSet};
+use dataset::{LinesOfShards, OpenSet};
 pub use lanes::LaneRun;
 pub use listing::{Listing, OrderBatch};
 pub use samples::Samples;
@@ -74,8 +75,10 @@ pub use world::World;
 
 use crate::batch::{Batch, BufferPool, EpochRows, HostAllocator};
 use crate::config::LoaderConfig;
-use crate::error::PipelineError;
+use crate::error::{PipelineError, SkipReason};
+use crate::printable::Printable;
 use crate::stop::Stop;
+use crate::survey::explain_contents;
 use crate::text::CaptionTokenizer;
 use crate::trace::Trace;
 
@@ -93,6 +96,8 @@ pub struct Loader {
     state: LoaderState,
     skips: Option<SkipReports>,
     wait: Duration,
+    config: Arc<LoaderConfig>,
+    sets: Vec<Arc<OpenSet>>,
 }
 
 impl Loader {
@@ -125,7 +130,13 @@ impl Loader {
             batches: config.prefetch_batches,
         };
         let meters = run.meters.clone();
-        let work = Work::new(config.clone(), tokenizer, meters.clone(), run.bytes.clone())?;
+        let work = Work::new(
+            config.clone(),
+            LinesOfShards::new(&run.sets),
+            tokenizer,
+            meters.clone(),
+            run.bytes.clone(),
+        )?;
         let work = Arc::new(work);
         let limits = LineLimits {
             items: work_items,
@@ -159,6 +170,7 @@ impl Loader {
             rows: None,
         };
         let sequencer = run.sequencer()?;
+        let (shared_config, sets) = (config.clone(), run.sets.clone());
         let epochs_end_batches = run.epochs_end_batches();
         let threads = vec![
             spawn("qf-sequence", move || {
@@ -186,6 +198,8 @@ impl Loader {
             state: run.state,
             skips: run.skips,
             wait: Duration::ZERO,
+            config: shared_config,
+            sets,
         })
     }
 
@@ -212,7 +226,7 @@ impl Loader {
             }
             Some(Message::Failed(error)) => {
                 self.batches = None;
-                Err(error)
+                Err(self.explained(error))
             }
             None => {
                 self.batches = None;
@@ -221,6 +235,34 @@ impl Loader {
                 ))
             }
         }
+    }
+
+    /// Says with samples that cannot be used what the shards hold instead.
+    fn explained(&self, error: PipelineError) -> PipelineError {
+        // The message counts the skipped samples by reason.
+        let of_members = |message: &str| {
+            let reasons = [
+                SkipReason::NoImage,
+                SkipReason::NoCaption,
+                SkipReason::RepeatedKey,
+            ];
+            reasons.iter().any(|reason| message.contains(reason.name()))
+        };
+        match error {
+            PipelineError::TooFewSamples(message) if of_members(&message) => {
+                let shards = self.sets.first().map_or(&[][..], |set| &set.shards);
+                let contents = explain_contents(shards, &self.config, &self.stop);
+                let contents = Printable(&contents);
+                PipelineError::TooFewSamples(format!("{message}; {contents}"))
+            }
+            other => other,
+        }
+    }
+
+    /// What each data set's captions and images are taken from, a line for each, where this loader
+    /// began the run: it looked at the first samples.
+    pub fn notes(&self) -> impl Iterator<Item = &str> {
+        self.sets.iter().filter_map(|set| set.note.as_deref())
     }
 
     /// The state after the last batch that was handed out.

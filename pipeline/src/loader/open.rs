@@ -17,9 +17,11 @@ use super::stats::Meters;
 use super::stream::{Reading, StreamSource};
 use super::tracker::{Policy, Tracker};
 use super::world::World;
+use crate::captions::CaptionLines;
 use crate::config::LoaderConfig;
 use crate::error::PipelineError;
 use crate::order::{OrderSpec, ShuffleMode};
+use crate::shard::read::ReadOptions;
 use crate::stop::Stop;
 
 /// Threads that read when none are asked for: local files, and remote ones, where a thread mostly
@@ -33,12 +35,20 @@ pub(crate) enum Start {
     Resume(Box<LoaderState>),
 }
 
+/// Whether a run reads captions; an order has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NeedsCaptions {
+    Yes,
+    No,
+}
+
 /// No run gets that far.
 const MAX_EPOCH: u64 = 1 << 48;
 
 /// A run whose data sets are open and whose state fits them.
 pub(crate) struct OpenRun {
     pub(crate) config: Arc<LoaderConfig>,
+    pub(crate) captions: NeedsCaptions,
     pub(crate) sets: Vec<Arc<OpenSet>>,
     pub(crate) world: World,
     pub(crate) state: LoaderState,
@@ -59,6 +69,7 @@ impl OpenRun {
         data: Vec<DataSet>,
         world: World,
         start: Start,
+        captions: NeedsCaptions,
         meters: Meters,
     ) -> Result<OpenRun, PipelineError> {
         config.validate()?;
@@ -68,7 +79,19 @@ impl OpenRun {
         let mut weights_and_keys = Vec::new();
         let mut first_shard = 0;
         for set in data {
-            let open = OpenSet::open(set, first_shard, &stop)?;
+            let mut open = OpenSet::open(set, first_shard, &stop)?;
+            match (captions, &start) {
+                (NeedsCaptions::No, _) => {}
+                (NeedsCaptions::Yes, Start::Epoch(_)) => open.survey(&config, &stop),
+                (NeedsCaptions::Yes, Start::Resume(state)) => {
+                    // What was decided stays. A state that does not say is of a program that took every
+                    // line for a caption.
+                    let saved = state.order.sets.get(sets.len());
+                    let saved = saved.and_then(|set| set.caption_lines);
+                    let lines = config.caption_lines.or(saved);
+                    open.key.caption_lines = Some(lines.unwrap_or(CaptionLines::Each));
+                }
+            }
             first_shard += open.shards.len() as u32;
             if let (ShuffleMode::Full, Contents::Stream(why)) = (config.shuffle, &open.contents) {
                 return Err(PipelineError::Config {
@@ -113,6 +136,7 @@ impl OpenRun {
         };
         Ok(OpenRun {
             config: Arc::new(config),
+            captions,
             sets,
             world,
             state,
@@ -225,7 +249,10 @@ impl OpenRun {
         // All indexed sets have one reader together.
         let readers = streams + usize::from(streams < self.sets.len());
         Reading {
-            options: Arc::new(self.config.read_options()),
+            options: Arc::new(ReadOptions {
+                needs_captions: self.captions == NeedsCaptions::Yes,
+                ..self.config.read_options()
+            }),
             meters: self.meters.clone(),
             bytes: self.bytes.clone(),
             shard_files: self.shard_files.clone(),

@@ -8,6 +8,7 @@ use super::dataset::DataSet;
 use super::lanes::{LaneRun, Lanes};
 use super::stats::Counters;
 use super::world::World;
+use crate::captions::CaptionLines;
 use crate::config::LoaderConfig;
 use crate::error::PipelineError;
 use crate::order::ShuffleMode;
@@ -93,6 +94,9 @@ pub struct SetKey {
     pub num_shards: u64,
     /// SHA-256 over the shards' base names and sizes, in order.
     pub shards_sha256: String,
+    /// What its texts hold; not known where captions were never asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caption_lines: Option<CaptionLines>,
 }
 
 impl SetKey {
@@ -111,6 +115,7 @@ impl SetKey {
             weight: set.weight.to_string(),
             num_shards: set.shards.len() as u64,
             shards_sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+            caption_lines: None,
         }
     }
 }
@@ -157,6 +162,14 @@ impl OrderKey {
                 saved.weight.clone(),
                 now.weight.clone(),
             ));
+            // Where one of them asked for no captions there is nothing to compare.
+            if let (Some(saved), Some(now)) = (saved.caption_lines, now.caption_lines) {
+                rows.push((
+                    format!("caption_lines{of}"),
+                    saved.name().to_string(),
+                    now.name().to_string(),
+                ));
+            }
         }
         rows.extend([
             row("seed", self.seed.to_string(), now.seed.to_string()),

@@ -7,6 +7,7 @@ use super::state::LoaderState;
 use super::stats::Counters;
 use crate::config::{LoaderConfig, OnBad};
 use crate::error::{PipelineError, SampleError, ShardError};
+use crate::warnings::Warnings;
 
 /// Counts what became of each place, and knows the state after it.
 pub(crate) struct Tracker {
@@ -15,6 +16,7 @@ pub(crate) struct Tracker {
     last: Option<PlaceId>,
     policy: Policy,
     named: NamedOnce,
+    warnings: Warnings,
 }
 
 /// What becomes of bad samples and shards.
@@ -48,6 +50,7 @@ impl Tracker {
             policy,
             named: NamedOnce::new(state.epoch()),
             state,
+            warnings: Warnings::default(),
         }
     }
 
@@ -112,7 +115,8 @@ impl Tracker {
             None if self.policy.on_bad_sample == OnBad::Warn => {
                 let id = &error.id;
                 if self.named.is_new(&id.shard, Some(id.sample_index), epoch) {
-                    log::warn!("skipped {error}");
+                    let kind = error.reason.name();
+                    self.warnings.warn(kind, format_args!("skipped {error}"));
                 }
             }
             None => {}
@@ -163,7 +167,8 @@ impl Tracker {
             }
             None if self.policy.on_bad_shard == OnBad::Warn => {
                 if self.named.is_new(&error.shard, None, epoch) {
-                    log::warn!("{error}; going on without the rest of it");
+                    let message = format_args!("{error}; going on without the rest of it");
+                    self.warnings.warn("bad_shard", message);
                 }
             }
             None => {}

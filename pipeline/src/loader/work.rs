@@ -5,13 +5,14 @@ use std::time::Instant;
 
 use crossbeam::queue::SegQueue;
 
+use super::dataset::LinesOfShards;
 use super::recycle::BytePool;
 use super::stats::Meters;
 use crate::augment::SampleRng;
 use crate::batch::Pixels;
 use crate::captions::raw_captions;
 use crate::config::{CaptionChoice, LoaderConfig};
-use crate::decode::{is_image_extension, DecodeError};
+use crate::decode::DecodeError;
 use crate::error::{PipelineError, SampleError, SkipReason};
 use crate::image_stage::{ImageSettings, ImageStage};
 use crate::pixels::{image_len, PlanarRgbMut};
@@ -21,6 +22,7 @@ use crate::text::{CaptionProcessor, CaptionTokenizer, TokenRows};
 /// Everything the workers share.
 pub(crate) struct Work {
     config: Arc<LoaderConfig>,
+    caption_lines: LinesOfShards,
     tokenizer: Arc<CaptionTokenizer>,
     caption_processor: CaptionProcessor,
     meters: Arc<Meters>,
@@ -36,6 +38,7 @@ pub(crate) struct Work {
 impl Work {
     pub(crate) fn new(
         config: Arc<LoaderConfig>,
+        caption_lines: LinesOfShards,
         tokenizer: Arc<CaptionTokenizer>,
         meters: Arc<Meters>,
         bytes: Arc<BytePool>,
@@ -44,6 +47,7 @@ impl Work {
             caption_processor: CaptionProcessor::new(config.max_words, config.prompt.as_str())?,
             images: ImageSettings::new(&config)?,
             config,
+            caption_lines,
             tokenizer,
             meters,
             bytes,
@@ -97,7 +101,8 @@ impl Work {
         let mut rng = SampleRng::new(self.config.seed, epoch, id.shard_index, id.sample_index);
         let captions = self.captions(sample, &mut rng)?;
         self.config.filters.metadata(sample)?;
-        let bytes = image_member(sample).ok_or_else(|| {
+        let image = sample.image(self.config.image_column.as_deref());
+        let bytes = image.and_then(Member::bytes).ok_or_else(|| {
             let names: Vec<_> = sample
                 .members
                 .iter()
@@ -178,7 +183,8 @@ impl Work {
         sample: &EncodedSample,
         rng: &mut SampleRng,
     ) -> Result<Vec<String>, (SkipReason, String)> {
-        let mut raw = raw_captions(sample, &self.config.caption_column)?;
+        let lines = self.caption_lines.of_shard(sample.id.shard_index);
+        let mut raw = raw_captions(sample, self.config.caption_source(lines))?;
         let filters = &self.config.filters;
         let before = raw.len();
         raw.retain(|caption| filters.takes_caption(caption));
@@ -206,20 +212,5 @@ impl Work {
                     .collect()
             }
         })
-    }
-}
-
-/// The image of a sample: a plain image extension (`jpg`) before a compound one (`seg.png`).
-fn image_member(sample: &EncodedSample) -> Option<&[u8]> {
-    let images = || {
-        sample
-            .members
-            .iter()
-            .filter(|member| is_image_extension(&member.name))
-    };
-    let plain = images().find(|member| !member.name.contains('.'));
-    match &plain.or_else(|| images().next())?.data {
-        MemberData::Bytes(bytes) => Some(bytes),
-        MemberData::Text(_) => None,
     }
 }

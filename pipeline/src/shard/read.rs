@@ -7,7 +7,7 @@ use crate::captions::is_caption_member;
 use crate::decode::is_image_extension;
 use crate::error::{SampleError, ShardError};
 use crate::sample::EncodedSample;
-use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader};
+use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader, ChosenColumns};
 use crate::shard::forward::{ReadSeek, Seekable, Stream};
 use crate::shard::group::{split_key, Grouper};
 use crate::shard::tar::{for_each_member, shard_error, TarEnd, TarMember};
@@ -27,21 +27,28 @@ const PLAIN_BUFFER_BYTES: usize = 8 << 10;
 pub struct ReadOptions {
     /// A sample whose members together are longer than this, in bytes, is skipped.
     pub max_sample_bytes: u64,
+    /// Tar: whether all members are loaded.
+    pub all_members: bool,
     /// Tar: extensions of members to load beside images and captions; others are passed over.
     pub extra_members: Vec<String>,
-    /// Arrow: the image column.
-    pub image_column: String,
-    /// Arrow: the caption column. Tar: the extension is that of [`crate::captions`].
-    pub caption_column: String,
+    /// Arrow: the image column, found by its name or type where it is `None`.
+    pub image_column: Option<String>,
+    /// Arrow: the caption column; tar: the extension, beside `json`. Found by name where it is `None`:
+    /// [`crate::captions::names`].
+    pub caption_column: Option<String>,
+    /// Arrow: whether a shard without captions is an error.
+    pub needs_captions: bool,
 }
 
 impl Default for ReadOptions {
     fn default() -> Self {
         ReadOptions {
             max_sample_bytes: 128 << 20,
+            all_members: false,
             extra_members: Vec::new(),
-            image_column: "image".into(),
-            caption_column: "caption".into(),
+            image_column: None,
+            caption_column: None,
+            needs_captions: true,
         }
     }
 }
@@ -52,6 +59,7 @@ impl ReadOptions {
         ArrowReadOptions {
             image_column: self.image_column.clone(),
             caption_column: self.caption_column.clone(),
+            needs_captions: self.needs_captions,
             max_member_bytes: self.max_sample_bytes,
             ..ArrowReadOptions::default()
         }
@@ -63,8 +71,14 @@ impl ReadOptions {
     }
 
     fn wants(&self, extension: &str) -> bool {
-        is_image_extension(extension)
+        let is_named = |name: &Option<String>| {
+            name.as_ref()
+                .is_some_and(|name| name.eq_ignore_ascii_case(extension))
+        };
+        self.all_members
+            || is_image_extension(extension)
             || is_caption_member(extension)
+            || is_named(&self.caption_column)
             || self.extra_members.iter().any(|name| name == extension)
     }
 }
@@ -98,6 +112,10 @@ pub trait ReadObserver {
     /// be read at any place. Asked for where what is passed over then need not be read.
     fn rewound(&self) -> Option<(Box<dyn ReadSeek>, u64)> {
         None
+    }
+    /// Called with the columns of an Arrow shard that hold images and captions.
+    fn chosen_columns(&self, columns: &ChosenColumns) {
+        let _ = columns;
     }
     /// Whether a member's `len` bytes at `offset` of the [rewound](ReadObserver::rewound) file stay
     /// there, to be read later.
@@ -179,7 +197,7 @@ pub fn read_shard(
                 }
             }
         }
-        Content::Arrow => read_arrow(shard, shard_index, reader, options, visit),
+        Content::Arrow => read_arrow(shard, shard_index, reader, options, observer, visit),
         Content::Unknown => Err(not_a_shard(shard, &magic)),
     }
 }
@@ -338,9 +356,11 @@ fn read_arrow(
     shard_index: u32,
     reader: impl Read,
     options: &ReadOptions,
+    observer: &dyn ReadObserver,
     visit: Visit<'_>,
 ) -> Result<(), ShardError> {
     let mut samples = ArrowShardReader::new(shard.clone(), shard_index, reader, &options.arrow())?;
+    observer.chosen_columns(samples.columns());
     while let Some(sample) = samples.next_sample() {
         if !visit(sample?) {
             break;

@@ -1,11 +1,13 @@
 //! Where shards live: turns the specifications a user gives into an ordered list of shards.
 
 mod braces;
+mod local_path;
 mod location;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+pub use local_path::{local_path, scheme};
 pub use location::{ShardBytes, ShardLocation};
 
 use crate::error::PipelineError;
@@ -46,7 +48,7 @@ pub fn resolve_shards_with<S: AsRef<str>>(
         let local;
         let spec = match spec.strip_prefix("file://") {
             Some(_) => {
-                local = local_path(spec)?;
+                local = path_of_url(spec)?;
                 &local
             }
             None => spec,
@@ -94,7 +96,7 @@ fn named_twice(spec: &str, shard: &str) -> PipelineError {
 }
 
 /// The path of a `file://` URL. Braces and wildcards stay what they are, percent signs are read.
-fn local_path(spec: &str) -> Result<String, PipelineError> {
+fn path_of_url(spec: &str) -> Result<String, PipelineError> {
     let no_shards = |hint: &str| PipelineError::NoShards {
         spec: spec.to_string(),
         hint: hint.to_string(),

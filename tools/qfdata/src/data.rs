@@ -7,6 +7,7 @@ use clap::Args;
 use qf_pipeline::loader::{DataSet, LoaderBuilder};
 use qf_pipeline::remote::{CacheOptions, RemoteOptions};
 use qf_pipeline::source::{resolve_shards_with, ShardLocation};
+use qf_pipeline::LoaderConfig;
 
 use crate::size;
 
@@ -18,10 +19,18 @@ pub(crate) struct ShardsArg {
     shards: Vec<String>,
 
     #[command(flatten)]
+    columns: ColumnArgs,
+
+    #[command(flatten)]
     remote: RemoteArgs,
 }
 
 impl ShardsArg {
+    /// Default settings of a loader, with the columns that were named.
+    pub(crate) fn config(&self) -> LoaderConfig {
+        self.columns.config()
+    }
+
     pub(crate) fn resolve(&self) -> anyhow::Result<Vec<ShardLocation>> {
         Ok(resolve_shards_with(&self.shards, &self.remote.options()?)?)
     }
@@ -45,10 +54,18 @@ pub(crate) struct DataArgs {
     mix: Vec<String>,
 
     #[command(flatten)]
+    columns: ColumnArgs,
+
+    #[command(flatten)]
     remote: RemoteArgs,
 }
 
 impl DataArgs {
+    /// Default settings of a loader, with the columns that were named.
+    pub(crate) fn config(&self) -> LoaderConfig {
+        self.columns.config()
+    }
+
     pub(crate) fn is_mixture(&self) -> bool {
         !self.mix.is_empty()
     }
@@ -61,6 +78,30 @@ impl DataArgs {
         }
         let sets = self.mix.iter().map(|set| DataSet::from_spec(set, &options));
         Ok(sets.collect::<Result<_, _>>()?)
+    }
+}
+
+/// What holds images and captions, where their names do not tell.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ColumnArgs {
+    /// Column of Arrow shards, or extension in tar shards, with the images [default: found by name]
+    #[arg(long, value_name = "NAME")]
+    image_column: Option<String>,
+
+    /// Column of Arrow shards, extension in tar shards, or field of their .json, with the captions
+    /// [default: found by name: txt, caption, text, ...]
+    #[arg(long, value_name = "NAME")]
+    caption_column: Option<String>,
+}
+
+impl ColumnArgs {
+    /// Default settings of a loader, with these columns.
+    pub(crate) fn config(&self) -> LoaderConfig {
+        LoaderConfig {
+            image_column: self.image_column.clone(),
+            caption_column: self.caption_column.clone(),
+            ..LoaderConfig::default()
+        }
     }
 }
 

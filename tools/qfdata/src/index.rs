@@ -12,8 +12,10 @@ use qf_pipeline::index::{build_index, Access, ShardIndex};
 use qf_pipeline::shard::read::ReadOptions;
 use qf_pipeline::source::{resolve_shards, ShardLocation};
 use qf_pipeline::stop::Stop;
+use qf_pipeline::words::counted;
 use serde::Serialize;
 
+use crate::data::ColumnArgs;
 use crate::interrupt::Interrupt;
 use crate::output::{remark, say};
 use crate::progress;
@@ -42,13 +44,8 @@ pub(crate) struct IndexArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 
-    /// Arrow column with the images, which give the keys
-    #[arg(long, value_name = "NAME", default_value = "image")]
-    image_column: String,
-
-    /// Arrow column with the captions
-    #[arg(long, value_name = "NAME", default_value = "caption")]
-    caption_column: String,
+    #[command(flatten)]
+    columns: ColumnArgs,
 
     /// Print the summary as one JSON object
     #[arg(long)]
@@ -128,7 +125,8 @@ pub(crate) fn run(args: &IndexArgs) -> anyhow::Result<()> {
         .for_each(|outcome| summary.count(outcome));
     if missed > 0 {
         summary.failed += missed;
-        let error = format!("{missed} shards were not treated, their thread died; this is a bug");
+        let missed = counted(missed as u64, "shard was", "shards were");
+        let error = format!("{missed} not treated, their thread died; this is a bug");
         summary.errors.push(error);
     }
     summary.seconds = started.elapsed().as_secs_f64();
@@ -143,10 +141,13 @@ pub(crate) fn run(args: &IndexArgs) -> anyhow::Result<()> {
     match (summary.failed, args.check) {
         (0, _) => Ok(()),
         (failed, true) => bail!(
-            "{failed} of {} shards have no index that fits",
-            shards.len()
+            "{failed} of {} without an index that fits",
+            counted(shards.len() as u64, "shard", "shards")
         ),
-        (failed, false) => bail!("{failed} of {} shards got no index", shards.len()),
+        (failed, false) => bail!(
+            "{failed} of {} got no index",
+            counted(shards.len() as u64, "shard", "shards")
+        ),
     }
 }
 
@@ -162,11 +163,13 @@ fn print(args: &IndexArgs, summary: &Summary) -> anyhow::Result<()> {
         ..
     } = summary;
     let done = match args.check {
-        true => format!("{checked} indexes fit, {failed} do not"),
-        false => format!("{written} indexes written, {kept} kept, {failed} failed"),
+        true => format!("{checked} fit, {failed} do not"),
+        false => format!("{written} written, {kept} kept, {failed} failed"),
     };
     say(format_args!(
-        "{shards} shards: {done}; {samples} samples in {seconds:.1} s"
+        "{}: {done}; {} in {seconds:.1} s",
+        counted(*shards as u64, "shard", "shards"),
+        counted(*samples, "sample", "samples")
     ))?;
     let access: Vec<_> = summary
         .access
@@ -261,9 +264,9 @@ fn treat(args: &IndexArgs, shard: &ShardLocation, stop: &Stop) -> anyhow::Result
         );
     }
     let options = ReadOptions {
-        image_column: args.image_column.clone(),
-        caption_column: args.caption_column.clone(),
-        ..ReadOptions::default()
+        // Keys are those of the images.
+        needs_captions: false,
+        ..args.columns.config().read_options()
     };
     let index = build_index(shard, &options, stop, &|_| {})?;
     index.write_beside(shard)?;

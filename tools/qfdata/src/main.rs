@@ -8,6 +8,7 @@ mod index;
 mod interrupt;
 mod order;
 mod output;
+mod paths;
 mod profile;
 mod progress;
 mod shard;
@@ -18,7 +19,7 @@ mod vocab;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use qf_pipeline::error::full_message;
 use qf_pipeline::mistakes::plain;
 
@@ -53,11 +54,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let default_level = env_logger::Env::default().default_filter_or("warn");
-    env_logger::Builder::from_env(default_level)
-        .format_timestamp(None)
-        .format_target(false)
-        .init();
+    output::start_log();
     let cli = match parse() {
         Ok(cli) => cli,
         Err(code) => return code,
@@ -81,7 +78,9 @@ fn main() -> ExitCode {
 
 /// The command line. Of a value that cannot be, clap says what Rust's parsers say; users get plain words.
 fn parse() -> Result<Cli, ExitCode> {
-    Cli::try_parse().map_err(|error| {
+    let matches = paths::refuse_urls(Cli::command()).try_get_matches();
+    let cli = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+    cli.map_err(|error| {
         if error.kind() != ErrorKind::ValueValidation {
             error.exit();
         }

@@ -2,12 +2,15 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{bail, Context};
 use clap::Args;
 use qf_pipeline::atomic_file::AtomicFile;
 use qf_pipeline::loader::{Loader, LoaderState, OrderBatch, World};
 use qf_pipeline::order::ShuffleMode;
+use qf_pipeline::printable::Printable;
+use qf_pipeline::words::counted;
 use qf_pipeline::LoaderConfig;
 use serde::Serialize;
 
@@ -120,7 +123,7 @@ pub(crate) fn run(args: &OrderArgs) -> anyhow::Result<()> {
         shuffle_buffer_samples: args.shuffle_buffer_samples,
         epochs,
         drop_last: !args.keep_last,
-        ..LoaderConfig::default()
+        ..args.data.config()
     };
     let builder = Loader::builder(config)
         .world(world)
@@ -140,7 +143,8 @@ pub(crate) fn run(args: &OrderArgs) -> anyhow::Result<()> {
         state = Some(batch.state);
     }
     if let Some(end) = args.stop_at.filter(|end| done < *end) {
-        bail!("the order ends after {done} batches, before --stop-at {end}");
+        let done = counted(done, "batch", "batches");
+        bail!("the order ends after {done}, before --stop-at {end}");
     }
     if let Some(path) = &args.save_state {
         let Some(state) = state else {
@@ -153,14 +157,18 @@ pub(crate) fn run(args: &OrderArgs) -> anyhow::Result<()> {
 
 fn print(batch: &OrderBatch, json: bool) -> anyhow::Result<()> {
     let keys = batch.keys.iter();
-    let samples: Vec<String> = keys.map(|(shard, key)| format!("{shard}#{key}")).collect();
     if json {
+        let samples = keys.map(|(shard, key)| format!("{shard}#{key}")).collect();
         let line = Line {
             step: batch.step,
             samples,
         };
         say(format_args!("{}", serde_json::to_string(&line)?))
     } else {
+        // One line a step, whatever a key holds.
+        let name =
+            |(shard, key): &(Arc<str>, String)| format!("{}#{}", Printable(shard), Printable(key));
+        let samples: Vec<String> = keys.map(name).collect();
         say(format_args!("step {}: {}", batch.step, samples.join(" ")))
     }
 }

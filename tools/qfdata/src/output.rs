@@ -1,13 +1,16 @@
 //! Lines for the user. A reader that has gone away, as in `qfdata … | head`, is no failure.
+//! What a terminal would obey is escaped: names and headers of others may be in any line.
 
 use std::fmt::Arguments;
 use std::io::{self, Write};
 
 use anyhow::Context;
+use qf_pipeline::printable::{Printable, PrintableLines};
 
 /// A line of results on stdout.
 pub(crate) fn say(line: Arguments<'_>) -> anyhow::Result<()> {
-    match writeln!(io::stdout(), "{line}") {
+    let line = line.to_string();
+    match writeln!(io::stdout(), "{}", PrintableLines(&line)) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(error).context("cannot write to standard output")
         }
@@ -17,5 +20,20 @@ pub(crate) fn say(line: Arguments<'_>) -> anyhow::Result<()> {
 
 /// A line about the work on stderr. There is no place to report that it cannot be written.
 pub(crate) fn remark(line: Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let line = line.to_string();
+    let _ = writeln!(io::stderr(), "{}", PrintableLines(&line));
+}
+
+/// Sends the log to stderr, a line for each record, warnings and errors unless `RUST_LOG` says
+/// otherwise.
+pub(crate) fn start_log() {
+    let default_level = env_logger::Env::default().default_filter_or("warn");
+    env_logger::Builder::from_env(default_level)
+        .format(|out, record| {
+            let level = record.level();
+            let style = out.default_level_style(level);
+            let message = record.args().to_string();
+            writeln!(out, "[{style}{level:<5}{style:#}] {}", Printable(&message))
+        })
+        .init();
 }

@@ -1,12 +1,14 @@
 //! `qfdata profile`: how fast the loader delivers, and what limits it.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context};
 use clap::Args;
 use qf_pipeline::augment::normalise_batch;
+use qf_pipeline::captions::CaptionLines;
 use qf_pipeline::decode::DecodeQuality;
 use qf_pipeline::loader::{
     queue_table, stage_table, Counters, DataSet, Loader, LoaderReport, SettingNames,
@@ -16,13 +18,14 @@ use qf_pipeline::process::{cpu_time, peak_rss_bytes};
 use qf_pipeline::text::{CaptionTokenizer, VocabularyOptions};
 use qf_pipeline::trace::{Trace, TraceLimits, TraceSummary};
 use qf_pipeline::vocabulary::vocabulary_from_shards;
+use qf_pipeline::words::counted;
 use qf_pipeline::LoaderConfig;
 use serde::Serialize;
 
 use crate::data::{with_data, DataArgs};
 use crate::interrupt::Interrupt;
 use crate::order::parse_shuffle;
-use crate::output::say;
+use crate::output::{remark, say};
 
 /// Captions that a vocabulary is trained from when none is given.
 const VOCABULARY_CAPTIONS: u64 = 20_000;
@@ -34,6 +37,10 @@ const WARM_UP: Duration = Duration::from_secs(1);
 pub(crate) struct ProfileArgs {
     #[command(flatten)]
     data: DataArgs,
+
+    /// What a .txt holds: each (line is a caption) or one [default: by the first samples]
+    #[arg(long, value_name = "each|one")]
+    caption_lines: Option<CaptionLines>,
 
     /// Threads that decode, augment and tokenise [default: one per core]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
@@ -154,7 +161,8 @@ pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         epochs: 0,
         shuffle: args.shuffle,
         decode_quality: args.decode_quality.unwrap_or_default(),
-        ..LoaderConfig::default()
+        caption_lines: args.caption_lines,
+        ..args.data.config()
     };
     config.validate()?;
     // Caught from before there is a file to remove.
@@ -201,6 +209,7 @@ fn profile(
         interrupt,
         to_f32: args.f32,
         time: Duration::from_secs_f64(args.seconds),
+        noted: AtomicBool::new(false),
     };
     let mut runs = Vec::new();
     for threads in counts {
@@ -247,6 +256,8 @@ struct Bench {
     interrupt: Interrupt,
     to_f32: bool,
     time: Duration,
+    /// Whether it was said what the data is taken from.
+    noted: AtomicBool,
 }
 
 struct Measured {
@@ -283,6 +294,11 @@ impl Bench {
         let builder = with_data(Loader::builder(config), self.sets.clone());
         let tokenizer = self.tokenizer.clone();
         let mut loader = builder.trace(trace.cloned()).batches(tokenizer)?;
+        if !self.noted.swap(true, Ordering::Relaxed) {
+            loader
+                .notes()
+                .for_each(|note| remark(format_args!("{note}")));
+        }
         let mut floats = Vec::new();
         self.take(&mut loader, WARM_UP, &mut floats)?;
         let before = loader.report();
@@ -386,9 +402,9 @@ fn tokenizer(
 
 fn print(profile: &Profile) -> anyhow::Result<()> {
     say(format_args!(
-        "{} images of {} shards in {:.1} s: {:.1} images/s, {:.1} images per CPU second, peak {:.0} MB",
-        profile.images,
-        profile.shards,
+        "{} of {} in {:.1} s: {:.1} images/s, {:.1} images per CPU second, peak {:.0} MB",
+        counted(profile.images, "image", "images"),
+        counted(profile.shards as u64, "shard", "shards"),
         profile.seconds,
         profile.images_per_s,
         profile.images_per_cpu_s,
@@ -436,9 +452,9 @@ fn print(profile: &Profile) -> anyhow::Result<()> {
             dropped => format!(", {dropped} left out"),
         };
         say(format_args!(
-            "trace: {} ({} events{left_out}); open it with https://ui.perfetto.dev",
+            "trace: {} ({}{left_out}); open it with https://ui.perfetto.dev",
             trace.path.display(),
-            trace.events
+            counted(trace.events, "event", "events")
         ))?;
     }
     say(format_args!("bottleneck: {}", profile.bottleneck))

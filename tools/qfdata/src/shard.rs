@@ -10,6 +10,7 @@ mod input;
 mod manifest;
 mod plan;
 mod report;
+mod table;
 
 use std::fs;
 use std::num::NonZeroU64;
@@ -21,13 +22,17 @@ use std::time::Instant;
 use anyhow::{anyhow, bail, Context};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum, ValueHint};
+use qf_pipeline::captions::CaptionLines;
 use qf_pipeline::index::INDEX_ENDING;
 use qf_pipeline::shard::arrow::CaptionType;
 use qf_pipeline::shard::write::{ShardFormat, ShardOptions, ShardWriter, WrittenShard};
 use qf_pipeline::source::ShardLocation;
+use qf_pipeline::warnings::Warnings;
+use qf_pipeline::words::counted;
 use rayon::prelude::*;
 
 use crate::interrupt::Interrupt;
+use crate::output::remark;
 use crate::{progress, size};
 use input::{Listing, Planned, Skip};
 use report::Report;
@@ -80,13 +85,18 @@ pub(crate) struct ShardArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..=22))]
     level: Option<i32>,
 
-    /// Manifest column with the paths of the images [default: path]
+    /// Manifest column with the paths of the images [default: found by name: path, file_name, ...]
     #[arg(long, value_name = "NAME")]
     path_column: Option<String>,
 
-    /// Manifest column with the captions [default: caption]
+    /// Manifest column with the captions [default: found by name: caption, text, ...]
     #[arg(long, value_name = "NAME")]
     caption_column: Option<String>,
+
+    /// What a .txt of a folder holds: each (line is a caption) or one [default: each, or one where the
+    /// .json beside it says so]
+    #[arg(long, value_name = "each|one")]
+    caption_lines: Option<CaptionLines>,
 
     /// Mix the samples in an order drawn from this seed [default: order of the input]
     #[arg(long, value_name = "SEED")]
@@ -146,14 +156,17 @@ pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<()> {
     let existing = output.existing()?;
     if let (Some(first), false) = (existing.first(), args.overwrite) {
         bail!(
-            "{} exists already, with {} shards of this prefix and format in all; choose another \
-             --out, or replace them with --overwrite",
+            "{} exists already, with {} of this prefix and format in all; choose another --out, or \
+             replace with --overwrite",
             output.shard(*first).display(),
-            existing.len()
+            counted(existing.len() as u64, "shard", "shards")
         );
     }
 
     let listing = list(args, &interrupt)?;
+    if let Some(columns) = &listing.columns {
+        remark(format_args!("{}: {columns}", args.input.display()));
+    }
     let mut report = Report::new(args.format, &listing);
     let (mut samples, skips) = inspect(listing, args.check_images, threads, &interrupt)?;
     report.count_skips(&skips);
@@ -323,7 +336,8 @@ fn list(args: &ShardArgs, interrupt: &Interrupt) -> anyhow::Result<Listing> {
                 );
             }
         }
-        let listing = folder::list(input, interrupt)?;
+        let mut listing = folder::list(input, interrupt)?;
+        input::decide_lines(&mut listing, args.caption_lines);
         if listing.candidates.is_empty() && listing.skips.is_empty() {
             bail!(
                 "no images in {} ({} other files); looked for .jpg, .png, .webp, .gif, .bmp, .tif",
@@ -340,9 +354,15 @@ fn list(args: &ShardArgs, interrupt: &Interrupt) -> anyhow::Result<Listing> {
         )
     })?;
     let columns = manifest::Columns {
-        path: args.path_column.as_deref().unwrap_or("path"),
-        caption: args.caption_column.as_deref().unwrap_or("caption"),
+        path: args.path_column.as_deref(),
+        caption: args.caption_column.as_deref(),
     };
+    if args.caption_lines.is_some() {
+        bail!(
+            "--caption-lines is for folders, but {} is a manifest",
+            input.display()
+        );
+    }
     let listing = manifest::list(input, syntax, &columns, interrupt)?;
     if listing.candidates.is_empty() && listing.skips.is_empty() {
         bail!("manifest {} has no rows", input.display());
@@ -388,11 +408,16 @@ fn inspect(
 fn complain(skips: &[Skip], on_bad: OnBad, good: usize) -> anyhow::Result<()> {
     match (on_bad, skips) {
         (OnBad::Error, [first, rest @ ..]) => bail!(
-            "{first}; {} more inputs are bad, {good} are good. Nothing was written; set --on-bad \
-             warn or skip to go on without the bad ones",
-            rest.len()
+            "{first}; {} bad, {good} good. Nothing was written; set --on-bad warn or skip to go on \
+             without the bad ones",
+            counted(rest.len() as u64, "more input is", "more inputs are")
         ),
-        (OnBad::Warn, skips) => skips.iter().for_each(|skip| log::warn!("skipped {skip}")),
+        (OnBad::Warn, skips) => {
+            let mut warnings = Warnings::default();
+            for skip in skips {
+                warnings.warn(skip.cause.name(), format_args!("skipped {skip}"));
+            }
+        }
         (OnBad::Skip | OnBad::Error, _) => {}
     }
     Ok(())
@@ -450,9 +475,8 @@ fn write_shards(
         .map(|(_, result)| {
             result.with_context(|| {
                 format!(
-                    "stopped with {complete} of {} shards complete under {}; run again with \
-                     --overwrite",
-                    runs.len(),
+                    "stopped with {complete} of {} complete under {}; run again with --overwrite",
+                    counted(runs.len() as u64, "shard", "shards"),
                     output.pattern(runs.len())
                 )
             })

@@ -18,6 +18,7 @@ use anyhow::{bail, Context};
 use clap::{Args, ValueHint};
 use image::codecs::jpeg::JpegEncoder;
 use qf_pipeline::atomic_file::AtomicFile;
+use qf_pipeline::words::counted;
 use rayon::prelude::*;
 
 use crate::interrupt::Interrupt;
@@ -126,16 +127,16 @@ pub(crate) fn run(args: &SynthArgs) -> anyhow::Result<()> {
     bar.finish_and_clear();
     written?;
     say(format_args!(
-        "{}: {} images{} of {}×{} pixels, {} captions each, in {:.1} s",
+        "{}: {}{} of {}×{} pixels, {} each, in {:.1} s",
         args.out.display(),
-        args.count,
+        counted(u64::from(args.count), "image", "images"),
         match args.held_out {
             Some(held_out) => format!(" in train/ and {held_out} in held/"),
             None => String::new(),
         },
         args.size,
         args.size,
-        args.captions,
+        counted(u64::from(args.captions), "caption", "captions"),
         started.elapsed().as_secs_f64()
     ))?;
     Ok(())

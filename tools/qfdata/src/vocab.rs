@@ -8,7 +8,7 @@ use clap::Args;
 use qf_pipeline::atomic_file::AtomicFile;
 use qf_pipeline::text::VocabularyOptions;
 use qf_pipeline::vocabulary::vocabulary_from_shards;
-use qf_pipeline::LoaderConfig;
+use qf_pipeline::words::counted;
 
 use crate::data::ShardsArg;
 use crate::output::say;
@@ -34,10 +34,6 @@ pub(crate) struct VocabArgs {
     #[arg(long, default_value_t = 5_000_000)]
     max_captions: u64,
 
-    /// Arrow column that holds the captions
-    #[arg(long, default_value = "caption")]
-    caption_column: String,
-
     /// Replace the file if it exists
     #[arg(long)]
     overwrite: bool,
@@ -48,10 +44,7 @@ pub(crate) fn run(args: &VocabArgs) -> anyhow::Result<()> {
         bail!("{} exists; --overwrite replaces it", args.out.display());
     }
     let shards = args.shards.resolve()?;
-    let config = LoaderConfig {
-        caption_column: args.caption_column.clone(),
-        ..LoaderConfig::default()
-    };
+    let config = args.shards.config();
     let options = VocabularyOptions {
         vocab_size: args.size as usize,
         min_frequency: args.min_frequency,
@@ -67,17 +60,17 @@ pub(crate) fn run(args: &VocabArgs) -> anyhow::Result<()> {
     }
     file.commit()?;
     say(format_args!(
-        "{}: {} entries from {} captions of {} shards ({} samples without a usable caption)",
+        "{}: {} from {} of {} ({} without a usable caption)",
         args.out.display(),
-        trained.entries.len(),
-        trained.captions,
-        shards.len(),
-        trained.skipped_samples
+        counted(trained.entries.len() as u64, "entry", "entries"),
+        counted(trained.captions, "caption", "captions"),
+        counted(shards.len() as u64, "shard", "shards"),
+        counted(trained.skipped_samples, "sample", "samples")
     ))?;
     if !trained.bad_shards.is_empty() {
         bail!(
-            "{} shards could not be read to their end",
-            trained.bad_shards.len()
+            "{} could not be read to the end",
+            counted(trained.bad_shards.len() as u64, "shard", "shards")
         );
     }
     Ok(())

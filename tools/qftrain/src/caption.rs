@@ -12,7 +12,7 @@ use qf_pipeline::LoaderConfig;
 use serde_json::json;
 use tch::Tensor;
 
-use crate::data;
+use crate::data::{self, ColumnArgs};
 use crate::model_source::{LoadedModel, ModelArgs};
 use crate::output::say;
 
@@ -28,6 +28,9 @@ pub(crate) struct CaptionArgs {
     /// Caption the images of shards instead: files, globs, {000..012} ranges; several allowed
     #[arg(long, num_args = 1.., value_name = "SHARDS")]
     shards: Vec<String>,
+
+    #[command(flatten)]
+    columns: ColumnArgs,
 
     /// Of the images of --shards, only the first so many
     #[arg(long, value_name = "N", requires = "shards")]
@@ -141,7 +144,7 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
     let shards = data::resolve(&args.shards, &model.config.remote)?;
     let data = LoaderConfig {
         batch_size: args.batch_size.into(),
-        ..data.clone()
+        ..args.columns.over(data.clone())
     };
     let captioner = Captioner::new(args, model.load()?);
     let LoadedModel {

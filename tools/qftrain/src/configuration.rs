@@ -72,6 +72,7 @@ fn apply(args: &TrainArgs, settings: &mut Settings) -> anyhow::Result<()> {
     if let Some(cache) = &args.cache {
         settings.set("remote.cache", cache.to_string_lossy().into_owned())?;
     }
+    args.columns.set(&mut settings)?;
     if let Some(steps) = args.steps {
         settings.set("steps", steps)?;
     }
@@ -164,8 +165,11 @@ fn anchor(config: &mut TrainConfig, here: &Path) {
         }
     }
     for path in [&mut config.tokenizer, &mut config.remote.cache] {
-        if let Some(path) = path.as_mut().filter(|path| path.is_relative()) {
-            *path = anchored(here, path);
+        if let Some(path) = path.as_mut() {
+            let names_url = path.to_str().is_some_and(|path| path.contains("://"));
+            if path.is_relative() && !names_url {
+                *path = anchored(here, path);
+            }
         }
     }
 }

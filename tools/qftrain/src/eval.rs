@@ -9,9 +9,10 @@ use qf_model::eval::{
 };
 use qf_model::host::batch_allocator;
 use qf_pipeline::loader::Loader;
+use qf_pipeline::words::counted;
 use qf_pipeline::LoaderConfig;
 
-use crate::data;
+use crate::data::{self, ColumnArgs};
 use crate::model_source::{check_text_len, LoadedModel, ModelArgs};
 use crate::output::say;
 use crate::progress::Count;
@@ -30,6 +31,9 @@ pub(crate) struct EvalArgs {
         value_name = "SHARDS"
     )]
     shards: Vec<String>,
+
+    #[command(flatten)]
+    columns: ColumnArgs,
 
     /// Annotation file instead of shards: a JSON list of objects with `image` and `caption`, as
     /// LAVIS's coco_karpathy_test.json
@@ -70,7 +74,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         threads: args.threads,
         ..model.config.data.clone()
     };
-    let data = data.for_evaluation();
+    let data = args.columns.over(data).for_evaluation();
     data.validate()?;
     let input = match (&args.annotations, &args.images) {
         (Some(file), Some(images)) => Input::Files(read_annotations(file)?, images.clone()),
@@ -114,12 +118,12 @@ impl Input {
         Ok(match self {
             Input::Shards(shards) => {
                 let allocator = batch_allocator(loaded.device);
-                Box::new(
-                    Loader::builder(data)
-                        .shards(shards)
-                        .allocator(allocator)
-                        .batches(tokenizer)?,
-                )
+                let loader = Loader::builder(data)
+                    .shards(shards)
+                    .allocator(allocator)
+                    .batches(tokenizer)?;
+                data::note(&loader);
+                Box::new(loader)
             }
             Input::Files(annotations, root) => {
                 Box::new(AnnotationSource::start(annotations, root, data, tokenizer)?)
@@ -130,8 +134,10 @@ impl Input {
 
 fn print_report(report: &RetrievalReport, origin: &str) -> anyhow::Result<()> {
     say(format_args!(
-        "retrieval of {origin}: {} images, {} captions, {} samples skipped",
-        report.images, report.captions, report.skipped
+        "retrieval of {origin}: {}, {}, {} skipped",
+        counted(report.images as u64, "image", "images"),
+        counted(report.captions as u64, "caption", "captions"),
+        counted(report.skipped, "sample", "samples")
     ))?;
     say(format_args!(
         "{:<22} {:>7} {:>7} {:>7}   {:>7} {:>7} {:>7}",

@@ -16,6 +16,7 @@ mod launch;
 mod model_source;
 mod openmp;
 mod output;
+mod paths;
 mod progress;
 mod ranks;
 mod resumption;
@@ -29,7 +30,7 @@ mod weights;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use qf_pipeline::error::full_message;
 use qf_pipeline::mistakes::plain;
 
@@ -78,11 +79,7 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     openmp::wait_passively();
-    let default_level = env_logger::Env::default().default_filter_or("warn");
-    env_logger::Builder::from_env(default_level)
-        .format_timestamp(None)
-        .format_target(false)
-        .init();
+    output::start_log();
     let result = match &cli.command {
         Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Bench(args)) => bench::run(args),
@@ -102,7 +99,9 @@ fn main() -> ExitCode {
 
 /// The command line. Of a value that cannot be, clap says what Rust's parsers say; users get plain words.
 fn parse() -> Result<Cli, ExitCode> {
-    Cli::try_parse().map_err(|error| {
+    let matches = paths::refuse_urls(Cli::command()).try_get_matches();
+    let cli = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+    cli.map_err(|error| {
         if error.kind() != ErrorKind::ValueValidation {
             error.exit();
         }

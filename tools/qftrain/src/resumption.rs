@@ -93,6 +93,7 @@ const EFFECTS: &[(&str, Effect)] = &[
     ("data.prompt", Effect::Text),
     ("data.captions", Effect::Text),
     ("data.caption_column", Effect::Text),
+    ("data.caption_lines", Effect::Order),
     ("data.image_column", Effect::Samples),
     ("data.filters.", Effect::Samples),
     ("data.max_sample_bytes", Effect::Samples),

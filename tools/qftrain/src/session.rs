@@ -10,6 +10,7 @@ use qf_pipeline::atomic_file::AtomicFile;
 use qf_pipeline::source::ShardLocation;
 use qf_pipeline::text::{CaptionTokenizer, VocabularyOptions};
 use qf_pipeline::vocabulary::vocabulary_from_shards;
+use qf_pipeline::words::counted;
 use serde::{Deserialize, Serialize};
 
 use crate::output::remark;
@@ -99,10 +100,9 @@ pub(crate) fn create_tokenizer(
     };
     let trained = vocabulary_from_shards(shards, &config.data, &options, MAX_VOCABULARY_CAPTIONS)?;
     remark(format_args!(
-        "vocabulary: {} entries trained from {} captions of the shards (--tokenizer vocab.txt uses \
-         a given one)",
-        trained.entries.len(),
-        trained.captions
+        "vocabulary: {} trained from {} of the shards (--tokenizer vocab.txt uses a given one)",
+        counted(trained.entries.len() as u64, "entry", "entries"),
+        counted(trained.captions, "caption", "captions")
     ));
     clear()?;
     write_file(
@@ -126,7 +126,7 @@ pub(crate) fn load_config(run_dir: &RunDir) -> anyhow::Result<crate::settings::S
     if !path.exists() {
         bail!("{} holds no run (no config.toml)", run_dir.path().display());
     }
-    crate::settings::Settings::file(&path)
+    Ok(crate::settings::Settings::file(&path)?.without_old_defaults())
 }
 
 /// The configuration that a checkpoint was made with; of the first layout, which has none, the run's.

@@ -41,6 +41,20 @@ impl Settings {
         Settings::parse(&text).with_context(|| format!("configuration {}", path.display()))
     }
 
+    /// Without the column names that runs wrote when these were defaults and applied to Arrow shards
+    /// alone: as names that were chosen they would hide the `.txt` of tar shards.
+    pub(crate) fn without_old_defaults(mut self) -> Settings {
+        let Some(Value::Table(data)) = self.0.get_mut("data") else {
+            return self;
+        };
+        let is = |key: &str, name: &str| data.get(key).and_then(Value::as_str) == Some(name);
+        if is("image_column", "image") && is("caption_column", "caption") {
+            data.remove("image_column");
+            data.remove("caption_column");
+        }
+        self
+    }
+
     /// As TOML.
     pub(crate) fn text(&self) -> anyhow::Result<String> {
         Ok(toml::to_string(&self.0)?)

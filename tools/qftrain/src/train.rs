@@ -22,6 +22,7 @@ use qf_pipeline::error::full_message;
 use qf_pipeline::loader::{queue_table, stage_table, Counters, Loader, World};
 use qf_pipeline::source::ShardLocation;
 use qf_pipeline::trace::{Trace, TraceLimits};
+use qf_pipeline::words::counted;
 use qf_pipeline::PipelineError;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
@@ -48,6 +49,9 @@ pub(crate) struct TrainArgs {
     /// A data set of a mixture, e.g. coco:0.7='coco-*.tar'; give one for each, instead of --shards
     #[arg(long, value_name = "NAME:WEIGHT=SHARDS", conflicts_with = "shards")]
     pub(crate) mix: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) columns: data::ColumnArgs,
 
     /// Keep remote shards in this folder (remote.cache_bytes bounds it)
     #[arg(long, value_name = "FOLDER")]
@@ -293,10 +297,10 @@ fn train(
     let Some(tokenizer) = start.tokenizer else {
         return match ranks.is_first() {
             true => say(format_args!(
-                "{}: all {} steps are done; raise --steps to train on (with --allow-changes where that \
+                "{}: all {} are done; raise --steps to train on (with --allow-changes where that \
                  changes learning rates)",
                 run_dir.path().display(),
-                config.steps
+                counted(config.steps, "step", "steps")
             )),
             false => Ok(()),
         };
@@ -393,7 +397,11 @@ fn train(
     for set in sets {
         loader = loader.data_set(set);
     }
-    let mut feed = DeviceFeed::start(loader.batches(tokenizer)?, device)?;
+    let loader = loader.batches(tokenizer)?;
+    if ranks.is_first() {
+        data::note(&loader);
+    }
+    let mut feed = DeviceFeed::start(loader, device)?;
     if ranks.is_first() {
         // Only now: settings that do not fit the checkpoint must not replace those that do.
         write_file(&run_dir.config(), toml::to_string(&config)?.as_bytes())?;
@@ -686,9 +694,9 @@ fn describe(
         false => String::new(),
     };
     remark(format_args!(
-        "training on {place}: {num_shards} shards, batch {batch}, {} steps{at}, {:.1} M trainable parameters\
-         {state}, run in {}",
-        config.steps,
+        "training on {place}: {}, batch {batch}, {}{at}, {:.1} M trainable parameters{state}, run in {}",
+        counted(num_shards as u64, "shard", "shards"),
+        counted(config.steps, "step", "steps"),
         trained as f64 / 1e6,
         run_dir.path().display()
     ));
@@ -710,10 +718,10 @@ fn open_trace(run_dir: &RunDir, ranks: &dyn Ranks) -> anyhow::Result<Trace> {
 
 fn print_profile(profile: &RunProfile) -> anyhow::Result<()> {
     say(format_args!(
-        "profile: {} steps, {} images in {:.1} s: {:.1} images/s; first batch after {:.2} s, then {:.1} % \
+        "profile: {}, {} in {:.1} s: {:.1} images/s; first batch after {:.2} s, then {:.1} % \
          of the time waiting for data",
-        profile.steps,
-        profile.images,
+        counted(profile.steps, "step", "steps"),
+        counted(profile.images, "image", "images"),
         profile.wall_secs,
         profile.images_per_s,
         profile.first_batch_secs,
@@ -745,9 +753,9 @@ fn print_profile(profile: &RunProfile) -> anyhow::Result<()> {
             dropped => format!(" ({dropped} more had no room)"),
         };
         say(format_args!(
-            "trace: {} steps, {} events{dropped}{idle}, in {}; open it in https://ui.perfetto.dev",
-            trace.steps,
-            trace.events,
+            "trace: {}, {}{dropped}{idle}, in {}; open it in https://ui.perfetto.dev",
+            counted(trace.steps, "step", "steps"),
+            counted(trace.events, "event", "events"),
             trace.path.display()
         ))?;
     }

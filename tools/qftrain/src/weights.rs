@@ -8,6 +8,7 @@ use qf_model::run_dir::RunDir;
 use qf_model::train::{TrainConfig, WeightsConfig};
 use qf_model::weights::{load_into, read_config, Absent, FileDigest, Part, WeightsFile};
 use qf_model::{Blip2Qformer, ModelConfig, ParamStore};
+use qf_pipeline::source::local_path;
 use qf_pipeline::text::CaptionTokenizer;
 use serde::Serialize;
 use tch::Device;
@@ -105,7 +106,7 @@ pub(crate) fn located(place: &str) -> anyhow::Result<PathBuf> {
     if place.starts_with(hub::SCHEME) {
         hub::fetch(place)
     } else {
-        Ok(PathBuf::from(place))
+        local_path(place.into()).map_err(|message| anyhow::anyhow!("{place}: {message}"))
     }
 }
 

@@ -8,16 +8,17 @@ use arrow_format::ipc::{
     DictionaryBatchRef, MessageHeaderRef, MessageRef, MetadataVersion, RecordBatchRef,
 };
 
-use super::column::{cannot_be_passed_over, Column, Cursor, Dictionaries, Shape};
+use super::column::{cannot_be_passed_over, Column, Cursor, Dictionaries};
 use super::error::{malformed, ArrowError, ReadError};
 use super::message::{Header, MessageReader};
 use super::schema::{read_schema, Counts, Field};
+use super::shape::Shape;
 
 /// Key under which Arrow 0.17 announced its experimental compression.
 const EXPERIMENTAL_COMPRESSION_KEY: &str = "ARROW:experimental_compression";
 
 /// A column that the caller wants.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Selected {
     /// Index among the fields of the schema.
     pub(super) field_index: usize,
@@ -151,7 +152,7 @@ impl<R: Read> BatchReader<R> {
                     let id = batch.id().map_err(|error| in_message(error.into()))?;
                     if self.dictionary_fields.contains_key(&id) {
                         let body = self.messages.read_body(&header)?;
-                        self.dictionary_batch(id, batch, version, body)
+                        self.dictionary_batch(&header, id, batch, version, body)
                             .map_err(in_message)?;
                         self.has_late_dictionaries |= self.has_batch;
                     } else {
@@ -180,7 +181,8 @@ impl<R: Read> BatchReader<R> {
         body: Vec<u8>,
     ) -> Result<Batch, ArrowError> {
         let rows = row_count(batch)?;
-        let mut cursor = Cursor::new(batch, version, body, self.max_message_bytes)?;
+        let variadic = header.variadic_buffer_counts()?;
+        let mut cursor = Cursor::new(batch, version, variadic, body, self.max_message_bytes)?;
         let mut columns = Vec::with_capacity(self.selected.len());
         let starts = match version {
             MetadataVersion::V4 => &self.starts_v4,
@@ -195,9 +197,9 @@ impl<R: Read> BatchReader<R> {
                 let obstacle = before.find(|field| field.counts(version).is_none());
                 return Err(cannot_be_passed_over(obstacle.unwrap_or(field)));
             };
-            cursor.seek(start);
             let column = cursor
-                .column(field, selected.shape, rows, &self.dictionaries)
+                .seek(start)
+                .and_then(|()| cursor.column(field, &selected.shape, rows, &self.dictionaries))
                 .map_err(|error| in_column(error, &field.name))?;
             columns.push(column);
         }
@@ -210,6 +212,7 @@ impl<R: Read> BatchReader<R> {
 
     fn dictionary_batch(
         &mut self,
+        header: &Header,
         id: i64,
         batch: DictionaryBatchRef<'_>,
         version: MetadataVersion,
@@ -222,9 +225,10 @@ impl<R: Read> BatchReader<R> {
             return Err(malformed(format!("dictionary {id} has no data")));
         };
         let rows = row_count(data)?;
-        let mut cursor = Cursor::new(data, version, body, self.max_message_bytes)?;
+        let variadic = header.variadic_buffer_counts()?;
+        let mut cursor = Cursor::new(data, version, variadic, body, self.max_message_bytes)?;
         let values = cursor
-            .column(field, Shape::Leaf, rows, &Dictionaries::new())
+            .column(field, &Shape::Leaf, rows, &Dictionaries::new())
             .map_err(|error| in_column(error, &field.name))?;
         let Column::Leaf(values) = values else {
             return Err(malformed(format!("dictionary {id} holds no values")));

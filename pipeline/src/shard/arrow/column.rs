@@ -1,9 +1,9 @@
 //! One column of a record batch: its nodes and buffers checked, held as arrow2 arrays.
 //!
 //! Everything that a value access relies on is checked here, once a batch: buffer sizes against
-//! the number of rows, offsets (not negative, not falling, within their data), bitmap sizes and
-//! dictionary indices. Text is kept as bytes, so that one string that is not UTF-8 costs its own
-//! sample and not the batch.
+//! the number of rows, offsets (not negative, not falling, within their data), bitmap sizes,
+//! dictionary indices, views and run ends. Text is kept as bytes, so that one string that is not
+//! UTF-8 costs its own sample and not the batch.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,58 +19,15 @@ use arrow_format::ipc::{BufferRef, FieldNodeRef, MetadataVersion, RecordBatchRef
 use super::body::Body;
 use super::dictionary::Dictionary;
 use super::error::{malformed, ArrowError};
+use super::leaf::{Indices, Leaf, Rows, RunEnds, Views};
 use super::schema::{Counts, Field, IndexType, Kind};
+use super::shape::{Child, Shape};
+
+/// Most rows of a run-end encoded column in one batch: a few bytes could stand for any number.
+const MAX_RUN_END_ROWS: usize = 1 << 24;
 
 /// Dictionaries that were read so far, by id.
 pub(super) type Dictionaries = HashMap<i64, Arc<Dictionary>>;
-
-/// The layouts that this reader decodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shape {
-    /// Binary or text, dictionary-encoded or not.
-    Leaf,
-    /// A list of leaves.
-    List,
-    /// A struct with a binary and perhaps a text child: the indices of `bytes` and `path`.
-    Image { bytes: usize, path: Option<usize> },
-}
-
-impl Shape {
-    /// The shape of a field, if it is one of them.
-    pub(super) fn of(field: &Field) -> Option<Shape> {
-        match field.kind {
-            Kind::Binary { .. } | Kind::Text { .. } if field.children.is_empty() => {
-                Some(Shape::Leaf)
-            }
-            Kind::List { .. } if field.dictionary.is_none() => {
-                let child = field.children.first()?;
-                (Shape::of(child)? == Shape::Leaf).then_some(Shape::List)
-            }
-            Kind::Struct if field.dictionary.is_none() => {
-                let child = |name| field.children.iter().position(|child| child.name == name);
-                let (bytes, path) = (child("bytes")?, child("path"));
-                let kind = |index: usize| field.children.get(index).map(|child| child.kind);
-                let is_image = matches!(kind(bytes), Some(Kind::Binary { .. }))
-                    && path.is_none_or(|path| matches!(kind(path), Some(Kind::Text { .. })));
-                is_image.then_some(Shape::Image { bytes, path })
-            }
-            _ => None,
-        }
-    }
-
-    /// The leaf fields below (and including) `field`.
-    pub(super) fn leaves(self, field: &Field) -> Vec<&Field> {
-        match self {
-            Shape::Leaf => vec![field],
-            Shape::List => field.children.iter().collect(),
-            Shape::Image { bytes, path } => [Some(bytes), path]
-                .into_iter()
-                .flatten()
-                .filter_map(|index| field.children.get(index))
-                .collect(),
-        }
-    }
-}
 
 /// A decoded column.
 #[derive(Debug)]
@@ -78,40 +35,60 @@ pub(super) enum Column {
     Leaf(Leaf),
     List {
         rows: Rows,
-        offsets: OffsetsBuffer<i64>,
-        values: Leaf,
+        offsets: Offsets,
+        values: Box<Column>,
+    },
+    Struct {
+        rows: Rows,
+        child: Box<Column>,
     },
     Image {
         rows: Rows,
-        bytes: Leaf,
-        path: Option<Leaf>,
+        bytes: Box<Column>,
+        path: Option<Box<Column>>,
+    },
+    Runs {
+        ends: RunEnds,
+        values: Box<Column>,
     },
 }
 
-/// Number of rows and which of them are null.
-#[derive(Clone, Debug)]
-pub(super) struct Rows {
-    len: usize,
-    validity: Option<Bitmap>,
+/// Where the values of a list's row lie.
+#[derive(Debug)]
+pub(super) enum Offsets {
+    Stored(OffsetsBuffer<i64>),
+    /// So many a row.
+    Fixed(usize),
 }
 
-impl Rows {
-    fn is_valid(&self, row: usize) -> bool {
-        row < self.len
-            && self
-                .validity
-                .as_ref()
-                .is_none_or(|validity| validity.get_bit(row))
+impl Offsets {
+    fn of_row(&self, row: usize) -> (usize, usize) {
+        match self {
+            Offsets::Stored(offsets) => offsets.start_end(row),
+            Offsets::Fixed(size) => (row.saturating_mul(*size), (row + 1).saturating_mul(*size)),
+        }
     }
 }
 
 impl Column {
+    fn len(&self) -> usize {
+        match self {
+            Column::Leaf(leaf) => leaf.len(),
+            Column::List { rows, .. }
+            | Column::Struct { rows, .. }
+            | Column::Image { rows, .. } => rows.len,
+            Column::Runs { ends, .. } => ends.rows,
+        }
+    }
+
     /// The value of a leaf, the `bytes` of an image; `None` if null.
     pub(super) fn bytes(&self, row: usize) -> Option<&[u8]> {
         match self {
             Column::Leaf(leaf) => leaf.get(row),
-            Column::Image { rows, bytes, .. } if rows.is_valid(row) => bytes.get(row),
-            Column::Image { .. } | Column::List { .. } => None,
+            Column::Image { rows, bytes, .. } if rows.is_valid(row) => bytes.bytes(row),
+            Column::Struct { rows, child } if rows.is_valid(row) => child.bytes(row),
+            Column::Runs { ends, values } => values.bytes(ends.run_of(row)?),
+            Column::Image { .. } | Column::Struct { .. } | Column::List { .. } => None,
         }
     }
 
@@ -122,7 +99,8 @@ impl Column {
                 rows,
                 path: Some(path),
                 ..
-            } if rows.is_valid(row) => path.get(row),
+            } if rows.is_valid(row) => path.bytes(row),
+            Column::Runs { ends, values } => values.path(ends.run_of(row)?),
             _ => None,
         }
     }
@@ -138,78 +116,24 @@ impl Column {
                 if !rows.is_valid(row) {
                     return None;
                 }
-                let (start, end) = offsets.start_end(row);
-                Some((start..end).filter_map(|index| values.get(index)).collect())
+                let (start, end) = offsets.of_row(row);
+                Some(
+                    (start..end)
+                        .filter_map(|index| values.bytes(index))
+                        .collect(),
+                )
             }
+            Column::Struct { rows, child } => {
+                rows.is_valid(row).then(|| child.values(row)).flatten()
+            }
+            Column::Runs { ends, values } => values.values(ends.run_of(row)?),
             Column::Leaf(leaf) => leaf.get(row).map(|value| vec![value]),
             Column::Image { .. } => None,
         }
     }
 }
 
-/// Binary or text values.
-#[derive(Debug)]
-pub(super) enum Leaf {
-    Plain(BinaryArray<i64>),
-    Indexed {
-        rows: Rows,
-        indices: Indices,
-        values: Arc<Dictionary>,
-    },
-}
-
-impl Leaf {
-    fn len(&self) -> usize {
-        match self {
-            Leaf::Plain(array) => array.len(),
-            Leaf::Indexed { rows, .. } => rows.len,
-        }
-    }
-
-    /// The value of a row; `None` if null.
-    pub(super) fn get(&self, row: usize) -> Option<&[u8]> {
-        match self {
-            Leaf::Plain(array) => (row < array.len()).then(|| array.get(row)).flatten(),
-            Leaf::Indexed {
-                rows,
-                indices,
-                values,
-            } => {
-                if !rows.is_valid(row) {
-                    return None;
-                }
-                values.get(indices.get(row)?)
-            }
-        }
-    }
-}
-
-/// Dictionary indices as they are stored: widening them would multiply their memory by eight.
-#[derive(Debug)]
-pub(super) struct Indices {
-    bytes: Buffer<u8>,
-    index_type: IndexType,
-}
-
-impl Indices {
-    fn get(&self, row: usize) -> Option<usize> {
-        let width = self.index_type.width_bytes;
-        let start = row.checked_mul(width)?;
-        let stored = self
-            .bytes
-            .as_slice()
-            .get(start..start.checked_add(width)?)?;
-        let is_negative = self.index_type.signed && stored.last().is_some_and(|&top| top >= 0x80);
-        if is_negative {
-            return None;
-        }
-        let mut wide = [0; 8];
-        wide.get_mut(..width)?.copy_from_slice(stored);
-        usize::try_from(u64::from_le_bytes(wide)).ok()
-    }
-}
-
-/// The error for a field whose number of buffers the schema does not tell.
+/// The error for a field of a type that is not known here.
 pub(super) fn cannot_be_passed_over(field: &Field) -> ArrowError {
     ArrowError::Unsupported(format!(
         "column `{}` ({}) lies before columns that are needed and cannot be passed over",
@@ -222,6 +146,8 @@ pub(super) fn cannot_be_passed_over(field: &Field) -> ArrowError {
 pub(super) struct Cursor<'a> {
     nodes: Option<Vector<'a, FieldNodeRef<'a>>>,
     buffers: Option<Vector<'a, BufferRef<'a>>>,
+    /// How many data buffers each view field has.
+    variadic: Vec<usize>,
     next: Counts,
     version: MetadataVersion,
     body: Body,
@@ -231,12 +157,14 @@ impl<'a> Cursor<'a> {
     pub(super) fn new(
         batch: RecordBatchRef<'a>,
         version: MetadataVersion,
+        variadic: Vec<usize>,
         body: Vec<u8>,
         max_message_bytes: u64,
     ) -> Result<Self, ArrowError> {
         Ok(Cursor {
             nodes: batch.nodes()?,
             buffers: batch.buffers()?,
+            variadic,
             next: Counts::default(),
             version,
             body: Body::new(body, batch.compression()?, max_message_bytes)?,
@@ -244,8 +172,25 @@ impl<'a> Cursor<'a> {
     }
 
     /// Goes to the first node and buffer of a field.
-    pub(super) fn seek(&mut self, start: Counts) {
-        self.next = start;
+    pub(super) fn seek(&mut self, start: Counts) -> Result<(), ArrowError> {
+        self.next = Counts::default();
+        self.advance(start)
+    }
+
+    /// Passes over so much, and over the data buffers of the view fields among it.
+    fn advance(&mut self, counts: Counts) -> Result<(), ArrowError> {
+        let from = self.next.views;
+        let data_buffers = from
+            .checked_add(counts.views)
+            .and_then(|to| self.variadic.get(from..to))
+            .ok_or_else(|| {
+                malformed("the batch counts the buffers of fewer views than the schema has")
+            })?
+            .iter()
+            .fold(0, |sum: usize, count| sum.saturating_add(*count));
+        self.next = self.next.plus(counts);
+        self.next.buffers = self.next.buffers.saturating_add(data_buffers);
+        Ok(())
     }
 
     /// Passes over a field.
@@ -253,97 +198,162 @@ impl<'a> Cursor<'a> {
         let counts = field
             .counts(self.version)
             .ok_or_else(|| cannot_be_passed_over(field))?;
-        self.next = self.next.plus(counts);
-        Ok(())
+        self.advance(counts)
     }
 
     /// Decodes a field of the given shape and exactly `rows` rows.
     pub(super) fn column(
         &mut self,
         field: &Field,
-        shape: Shape,
+        shape: &Shape,
         rows: usize,
         dictionaries: &Dictionaries,
     ) -> Result<Column, ArrowError> {
-        let (column, len) = match shape {
-            Shape::Leaf => {
-                let leaf = self.leaf(field, dictionaries)?;
-                let len = leaf.len();
-                (Column::Leaf(leaf), len)
-            }
-            Shape::List => self.list(field, dictionaries)?,
-            Shape::Image { bytes, path } => self.image(field, bytes, path, dictionaries)?,
-        };
+        let column = self.any_rows(field, shape, dictionaries)?;
+        let len = column.len();
         if len != rows {
             return Err(malformed(format!("{len} rows in a batch of {rows}")));
         }
         Ok(column)
     }
 
+    /// Decodes a field of the given shape and as many rows as its node says.
+    fn any_rows(
+        &mut self,
+        field: &Field,
+        shape: &Shape,
+        dictionaries: &Dictionaries,
+    ) -> Result<Column, ArrowError> {
+        match shape {
+            Shape::Leaf => self.leaf(field, dictionaries).map(Column::Leaf),
+            Shape::List(inner) => self.list(field, inner, dictionaries),
+            Shape::Struct(child) => {
+                let rows = self.rows()?;
+                let [decoded, _] =
+                    self.children(field, &rows, [Some(child), None], dictionaries)?;
+                let child = decoded.ok_or_else(|| malformed("a struct without its child"))?;
+                Ok(Column::Struct { rows, child })
+            }
+            Shape::Image { bytes, path } => {
+                let rows = self.rows()?;
+                let wanted = [Some(bytes), path.as_ref()];
+                let [bytes, path] = self.children(field, &rows, wanted, dictionaries)?;
+                let bytes = bytes.ok_or_else(|| malformed("an image struct without `bytes`"))?;
+                Ok(Column::Image { rows, bytes, path })
+            }
+            Shape::Runs(inner) => self.runs(field, inner, dictionaries),
+        }
+    }
+
     fn list(
         &mut self,
         field: &Field,
+        inner: &Shape,
         dictionaries: &Dictionaries,
-    ) -> Result<(Column, usize), ArrowError> {
+    ) -> Result<Column, ArrowError> {
         let rows = self.rows()?;
-        let large = field.kind == Kind::List { large: true };
-        let offsets = self.offsets(rows.len, large)?;
+        let offsets = match field.kind {
+            Kind::FixedSizeList { size } => Offsets::Fixed(size),
+            kind => {
+                let large = kind == Kind::List { large: true };
+                Offsets::Stored(self.offsets(rows.len, large)?)
+            }
+        };
         let Some(child) = field.children.first() else {
             return Err(malformed("a list without a child"));
         };
-        let values = self.leaf(child, dictionaries)?;
-        let end = offsets.as_slice().last().copied().unwrap_or(0);
-        if usize::try_from(end).map_or(true, |end| end > values.len()) {
+        let values = Box::new(self.any_rows(child, inner, dictionaries)?);
+        let end = match &offsets {
+            Offsets::Fixed(size) => rows.len.checked_mul(*size),
+            Offsets::Stored(offsets) => {
+                usize::try_from(offsets.as_slice().last().copied().unwrap_or(0)).ok()
+            }
+        };
+        if end.is_none_or(|end| end > values.len()) {
             return Err(malformed(format!(
-                "list offsets reach {end}, the list holds {} values",
+                "list offsets reach beyond the {} values that the list holds",
                 values.len()
             )));
         }
-        let len = rows.len;
-        let column = Column::List {
+        Ok(Column::List {
             rows,
             offsets,
             values,
-        };
-        Ok((column, len))
+        })
     }
 
-    fn image(
+    /// The wanted children of a struct, which may stand in any order.
+    fn children(
         &mut self,
         field: &Field,
-        bytes_index: usize,
-        path_index: Option<usize>,
+        rows: &Rows,
+        wanted: [Option<&Child>; 2],
         dictionaries: &Dictionaries,
-    ) -> Result<(Column, usize), ArrowError> {
-        let rows = self.rows()?;
-        let (mut bytes, mut path) = (None, None);
+    ) -> Result<[Option<Box<Column>>; 2], ArrowError> {
+        let mut decoded = [None, None];
         // Children behind the last needed one are not walked: the next column seeks its own start.
-        let last_needed = bytes_index.max(path_index.unwrap_or(0));
-        for (index, child) in field.children.iter().enumerate().take(last_needed + 1) {
-            let slot = if index == bytes_index {
-                &mut bytes
-            } else if Some(index) == path_index {
-                &mut path
-            } else {
+        let last = wanted.iter().flatten().map(|child| child.index).max();
+        let walked = last.map_or(0, |last| last.saturating_add(1));
+        for (index, child) in field.children.iter().enumerate().take(walked) {
+            let slot = wanted
+                .iter()
+                .position(|wanted| wanted.is_some_and(|wanted| wanted.index == index));
+            let Some((slot, shape)) = slot.and_then(|slot| Some((slot, &wanted[slot]?.shape)))
+            else {
                 self.skip(child)?;
                 continue;
             };
-            let leaf = self.leaf(child, dictionaries)?;
-            if leaf.len() < rows.len {
+            let column = self.any_rows(child, shape, dictionaries)?;
+            if column.len() < rows.len {
                 return Err(malformed(format!(
                     "`{}` has {} rows, its struct {}",
                     child.name,
-                    leaf.len(),
+                    column.len(),
                     rows.len
                 )));
             }
-            *slot = Some(leaf);
+            decoded[slot] = Some(Box::new(column));
         }
-        let Some(bytes) = bytes else {
-            return Err(malformed("an image struct without `bytes`"));
+        Ok(decoded)
+    }
+
+    fn runs(
+        &mut self,
+        field: &Field,
+        inner: &Shape,
+        dictionaries: &Dictionaries,
+    ) -> Result<Column, ArrowError> {
+        // It has no validity of its own.
+        let (rows, _) = self.node()?;
+        if rows > MAX_RUN_END_ROWS {
+            return Err(ArrowError::TooLarge {
+                what: "a run-end encoded column in rows",
+                bytes: rows as u64,
+                limit: MAX_RUN_END_ROWS as u64,
+                setting: "no setting: write smaller record batches",
+            });
+        }
+        let [run_ends, values] = field.children.as_slice() else {
+            return Err(malformed("run-end encoding without run ends and values"));
         };
-        let len = rows.len;
-        Ok((Column::Image { rows, bytes, path }, len))
+        let Kind::Int(index_type) = run_ends.kind else {
+            return Err(malformed("run ends that are no whole numbers"));
+        };
+        let runs = self.rows()?;
+        let ends = Indices {
+            bytes: self.next_buffer()?,
+            index_type,
+        };
+        let ends = RunEnds::new(ends, runs.len, rows)?;
+        let values = Box::new(self.any_rows(values, inner, dictionaries)?);
+        if values.len() < runs.len {
+            return Err(malformed(format!(
+                "{} values for {} runs",
+                values.len(),
+                runs.len
+            )));
+        }
+        Ok(Column::Runs { ends, values })
     }
 
     /// Decodes a leaf of any length: a column, or the child of one.
@@ -365,8 +375,23 @@ impl<'a> Cursor<'a> {
                         other => other,
                     })
             }
+            None if matches!(field.kind, Kind::BinaryView | Kind::TextView) => self.views(rows),
             None => self.plain(rows, field.kind).map(Leaf::Plain),
         }
+    }
+
+    fn views(&mut self, rows: Rows) -> Result<Leaf, ArrowError> {
+        let data_buffers = *self
+            .variadic
+            .get(self.next.views)
+            .ok_or_else(|| malformed("the batch does not count the buffers of a view column"))?;
+        self.next.views += 1;
+        let views = self.next_buffer()?;
+        let mut data = Vec::new();
+        for _ in 0..data_buffers {
+            data.push(self.next_buffer()?);
+        }
+        Views::new(rows, views, data).map(Leaf::Views)
     }
 
     fn plain(&mut self, rows: Rows, kind: Kind) -> Result<BinaryArray<i64>, ArrowError> {
@@ -414,8 +439,8 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// The next node and its validity buffer.
-    fn rows(&mut self) -> Result<Rows, ArrowError> {
+    /// The next node: rows, and how many of them are null, -1 where that is not counted.
+    fn node(&mut self) -> Result<(usize, i64), ArrowError> {
         let node = self
             .nodes
             .and_then(|nodes| nodes.get(self.next.nodes))
@@ -423,10 +448,15 @@ impl<'a> Cursor<'a> {
         self.next.nodes += 1;
         let (length, null_count) = (node.length(), node.null_count());
         let len = usize::try_from(length).map_err(|_| malformed(format!("{length} rows")))?;
-        // -1: not counted.
         if null_count < -1 || null_count > length {
             return Err(malformed(format!("{null_count} nulls in {length} rows")));
         }
+        Ok((len, null_count))
+    }
+
+    /// The next node and its validity buffer.
+    fn rows(&mut self) -> Result<Rows, ArrowError> {
+        let (len, null_count) = self.node()?;
         if null_count == 0 {
             self.next.buffers += 1;
             return Ok(Rows {

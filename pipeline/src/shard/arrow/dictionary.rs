@@ -2,7 +2,7 @@
 
 use arrow2::array::{MutableArray, MutableBinaryArray};
 
-use super::column::Leaf;
+use super::leaf::Leaf;
 
 /// Values of one dictionary; delta batches append to it.
 #[derive(Clone, Debug, Default)]

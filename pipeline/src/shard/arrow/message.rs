@@ -6,7 +6,10 @@
 
 use std::io::Read;
 
-use arrow_format::ipc::planus::ReadAsRoot;
+use arrow_format::ipc::planus::table_reader::Table;
+use arrow_format::ipc::planus::{
+    self, errors, ReadAsRoot, SliceWithStartOffset, TableRead, Vector,
+};
 use arrow_format::ipc::{MessageRef, MetadataVersion};
 
 use super::error::{malformed, ArrowError, ReadError};
@@ -24,6 +27,43 @@ const MIN_LEGACY_METADATA_BYTES: u32 = 64;
 const MAX_FILE_PADDING_BYTES: u64 = 64 + 4;
 /// What is allocated ahead of the bytes really read.
 const INITIAL_CAPACITY: u64 = 1 << 20;
+
+// Positions of fields in the tables of Apache's Message.fbs, and a tag of its `MessageHeader`.
+const MESSAGE_HEADER_TYPE: usize = 1;
+const MESSAGE_HEADER: usize = 2;
+const DICTIONARY_BATCH_TAG: u8 = 2;
+const DICTIONARY_BATCH_DATA: usize = 1;
+const VARIADIC_BUFFER_COUNTS: usize = 4;
+
+/// A flatbuffer table whose fields are read by position.
+struct RawTable<'a>(Table<'a>);
+
+impl<'a> RawTable<'a> {
+    fn child(&self, position: usize) -> Result<Option<RawTable<'a>>, ArrowError> {
+        Ok(self.0.access(position, "RawTable", "child")?)
+    }
+}
+
+impl<'a> TableRead<'a> for RawTable<'a> {
+    fn from_buffer(
+        buffer: SliceWithStartOffset<'a>,
+        offset: usize,
+    ) -> Result<Self, errors::ErrorKind> {
+        Table::from_buffer(buffer, offset).map(RawTable)
+    }
+}
+
+impl<'a> ReadAsRoot<'a> for RawTable<'a> {
+    fn read_as_root(slice: &'a [u8]) -> planus::Result<Self> {
+        let buffer = SliceWithStartOffset {
+            buffer: slice,
+            offset_from_start: 0,
+        };
+        Table::from_buffer(buffer, 0)
+            .map(RawTable)
+            .map_err(|kind| kind.with_error_location("RawTable", "read_as_root", 0))
+    }
+}
 
 /// Which of the two formats a shard has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +86,39 @@ impl Header {
     /// The metadata as a flatbuffer.
     pub(super) fn message(&self) -> Result<MessageRef<'_>, ArrowError> {
         Ok(MessageRef::read_as_root(&self.metadata)?)
+    }
+
+    /// The `variadicBufferCounts` of the record batch that the message is, or holds as a dictionary:
+    /// how many data buffers each field of a view type has. They came after the definitions in use.
+    pub(super) fn variadic_buffer_counts(&self) -> Result<Vec<usize>, ArrowError> {
+        let message = RawTable::read_as_root(&self.metadata)?;
+        let Some(header) = message.child(MESSAGE_HEADER)? else {
+            return Ok(Vec::new());
+        };
+        let is_dictionary = message
+            .0
+            .access(MESSAGE_HEADER_TYPE, "Message", "header_type")?
+            == Some(DICTIONARY_BATCH_TAG);
+        let batch = match is_dictionary {
+            true => header.child(DICTIONARY_BATCH_DATA)?,
+            false => Some(header),
+        };
+        let Some(batch) = batch else {
+            return Ok(Vec::new());
+        };
+        let counts: Option<Vector<'_, i64>> = batch.0.access(
+            VARIADIC_BUFFER_COUNTS,
+            "RecordBatch",
+            "variadicBufferCounts",
+        )?;
+        counts
+            .into_iter()
+            .flat_map(|counts| counts.iter())
+            .map(|count| {
+                usize::try_from(count)
+                    .map_err(|_| malformed(format!("a view column of {count} buffers")))
+            })
+            .collect()
     }
 }
 

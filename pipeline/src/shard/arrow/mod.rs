@@ -5,9 +5,11 @@
 //! caption: string                                or list<string>
 //! ```
 //!
-//! Large types and dictionary-encoded strings are read as well. Reading goes
-//! `message` (framing) → `schema` → `body` (locate and decompress buffers) → `column` (check them)
-//! → `batch` → `read` (rows as samples).
+//! Columns of other names are found by [`names`](crate::captions::names). Large, view and
+//! fixed-size-list types, dictionary-encoded strings and run-end encoded columns are read as well,
+//! and structs with a text under `raw` or a name of captions. Reading goes `message` (framing) →
+//! `schema` → `select` (which columns) → `shape` (how they are laid out) → `body` (locate and
+//! decompress buffers) → `column`, `leaf` (check them) → `batch` → `read` (rows as samples).
 //!
 //! What comes from which crate: the flatbuffer metadata is parsed by `arrow-format`, the
 //! definitions under arrow2; frames, decompression and every check are this module's; values are
@@ -16,9 +18,9 @@
 //! empty buffer and on some damaged ones, and yields no rows where a compressed batch stores a
 //! buffer as it is.
 //!
-//! Not read, with an error that says so: big-endian shards, metadata before version 4, and view,
-//! run-end-encoded, union or nested dictionary types in the columns that are needed. In other
-//! columns they are passed over, except view types that lie before a needed column.
+//! Not read, with an error that says so: big-endian shards, metadata before version 4, and
+//! `list_view`, union or nested dictionary types in the columns that are needed. In other columns
+//! all types are passed over.
 
 mod batch;
 mod body;
@@ -26,16 +28,19 @@ mod column;
 mod dictionary;
 mod error;
 mod image_name;
+mod leaf;
 mod message;
 mod read;
 mod schema;
+mod select;
+mod shape;
 mod write;
 
 #[cfg(test)]
 mod tests;
 
 pub use image_name::IMAGE_EXTENSIONS;
-pub use read::ArrowShardReader;
+pub use read::{ArrowShardReader, ChosenColumns};
 pub use write::{ArrowShardWriter, ArrowWriteError, CaptionType};
 
 /// Name of the member that holds the captions, whatever the column was called.
@@ -44,10 +49,14 @@ pub const CAPTION_MEMBER: &str = "caption";
 /// How Arrow shards are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArrowReadOptions {
-    /// Column with the images. Default `image`.
-    pub image_column: String,
-    /// Column with the captions. Default `caption`.
-    pub caption_column: String,
+    /// Column with the images. Default the one that [`IMAGE_NAMES`](crate::captions::names) prefers,
+    /// else the only one of Hugging Face's image type.
+    pub image_column: Option<String>,
+    /// Column with the captions. Default the one that [`names::choose`](crate::captions::names)
+    /// prefers.
+    pub caption_column: Option<String>,
+    /// Whether a shard without a caption column is an error. Default true.
+    pub needs_captions: bool,
     /// Longest body of a message (a record batch or a dictionary), in bytes, as stored and as
     /// decompressed. Default 2 GiB, the most that a `binary` column of one batch can hold. Memory
     /// follows the bytes that are there, not this limit.
@@ -59,8 +68,9 @@ pub struct ArrowReadOptions {
 impl Default for ArrowReadOptions {
     fn default() -> Self {
         ArrowReadOptions {
-            image_column: "image".to_string(),
-            caption_column: "caption".to_string(),
+            image_column: None,
+            caption_column: None,
+            needs_captions: true,
             max_message_bytes: 2 << 30,
             max_member_bytes: 256 << 20,
         }

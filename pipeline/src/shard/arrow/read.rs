@@ -1,14 +1,14 @@
 //! Rows of an Arrow shard as samples.
 
-use std::collections::HashSet;
 use std::io::Read;
 use std::sync::Arc;
 
 use super::batch::{Batch, BatchReader, Selected};
-use super::column::{Column, Shape};
+use super::column::Column;
 use super::error::{ArrowError, ReadError};
-use super::image_name::{extension_of, key_of, IMAGE_EXTENSIONS};
-use super::schema::{Field, Kind};
+use super::image_name::{extension_of, key_of};
+use super::schema::Field;
+use super::select::{select_columns, Role};
 use super::{ArrowReadOptions, CAPTION_MEMBER};
 use crate::error::{SampleError, ShardError, SkipReason};
 use crate::sample::{EncodedSample, Member, MemberData, SampleId};
@@ -36,21 +36,12 @@ pub struct ArrowShardReader<R: Read> {
     batches: BatchReader<R>,
     /// What each selected column is to a sample.
     roles: Vec<Role>,
+    chosen: ChosenColumns,
     batch: Option<Batch>,
     next_row: usize,
     next_sample: u32,
     max_member_bytes: u64,
     at_end: bool,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-enum Role {
-    Image,
-    Caption,
-    /// Another member, of this name.
-    Bytes(String),
-    /// Another member, of this name.
-    Text(String),
 }
 
 impl<R: Read> ArrowShardReader<R> {
@@ -67,8 +58,10 @@ impl<R: Read> ArrowShardReader<R> {
         options: &ArrowReadOptions,
     ) -> Result<Self, ShardError> {
         let mut roles = Vec::new();
+        let mut chosen = ChosenColumns::default();
         let batches = BatchReader::open(reader, options.max_message_bytes, |fields| {
             let selection = select_columns(fields, options)?;
+            chosen = ChosenColumns::of(&selection, fields);
             let (selected, found) = selection.into_iter().unzip();
             roles = found;
             Ok(selected)
@@ -79,12 +72,18 @@ impl<R: Read> ArrowShardReader<R> {
             shard_index,
             batches,
             roles,
+            chosen,
             batch: None,
             next_row: 0,
             next_sample: 0,
             max_member_bytes: options.max_member_bytes,
             at_end: false,
         })
+    }
+
+    /// Which columns hold images and captions.
+    pub fn columns(&self) -> &ChosenColumns {
+        &self.chosen
     }
 
     /// How much of the shard was read, in bytes.
@@ -201,23 +200,56 @@ impl<R: Read> ArrowShardReader<R> {
                 .map_or_else(|| format!("{:09}", self.next_sample), str::to_string),
             offset_bytes: batch.offset,
         };
-        let mut members = Vec::with_capacity(self.roles.len());
-        for (role, column) in columns() {
-            match self.member(role, column, row, path) {
-                Ok(member) => members.extend(member),
-                Err((reason, message)) => {
-                    return Err(SampleError {
-                        id: Box::new(id),
-                        reason,
-                        message,
-                    })
-                }
-            }
+        match self.members(batch, row, path) {
+            Ok(members) => Ok(EncodedSample { id, members }),
+            Err((reason, message)) => Err(SampleError {
+                id: Box::new(id),
+                reason,
+                message,
+            }),
         }
-        Ok(EncodedSample { id, members })
     }
 
-    /// The member that a column contributes; another column's null contributes none.
+    fn members(
+        &self,
+        batch: &Batch,
+        row: usize,
+        path: Option<&str>,
+    ) -> Result<Vec<Member>, (SkipReason, String)> {
+        let mut members = Vec::with_capacity(self.roles.len());
+        let mut has_caption = false;
+        for (role, column) in self.roles.iter().zip(&batch.columns) {
+            if !matches!(role, Role::Caption(_)) {
+                members.extend(self.member(role, column, row, path)?);
+            } else if !has_caption {
+                has_caption = true;
+                members.push(self.captions(batch, row)?);
+            }
+        }
+        Ok(members)
+    }
+
+    /// The captions of all columns that hold some.
+    fn captions(&self, batch: &Batch, row: usize) -> Result<Member, (SkipReason, String)> {
+        let mut captions = Vec::new();
+        let columns = self.roles.iter().zip(&batch.columns);
+        let mut numbered: Vec<_> = columns
+            .filter_map(|(role, column)| match role {
+                Role::Caption(position) => Some((*position, column)),
+                _ => None,
+            })
+            .collect();
+        numbered.sort_by_key(|(position, _)| *position);
+        for (_, column) in numbered {
+            captions.extend(self.texts(CAPTION_MEMBER, column, row)?.unwrap_or_default());
+        }
+        if captions.is_empty() {
+            return Err((SkipReason::NoCaption, "the caption is null".to_string()));
+        }
+        Ok(Member::new(CAPTION_MEMBER, MemberData::Text(captions)))
+    }
+
+    /// The member that a column without captions contributes; another column's null contributes none.
     fn member(
         &self,
         role: &Role,
@@ -242,16 +274,7 @@ impl<R: Read> ArrowShardReader<R> {
                     MemberData::Bytes(bytes.to_vec()),
                 )))
             }
-            Role::Caption => {
-                let captions = self.texts(CAPTION_MEMBER, column, row)?;
-                match captions {
-                    Some(captions) if !captions.is_empty() => Ok(Some(Member::new(
-                        CAPTION_MEMBER,
-                        MemberData::Text(captions),
-                    ))),
-                    _ => Err((SkipReason::NoCaption, "the caption is null".to_string())),
-                }
-            }
+            Role::Caption(_) => Ok(None),
             Role::Bytes(name) => match column.bytes(row) {
                 None => Ok(None),
                 Some(bytes) => {
@@ -314,6 +337,35 @@ impl<R: Read> ArrowShardReader<R> {
     }
 }
 
+/// The columns of a shard that hold images and captions, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChosenColumns {
+    /// The image column.
+    pub image: String,
+    /// The caption column; several, if they are numbered; none in a shard without captions.
+    pub captions: Vec<String>,
+}
+
+impl ChosenColumns {
+    fn of(selection: &[(Selected, Role)], fields: &[Field]) -> ChosenColumns {
+        let mut chosen = ChosenColumns::default();
+        let mut captions = Vec::new();
+        for (Selected { field_index, .. }, role) in selection {
+            let Some(field) = fields.get(*field_index) else {
+                continue;
+            };
+            match role {
+                Role::Image => chosen.image.clone_from(&field.name),
+                Role::Caption(position) => captions.push((*position, field.name.clone())),
+                Role::Bytes(_) | Role::Text(_) => {}
+            }
+        }
+        captions.sort();
+        chosen.captions = captions.into_iter().map(|(_, name)| name).collect();
+        chosen
+    }
+}
+
 impl<R: Read> Iterator for ArrowShardReader<R> {
     type Item = Result<Result<EncodedSample, SampleError>, ShardError>;
 
@@ -328,109 +380,4 @@ fn shard_error(shard: &str, error: ReadError) -> ShardError {
         offset_bytes: error.offset,
         message: error.cause.to_string(),
     }
-}
-
-/// Finds the image and the caption column, and whatever else can become a member.
-fn select_columns(
-    fields: &[Field],
-    options: &ArrowReadOptions,
-) -> Result<Vec<(Selected, Role)>, ArrowError> {
-    let image = find_column(fields, &options.image_column, "image_column")?;
-    let caption = find_column(fields, &options.caption_column, "caption_column")?;
-    if image == caption {
-        return Err(ArrowError::Columns(format!(
-            "image_column and caption_column are both `{}`; name two columns",
-            options.image_column
-        )));
-    }
-    let mut selection: Vec<(Selected, Role)> = Vec::new();
-    let mut names = HashSet::new();
-    for (field_index, field) in fields.iter().enumerate() {
-        let content = content_of(field);
-        let (shape, role) = if field_index == image {
-            match content {
-                Some((shape, Content::Bytes | Content::Image)) => (shape, Role::Image),
-                _ => return Err(wrong_type(field, "a binary or a struct<bytes, path>")),
-            }
-        } else if field_index == caption {
-            match content {
-                Some((shape, Content::Text)) => (shape, Role::Caption),
-                _ => return Err(wrong_type(field, "a string or a list of strings")),
-            }
-        } else {
-            let name = field.name.clone();
-            let is_reserved = name == CAPTION_MEMBER || IMAGE_EXTENSIONS.contains(&name.as_str());
-            let is_repeated = !names.insert(field.name.as_str());
-            match content {
-                _ if is_reserved || is_repeated => continue,
-                Some((shape, Content::Bytes)) => (shape, Role::Bytes(name)),
-                Some((shape, Content::Text)) => (shape, Role::Text(name)),
-                Some((_, Content::Image)) | None => continue,
-            }
-        };
-        selection.push((Selected { field_index, shape }, role));
-    }
-    // Columns that only the batch could pass over are no obstacle behind the last needed one.
-    let last_needed = image.max(caption);
-    let blocked = fields.iter().skip(last_needed + 1).position(|field| {
-        field
-            .counts(arrow_format::ipc::MetadataVersion::V5)
-            .is_none()
-    });
-    if let Some(blocked) = blocked {
-        let first_blocked = last_needed + 1 + blocked;
-        selection.retain(|(selected, _)| selected.field_index < first_blocked);
-    }
-    Ok(selection)
-}
-
-enum Content {
-    Bytes,
-    Text,
-    Image,
-}
-
-/// What a member made of this column would hold; `None` for columns that are passed over.
-fn content_of(field: &Field) -> Option<(Shape, Content)> {
-    let shape = Shape::of(field)?;
-    let leaf = shape.leaves(field).first().map(|leaf| leaf.kind);
-    match (shape, leaf) {
-        (Shape::Image { .. }, _) => Some((shape, Content::Image)),
-        (Shape::Leaf, Some(Kind::Binary { .. })) => Some((shape, Content::Bytes)),
-        (Shape::Leaf | Shape::List, Some(Kind::Text { .. })) => Some((shape, Content::Text)),
-        _ => None,
-    }
-}
-
-fn find_column(fields: &[Field], name: &str, setting: &str) -> Result<usize, ArrowError> {
-    let mut found = fields
-        .iter()
-        .enumerate()
-        .filter(|(_, field)| field.name == name);
-    match (found.next(), found.next()) {
-        (Some((index, _)), None) => Ok(index),
-        (Some(_), Some(_)) => Err(ArrowError::Columns(format!(
-            "two columns are named `{name}`; rename one"
-        ))),
-        (None, _) => {
-            const MAX_LISTED: usize = 20;
-            let listed: Vec<_> = fields
-                .iter()
-                .take(MAX_LISTED)
-                .map(|field| field.name.as_str())
-                .collect();
-            Err(ArrowError::Columns(format!(
-                "no column `{name}` among [{}]; set {setting}",
-                listed.join(", ")
-            )))
-        }
-    }
-}
-
-fn wrong_type(field: &Field, expected: &str) -> ArrowError {
-    ArrowError::Unsupported(format!(
-        "column `{}` is {}, not {expected}",
-        field.name,
-        field.type_name()
-    ))
 }

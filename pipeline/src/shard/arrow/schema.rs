@@ -32,8 +32,10 @@ pub(super) struct Field {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Null,
-    /// Numbers, dates, booleans, fixed-size binaries: a validity and a data buffer.
+    /// Floating-point numbers, dates, booleans, fixed-size binaries: a validity and a data buffer.
     Fixed,
+    /// Whole numbers: the same buffers.
+    Int(IndexType),
     /// `binary`, `large_binary`.
     Binary {
         large: bool,
@@ -42,11 +44,18 @@ pub(super) enum Kind {
     Text {
         large: bool,
     },
+    /// `binary_view`: a validity and a views buffer, then as many data buffers as the batch says.
+    BinaryView,
+    /// `string_view`, the same.
+    TextView,
     /// `list`, `large_list`.
     List {
         large: bool,
     },
-    FixedSizeList,
+    /// So many values a row.
+    FixedSizeList {
+        size: usize,
+    },
     Map,
     Struct,
     Union {
@@ -54,8 +63,23 @@ pub(super) enum Kind {
     },
     RunEndEncoded,
     ListView,
-    /// A type whose number of buffers the schema does not tell.
-    Opaque(&'static str),
+    /// A type that came after this reader: nobody knows how many buffers it has.
+    Unknown,
+}
+
+impl Kind {
+    /// Whether values are bytes or text of any length.
+    pub(super) fn is_leaf(self) -> bool {
+        self.is_binary() || self.is_text()
+    }
+
+    pub(super) fn is_binary(self) -> bool {
+        matches!(self, Kind::Binary { .. } | Kind::BinaryView)
+    }
+
+    pub(super) fn is_text(self) -> bool {
+        matches!(self, Kind::Text { .. } | Kind::TextView)
+    }
 }
 
 /// Indices into a dictionary.
@@ -65,7 +89,7 @@ pub(super) struct DictionaryEncoding {
     pub(super) index: IndexType,
 }
 
-/// Integer type of dictionary indices.
+/// An integer type: of dictionary indices, of run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct IndexType {
     /// 1, 2, 4 or 8.
@@ -77,7 +101,10 @@ pub(super) struct IndexType {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
     pub(super) nodes: usize,
+    /// Without the data buffers of view types.
     pub(super) buffers: usize,
+    /// Fields of a view type, each with an entry in the batch's `variadicBufferCounts`.
+    pub(super) views: usize,
 }
 
 impl Counts {
@@ -86,33 +113,37 @@ impl Counts {
         Counts {
             nodes: self.nodes.saturating_add(other.nodes),
             buffers: self.buffers.saturating_add(other.buffers),
+            views: self.views.saturating_add(other.views),
         }
     }
 }
 
 impl Field {
-    /// What the field takes in a record batch; `None` if only the batch could tell (view types).
+    /// What the field takes in a record batch; `None` for a type that nobody here knows.
     pub(super) fn counts(&self, version: MetadataVersion) -> Option<Counts> {
         if self.dictionary.is_some() {
             return Some(Counts {
                 nodes: 1,
                 buffers: 2,
+                views: 0,
             });
         }
         let own_buffers = match self.kind {
             Kind::Null | Kind::RunEndEncoded => 0,
-            Kind::Struct | Kind::FixedSizeList => 1,
-            Kind::Fixed | Kind::List { .. } | Kind::Map => 2,
+            Kind::Struct | Kind::FixedSizeList { .. } => 1,
+            Kind::Fixed | Kind::Int(_) | Kind::List { .. } | Kind::Map => 2,
+            Kind::BinaryView | Kind::TextView => 2,
             Kind::Binary { .. } | Kind::Text { .. } | Kind::ListView => 3,
             // Version 4 gave unions a validity buffer, version 5 took it away.
             Kind::Union { dense } => {
                 1 + usize::from(dense) + usize::from(version == MetadataVersion::V4)
             }
-            Kind::Opaque(_) => return None,
+            Kind::Unknown => return None,
         };
         let mut counts = Counts {
             nodes: 1,
             buffers: own_buffers,
+            views: usize::from(matches!(self.kind, Kind::BinaryView | Kind::TextView)),
         };
         for child in &self.children {
             counts = counts.plus(child.counts(version)?);
@@ -125,19 +156,22 @@ impl Field {
         let name = match self.kind {
             Kind::Null => "null",
             Kind::Fixed => "a fixed-width type",
+            Kind::Int(_) => "a whole number",
+            Kind::BinaryView => "binary_view",
+            Kind::TextView => "string_view",
             Kind::Binary { large: false } => "binary",
             Kind::Binary { large: true } => "large_binary",
             Kind::Text { large: false } => "string",
             Kind::Text { large: true } => "large_string",
             Kind::List { large: false } => "list",
             Kind::List { large: true } => "large_list",
-            Kind::FixedSizeList => "fixed_size_list",
+            Kind::FixedSizeList { .. } => "fixed_size_list",
             Kind::Map => "map",
             Kind::Struct => "struct",
             Kind::Union { .. } => "union",
             Kind::RunEndEncoded => "run_end_encoded",
             Kind::ListView => "list_view",
-            Kind::Opaque(name) => name,
+            Kind::Unknown => "an unknown type",
         };
         let children: Vec<_> = self.children.iter().map(Field::type_name).collect();
         let mut text = name.to_string();
@@ -196,9 +230,14 @@ fn read_field(field: FieldRef<'_>, budget: &mut Budget, depth: usize) -> Result<
         children.push(read_field(child?, budget, depth + 1)?);
     }
     let kind = read_kind(field)?;
-    if matches!(kind, Kind::List { .. } | Kind::FixedSizeList | Kind::Map) && children.len() != 1 {
+    let expected = match kind {
+        Kind::List { .. } | Kind::FixedSizeList { .. } | Kind::Map => Some(1),
+        Kind::RunEndEncoded => Some(2), // run ends, values
+        _ => None,
+    };
+    if let Some(expected) = expected.filter(|expected| *expected != children.len()) {
         return Err(malformed(format!(
-            "column `{name}`: {} children where one belongs",
+            "column `{name}`: {} children where {expected} belong",
             children.len()
         )));
     }
@@ -225,10 +264,10 @@ fn read_kind(field: FieldRef<'_>) -> Result<Kind, ArrowError> {
         Err(error) => {
             return match error.error_kind {
                 ErrorKind::UnknownUnionTag { tag: 22 } => Ok(Kind::RunEndEncoded),
-                ErrorKind::UnknownUnionTag { tag: 23 } => Ok(Kind::Opaque("binary_view")),
-                ErrorKind::UnknownUnionTag { tag: 24 } => Ok(Kind::Opaque("string_view")),
+                ErrorKind::UnknownUnionTag { tag: 23 } => Ok(Kind::BinaryView),
+                ErrorKind::UnknownUnionTag { tag: 24 } => Ok(Kind::TextView),
                 ErrorKind::UnknownUnionTag { tag: 25 | 26 } => Ok(Kind::ListView),
-                ErrorKind::UnknownUnionTag { .. } => Ok(Kind::Opaque("an unknown type")),
+                ErrorKind::UnknownUnionTag { .. } => Ok(Kind::Unknown),
                 _ => Err(error.into()),
             }
         }
@@ -241,14 +280,19 @@ fn read_kind(field: FieldRef<'_>) -> Result<Kind, ArrowError> {
         TypeRef::LargeUtf8(_) => Kind::Text { large: true },
         TypeRef::List(_) => Kind::List { large: false },
         TypeRef::LargeList(_) => Kind::List { large: true },
-        TypeRef::FixedSizeList(_) => Kind::FixedSizeList,
+        TypeRef::FixedSizeList(list) => {
+            let size = list.list_size()?;
+            let size = usize::try_from(size)
+                .map_err(|_| malformed(format!("a fixed-size list of {size} values")))?;
+            Kind::FixedSizeList { size }
+        }
         TypeRef::Map(_) => Kind::Map,
         TypeRef::Struct(_) => Kind::Struct,
         TypeRef::Union(union) => Kind::Union {
             dense: union.mode()? == UnionMode::Dense,
         },
-        TypeRef::Int(_)
-        | TypeRef::FloatingPoint(_)
+        TypeRef::Int(int) => Kind::Int(read_int(int)?),
+        TypeRef::FloatingPoint(_)
         | TypeRef::Bool(_)
         | TypeRef::Decimal(_)
         | TypeRef::Date(_)
@@ -262,18 +306,22 @@ fn read_kind(field: FieldRef<'_>) -> Result<Kind, ArrowError> {
 
 fn read_index_type(int: Option<IntRef<'_>>) -> Result<IndexType, ArrowError> {
     // Absent means a signed 32-bit integer (Schema.fbs, `DictionaryEncoding`).
-    let Some(int) = int else {
-        return Ok(IndexType {
+    int.map_or(
+        Ok(IndexType {
             width_bytes: 4,
             signed: true,
-        });
-    };
+        }),
+        read_int,
+    )
+}
+
+fn read_int(int: IntRef<'_>) -> Result<IndexType, ArrowError> {
     let width_bytes = match int.bit_width()? {
         8 => 1,
         16 => 2,
         32 => 4,
         64 => 8,
-        bits => return Err(malformed(format!("dictionary indices of {bits} bits"))),
+        bits => return Err(malformed(format!("whole numbers of {bits} bits"))),
     };
     Ok(IndexType {
         width_bytes,

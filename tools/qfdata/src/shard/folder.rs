@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use qf_pipeline::captions::CaptionLines;
 use qf_pipeline::shard::write::check_key;
 
 use super::input::{is_image_extension, Candidate, CaptionSource, Listing, Skip, SkipCause};
@@ -80,11 +81,13 @@ pub(super) fn list(root: &Path, interrupt: &Interrupt) -> anyhow::Result<Listing
                 CaptionSource::Files {
                     text: of_stem.text.as_ref().map(|path| root.join(path)),
                     json: of_stem.json.as_ref().map(|path| root.join(path)),
+                    lines: CaptionLines::Each,
                 }
             }
             None => CaptionSource::Files {
                 text: None,
                 json: None,
+                lines: CaptionLines::Each,
             },
         };
         match natural_key(&image) {

@@ -6,13 +6,19 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use image::ImageFormat;
+use qf_pipeline::captions::CaptionLines;
+use qf_pipeline::printable::Printable;
 use qf_pipeline::shard::captions::{captions_from_json, captions_from_text};
 use qf_pipeline::shard::read::ReadOptions;
 use qf_pipeline::shard::write::ShardSample;
+use qf_pipeline::survey::TextEvidence;
 use serde::Serialize;
 
 /// The largest caption file, and manifest line, in bytes.
 pub(super) const MAX_CAPTION_BYTES: u64 = 16 << 20;
+
+/// Text files that are compared with the JSON beside them.
+const EVIDENCE_FILES: usize = 256;
 
 /// Bytes that are enough to recognise every format of [`IMAGE_TYPES`].
 const MAGIC_BYTES: u64 = 32;
@@ -97,7 +103,8 @@ impl Skip {
 
 impl std::fmt::Display for Skip {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {} ({})", self.what, self.message, self.cause.name())
+        let (what, message) = (Printable(&self.what), Printable(&self.message));
+        write!(f, "{what}: {message} ({})", self.cause.name())
     }
 }
 
@@ -116,6 +123,8 @@ pub(super) struct Listing {
     pub(super) other_files: u64,
     /// Caption files without an image (folders).
     pub(super) captions_without_image: u64,
+    /// Which columns were read (manifests).
+    pub(super) columns: Option<String>,
 }
 
 /// An image that may become a sample.
@@ -138,6 +147,8 @@ pub(super) enum CaptionSource {
         text: Option<PathBuf>,
         /// The `.json` file.
         json: Option<PathBuf>,
+        /// What `text` holds.
+        lines: CaptionLines,
     },
     /// A manifest.
     Inline(Vec<String>),
@@ -265,6 +276,7 @@ fn read_captions(candidate: &Candidate) -> Result<(Vec<String>, Option<Vec<u8>>)
         CaptionSource::Files {
             text: None,
             json: None,
+            ..
         } => {
             return Err(Skip::of(
                 &candidate.image,
@@ -275,9 +287,10 @@ fn read_captions(candidate: &Candidate) -> Result<(Vec<String>, Option<Vec<u8>>)
         CaptionSource::Files {
             text: Some(text),
             json,
+            lines,
         } => {
-            let lines = read_small(text)?;
-            let captions = captions_from_text(&lines)
+            let content = read_small(text)?;
+            let captions = captions_from_text(&content, *lines)
                 .map_err(|error| Skip::of(text, SkipCause::BadCaption, error.to_string()))?;
             let captions = captions.into_iter().map(Cow::into_owned).collect();
             let json = json.as_deref().map(read_small).transpose()?;
@@ -286,6 +299,7 @@ fn read_captions(candidate: &Candidate) -> Result<(Vec<String>, Option<Vec<u8>>)
         CaptionSource::Files {
             text: None,
             json: Some(path),
+            ..
         } => {
             let json = read_small(path)?;
             let captions = captions_from_json(&json)
@@ -298,6 +312,46 @@ fn read_captions(candidate: &Candidate) -> Result<(Vec<String>, Option<Vec<u8>>)
         return Err(Skip::of(source, SkipCause::EmptyCaption, message));
     }
     Ok((captions, json))
+}
+
+/// Takes every text file for what the most are, as far as the JSON beside them tells; a caption a line
+/// where it does not. `given` decides.
+pub(super) fn decide_lines(listing: &mut Listing, given: Option<CaptionLines>) {
+    let decided = given.unwrap_or_else(|| {
+        let mut evidence = TextEvidence::default();
+        let files = listing
+            .candidates
+            .iter()
+            .filter_map(|candidate| match &candidate.captions {
+                CaptionSource::Files {
+                    text: Some(text),
+                    json: Some(json),
+                    ..
+                } => Some((text, json)),
+                _ => None,
+            });
+        for (text, json) in files.take(EVIDENCE_FILES) {
+            if let (Ok(text), Ok(json)) = (read_small(text), read_small(json)) {
+                evidence.add(&text, Some(&json));
+            }
+        }
+        match evidence.json_says_one > evidence.json_says_each {
+            true => CaptionLines::One,
+            false => CaptionLines::Each,
+        }
+    });
+    for candidate in &mut listing.candidates {
+        if let CaptionSource::Files { lines, .. } = &mut candidate.captions {
+            *lines = decided;
+        }
+    }
+    if decided == CaptionLines::One && given.is_none() {
+        listing.columns = Some(
+            "each .txt is one caption, for the .json beside it says so (--caption-lines each takes \
+             every line for one)"
+                .to_string(),
+        );
+    }
 }
 
 fn read_small(path: &Path) -> Result<Vec<u8>, Skip> {

@@ -1,9 +1,9 @@
 //! Lists the images of a CSV, TSV or JSONL manifest.
 //!
-//! A CSV or TSV file starts with a line of column names. CSV fields may be quoted; TSV fields are
-//! taken as they are. A JSONL line is an object whose caption is a string or a list of strings.
-//! Several rows of one path are several captions of one sample. Keys are the position of the path
-//! among the distinct paths of the file, `000000000` first.
+//! A CSV or TSV file starts with a line of column names, and every row has as many fields. CSV fields
+//! may be quoted; TSV fields are taken as they are. A JSONL line is an object whose caption is a string
+//! or a list of strings. Several rows of one path are several captions of one sample. Keys are the
+//! position of the path among the distinct paths of the file, `000000000` first.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,19 +11,24 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context};
+use qf_pipeline::captions::names::{self, CAPTION_NAMES, PATH_NAMES};
+use qf_pipeline::json;
 use qf_pipeline::shard::captions::{captions_from_value, one_line};
-use serde_json::Value;
+use qf_pipeline::warnings::Warnings;
+use qf_pipeline::words::counted;
+use serde_json::{Map, Value};
 
 use super::input::{Candidate, CaptionSource, Listing, Skip, SkipCause, MAX_CAPTION_BYTES};
+use super::table::{Dialect, Table};
 use crate::interrupt::Interrupt;
 
 /// Digits of a key.
 const KEY_DIGITS: usize = 9;
 
-/// Which columns hold what.
+/// Which columns hold what; those that are not named are found by name.
 pub(super) struct Columns<'a> {
-    pub(super) path: &'a str,
-    pub(super) caption: &'a str,
+    pub(super) path: Option<&'a str>,
+    pub(super) caption: Option<&'a str>,
 }
 
 /// Syntax of a manifest.
@@ -62,15 +67,25 @@ pub(super) fn list(
         samples: Vec::new(),
         by_path: HashMap::new(),
         skips: Vec::new(),
+        columns: None,
     };
     match syntax {
-        Syntax::Csv => read_table(file, b',', true, columns, interrupt, &mut rows),
-        Syntax::Tsv => read_table(file, b'\t', false, columns, interrupt, &mut rows),
+        Syntax::Csv => read_table(file, CSV, columns, interrupt, &mut rows),
+        Syntax::Tsv => read_table(file, TSV, columns, interrupt, &mut rows),
         Syntax::Jsonl => read_jsonl(file, columns, interrupt, &mut rows),
     }
     .with_context(in_manifest)?;
     Ok(rows.finish())
 }
+
+const CSV: Dialect = Dialect {
+    delimiter: b',',
+    quoting: true,
+};
+const TSV: Dialect = Dialect {
+    delimiter: b'\t',
+    quoting: false,
+};
 
 /// A distinct path and what its rows say.
 struct Sample {
@@ -86,6 +101,8 @@ struct Rows<'a> {
     samples: Vec<Sample>,
     by_path: HashMap<String, usize>,
     skips: Vec<Skip>,
+    /// The columns that the first row was read by.
+    columns: Option<String>,
 }
 
 impl Rows<'_> {
@@ -123,8 +140,10 @@ impl Rows<'_> {
     fn finish(self) -> Listing {
         let mut listing = Listing {
             skips: self.skips,
+            columns: self.columns,
             ..Listing::default()
         };
+        let mut warnings = Warnings::default();
         for (position, sample) in self.samples.into_iter().enumerate() {
             let what = format!(
                 "{}:{}: {}",
@@ -139,7 +158,7 @@ impl Rows<'_> {
                 continue;
             }
             for bad in &sample.bad {
-                log::warn!("caption left out: {bad}");
+                warnings.warn("caption left out", format_args!("caption left out: {bad}"));
             }
             listing.dropped_captions += sample.bad.len() as u64;
             listing.candidates.push(Candidate {
@@ -165,42 +184,33 @@ fn caption_of_text(text: &str) -> Result<Vec<String>, (SkipCause, String)> {
 
 fn read_table(
     file: File,
-    delimiter: u8,
-    quoting: bool,
+    dialect: Dialect,
     columns: &Columns<'_>,
     interrupt: &Interrupt,
     rows: &mut Rows<'_>,
 ) -> anyhow::Result<()> {
-    let mut reader = csv::ReaderBuilder::new()
-        .delimiter(delimiter)
-        .quoting(quoting)
-        .flexible(true)
-        .from_reader(file);
-    let names: Vec<String> = reader
-        .byte_headers()?
-        .iter()
+    // `MAX_CAPTION_BYTES` fits everywhere.
+    let mut table = Table::new(file, dialect, MAX_CAPTION_BYTES as usize);
+    let Some(header) = table.next_row()? else {
+        return Ok(());
+    };
+    let names: Vec<String> = (0..header.len())
+        .filter_map(|index| header.get(index))
         .map(|name| String::from_utf8_lossy(name).trim().to_owned())
         .collect();
-    let column = |name: &str, option: &str| match names.iter().position(|n| n == name) {
-        Some(column) => Ok(column),
-        None => bail!(
-            "no column `{name}`; the first line names: {}. Choose one with {option}",
-            names.join(", ")
-        ),
-    };
-    let path_column = column(columns.path, "--path-column")?;
-    let caption_column = column(columns.caption, "--caption-column")?;
-    let mut record = csv::ByteRecord::new();
-    while reader.read_byte_record(&mut record)? {
+    let (path_column, caption_columns) = table_columns(&names, columns)?;
+    let named = |index: usize| names.get(index).map_or("", String::as_str);
+    let captions: Vec<_> = caption_columns.iter().map(|&index| named(index)).collect();
+    rows.columns = Some(described(named(path_column), &captions));
+    while let Some(row) = table.next_row()? {
         interrupt.check()?;
-        let line = record.position().map_or(0, |position| position.line());
-        let (Some(path), Some(caption)) = (record.get(path_column), record.get(caption_column))
-        else {
-            let message = format!("{} fields, expected {}", record.len(), names.len());
+        let line = row.line;
+        if row.len() != names.len() {
+            let message = wrong_count(row.len(), names.len(), dialect);
             rows.bad_row(line, SkipCause::BadRow, message);
             continue;
-        };
-        let Ok(path) = std::str::from_utf8(path) else {
+        }
+        let Ok(path) = std::str::from_utf8(row.get(path_column).unwrap_or_default()) else {
             rows.bad_row(line, SkipCause::BadName, "the path is not UTF-8");
             continue;
         };
@@ -208,13 +218,96 @@ fn read_table(
             rows.bad_row(line, SkipCause::BadRow, "the path is empty");
             continue;
         }
-        let captions = match std::str::from_utf8(caption) {
-            Ok(text) => caption_of_text(text),
-            Err(_) => Err((SkipCause::BadCaption, "caption is not UTF-8".to_owned())),
-        };
-        rows.add(line, path, captions);
+        let mut captions = Vec::new();
+        let mut problem = None;
+        for &column in &caption_columns {
+            let found = match std::str::from_utf8(row.get(column).unwrap_or_default()) {
+                Ok(text) => caption_of_text(text),
+                Err(_) => Err((SkipCause::BadCaption, "caption is not UTF-8".to_owned())),
+            };
+            match found {
+                Ok(mut found) => captions.append(&mut found),
+                Err(found) => problem = problem.or(Some(found)),
+            }
+        }
+        match problem {
+            // A blank one of several is no loss.
+            Some(problem) if captions.is_empty() => rows.add(line, path, Err(problem)),
+            _ => rows.add(line, path, Ok(captions)),
+        }
     }
     Ok(())
+}
+
+/// The columns of a table that hold the path and the captions.
+fn table_columns(names: &[String], columns: &Columns<'_>) -> anyhow::Result<(usize, Vec<usize>)> {
+    let all: Vec<_> = names
+        .iter()
+        .enumerate()
+        .map(|(index, name)| (name.as_str(), index))
+        .collect();
+    let listed = names.join(", ");
+    let missing = |what: &str, option: &str| {
+        anyhow::anyhow!(
+            "no column {what}; the first line names: {listed}. Choose one with {option}"
+        )
+    };
+    let only = |wanted: &str, option: &str| -> anyhow::Result<usize> {
+        let mut found = all.iter().filter(|(name, _)| *name == wanted);
+        match (found.next(), found.next()) {
+            (Some((_, index)), None) => Ok(*index),
+            (Some(_), Some(_)) => bail!("two columns are named `{wanted}`; rename one"),
+            (None, _) => Err(missing(&format!("`{wanted}`"), option)),
+        }
+    };
+    let path = match columns.path {
+        Some(name) => only(name, "--path-column")?,
+        None => match names::find(&PATH_NAMES, &all) {
+            Some((name, _)) => only(name, "--path-column")?,
+            None => return Err(missing(&like("paths", &PATH_NAMES), "--path-column")),
+        },
+    };
+    let captions = match columns.caption {
+        Some(name) => vec![only(name, "--caption-column")?],
+        None => {
+            let chosen = names::choose(all.iter().map(|(name, _)| (*name, *name)));
+            let chosen: Result<Vec<_>, _> = chosen
+                .into_iter()
+                .map(|name| only(name, "--caption-column"))
+                .collect();
+            chosen?
+        }
+    };
+    if captions.is_empty() {
+        return Err(missing(
+            &like("captions", &CAPTION_NAMES),
+            "--caption-column",
+        ));
+    }
+    Ok((path, captions))
+}
+
+fn like(what: &str, names: &[&str]) -> String {
+    let names = names.get(..5).unwrap_or(names).join(", ");
+    format!("is named like {what} ({names}, ...)")
+}
+
+fn described(path: &str, captions: &[&str]) -> String {
+    format!(
+        "paths from `{path}`, captions from `{}`",
+        captions.join("`, `")
+    )
+}
+
+/// What a row of another number of fields than the first line has may be.
+fn wrong_count(found: usize, expected: usize, dialect: Dialect) -> String {
+    let advice = match (found > expected, dialect.quoting) {
+        (true, true) => "put a field that holds a comma in quotes: \"A man, a dog\"",
+        (true, false) => "a field cannot hold a tab",
+        (false, _) => "is it cut short, or broken by a line end within a field?",
+    };
+    let found = counted(found as u64, "field", "fields");
+    format!("{found} where the first line has {expected}; {advice}")
 }
 
 fn read_jsonl(
@@ -242,7 +335,7 @@ fn read_jsonl(
         if text.trim_ascii().is_empty() {
             continue;
         }
-        let row = match serde_json::from_slice::<Value>(text) {
+        let row = match json::parse::<Value>(text) {
             Ok(Value::Object(row)) => row,
             Ok(_) => {
                 rows.bad_row(line, SkipCause::BadRow, "not a JSON object");
@@ -253,28 +346,80 @@ fn read_jsonl(
                 continue;
             }
         };
-        let path = match row.get(columns.path) {
-            Some(Value::String(path)) if !path.is_empty() => path,
-            _ => {
-                let message = format!("no string `{}` (see --path-column)", columns.path);
+        let (path_name, path) = match json_path(&row, columns.path) {
+            Ok(found) => found,
+            Err(message) => {
                 rows.bad_row(line, SkipCause::BadRow, message);
                 continue;
             }
         };
-        let captions = match row.get(columns.caption) {
-            None | Some(Value::Null) => Err((
-                SkipCause::NoCaption,
-                format!("no `{}` (see --caption-column)", columns.caption),
-            )),
-            Some(value) => match captions_from_value(value) {
-                Ok(captions) if captions.is_empty() => {
-                    Err((SkipCause::EmptyCaption, "the caption is blank".to_owned()))
-                }
-                Ok(captions) => Ok(captions),
-                Err(error) => Err((SkipCause::BadCaption, error.to_string())),
-            },
-        };
-        rows.add(line, path, captions);
+        if rows.columns.is_none() {
+            rows.columns = Some(described(
+                path_name,
+                &json_caption_fields(&row, columns.caption),
+            ));
+        }
+        let path = path.to_owned();
+        let captions = json_captions(row, columns.caption);
+        rows.add(line, &path, captions);
     }
     Ok(())
+}
+
+/// The field with the path, and the path.
+fn json_path<'a>(
+    row: &'a Map<String, Value>,
+    column: Option<&'a str>,
+) -> Result<(&'a str, &'a str), String> {
+    let texts = || {
+        let texts = row
+            .iter()
+            .filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
+        texts.filter(|(_, text)| !text.is_empty())
+    };
+    let held = || row.keys().take(12).cloned().collect::<Vec<_>>().join(", ");
+    match column {
+        Some(column) => texts()
+            .find(|(name, _)| *name == column)
+            .ok_or_else(|| format!("no string `{column}` among {} (see --path-column)", held())),
+        None => names::find(&PATH_NAMES, &texts().collect::<Vec<_>>()).ok_or_else(|| {
+            let names = PATH_NAMES.join(", ");
+            format!(
+                "no string named {names} among {} (see --path-column)",
+                held()
+            )
+        }),
+    }
+}
+
+fn json_caption_fields<'a>(row: &'a Map<String, Value>, column: Option<&'a str>) -> Vec<&'a str> {
+    match column {
+        Some(column) => vec![column],
+        None => names::choose(row.keys().map(|name| (name.as_str(), name.as_str()))),
+    }
+}
+
+fn json_captions(
+    mut row: Map<String, Value>,
+    column: Option<&str>,
+) -> Result<Vec<String>, (SkipCause, String)> {
+    let value = match column {
+        Some(column) => row.remove(column).filter(|value| !value.is_null()),
+        None => {
+            let has_name = !json_caption_fields(&row, None).is_empty();
+            has_name.then_some(Value::Object(row))
+        }
+    };
+    let Some(value) = value else {
+        let name = column.unwrap_or("caption");
+        let message = format!("no `{name}` (see --caption-column)");
+        return Err((SkipCause::NoCaption, message));
+    };
+    match captions_from_value(&value) {
+        Ok(captions) if captions.is_empty() => {
+            Err((SkipCause::EmptyCaption, "the caption is blank".to_owned()))
+        }
+        Ok(captions) => Ok(captions),
+        Err(error) => Err((SkipCause::BadCaption, error.to_string())),
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use qf_pipeline::shard::write::{ShardFormat, WrittenShard};
+use qf_pipeline::words::counted;
 use serde::Serialize;
 
 use super::input::{Listing, Skip};
@@ -95,30 +96,44 @@ impl Report {
             return Ok(());
         }
         say(format_args!(
-            "{pattern}: {} shards, {} samples, {} captions, {} in {:.1} s ({:.0} MB/s)",
-            self.shards,
-            self.samples,
-            self.captions,
+            "{pattern}: {}, {}, {}, {} in {:.1} s ({:.0} MB/s)",
+            counted(self.shards, "shard", "shards"),
+            counted(self.samples, "sample", "samples"),
+            counted(self.captions, "caption", "captions"),
             size::display(self.bytes),
             self.seconds,
             self.mb_per_s
         ))?;
         say(format_args!("{}", self.accounts()))?;
-        for (count, what) in [
+        for (count, one, many, what) in [
             (
                 self.dropped_captions,
-                "captions left out of samples that have others",
+                "caption",
+                "captions",
+                "left out of samples that have others",
             ),
-            (self.renamed_keys, "keys made unique with a number"),
+            (
+                self.renamed_keys,
+                "key",
+                "keys",
+                "made unique with a number",
+            ),
             (
                 self.captions_without_image,
-                "caption files without an image",
+                "caption file",
+                "caption files",
+                "without an image",
             ),
-            (self.other_files, "other files passed over"),
-            (self.removed_stale, "shards of an earlier run removed"),
+            (self.other_files, "other file", "other files", "passed over"),
+            (
+                self.removed_stale,
+                "shard",
+                "shards",
+                "of an earlier run removed",
+            ),
         ] {
             if count > 0 {
-                say(format_args!("{count} {what}"))?;
+                say(format_args!("{} {what}", counted(count, one, many)))?;
             }
         }
         Ok(())

@@ -4,7 +4,10 @@
 use std::io::Read;
 
 use arrow_array::types::Int16Type;
-use arrow_array::{ArrayRef, BinaryArray, DictionaryArray, RecordBatch, StringArray};
+use arrow_array::{
+    ArrayRef, BinaryArray, BinaryViewArray, DictionaryArray, RecordBatch, RunArray, StringArray,
+    StringViewArray,
+};
 use arrow_format::ipc;
 use arrow_format::ipc::planus::Builder;
 use arrow_ipc::CompressionType;
@@ -36,6 +39,64 @@ fn two_batches(random: &mut Random, rows: usize, image_bytes: usize) -> Vec<Reco
     ]
 }
 
+/// Images as views, captions run-end encoded, and a list of views.
+fn views_and_runs(rows: usize) -> RecordBatch {
+    let images: BinaryViewArray = (0..rows)
+        .map(|row| Some(vec![row as u8; 3 + 9 * row]))
+        .collect();
+    let captions: RunArray<Int16Type> = (0..rows)
+        .map(|row| Some(["a dog", "a cat"][row / 4 % 2]))
+        .collect();
+    let urls: StringViewArray = (0..rows)
+        .map(|row| (row % 3 != 0).then(|| format!("https://example.org/{row}")))
+        .collect();
+    RecordBatch::try_from_iter_with_nullable([
+        ("url", Arc::new(urls) as ArrayRef, true),
+        ("image", Arc::new(images) as ArrayRef, true),
+        ("caption", Arc::new(captions) as ArrayRef, true),
+    ])
+    .unwrap()
+}
+
+#[test]
+fn views_and_run_ends_are_checked() {
+    let sound = write_oracle(&[views_and_runs(12)], Container::Stream, Variant::default());
+    // The view of the last image: 102 bytes of 0x0b, in buffer 0.
+    let view = [102u8, 0, 0, 0, 11, 11, 11, 11, 0, 0, 0, 0];
+    let at = sound.windows(12).position(|bytes| bytes == view).unwrap();
+    for (place, value) in [
+        (at + 8, 1),
+        (at + 15, 1),
+        (at + 15, 0x80),
+        (at + 3, 0x7f),
+        (at + 3, 0x80),
+    ] {
+        let mut damaged = sound.clone();
+        damaged[place] = value;
+        let error = error_of(&damaged);
+        assert!(
+            error.contains("view of row 11") && error.contains("`image`"),
+            "{error}"
+        );
+    }
+    let ends = [4u8, 0, 8, 0, 12, 0];
+    let at = sound.windows(6).position(|bytes| bytes == ends).unwrap();
+    for (place, value, expected) in [
+        (at + 2, 4, "run 1 does not end after 4"),
+        (at, 0, "run 0 does not end after 0"),
+        (at + 5, 0x80, "run 2 does not end after 8"),
+        (at + 4, 11, "runs end at 11, there are 12 rows"),
+    ] {
+        let mut damaged = sound.clone();
+        damaged[place] = value;
+        let error = error_of(&damaged);
+        assert!(
+            error.contains(expected) && error.contains("`caption`"),
+            "{error}"
+        );
+    }
+}
+
 /// Reads everything and drops it; rows and bytes are bounded by what the shard can hold.
 fn survive(bytes: &[u8]) {
     let options = ArrowReadOptions {
@@ -55,7 +116,12 @@ fn survive(bytes: &[u8]) {
 #[test]
 fn flipped_and_cut_bytes_never_panic() {
     let mut random = Random(11);
-    for container in [Container::Stream, Container::File] {
+    for container in [
+        Container::Stream,
+        Container::Stream,
+        Container::File,
+        Container::File,
+    ] {
         for compression in [
             None,
             Some(CompressionType::LZ4_FRAME),
@@ -65,7 +131,12 @@ fn flipped_and_cut_bytes_never_panic() {
                 compression,
                 ..Default::default()
             };
-            let sound = write_oracle(&two_batches(&mut random, 12, 50), container, variant);
+            let of_views = random.below(2) == 0;
+            let batches = match of_views {
+                false => two_batches(&mut random, 12, 50),
+                true => vec![views_and_runs(12)],
+            };
+            let sound = write_oracle(&batches, container, variant);
             let (rows, failure) = read_all(&sound);
             assert!(rows.len() == 12 && failure.is_none());
             let mut damaged = Vec::new();
