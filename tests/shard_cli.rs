@@ -12,7 +12,7 @@ use qf_pipeline::captions::{raw_captions, CaptionSource};
 use qf_pipeline::shard::read::{read_shard, NoObserver, ReadOptions};
 use qf_pipeline::source::{resolve_shards, ShardLocation};
 use qf_pipeline::stop::Stop;
-use qf_pipeline::{EncodedSample, MemberData, SampleError};
+use qf_pipeline::{EncodedSample, SampleError};
 use serde_json::{json, Value};
 
 use crate::bin;
@@ -91,12 +91,10 @@ pub(crate) fn read_files(shards: &[PathBuf]) -> Samples {
                 let sample = sample.unwrap();
                 let captions = raw_captions(&sample, CaptionSource::default()).unwrap();
                 let captions = captions.into_iter().map(Cow::into_owned).collect();
-                let image = &sample.members[0];
-                let MemberData::Bytes(bytes) = &image.data else {
-                    panic!("the first member is the image");
-                };
+                let image = sample.image(None).expect("an image");
+                let bytes = image.bytes().expect("an image is bytes");
                 let id = sample.id.clone();
-                samples.push((id.key, image.name.clone(), bytes.clone(), captions));
+                samples.push((id.key, image.name.clone(), bytes.to_vec(), captions));
                 true
             },
         )

@@ -513,8 +513,10 @@ rng = random.Random(seed)
 pieces = ["a dog", ",", '"', "\n", "\r\n", "\r", "  ", "Grüße", "犬", ";", "'", "x"]
 rows = [["a.jpg", "".join(rng.choice(pieces) for _ in range(rng.randrange(6))) + " end"] for _ in range(200)]
 with open(path, "w", newline="", encoding=rng.choice(["utf-8", "utf-8-sig"])) as file:
-    writer = csv.writer(file, lineterminator=rng.choice(["\n", "\r\n", "\r"]),
-                        quoting=rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
+    # Python quotes a field for the characters of its own line ends alone.
+    quoting = rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+    ends = ["\r\n"] if quoting == csv.QUOTE_MINIMAL else ["\n", "\r\n", "\r"]
+    writer = csv.writer(file, lineterminator=rng.choice(ends), quoting=quoting)
     writer.writerow(["path", "caption"])
     for row in rows:
         writer.writerow(row)
@@ -704,8 +706,9 @@ fn texts_are_one_caption_or_one_a_line_by_what_the_set_shows() {
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         let state = crate::train_cli::checkpoint(Path::new(&run_dir), 2).join("state.json");
         let state: Value = serde_json::from_slice(&fs::read(state).unwrap()).unwrap();
-        let lines = state["loader"]["order"]["sets"][0]["caption_lines"].clone();
-        (said.stderr, lines)
+        let lines = &state["loader"]["order"]["sets"][0]["caption_lines"];
+        // Not written where it is a caption a line.
+        (said.stderr, lines.as_str().unwrap_or("each").to_owned())
     };
     // A line break now and then is within a caption.
     let web = |number: usize| match number % 5 {

@@ -15,10 +15,11 @@ use crate::shard::captions::{
 };
 
 /// Whether a text member holds one caption or several.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CaptionLines {
     /// Each line that is not blank is a caption: what `qfdata shard` writes.
+    #[default]
     Each,
     /// The whole text is one caption, line breaks or not: what img2dataset writes and open_clip reads.
     One,

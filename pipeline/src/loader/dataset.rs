@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::open::NeedsCaptions;
 use super::state::SetKey;
 use crate::captions::CaptionLines;
 use crate::config::LoaderConfig;
@@ -91,10 +92,7 @@ pub(crate) struct LinesOfShards(Vec<(u32, CaptionLines)>);
 
 impl LinesOfShards {
     pub(crate) fn new(sets: &[Arc<OpenSet>]) -> LinesOfShards {
-        let lines = |set: &Arc<OpenSet>| {
-            let lines = set.key.caption_lines.unwrap_or(CaptionLines::Each);
-            (set.first_shard, lines)
-        };
+        let lines = |set: &Arc<OpenSet>| (set.first_shard, set.key.caption_lines);
         LinesOfShards(sets.iter().map(lines).collect())
     }
 
@@ -139,12 +137,38 @@ impl OpenSet {
         })
     }
 
+    /// Goes on with what was decided of its texts when `saved`.
+    ///
+    /// # Errors
+    /// [`PipelineError::State`] where the settings say otherwise.
+    pub(crate) fn keep_lines(
+        &mut self,
+        saved: Option<&SetKey>,
+        config: &LoaderConfig,
+        captions: NeedsCaptions,
+    ) -> Result<(), PipelineError> {
+        let saved = saved.map_or(CaptionLines::Each, |set| set.caption_lines);
+        self.key.caption_lines = saved;
+        match config.caption_lines {
+            Some(now) if now != saved && captions == NeedsCaptions::Yes => {
+                Err(PipelineError::State(format!(
+                    "it was saved with caption_lines = \"{}\" for {}, and is \"{}\" now; resume \
+                     with the same setting, or start a new run",
+                    saved.name(),
+                    self.title(),
+                    now.name()
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Looks at its first samples for where captions are, and decides what its texts hold, unless that
     /// was decided.
     pub(crate) fn survey(&mut self, config: &LoaderConfig, stop: &Stop) {
         let survey = Survey::of(&self.shards, config, stop);
         let lines = config.caption_lines.unwrap_or(survey.caption_lines());
-        self.key.caption_lines = Some(lines);
+        self.key.caption_lines = lines;
         let described = survey.describe(lines, "data.caption_lines =");
         self.note = Some(format!("{}: {described}", self.title()));
     }

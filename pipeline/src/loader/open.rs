@@ -17,7 +17,6 @@ use super::stats::Meters;
 use super::stream::{Reading, StreamSource};
 use super::tracker::{Policy, Tracker};
 use super::world::World;
-use crate::captions::CaptionLines;
 use crate::config::LoaderConfig;
 use crate::error::PipelineError;
 use crate::order::{OrderSpec, ShuffleMode};
@@ -81,16 +80,11 @@ impl OpenRun {
         for set in data {
             let mut open = OpenSet::open(set, first_shard, &stop)?;
             match (captions, &start) {
-                (NeedsCaptions::No, _) => {}
-                (NeedsCaptions::Yes, Start::Epoch(_)) => open.survey(&config, &stop),
-                (NeedsCaptions::Yes, Start::Resume(state)) => {
-                    // What was decided stays. A state that does not say is of a program that took every
-                    // line for a caption.
-                    let saved = state.order.sets.get(sets.len());
-                    let saved = saved.and_then(|set| set.caption_lines);
-                    let lines = config.caption_lines.or(saved);
-                    open.key.caption_lines = Some(lines.unwrap_or(CaptionLines::Each));
+                (_, Start::Resume(state)) => {
+                    open.keep_lines(state.order.sets.get(sets.len()), &config, captions)?;
                 }
+                (NeedsCaptions::Yes, Start::Epoch(_)) => open.survey(&config, &stop),
+                (NeedsCaptions::No, Start::Epoch(_)) => {}
             }
             first_shard += open.shards.len() as u32;
             if let (ShuffleMode::Full, Contents::Stream(why)) = (config.shuffle, &open.contents) {

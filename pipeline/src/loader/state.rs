@@ -94,9 +94,15 @@ pub struct SetKey {
     pub num_shards: u64,
     /// SHA-256 over the shards' base names and sizes, in order.
     pub shards_sha256: String,
-    /// What its texts hold; not known where captions were never asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub caption_lines: Option<CaptionLines>,
+    /// What its texts hold. Not written where that is a caption a line, as it was before there was a
+    /// choice, and where captions were never asked for.
+    #[serde(default, skip_serializing_if = "is_each")]
+    pub caption_lines: CaptionLines,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_each(lines: &CaptionLines) -> bool {
+    *lines == CaptionLines::Each
 }
 
 impl SetKey {
@@ -115,7 +121,7 @@ impl SetKey {
             weight: set.weight.to_string(),
             num_shards: set.shards.len() as u64,
             shards_sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
-            caption_lines: None,
+            caption_lines: CaptionLines::Each,
         }
     }
 }
@@ -162,14 +168,6 @@ impl OrderKey {
                 saved.weight.clone(),
                 now.weight.clone(),
             ));
-            // Where one of them asked for no captions there is nothing to compare.
-            if let (Some(saved), Some(now)) = (saved.caption_lines, now.caption_lines) {
-                rows.push((
-                    format!("caption_lines{of}"),
-                    saved.name().to_string(),
-                    now.name().to_string(),
-                ));
-            }
         }
         rows.extend([
             row("seed", self.seed.to_string(), now.seed.to_string()),

@@ -231,13 +231,13 @@ fn read_field(field: FieldRef<'_>, budget: &mut Budget, depth: usize) -> Result<
     }
     let kind = read_kind(field)?;
     let expected = match kind {
-        Kind::List { .. } | Kind::FixedSizeList { .. } | Kind::Map => Some(1),
-        Kind::RunEndEncoded => Some(2), // run ends, values
+        Kind::List { .. } | Kind::FixedSizeList { .. } | Kind::Map => Some((1, "one belongs")),
+        Kind::RunEndEncoded => Some((2, "run ends and values belong")),
         _ => None,
     };
-    if let Some(expected) = expected.filter(|expected| *expected != children.len()) {
+    if let Some((_, what)) = expected.filter(|(count, _)| *count != children.len()) {
         return Err(malformed(format!(
-            "column `{name}`: {} children where {expected} belong",
+            "column `{name}`: {} children where {what}",
             children.len()
         )));
     }

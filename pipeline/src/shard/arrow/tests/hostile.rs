@@ -63,7 +63,7 @@ fn views_and_run_ends_are_checked() {
     let sound = write_oracle(&[views_and_runs(12)], Container::Stream, Variant::default());
     // The view of the last image: 102 bytes of 0x0b, in buffer 0.
     let view = [102u8, 0, 0, 0, 11, 11, 11, 11, 0, 0, 0, 0];
-    let at = sound.windows(12).position(|bytes| bytes == view).unwrap();
+    let at = sound.windows(12).rposition(|bytes| bytes == view).unwrap();
     for (place, value) in [
         (at + 8, 1),
         (at + 15, 1),
@@ -80,7 +80,7 @@ fn views_and_run_ends_are_checked() {
         );
     }
     let ends = [4u8, 0, 8, 0, 12, 0];
-    let at = sound.windows(6).position(|bytes| bytes == ends).unwrap();
+    let at = sound.windows(6).rposition(|bytes| bytes == ends).unwrap();
     for (place, value, expected) in [
         (at + 2, 4, "run 1 does not end after 4"),
         (at, 0, "run 0 does not end after 0"),
