@@ -747,10 +747,17 @@ fn texts_are_one_caption_or_one_a_line_by_what_the_set_shows() {
     assert_says(&said, &["`json` beside them says so"]);
     // What was decided stays, and another choice is refused.
     let run_dir = path(&folder, "json");
-    let resume = ["--run-dir", &run_dir, "--resume", "--steps", "3"];
+    let resume = [
+        "--run-dir",
+        &run_dir,
+        "--resume",
+        "--allow-changes",
+        "--steps",
+        "3",
+    ];
     let said = qftrain(&resume);
     assert_eq!(said.code, Some(0), "{}", said.stderr);
-    let said = qftrain(&[&resume[..4], &["4", "--caption-lines", "each"]].concat());
+    let said = qftrain(&[&resume[..5], &["4", "--caption-lines", "each"]].concat());
     assert_eq!(said.code, Some(1), "{}", said.stderr);
     assert_says(&said.stderr, &["caption_lines", "one", "each"]);
 }
