@@ -72,7 +72,7 @@ fn apply(args: &TrainArgs, settings: &mut Settings) -> anyhow::Result<()> {
     if let Some(cache) = &args.cache {
         settings.set("remote.cache", cache.to_string_lossy().into_owned())?;
     }
-    args.columns.set(&mut settings)?;
+    args.columns.set(settings)?;
     if let Some(steps) = args.steps {
         settings.set("steps", steps)?;
     }
