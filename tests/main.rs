@@ -20,6 +20,8 @@ mod interop;
 mod loader_cli;
 /// Profiles and traces of both programs.
 mod profile_cli;
+/// Published weights of a real BERT.
+mod published;
 /// Checkpoints of runs that were killed or damaged, and numbers that are none.
 mod resume_cli;
 /// `qfdata shard` as a user runs it.
@@ -30,5 +32,7 @@ mod synth_cli;
 mod train_cli;
 /// What was trained in use: validation, evaluation, captions, scores.
 mod use_cli;
+/// Weights and tokenizers that belong together, and what is refused.
+mod vocabulary_cli;
 /// Weights in and out, against PyTorch and transformers, and from a stand-in of the hub.
 mod weights;

@@ -7,7 +7,8 @@ use serde_json::{json, Value};
 use tempfile::TempDir;
 
 use crate::train_cli::{
-    checkpoint, data, exact_metrics, fails, glob, metrics, path, small_run, succeeds, weights,
+    checkpoint, command, data, exact_metrics, fails, glob, metrics, path, small_run, succeeds,
+    weights,
 };
 
 /// A run of a few steps.
@@ -123,6 +124,34 @@ fn validation_watches_and_changes_nothing() {
 }
 
 #[test]
+fn validation_on_shards_that_are_trained_on_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, other) = (glob("tar"), glob("arrow"));
+    let first = data().join("scenes-000000.tar").display().to_string();
+    for (held_out, words) in [
+        (&shards, Some("2 of 2 validation shards")),
+        (&first, Some("1 of 1 validation shards")),
+        (&other, None),
+    ] {
+        let run_dir = path(&folder, &format!("run-{}", words.is_some()));
+        let _ = fs::remove_dir_all(&run_dir);
+        let more = ["--steps", "1", "--val-shards", held_out];
+        let output = command(&small_run(&run_dir, &shards, &more))
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        match words {
+            Some(words) => assert!(
+                stderr.contains(words) && stderr.contains("scenes-000000.tar"),
+                "{stderr}"
+            ),
+            None => assert!(!stderr.contains("trained on too"), "{stderr}"),
+        }
+    }
+}
+
+#[test]
 fn settings_that_cannot_work_are_refused_before_data_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let run_dir = path(&folder, "run");
@@ -135,6 +164,8 @@ fn settings_that_cannot_work_are_refused_before_data_is_read() {
         ("data.text_len=65", "data.text_len"),
         ("data.text_len=2", "text_len"),
         ("data.drop_last=false", "data.drop_last"),
+        ("data.captions=all", "data.captions"),
+        ("data.captions=ignore", "data.captions"),
         ("model.qformer.num_queries=0", "qformer.num_queries"),
         ("model.qformer.heads=3", "qformer.heads"),
         ("model.qformer.layers=0", "qformer.layers"),
@@ -256,6 +287,15 @@ fn an_annotation_file_evaluates_like_the_shards_of_the_same_images() {
         r#"[{"image": "none.jpg", "caption": "a disc"}]"#,
         &["no usable sample"],
     );
+    // One entry a caption, as in lists for training: the same images, the same figures.
+    let one_by_one: Vec<Value> = (0..3)
+        .flat_map(|caption| entries.iter().map(move |entry| (entry, caption)))
+        .map(|(entry, caption)| json!({"image": entry["image"], "caption": entry["caption"][caption]}))
+        .collect();
+    fs::write(&file, json!(one_by_one).to_string()).unwrap();
+    let merged = succeeds(&eval(&["--json", "--rerank", "4", "--batch-size", "7"]));
+    assert_eq!(merged, expected);
+
     let without_root = ["eval", "--run-dir", &run_dir, "--annotations", &file];
     fails(2, &without_root);
 }
@@ -361,7 +401,8 @@ fn captions_of_files_and_shards() {
         path
     };
     let missing = path(&folder, "missing.jpg");
-    check(1, &[&one, &missing], &["missing.jpg", "No such file"]);
+    check(1, &[&missing], &["missing.jpg", "No such file"]);
+    check(3, &[&one, &missing], &["1 of 2 images"]);
     check(1, &[&file("text.jpg", b"no picture")], &["text.jpg"]);
     check(1, &[&file("empty.jpg", b"")], &["empty.jpg", "is empty"]);
     let whole = fs::read(&one).unwrap();
@@ -370,7 +411,9 @@ fn captions_of_files_and_shards() {
         &[&file("half.jpg", &whole[..whole.len() / 2])],
         &["half.jpg"],
     );
-    check(1, &[&data().display().to_string()], &["cannot be read"]);
+    fs::create_dir(folder.path().join("empty")).unwrap();
+    let empty = path(&folder, "empty");
+    check(1, &[&empty], &["empty", "no image"]);
     check(
         1,
         &["--max-length", "65", &one],

@@ -129,6 +129,42 @@ inputs = processor(images=Image.new("RGB", (90, 60), (255, 0, 0)), text="a red s
 print(json.dumps([list(inputs["pixel_values"].shape), inputs["input_ids"][0].tolist()]))
 "#;
 
+/// The model whose state dict is the safetensors file `argv[1]`, wrapped as trainers do, as `argv[2]/*.pth`.
+const WRAP: &str = r#"
+import sys, torch
+from safetensors.torch import load_file
+def module():
+    root = torch.nn.Module()
+    for name, value in load_file(sys.argv[1]).items():
+        *parents, own = name.split(".")
+        node = root
+        for part in parents:
+            if part not in node._modules:
+                node.add_module(part, torch.nn.Module())
+            node = node._modules[part]
+        if value.is_floating_point():
+            node.register_parameter(own, torch.nn.Parameter(value))
+        else:
+            node.register_buffer(own, value)
+    return root
+def parts_compiled():
+    model = module()
+    model.Qformer.bert = torch.compile(model.Qformer.bert)
+    model.visual_encoder = torch.nn.DataParallel(model.visual_encoder)
+    return model
+class Trainer(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+for name, model in {
+    "ddp": torch.nn.DataParallel(module()), "compiled": torch.compile(module()),
+    "both": torch.compile(torch.nn.DataParallel(module())), "inside": torch.nn.DataParallel(torch.compile(module())),
+    "parts": parts_compiled(), "trainer": Trainer(torch.compile(module())),
+}.items():
+    state = model.state_dict()
+    torch.save({"model" if name != "trainer" else "state_dict": state, "epoch": 3}, f"{sys.argv[2]}/{name}.pth")
+"#;
+
 /// The test Python, where it has torch and transformers.
 #[allow(clippy::disallowed_methods)] // A test decides here whether it may be skipped.
 pub(crate) fn python(test: &str) -> Option<PathBuf> {
@@ -149,7 +185,7 @@ pub(crate) fn python(test: &str) -> Option<PathBuf> {
     None
 }
 
-fn run(python: &Path, scripts: &[&str], arguments: &[&Path]) -> String {
+pub(crate) fn run(python: &Path, scripts: &[&str], arguments: &[&Path]) -> String {
     let output = Command::new(python)
         .args(["-W", "ignore", "-c", &scripts.concat()])
         .args(arguments)
@@ -186,6 +222,21 @@ fn compare(model: &Blip2Qformer, path: &Path) {
     }
 }
 
+/// Options of a step that leaves the weights as they are.
+pub(crate) const UNCHANGED: [&str; 6] = [
+    "--set",
+    "schedule.init_lr=0",
+    "--set",
+    "schedule.warmup_lr=0",
+    "--set",
+    "schedule.min_lr=0",
+];
+
+const BERT: Part = Part::Bert {
+    fresh_head: false,
+    fold_token_types: false,
+};
+
 const HEADLESS: Part = Part::Model(Absent {
     tower: false,
     head: true,
@@ -203,7 +254,7 @@ fn transformers_to_us_in_shards() {
     let file = WeightsFile::open(&folder).unwrap();
     let config = read_config(&folder, &file).unwrap();
     let mut model = Blip2Qformer::new(&config, Device::Cpu, 0).unwrap();
-    load_into(model.params_mut(), &file, HEADLESS).unwrap();
+    load_into(&mut model, &file, HEADLESS).unwrap();
     compare(&model, &scores);
 }
 
@@ -256,7 +307,7 @@ fn golden_model_in_and_out() {
     let file = WeightsFile::open(&golden).unwrap();
     let config = read_config(&golden, &file).unwrap();
     let mut model = Blip2Qformer::new(&config, Device::Cpu, 0).unwrap();
-    load_into(model.params_mut(), &file, HEADLESS).unwrap();
+    load_into(&mut model, &file, HEADLESS).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let (folder, scores) = (dir.path().join("model"), dir.path().join("io.safetensors"));
     fs::create_dir(&folder).unwrap();
@@ -316,7 +367,7 @@ fn torch_files_bit_for_bit() {
     let expected = read_safetensors(&dir.path().join("eva.safetensors")).unwrap();
     for (image_size, resampled) in [(28, None), (42, Some((4, 6)))] {
         let mut model = Blip2Qformer::new(&config(image_size), Device::Cpu, 0).unwrap();
-        let report = load_into(model.params_mut(), &file, Part::Vision).unwrap();
+        let report = load_into(&mut model, &file, Part::Vision).unwrap();
         assert_eq!(report.resampled, resampled);
         assert_eq!(report.left_out.len(), 13 + 4);
         let value = |name: &str| model.params().get(name).unwrap().tensor.shallow_clone();
@@ -359,7 +410,7 @@ fn bert_as_pytorch_model_bin() {
         let load = |path: &Path| {
             let mut model = Blip2Qformer::new(&config, Device::Cpu, 0).unwrap();
             let file = WeightsFile::open(path).unwrap();
-            load_into(model.params_mut(), &file, Part::Bert).unwrap();
+            load_into(&mut model, &file, BERT).unwrap();
             model
         };
         let (from_bin, from_safetensors) = (load(dir.path()), load(&source));
@@ -402,30 +453,9 @@ fn a_run_is_exported_and_a_run_starts_from_it() {
         let tokenizer = qf_pipeline::text::CaptionTokenizer::from_file(&vocabulary).unwrap();
         assert_eq!(tokenizer.decode(&ids), "a red square");
     }
-    // Without a step the second run would hold the first one's weights; with one, it records them.
-    fs::copy(
-        Path::new(&first).join("vocab.txt"),
-        dir.path().join("vocab.txt"),
-    )
-    .unwrap();
-    let more = [
-        "--weights",
-        &lavis,
-        "--steps",
-        "1",
-        "--set",
-        "schedule.init_lr=0",
-    ];
-    let more = [
-        &more[..],
-        &[
-            "--set",
-            "schedule.warmup_lr=0",
-            "--set",
-            "schedule.min_lr=0",
-        ],
-    ]
-    .concat();
+    // Without a step the second run would hold the first one's weights; with one, it records them. The
+    // export put the vocabulary beside the file.
+    let more = [&["--weights", &lavis, "--steps", "1"], &UNCHANGED[..]].concat();
     train_cli::succeeds(&train_cli::small_run(&second, &shards, &more));
     let weights = |run: &str, step: u32| {
         let file = format!("checkpoints/step-{step:08}/model.safetensors");
@@ -454,7 +484,7 @@ fn a_run_is_exported_and_a_run_starts_from_it() {
         &vocabulary,
     ];
     let error = train_cli::fails(1, &train_cli::small_run(&third, &shards, &more));
-    assert!(error.contains("words where the tokenizer has 7"), "{error}");
+    assert!(error.contains("another vocabulary"), "{error}");
     let resumed = ["--run-dir", &second, "--resume", "--weights", &lavis];
     let error = train_cli::fails(2, &resumed);
     assert!(error.contains("--resume"), "{error}");
@@ -464,6 +494,37 @@ fn a_run_is_exported_and_a_run_starts_from_it() {
     assert!(error.contains("fresh_head"), "{error}");
     let more = [&more[..], &["--set", "weights.fresh_head=true"]].concat();
     train_cli::succeeds(&train_cli::small_run(&third, &shards, &more));
+}
+
+/// What `DataParallel`, `torch.compile` and trainers put into names is taken off, and said.
+#[test]
+fn wrapped_state_dicts() {
+    let Some(python) = python("wrapped_state_dicts") else {
+        return;
+    };
+    let model = Blip2Qformer::new(&ModelConfig::tiny(), Device::Cpu, 11).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let plain = dir.path().join("plain.safetensors");
+    export_lavis(&model, &plain).unwrap();
+    run(&python, &[WRAP], &[&plain, dir.path()]);
+    for (name, taken_off) in [
+        ("ddp", &["module."][..]),
+        ("compiled", &["_orig_mod."]),
+        ("both", &["_orig_mod.", "module."]),
+        ("inside", &["module.", "_orig_mod."]),
+        ("parts", &["_orig_mod.", "module."]),
+        ("trainer", &["_orig_mod.", "model."]),
+    ] {
+        let file = WeightsFile::open(&dir.path().join(format!("{name}.pth"))).unwrap();
+        assert_eq!(file.taken_off(), taken_off, "{name}");
+        let mut other = Blip2Qformer::new(&ModelConfig::tiny(), Device::Cpu, 12).unwrap();
+        let report = load_into(&mut other, &file, Part::Model(Absent::default())).unwrap();
+        assert_eq!(report.loaded, model.params().named_parameters().len());
+        for param in model.params().named_parameters() {
+            let loaded = &other.params().get(&param.name).unwrap().tensor;
+            assert_eq!(&param.tensor, loaded, "{name}: {}", param.name);
+        }
+    }
 }
 
 /// Answers as the hub does, from a folder of files.
@@ -660,6 +721,22 @@ fn lavis_names_are_complete() {
     export_lavis(&model, &path).unwrap();
     let file = read_safetensors(&path).unwrap();
     assert_eq!(file.len(), model.params().named_parameters().len() + 3);
+    // Equal models give equal files, whose metadata has two entries.
+    let again = dir.path().join("b.safetensors");
+    let tokens: Vec<String> = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+        .map(str::to_owned)
+        .into();
+    let tokenizer = qf_pipeline::text::CaptionTokenizer::from_vocab(tokens).unwrap();
+    let mut config = ModelConfig::tiny();
+    config.qformer.fit_to_tokenizer(&tokenizer);
+    let model = Blip2Qformer::new(&config, Device::Cpu, 0).unwrap();
+    let bytes: Vec<Vec<u8>> = (0..8)
+        .map(|_| {
+            export_lavis(&model, &again).unwrap();
+            fs::read(&again).unwrap()
+        })
+        .collect();
+    assert!(bytes.windows(2).all(|pair| pair[0] == pair[1]));
     let ids = &file["Qformer.bert.embeddings.position_ids"];
     assert_eq!((ids.size(), ids.kind()), (vec![1, 64], Kind::Int64));
     assert_eq!(

@@ -10,6 +10,7 @@
 //! # …
 //! ```
 
+use qf_pipeline::text::{CaptionTokenizer, VocabularyDigest};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
@@ -212,6 +213,10 @@ pub struct QformerConfig {
     /// Id of `[PAD]`, which the language-model loss passes over. Default 0.
     #[serde(default)]
     pub pad_token_id: i64,
+    /// Which vocabulary the ids are of; checkpoints and exports carry it, and weights of another are
+    /// refused. Absent where no tokenizer is known, as with weights alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocabulary_sha256: Option<VocabularyDigest>,
 }
 
 fn default_dropout() -> f64 {
@@ -238,6 +243,16 @@ impl QformerConfig {
     /// Whether layer `index` attends to the image.
     pub fn has_cross_attention(&self, index: i64) -> bool {
         index % self.cross_attention_freq == 0
+    }
+
+    /// Takes from the tokenizer what ids depend on: the number of entries, `[DEC]`, `[PAD]`, and
+    /// which vocabulary it is.
+    pub fn fit_to_tokenizer(&mut self, tokenizer: &CaptionTokenizer) {
+        // No vocabulary comes near 2⁶³ entries.
+        self.vocab_size = tokenizer.vocab_size() as i64;
+        self.dec_token_id = tokenizer.dec_id();
+        self.pad_token_id = tokenizer.pad_id();
+        self.vocabulary_sha256 = Some(tokenizer.digest());
     }
 
     fn validate(&self) -> Result<(), ModelError> {
@@ -470,6 +485,7 @@ fn base_qformer(encoder_width: i64) -> QformerConfig {
         exclude_equal_texts: false,
         dec_token_id: BERT_VOCAB_SIZE - 1,
         pad_token_id: 0,
+        vocabulary_sha256: None,
     }
 }
 

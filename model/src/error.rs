@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use qf_pipeline::image_file::ImageFileError;
+use qf_pipeline::text::VocabularyDigest;
 use tch::TchError;
 
 /// Anything that stops the model, its losses, its optimiser or its files.
@@ -57,6 +58,21 @@ pub enum ModelError {
         origin: String,
         /// One entry per missing, unexpected or misshaped tensor.
         problems: Vec<String>,
+    },
+    /// Weights whose word embeddings are of another vocabulary than the tokenizer's: each id would
+    /// mean another word.
+    #[error(
+        "{}: its word embeddings belong to another vocabulary (SHA-256 {of_weights}) than the \
+         tokenizer has ({of_tokenizer}); take the vocab.txt or tokenizer.json that these weights were \
+         trained with", path.display()
+    )]
+    Vocabulary {
+        /// The file of weights.
+        path: PathBuf,
+        /// The vocabulary that it names.
+        of_weights: VocabularyDigest,
+        /// The tokenizer's.
+        of_tokenizer: VocabularyDigest,
     },
     /// A tensor file that cannot be parsed.
     #[error("{}: {message}", path.display())]

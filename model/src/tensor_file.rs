@@ -1,90 +1,99 @@
 //! Writes tensors to safetensors files.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
 use qf_pipeline::atomic_file::AtomicFile;
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::TensorInfo;
 use safetensors::Dtype;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::ModelError;
 
-/// Writes named tensors to `path`, from whatever device they are on.
+/// What a file says of itself, beside its tensors: the header's `__metadata__`.
+pub type Metadata = BTreeMap<&'static str, String>;
+
+/// The header is padded so that the first tensor begins at a multiple of this many bytes.
+const ALIGNMENT: usize = 8;
+
+/// Writes named tensors to `path`, from whatever device they are on. Equal tensors and metadata give
+/// equal bytes.
+///
+/// Not by `safetensors::serialize_to_file`: it writes several entries of metadata in the order of a
+/// hash map, which differs from call to call, and files that only their owner may read.
 ///
 /// # Errors
 /// [`ModelError::TensorFile`] naming the file, for an element type without a safetensors name or a
 /// disk that says no.
-pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
-    write(path, tensors, None)
-}
-
-/// As [`write_safetensors`], with the note that PyTorch readers look for: `format` is `pt`.
-///
-/// # Errors
-/// As [`write_safetensors`].
-pub fn write_safetensors_for_torch(
+pub fn write_safetensors(
     path: &Path,
     tensors: &[(String, Tensor)],
-) -> Result<(), ModelError> {
-    let note = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    write(path, tensors, Some(note))
-}
-
-fn write(
-    path: &Path,
-    tensors: &[(String, Tensor)],
-    note: Option<HashMap<String, String>>,
+    metadata: &Metadata,
 ) -> Result<(), ModelError> {
     let unwritable = |message: String| ModelError::TensorFile {
         path: path.to_owned(),
         message,
     };
-    let mut views = tensors
+    let views = tensors
         .iter()
         .map(|(name, tensor)| match HostView::new(tensor) {
             Ok(view) => Ok((name.as_str(), view)),
             Err(error) => Err(unwritable(format!("cannot write `{name}`: {error}"))),
         })
-        .collect::<Result<Vec<_>, _>>()?;
-    // The order of safetensors' own writer: the largest elements first, so that all are aligned.
-    views.sort_by(|(a, left), (b, right)| right.dtype.cmp(&left.dtype).then(a.cmp(b)));
-    let header = header(&views, note).map_err(unwritable)?;
-    // Not by `safetensors::serialize_to_file`, whose files only their owner may read.
+        .collect::<Result<_, _>>()?;
+    let header = Header::new(views, metadata);
+    let mut json = serde_json::to_vec(&header)
+        .map_err(|error| unwritable(format!("cannot be written: {error}")))?;
+    json.resize(json.len().next_multiple_of(ALIGNMENT), b' ');
     let mut file = AtomicFile::create(path)?;
     let mut write = |bytes: &[u8]| {
         let written = file.write_all(bytes);
         written.map_err(|error| unwritable(format!("cannot be written: {error}")))
     };
-    write(&(header.len() as u64).to_le_bytes())?;
-    write(&header)?;
-    for (_, view) in &views {
+    write(&(json.len() as u64).to_le_bytes())?;
+    write(&json)?;
+    for (_, view) in &header.views {
         write(&view.bytes())?;
     }
     Ok(file.commit_unsynced()?)
 }
 
-/// What stands before the tensors of a file, padded to a multiple of eight bytes.
-fn header(
-    views: &[(&str, HostView)],
-    note: Option<HashMap<String, String>>,
-) -> Result<Vec<u8>, String> {
-    let mut offset = 0;
-    let infos = views.iter().map(|(name, view)| {
-        let data_offsets = (offset, offset + view.len);
-        offset += view.len;
-        let info = TensorInfo {
-            dtype: view.dtype,
-            shape: view.shape.clone(),
-            data_offsets,
-        };
-        ((*name).to_string(), info)
-    });
-    let metadata = Metadata::new(note, infos.collect()).map_err(|error| error.to_string())?;
-    let mut header = serde_json::to_vec(&metadata).map_err(|error| error.to_string())?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    Ok(header)
+/// The table of contents of a file.
+struct Header<'a> {
+    metadata: &'a Metadata,
+    /// In the order of the file.
+    views: Vec<(&'a str, HostView)>,
+}
+
+impl<'a> Header<'a> {
+    /// The order of safetensors' own writer: the largest elements first, so that all are aligned.
+    fn new(mut views: Vec<(&'a str, HostView)>, metadata: &'a Metadata) -> Header<'a> {
+        views.sort_by(|(a, left), (b, right)| right.dtype.cmp(&left.dtype).then(a.cmp(b)));
+        Header { metadata, views }
+    }
+}
+
+impl Serialize for Header<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if !self.metadata.is_empty() {
+            map.serialize_entry("__metadata__", self.metadata)?;
+        }
+        let mut start = 0;
+        for (name, view) in &self.views {
+            let info = TensorInfo {
+                dtype: view.dtype,
+                shape: view.shape.clone(),
+                data_offsets: (start, start + view.len),
+            };
+            start = info.data_offsets.1;
+            map.serialize_entry(name, &info)?;
+        }
+        map.end()
+    }
 }
 
 /// A tensor with what the header says of it; its bytes are copied to the host only while they are written.
@@ -150,22 +159,35 @@ mod tests {
                 Tensor::zeros([0, 3], (Kind::Float, Device::Cpu)),
             ),
         ];
-        write_safetensors(&path, &tensors).unwrap();
-        let read = read_safetensors(&path).unwrap();
-        assert_eq!(read.len(), tensors.len());
-        for (name, tensor) in &tensors {
-            assert_eq!(read[name].kind(), tensor.kind());
-            assert_eq!(&read[name], tensor, "{name}");
+        let with = |keys: &[&'static str]| -> Metadata {
+            let pairs = keys.iter().map(|key| (*key, format!("\"{key}\"")));
+            pairs.collect()
+        };
+        for metadata in [with(&[]), with(&["format"]), with(&["format", "a", "z"])] {
+            write_safetensors(&path, &tensors, &metadata).unwrap();
+            let read = read_safetensors(&path).unwrap();
+            assert_eq!(read.len(), tensors.len());
+            for (name, tensor) in &tensors {
+                assert_eq!(read[name].kind(), tensor.kind());
+                assert_eq!(&read[name], tensor, "{name}");
+            }
+            // The library reads it too, and its own writer lays out the same bytes, where these are
+            // determined: with one entry of metadata at most.
+            let bytes = std::fs::read(&path).unwrap();
+            let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+            let of_library = header.metadata().clone();
+            let read: Metadata = metadata
+                .keys()
+                .map(|key| (*key, of_library.as_ref().unwrap()[*key].clone()))
+                .collect();
+            assert_eq!(read, metadata);
+            let parsed = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let expected = safetensors::serialize(parsed.tensors(), of_library).unwrap();
+            assert_eq!(expected.len(), bytes.len());
+            assert!(metadata.len() > 1 || expected == bytes);
         }
-        // The library reads it too, and its own writer lays out the same bytes.
-        let bytes = std::fs::read(&path).unwrap();
-        let parsed = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        assert_eq!(
-            safetensors::serialize(parsed.tensors(), None).unwrap(),
-            bytes
-        );
         let nowhere = path.join("under/a/file.safetensors");
-        let message = write_safetensors(&nowhere, &tensors).unwrap_err();
+        let message = write_safetensors(&nowhere, &tensors, &Metadata::new()).unwrap_err();
         assert!(message.to_string().contains("under/a"), "{message}");
     }
 }

@@ -40,6 +40,8 @@ pub enum CaptionChoice {
     Draw,
     /// All of them, in stored order: one caption row each.
     All,
+    /// None: captions are not looked at, and a sample without any is good. For captioning images.
+    Ignore,
 }
 
 /// Settings of a [`Loader`](crate::loader::Loader).

@@ -31,7 +31,7 @@ use crate::collective::Ranks;
 use crate::error::ModelError;
 use crate::optim::AdamW;
 use crate::params::LoadScope;
-use crate::weights::read_safetensors;
+use crate::weights::{read_safetensors, vocabulary, WeightsFile};
 
 pub use write::{CheckpointWriter, Retention};
 
@@ -282,12 +282,17 @@ fn read_state(folder: &Path) -> Result<TrainState, ModelError> {
     Ok(state)
 }
 
-/// Loads the weights of a checkpoint folder.
+/// Loads the weights of a checkpoint folder. The vocabulary of the model's tokenizer has to be the one
+/// that they were trained with, where the checkpoint says which (those of older versions do not).
 ///
 /// # Errors
-/// [`ModelError::Mismatch`] listing every tensor that does not fit, [`ModelError::Io`],
-/// [`ModelError::TensorFile`].
+/// [`ModelError::Vocabulary`] for another vocabulary, [`ModelError::Mismatch`] listing every tensor
+/// that does not fit, [`ModelError::Io`], [`ModelError::TensorFile`].
 pub fn load_model(checkpoint: &Path, model: &mut Blip2Qformer) -> Result<(), ModelError> {
+    let path = checkpoint.join(MODEL_FILE);
+    if path.exists() {
+        vocabulary::check(&WeightsFile::open(&path)?, &model.config().qformer)?;
+    }
     let (origin, tensors) = read_tensors(checkpoint, MODEL_FILE)?;
     model.params_mut().load(&tensors, &origin, LoadScope::All)
 }

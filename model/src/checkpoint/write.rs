@@ -6,6 +6,8 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use tch::Tensor;
+
 use super::snapshot::Snapshot;
 use super::{
     at, list, manifest, sync, BestCheckpoint, TrainState, BEST_FILE, CONFIG_FILE, MANIFEST_FILE,
@@ -15,7 +17,8 @@ use crate::blip2::Blip2Qformer;
 use crate::collective::Ranks;
 use crate::error::ModelError;
 use crate::optim::AdamW;
-use crate::tensor_file::write_safetensors;
+use crate::tensor_file::{write_safetensors, Metadata};
+use crate::weights::vocabulary;
 
 /// Ending of a folder that is being written.
 const PARTIAL: &str = ".partial";
@@ -46,6 +49,8 @@ pub struct CheckpointWriter {
 
 struct Job {
     snapshot: Snapshot,
+    /// Of the file of weights: which vocabulary they belong to.
+    metadata: Metadata,
     state: TrainState,
     config: String,
     logs: Vec<File>,
@@ -116,6 +121,7 @@ impl CheckpointWriter {
         snapshot.take(model, optimizer, ranks)?;
         let job = Job {
             snapshot,
+            metadata: vocabulary::metadata(&model.config().qformer),
             state,
             config,
             logs,
@@ -219,8 +225,11 @@ fn write(checkpoints: &Path, job: &Job, retention: Retention) -> Result<(), Mode
 /// Writes a new folder and syncs it to disk; the manifest comes last.
 fn write_files(folder: &Path, job: &Job) -> Result<(), ModelError> {
     fs::create_dir(folder).map_err(at(folder))?;
-    write_safetensors(&folder.join(MODEL_FILE), &job.snapshot.model)?;
-    write_safetensors(&folder.join(OPTIMIZER_FILE), &job.snapshot.optimizer)?;
+    let write_tensors = |file: &str, tensors: &[(String, Tensor)], metadata: &Metadata| {
+        write_safetensors(&folder.join(file), tensors, metadata)
+    };
+    write_tensors(MODEL_FILE, &job.snapshot.model, &job.metadata)?;
+    write_tensors(OPTIMIZER_FILE, &job.snapshot.optimizer, &Metadata::new())?;
     let write_text = |file: &str, text: &str| {
         let path = folder.join(file);
         fs::write(&path, text).map_err(at(&path))

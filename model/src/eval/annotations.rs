@@ -1,6 +1,7 @@
 //! Annotation files of the Karpathy splits, as LAVIS distributes them, and the images they name.
 
-use std::path::{Path, PathBuf};
+use std::collections::hash_map::{Entry, HashMap};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::Arc;
@@ -34,12 +35,17 @@ pub struct Annotation {
 /// Reads an annotation file: a JSON list of `{"image": path, "caption": text or list of texts}`, as
 /// in LAVIS's `coco_karpathy_test.json`. Other fields are passed over.
 ///
+/// An image that is listed more than once, as in lists with one caption an entry, is one image with all
+/// of those captions, where it was listed first; that is logged as a warning. (LAVIS's
+/// `RetrievalEvalDataset` takes each entry for an image of its own, so that only one of several equal
+/// images counts as right.)
+///
 /// # Errors
 /// [`ModelError::Io`] for a file that cannot be read, [`ModelError::TensorFile`] naming the entry
 /// that is none.
 pub fn read_annotations(path: &Path) -> Result<Vec<Annotation>, ModelError> {
     #[derive(Deserialize)]
-    struct Entry {
+    struct Listed {
         image: PathBuf,
         caption: Captions,
     }
@@ -60,7 +66,7 @@ pub fn read_annotations(path: &Path) -> Result<Vec<Annotation>, ModelError> {
     let entries: Vec<serde_json::Value> = qf_pipeline::json::parse(&text)
         .map_err(|error| unusable(format!("no JSON list of annotations: {error}")))?;
     let annotation = |(index, value): (usize, serde_json::Value)| {
-        let entry: Entry = serde_json::from_value(value).map_err(|error| {
+        let entry: Listed = serde_json::from_value(value).map_err(|error| {
             unusable(format!(
                 "entry {index} is not {{\"image\": path, \"caption\": text or list}}: {error}"
             ))
@@ -86,7 +92,35 @@ pub fn read_annotations(path: &Path) -> Result<Vec<Annotation>, ModelError> {
     if annotations.is_empty() {
         return Err(unusable("the list is empty".into()));
     }
-    Ok(annotations)
+    let entries = annotations.len();
+    let merged = merged(annotations);
+    if merged.len() < entries {
+        log::warn!(
+            "{}: {entries} entries name {} images; the captions of an image that is listed more than \
+             once are taken together",
+            path.display(),
+            merged.len()
+        );
+    }
+    Ok(merged)
+}
+
+/// One annotation an image, in the order of first mention; `a.jpg`, `./a.jpg` and `.//a.jpg` are one.
+fn merged(annotations: Vec<Annotation>) -> Vec<Annotation> {
+    let mut merged: Vec<Annotation> = Vec::with_capacity(annotations.len());
+    let mut first = HashMap::new();
+    for annotation in annotations {
+        let parts = annotation.image.components();
+        let image: PathBuf = parts.filter(|part| *part != Component::CurDir).collect();
+        match first.entry(image) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(merged.len());
+                merged.push(annotation);
+            }
+            Entry::Occupied(at) => merged[*at.get()].captions.extend(annotation.captions),
+        }
+    }
+    merged
 }
 
 /// Delivers annotated images from files, decoded ahead by a thread pool.
@@ -276,5 +310,31 @@ impl Reader {
             .into());
         }
         Ok(captions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_listed_several_times_is_one_with_all_captions() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.json");
+        let list = r#"[{"image": "a/1.jpg", "caption": "one"}, {"image": "2.jpg", "caption": ["x", "y"]},
+            {"image": "./a/./1.jpg", "caption": ["two"]}, {"image": "1.jpg", "caption": "other"},
+            {"image": "a//1.jpg", "caption": "one"}]"#;
+        std::fs::write(&path, list).unwrap();
+        let read = read_annotations(&path).unwrap();
+        let expected = [
+            ("a/1.jpg", &["one", "two", "one"][..]),
+            ("2.jpg", &["x", "y"]),
+            ("1.jpg", &["other"]),
+        ];
+        assert_eq!(read.len(), expected.len());
+        for (annotation, (image, captions)) in read.iter().zip(expected) {
+            assert_eq!(annotation.image, Path::new(image));
+            assert_eq!(annotation.captions, captions);
+        }
     }
 }

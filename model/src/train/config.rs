@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use qf_pipeline::config::CaptionChoice;
 use qf_pipeline::source::local_path;
 use qf_pipeline::LoaderConfig;
 use serde::{Deserialize, Serialize};
@@ -142,10 +143,14 @@ pub struct WeightsConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,
     /// Lets a `checkpoint` lack the temperature and the language-model head, as those of
-    /// transformers do: both keep their start, the head that of `bert` where it is given. Default
-    /// false: such a checkpoint is refused.
+    /// transformers do: both keep their start, the head that of `bert` where it is given. Lets a
+    /// `bert` lack the head, as a `BertModel` does. Default false: such weights are refused.
     #[serde(default)]
     pub fresh_head: bool,
+    /// Adds the embedding of token type 0 of `bert` to its position embeddings, so that text alone
+    /// gives what the BERT gives. LAVIS leaves token types out, which is the default.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub fold_token_types: bool,
 }
 
 impl WeightsConfig {
@@ -153,6 +158,10 @@ impl WeightsConfig {
     pub fn is_empty(&self) -> bool {
         *self == WeightsConfig::default()
     }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn default_seed() -> u64 {
@@ -247,6 +256,11 @@ impl TrainConfig {
             self.data.drop_last,
             "data.drop_last",
             "must be true in training: every step takes a whole batch".into(),
+        )?;
+        check(
+            self.data.captions == CaptionChoice::Draw,
+            "data.captions",
+            "must be \"draw\" in training: a step takes one caption an image".into(),
         )?;
         let positions = self.model.qformer.max_positions;
         check(

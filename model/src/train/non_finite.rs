@@ -12,7 +12,7 @@ use crate::blip2::{Blip2Qformer, StepOutput};
 use crate::collective::{Ranks, SingleProcess};
 use crate::error::ModelError;
 use crate::host::DeviceBatch;
-use crate::tensor_file::write_safetensors;
+use crate::tensor_file::{write_safetensors, Metadata};
 
 /// What a loss or gradient that is not finite leads to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -371,7 +371,11 @@ impl Suspect {
             source,
         };
         std::fs::create_dir_all(folder).map_err(at)?;
-        write_safetensors(&folder.join("batch.safetensors"), &self.tensors)?;
+        write_safetensors(
+            &folder.join("batch.safetensors"),
+            &self.tensors,
+            &Metadata::new(),
+        )?;
         // Words, for JSON has no NaN.
         let losses = losses.map(|loss| loss.to_string());
         let json = serde_json::json!({

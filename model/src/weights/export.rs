@@ -9,10 +9,11 @@ use tch::{Device, Kind, Tensor};
 use super::file::io_error;
 use super::hugging_face::{config_json, preprocessor_json, same_ln_vision, tokenizer_json};
 use super::names::{hugging_face, Source};
+use super::vocabulary;
 use crate::blip2::Blip2Qformer;
 use crate::config::VisionConfig;
 use crate::error::ModelError;
-use crate::tensor_file::write_safetensors_for_torch;
+use crate::tensor_file::{write_safetensors, Metadata};
 
 /// Writes the model as one safetensors file with LAVIS's names: every parameter, the second names
 /// of tied tensors and the table of position ids, so that LAVIS's `load_state_dict` is content.
@@ -41,13 +42,20 @@ pub fn export_lavis(model: &Blip2Qformer, path: &Path) -> Result<(), ModelError>
     let positions = model.config().qformer.max_positions;
     let ids = Tensor::f_arange(positions, (Kind::Int64, Device::Cpu))?.f_unsqueeze(0)?;
     tensors.push(("Qformer.bert.embeddings.position_ids".to_owned(), ids));
-    write_safetensors_for_torch(path, &tensors)
+    write_safetensors(path, &tensors, &metadata(model))
+}
+
+/// What readers of PyTorch look for, and which vocabulary the weights belong to.
+fn metadata(model: &Blip2Qformer) -> Metadata {
+    let mut metadata = vocabulary::metadata(&model.config().qformer);
+    metadata.insert("format", "pt".to_owned());
+    metadata
 }
 
 /// Writes the model into the folder `out`, which must exist, as transformers'
 /// `Blip2ForImageTextRetrieval`: weights (in shards with an index where they exceed
-/// `max_shard_bytes`), config.json, preprocessor_config.json, and for a `vocabulary` (`[DEC]`
-/// included) the tokenizer, so that `AutoProcessor` and `AutoModel` read it.
+/// `max_shard_bytes`), config.json, preprocessor_config.json, and for a `vocabulary` (the text of a
+/// vocab.txt, `[DEC]` included) the tokenizer, so that `AutoProcessor` and `AutoModel` read it.
 ///
 /// That class has no temperature and no language-model head; they are left out. Its norm over image
 /// features has the tower's epsilon, 1e-6: with another `ln_vision_eps` the scores differ slightly,
@@ -59,7 +67,7 @@ pub fn export_lavis(model: &Blip2Qformer, path: &Path) -> Result<(), ModelError>
 /// [`ModelError::TensorFile`] for what cannot be written.
 pub fn export_hugging_face(
     model: &Blip2Qformer,
-    vocabulary: Option<&[String]>,
+    vocabulary: Option<&str>,
     out: &Path,
     max_shard_bytes: u64,
 ) -> Result<(), ModelError> {
@@ -82,13 +90,13 @@ pub fn export_hugging_face(
             config.qformer.ln_vision_eps
         );
     }
-    write_shards(&tensors(model)?, out, max_shard_bytes)?;
+    write_shards(&tensors(model)?, &metadata(model), out, max_shard_bytes)?;
     write_json(&out.join("config.json"), &config_json(config, vit))?;
     let preprocessor = preprocessor_json(vit.image_size);
     write_json(&out.join("preprocessor_config.json"), &preprocessor)?;
     if let Some(vocabulary) = vocabulary {
         let path = out.join("vocab.txt");
-        std::fs::write(&path, vocabulary.join("\n") + "\n").map_err(io_error(&path))?;
+        std::fs::write(&path, vocabulary).map_err(io_error(&path))?;
         write_json(&out.join("tokenizer_config.json"), &tokenizer_json())?;
         let processor = json!({"processor_class": "Blip2Processor"});
         write_json(&out.join("processor_config.json"), &processor)?;
@@ -129,6 +137,7 @@ fn tensors(model: &Blip2Qformer) -> Result<Vec<(String, Tensor)>, ModelError> {
 /// Writes model.safetensors, or shards and their index.
 fn write_shards(
     tensors: &[(String, Tensor)],
+    metadata: &Metadata,
     out: &Path,
     max_shard_bytes: u64,
 ) -> Result<(), ModelError> {
@@ -144,12 +153,12 @@ fn write_shards(
     }
     shards.push(&tensors[start..]);
     if shards.len() == 1 {
-        return write_safetensors_for_torch(&out.join("model.safetensors"), tensors);
+        return write_safetensors(&out.join("model.safetensors"), tensors, metadata);
     }
     let mut places = serde_json::Map::new();
     for (number, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", number + 1, shards.len());
-        write_safetensors_for_torch(&out.join(&file), shard)?;
+        write_safetensors(&out.join(&file), shard, metadata)?;
         for (name, _) in *shard {
             places.insert(name.clone(), file.clone().into());
         }
@@ -225,7 +234,7 @@ mod tests {
                     tower: false,
                     head: true,
                 };
-                let _ = load_into(other.params_mut(), &file, Part::Model(absent)).unwrap();
+                let _ = load_into(&mut other, &file, Part::Model(absent)).unwrap();
                 same(&model, &other, &["temp", "Qformer.cls."]);
             }
         }
@@ -242,7 +251,7 @@ mod tests {
             let file = WeightsFile::open(&path).unwrap();
             let mut other = Blip2Qformer::new(&config, Device::Cpu, 6).unwrap();
             let part = Part::Model(Absent::default());
-            let report = load_into(other.params_mut(), &file, part).unwrap();
+            let report = load_into(&mut other, &file, part).unwrap();
             assert_eq!(report.left_out.len(), 3);
             same(&model, &other, &[]);
         }

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
-use super::{index, pickle, safetensors};
+use super::wrappers::{self, Unwrapped};
+use super::{index, pickle, safetensors, vocabulary};
 use crate::checkpoint;
 use crate::error::ModelError;
 use crate::run_dir::RunDir;
@@ -129,6 +130,8 @@ pub(super) struct Contents {
     pub(super) entries: BTreeMap<String, Entry>,
     /// What stands among the tensors and is none, with a word on what it is.
     pub(super) others: BTreeMap<String, String>,
+    /// What the file says of itself; safetensors alone do.
+    pub(super) metadata: BTreeMap<String, String>,
 }
 
 /// One file: opened, its table of contents read.
@@ -147,6 +150,8 @@ pub struct WeightsFile {
     sources: Vec<Source>,
     entries: BTreeMap<String, (usize, Entry)>,
     others: BTreeMap<String, String>,
+    metadata: BTreeMap<String, String>,
+    taken_off: Vec<String>,
 }
 
 /// A file that weights came from, for the record of a run.
@@ -165,12 +170,36 @@ impl WeightsFile {
     /// Opens a safetensors file, a file of `torch.save`, an index of shards, or a folder: of a
     /// Hugging Face model, of a run of ours (its newest checkpoint) or of one checkpoint.
     ///
-    /// What a file is, its first bytes say, not its name. Nothing in a pickle is executed.
+    /// What a file is, its first bytes say, not its name. Nothing in a pickle is executed. What a
+    /// wrapper put into the tensors' names (`module.`, `_orig_mod.`, ...) is
+    /// [taken off](WeightsFile::taken_off).
     ///
     /// # Errors
     /// [`ModelError::Io`] for what cannot be read, [`ModelError::TensorFile`] for what is no such
-    /// file or is cut short.
+    /// file or is cut short, or for shards that contradict each other.
     pub fn open(path: &Path) -> Result<WeightsFile, ModelError> {
+        let mut weights = WeightsFile::open_as_it_is(path)?;
+        let names = weights.entries.keys().chain(weights.others.keys());
+        let unwrapped = wrappers::unwrapped(names.map(String::as_str));
+        let unwrapped = unwrapped.map_err(|message| weights.unusable(message))?;
+        let Some(Unwrapped { names, taken_off }) = unwrapped else {
+            return Ok(weights);
+        };
+        let rename = |name: String| names.get(&name).cloned().unwrap_or(name);
+        weights.entries = std::mem::take(&mut weights.entries)
+            .into_iter()
+            .map(|(name, entry)| (rename(name), entry))
+            .collect();
+        weights.others = std::mem::take(&mut weights.others)
+            .into_iter()
+            .map(|(name, what)| (rename(name), what))
+            .collect();
+        weights.taken_off = taken_off;
+        Ok(weights)
+    }
+
+    /// As [`WeightsFile::open`], with the names as they stand in the file.
+    pub(super) fn open_as_it_is(path: &Path) -> Result<WeightsFile, ModelError> {
         let main = if path.is_dir() {
             main_file(path)?
         } else {
@@ -189,6 +218,8 @@ impl WeightsFile {
             sources: Vec::new(),
             entries: BTreeMap::new(),
             others: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+            taken_off: Vec::new(),
         };
         for (part, names) in parts {
             let (source, mut contents) = open_one(&part)?;
@@ -207,9 +238,22 @@ impl WeightsFile {
                 weights.entries.insert(name, (number, entry));
             }
             weights.others.extend(contents.others);
+            vocabulary::join(&mut weights.metadata, contents.metadata).map_err(|message| {
+                ModelError::TensorFile {
+                    path: part,
+                    message,
+                }
+            })?;
             weights.sources.push(source);
         }
         Ok(weights)
+    }
+
+    fn unusable(&self, message: String) -> ModelError {
+        ModelError::TensorFile {
+            path: self.path.clone(),
+            message,
+        }
     }
 
     /// The file that was opened: of a folder the one within.
@@ -220,6 +264,18 @@ impl WeightsFile {
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
+    }
+
+    /// What wrappers (`DistributedDataParallel`, `torch.compile`, ...) had put into the tensors'
+    /// names and is not in [`WeightsFile::names`], e.g. `module.`; empty where there was nothing.
+    pub fn taken_off(&self) -> &[String] {
+        &self.taken_off
+    }
+
+    /// What the file says of itself beside its tensors; of several shards, what the first to say it
+    /// does.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
     }
 
     /// Whether there is a tensor of this name.

@@ -25,22 +25,33 @@ const TOWER_EPS: f64 = 1e-6;
 /// model; [`ModelError::Config`] for sizes that do not fit together.
 pub fn read_config(folder: &Path, file: &WeightsFile) -> Result<ModelConfig, ModelError> {
     let path = folder.join("config.json");
-    let unusable = |message: String| ModelError::TensorFile {
+    let json = read_json(&path)?;
+    let config = from_json(&json, file).map_err(|message| ModelError::TensorFile {
         path: path.clone(),
         message,
+    })?;
+    config.validate()?;
+    Ok(config)
+}
+
+/// A JSON file of a size that a configuration may have.
+///
+/// # Errors
+/// [`ModelError::Io`] for one that cannot be read, [`ModelError::TensorFile`] for one that is too long
+/// or no JSON.
+pub(super) fn read_json(path: &Path) -> Result<Value, ModelError> {
+    let unusable = |message: String| ModelError::TensorFile {
+        path: path.to_owned(),
+        message,
     };
-    let length = std::fs::metadata(&path).map_err(io_error(&path))?.len();
+    let length = std::fs::metadata(path).map_err(io_error(path))?.len();
     if length > MAX_CONFIG_BYTES {
         return Err(unusable(format!(
             "{length} bytes; at most {MAX_CONFIG_BYTES} are read"
         )));
     }
-    let bytes = std::fs::read(&path).map_err(io_error(&path))?;
-    let json: Value =
-        serde_json::from_slice(&bytes).map_err(|error| unusable(format!("no JSON: {error}")))?;
-    let config = from_json(&json, file).map_err(unusable)?;
-    config.validate()?;
-    Ok(config)
+    let bytes = std::fs::read(path).map_err(io_error(path))?;
+    serde_json::from_slice(&bytes).map_err(|error| unusable(format!("no JSON: {error}")))
 }
 
 fn from_json(json: &Value, file: &WeightsFile) -> Result<ModelConfig, String> {
@@ -60,13 +71,7 @@ fn from_json(json: &Value, file: &WeightsFile) -> Result<ModelConfig, String> {
         (&text, "hidden_act", "gelu"),
         (&text, "position_embedding_type", "absolute"),
     ] {
-        let value = &section.json[name];
-        if !value.is_null() && value != wanted {
-            return Err(format!(
-                "{}.{name} is {value}, expected \"{wanted}\"",
-                section.name
-            ));
-        }
+        section.wants(name, wanted)?;
     }
     let width = vision.int("hidden_size", 1408)?;
     let vit = VitConfig {
@@ -122,12 +127,26 @@ fn has_key_bias(file: &WeightsFile) -> bool {
     count.is_ok_and(|count| count.int64_value(&[]) > 0)
 }
 
-struct Section<'a> {
-    name: &'static str,
-    json: &'a Value,
+/// An object of a configuration.
+pub(super) struct Section<'a> {
+    /// For messages.
+    pub(super) name: &'static str,
+    pub(super) json: &'a Value,
 }
 
 impl Section<'_> {
+    /// Refuses another value than `wanted`; none at all is fine.
+    pub(super) fn wants(&self, key: &str, wanted: &str) -> Result<(), String> {
+        match &self.json[key] {
+            Value::Null => Ok(()),
+            value if value == wanted => Ok(()),
+            value => Err(format!(
+                "{}.{key} is {value}, expected \"{wanted}\"",
+                self.name
+            )),
+        }
+    }
+
     fn get<T>(
         &self,
         key: &str,
@@ -141,11 +160,11 @@ impl Section<'_> {
         }
     }
 
-    fn int(&self, key: &str, default: i64) -> Result<i64, String> {
+    pub(super) fn int(&self, key: &str, default: i64) -> Result<i64, String> {
         self.get(key, default, Value::as_i64)
     }
 
-    fn float(&self, key: &str, default: f64) -> Result<f64, String> {
+    pub(super) fn float(&self, key: &str, default: f64) -> Result<f64, String> {
         self.get(key, default, Value::as_f64)
     }
 }

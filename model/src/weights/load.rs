@@ -5,19 +5,28 @@ use std::collections::BTreeSet;
 use tch::{Kind, Tensor};
 
 use super::names::{gamma_beta, Layout, Naming, Source};
+use super::vocabulary::{self, WORDS};
 use super::WeightsFile;
+use crate::blip2::Blip2Qformer;
 use crate::error::ModelError;
 use crate::params::ParamStore;
 use crate::vision::{interpolate_positions, PositionInterpolation};
 
-const WORDS: &str = "Qformer.bert.embeddings.word_embeddings.weight";
 const WORD_BIAS: &str = "Qformer.cls.predictions.bias";
+const POSITIONS: &str = "Qformer.bert.embeddings.position_embeddings.weight";
 
 /// What a file is expected to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// BERT: the Q-Former's start but for cross attention, queries and projections.
-    Bert,
+    Bert {
+        /// Whether it may lack the language-model head, as a `BertModel` does.
+        fresh_head: bool,
+        /// Whether the embedding of token type 0, which BERT adds to every token of a text, becomes
+        /// part of the position embeddings: text rows are then those of the BERT. LAVIS leaves it
+        /// out.
+        fold_token_types: bool,
+    },
     /// A vision tower.
     Vision,
     /// The whole model.
@@ -49,10 +58,11 @@ pub struct LoadReport {
     pub resampled: Option<(i64, i64)>,
 }
 
-/// Overwrites the parameters that `part` covers with the values of a file, converted to each
+/// Overwrites the model's parameters that `part` covers with the values of a file, converted to each
 /// parameter's kind and device.
 ///
-/// What the file is, the names of its tensors say. Position embeddings of another grid are
+/// Word embeddings have to be of the model's vocabulary, where the file says which they are of. What
+/// the file is, the names of its tensors say. Position embeddings of another grid are
 /// resampled by the tower's rule. Of a vocabulary without `[DEC]` that entry stays as it is. What
 /// is left out is on a fixed list (BERT's pooler and next-sentence head, a tower's last block, ...),
 /// reported and logged; second copies of tied tensors are checked to be equal.
@@ -60,11 +70,24 @@ pub struct LoadReport {
 /// Nothing is changed unless everything fits.
 ///
 /// # Errors
+/// [`ModelError::Vocabulary`] for word embeddings of another vocabulary;
 /// [`ModelError::Mismatch`] listing every missing, unexpected, misshaped or non-float tensor;
 /// [`ModelError::TensorFile`] for a file of no known layout, or of another than `part` asks for;
 /// [`ModelError::Io`] for one that cannot be read any more, in which case parameters before the
 /// named tensor have changed.
 pub fn load_into(
+    model: &mut Blip2Qformer,
+    file: &WeightsFile,
+    part: Part,
+) -> Result<LoadReport, ModelError> {
+    if part != Part::Vision {
+        vocabulary::check(file, &model.config().qformer)?;
+    }
+    load_params(model.params_mut(), file, part)
+}
+
+/// [`load_into`], but for the vocabulary.
+fn load_params(
     params: &mut ParamStore,
     file: &WeightsFile,
     part: Part,
@@ -96,6 +119,9 @@ pub fn load_into(
 fn log_report(file: &WeightsFile, report: &LoadReport) {
     let path = file.path().display();
     log::info!("{path}: {}, {} parameters", report.layout, report.loaded);
+    for part in file.taken_off() {
+        log::info!("{path}: `{part}` was taken off the names of its tensors");
+    }
     for (name, reason) in &report.left_out {
         log::info!("{path}: `{name}` is not used: {reason}");
     }
@@ -123,7 +149,7 @@ fn naming(file: &WeightsFile, part: Part) -> Result<Naming, ModelError> {
         )));
     };
     let (fits, wanted) = match (part, naming.layout) {
-        (Part::Bert, layout) => (layout == Layout::Bert, "a BERT"),
+        (Part::Bert { .. }, layout) => (layout == Layout::Bert, "a BERT"),
         (Part::Vision, layout) => (
             matches!(layout, Layout::Eva | Layout::Clip | Layout::HuggingFaceClip),
             "a vision tower",
@@ -148,6 +174,8 @@ struct Copy {
     source: Source,
     /// Grid and rule, where positions are resampled.
     resample: Option<(i64, PositionInterpolation)>,
+    /// A tensor whose first row is added to every row.
+    added_row: Option<String>,
 }
 
 impl Copy {
@@ -171,6 +199,13 @@ impl Copy {
             }
             None => values,
         };
+        let values = match &self.added_row {
+            Some(name) => {
+                let row = file.tensor(name)?.f_get(0)?.f_to_kind(Kind::Float)?;
+                values.f_to_kind(Kind::Float)?.f_add(&row)?
+            }
+            None => values,
+        };
         match values.size().first() {
             // A vocabulary of fewer entries; see `Plan::shape_problem`.
             Some(&rows) if Some(&rows) != self.param.size().first() => {
@@ -180,6 +215,13 @@ impl Copy {
         }
         Ok(())
     }
+}
+
+/// Which optional parts the file holds at least something of.
+#[derive(Clone, Copy)]
+struct Has {
+    tower: bool,
+    head: bool,
 }
 
 /// What will be done, and what stands against it.
@@ -215,27 +257,40 @@ impl<'a> Plan<'a> {
     /// Whether a file of this part has to give the parameter.
     fn is_covered(&self, param: &str) -> bool {
         match self.part {
-            Part::Bert => param.starts_with("Qformer.") && !param.contains(".crossattention."),
+            Part::Bert { .. } => {
+                param.starts_with("Qformer.") && !param.contains(".crossattention.")
+            }
             Part::Vision => param.starts_with("visual_encoder."),
             Part::Model(_) => true,
         }
     }
 
     /// Whether a parameter that the file lacks may keep its value.
-    fn may_lack(&self, param: &str, has_tower: bool) -> bool {
-        let Part::Model(absent) = self.part else {
-            return false;
-        };
+    fn may_lack(&self, param: &str, has: Has) -> bool {
         let is_tower = param.starts_with("visual_encoder.");
-        let is_head = param == "temp" || param.starts_with("Qformer.cls.");
-        (absent.tower && is_tower && !has_tower)
-            || (absent.head && is_head && self.naming.layout == Layout::HuggingFace)
+        let is_head = param.starts_with("Qformer.cls.");
+        match self.part {
+            Part::Bert { fresh_head, .. } => fresh_head && is_head && !has.head,
+            Part::Vision => false,
+            Part::Model(absent) => {
+                let is_of_hugging_face = self.naming.layout == Layout::HuggingFace;
+                (absent.tower && is_tower && !has.tower)
+                    || (absent.head && is_of_hugging_face && (is_head || param == "temp"))
+            }
+        }
     }
 
     fn find_sources(&mut self) -> Result<(), ModelError> {
-        let has_tower = self.file.names().any(|name| {
-            name.starts_with("visual_encoder.") || name.starts_with("vision_model.enc")
-        });
+        let any = |starts: [&str; 2]| {
+            let is = |name: &str| starts.iter().any(|start| name.starts_with(start));
+            self.file.names().any(is)
+        };
+        let has = Has {
+            tower: any(["visual_encoder.", "vision_model.enc"]),
+            head: any(["cls.predictions.", "Qformer.cls.predictions."]),
+        };
+        let is_bert = matches!(self.part, Part::Bert { .. });
+        let is_headless = |param: &str| is_bert && !has.head && param.starts_with("Qformer.cls.");
         let (mut absent_tower, mut absent_head) = (false, false);
         for param in self.params.named_parameters() {
             if !self.is_covered(&param.name) {
@@ -251,7 +306,7 @@ impl<'a> Plan<'a> {
                 .copied()
                 .filter(|name| !self.file.contains(name))
                 .collect();
-            if missing.len() == names.len() && self.may_lack(&param.name, has_tower) {
+            if missing.len() == names.len() && self.may_lack(&param.name, has) {
                 self.kept.push(param.name.clone());
                 continue;
             }
@@ -262,6 +317,10 @@ impl<'a> Plan<'a> {
                     .push(format!("`{}` has no place in {layout}", param.name));
                 continue;
             };
+            if !missing.is_empty() && is_headless(&param.name) {
+                absent_head = true;
+                continue;
+            }
             if !missing.is_empty() {
                 absent_tower |= param.name.starts_with("visual_encoder.");
                 let missing = missing
@@ -273,21 +332,26 @@ impl<'a> Plan<'a> {
             }
             let source = source.clone();
             self.used.extend(source_names(&source).into_iter().cloned());
-            if let Some(copy) = self.checked(&param.name, &param.tensor, source) {
+            if let Some(mut copy) = self.checked(&param.name, &param.tensor, source) {
+                copy.added_row = self.token_types(&param.name, &copy);
                 self.copies.push(copy);
             }
         }
-        if absent_tower && !has_tower && matches!(self.part, Part::Model(_)) {
+        if absent_tower && !has.tower && matches!(self.part, Part::Model(_)) {
             self.problems.push(
                 "it holds no vision tower at all; give one beside it (weights.vision)".to_owned(),
             );
         }
         if absent_head {
-            self.problems.push(
-                "to go on with the model's own temperature and language-model head, say so \
-                 (weights.fresh_head = true)"
+            self.problems.push(match self.part {
+                Part::Bert { .. } => "it has no language-model head (cls.predictions.*), as a \
+                                      BertModel; to start with a fresh one, say so \
+                                      (weights.fresh_head = true)"
                     .to_owned(),
-            );
+                _ => "to go on with the model's own temperature and language-model head, say so \
+                      (weights.fresh_head = true)"
+                    .to_owned(),
+            });
         }
         Ok(())
     }
@@ -344,7 +408,8 @@ impl<'a> Plan<'a> {
                     if width == own_width =>
                 {
                     // Every vocabulary but LAVIS's and ours lacks `[DEC]`.
-                    if self.part != Part::Bert || *rows + 1 != *own_rows {
+                    let is_bert = matches!(self.part, Part::Bert { .. });
+                    if !is_bert || *rows + 1 != *own_rows {
                         self.problems.push(format!(
                             "`{name}` has {rows} words where the tokenizer has {own_rows}; take \
                              the tokenizer of these weights (its vocab.txt or tokenizer.json)"
@@ -374,7 +439,44 @@ impl<'a> Plan<'a> {
             param: own.shallow_clone(),
             source,
             resample,
+            added_row: None,
         })
+    }
+
+    /// The token types that are to be added to this parameter, if they are.
+    fn token_types(&mut self, param: &str, positions: &Copy) -> Option<String> {
+        let fold = matches!(
+            self.part,
+            Part::Bert {
+                fold_token_types: true,
+                ..
+            }
+        );
+        if !fold || param != POSITIONS {
+            return None;
+        }
+        let name = positions.source.first_name();
+        let name = name.replace("position_embeddings", "token_type_embeddings");
+        let width = positions.param.size().last().copied();
+        match self.file.info(&name) {
+            Some(([types, own_width], kind))
+                if *types > 0 && Some(*own_width) == width && is_float(kind) =>
+            {
+                self.used.insert(name.clone());
+                Some(name)
+            }
+            found => {
+                let found = match found {
+                    Some((shape, kind)) => format!("holds {kind:?} of shape {shape:?}"),
+                    None => "is missing".to_owned(),
+                };
+                self.problems.push(format!(
+                    "`{name}` {found}; to do without token types, as LAVIS, leave out \
+                     weights.fold_token_types"
+                ));
+                None
+            }
+        }
     }
 
     /// Grid and rule, where `shape` is a table of positions of another grid.
@@ -485,6 +587,11 @@ mod tests {
     use crate::params::Init;
     use tch::Device;
 
+    const BERT: Part = Part::Bert {
+        fresh_head: false,
+        fold_token_types: false,
+    };
+
     /// A store of the given parameters, each filled with 7.
     fn store(params: &[(&str, &[i64])]) -> ParamStore {
         let mut store = ParamStore::new(Device::Cpu, 0);
@@ -541,7 +648,7 @@ mod tests {
             (&format!("{text}.gamma"), ramp(&[2])),
             ("bert.pooler.dense.bias", ramp(&[2])),
         ]);
-        let report = load_into(&mut store, &good, Part::Bert).unwrap();
+        let report = load_params(&mut store, &good, BERT).unwrap();
         assert_eq!((report.layout, report.loaded), (Layout::Bert, 4));
         assert_eq!(report.left_out.len(), 1);
         let check = |name: &str, expected: &[f32]| assert_eq!(values(&store, name), expected);
@@ -567,9 +674,7 @@ mod tests {
             (query, ramp(&[3])),
             ("bert.encoder.layer.1.x", ramp(&[3])),
         ]);
-        let error = load_into(&mut store, &bad, Part::Bert)
-            .unwrap_err()
-            .to_string();
+        let error = load_params(&mut store, &bad, BERT).unwrap_err().to_string();
         for part in [
             "has 9 words where the tokenizer has 3",
             "query.weight` has shape [3] where [2] is expected",
@@ -579,13 +684,86 @@ mod tests {
             assert!(error.contains(part), "{part}: {error}");
         }
         assert_eq!(values(&store, "itm_head.bias"), [7.0, 7.0]);
-        let error = load_into(&mut store, &good, Part::Vision)
+        let error = load_params(&mut store, &good, Part::Vision)
             .unwrap_err()
             .to_string();
         assert!(
             error.contains("holds a BERT where a vision tower"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_bert_without_a_head_only_where_that_is_said() {
+        let query = "encoder.layer.0.attention.self.query.weight";
+        let bias = "cls.predictions.bias";
+        let mut store = store(&[
+            (&format!("Qformer.bert.{query}"), &[2]),
+            ("Qformer.cls.predictions.bias", &[2]),
+            ("Qformer.cls.predictions.transform.dense.bias", &[2]),
+        ]);
+        let fresh = Part::Bert {
+            fresh_head: true,
+            fold_token_types: false,
+        };
+        let (_dir, headless) = file(&[(query, ramp(&[2])), ("pooler.dense.bias", ramp(&[2]))]);
+        let error = load_params(&mut store, &headless, BERT)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("no language-model head"), "{error}");
+        assert!(error.contains("fresh_head = true"), "{error}");
+        assert!(!error.contains("is missing"), "{error}");
+        let report = load_params(&mut store, &headless, fresh).unwrap();
+        assert_eq!((report.loaded, report.kept.len()), (1, 2));
+        assert_eq!(values(&store, "Qformer.cls.predictions.bias"), [7.0, 7.0]);
+        // Half a head is none that was left out on purpose.
+        let (_dir, half) = file(&[(&format!("bert.{query}"), ramp(&[2])), (bias, ramp(&[2]))]);
+        let error = load_params(&mut store, &half, fresh)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("transform.dense.bias` is missing"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn token_types_are_left_out_or_folded_into_positions() {
+        let positions = "embeddings.position_embeddings.weight";
+        let types = "embeddings.token_type_embeddings.weight";
+        let query = "encoder.layer.0.attention.self.query.weight";
+        let fold = Part::Bert {
+            fresh_head: false,
+            fold_token_types: true,
+        };
+        let mut store = store(&[
+            (POSITIONS, &[2, 2]),
+            (&format!("Qformer.bert.{query}"), &[2]),
+        ]);
+        let of_types = Tensor::from_slice2(&[[10.0f32, 20.0], [5.0, 6.0]]);
+        let (_dir, good) = file(&[
+            (query, ramp(&[2])),
+            (positions, ramp(&[2, 2]).to_kind(Kind::Half)),
+            (types, of_types.to_kind(Kind::Half)),
+        ]);
+        let report = load_params(&mut store, &good, BERT).unwrap();
+        assert_eq!(report.left_out, [(types.to_owned(), "BERT's token types")]);
+        assert_eq!(values(&store, POSITIONS), [0.0, 1.0, 2.0, 3.0]);
+        let report = load_params(&mut store, &good, fold).unwrap();
+        assert!(report.left_out.is_empty());
+        assert_eq!(values(&store, POSITIONS), [10.0, 21.0, 12.0, 23.0]);
+        let rest = [(query, ramp(&[2])), (positions, ramp(&[2, 2]))];
+        for (types_of_file, words) in [(None, "is missing"), (Some(ramp(&[2, 3])), "shape [2, 3]")]
+        {
+            let types_of_file = types_of_file.map(|tensor| (types, tensor));
+            let rest = rest
+                .iter()
+                .map(|(name, tensor)| (*name, tensor.shallow_clone()));
+            let tensors: Vec<_> = rest.chain(types_of_file).collect();
+            let (_dir, bad) = file(&tensors);
+            let error = load_params(&mut store, &bad, fold).unwrap_err().to_string();
+            assert!(error.contains(types) && error.contains(words), "{error}");
+        }
     }
 
     #[test]
@@ -602,7 +780,7 @@ mod tests {
             ("blocks.1.attn.qkv.weight", half(&[6, 2])),
             ("norm.weight", half(&[2])),
         ]);
-        let report = load_into(&mut store, &good, Part::Vision).unwrap();
+        let report = load_params(&mut store, &good, Part::Vision).unwrap();
         assert_eq!(report.resampled, Some((2, 3)));
         assert_eq!(report.left_out.len(), 2);
         assert_eq!(values(&store, "ln_vision.weight"), [7.0, 7.0]);
@@ -619,7 +797,7 @@ mod tests {
             ("blocks.0.attn.qkv.weight", half(&[6, 2])),
             ("blocks.2.attn.qkv.weight", half(&[6, 2])),
         ]);
-        let error = load_into(&mut store, &deep, Part::Vision)
+        let error = load_params(&mut store, &deep, Part::Vision)
             .unwrap_err()
             .to_string();
         assert!(
@@ -654,7 +832,7 @@ mod tests {
             .collect();
         let (_dir, lavis) = file(&named);
         let whole = Part::Model(Absent::default());
-        let error = load_into(&mut store, &lavis, whole)
+        let error = load_params(&mut store, &lavis, whole)
             .unwrap_err()
             .to_string();
         assert!(error.contains("no vision tower at all"), "{error}");
@@ -662,12 +840,12 @@ mod tests {
             tower: true,
             head: false,
         };
-        let report = load_into(&mut store, &lavis, Part::Model(absent)).unwrap();
+        let report = load_params(&mut store, &lavis, Part::Model(absent)).unwrap();
         assert_eq!(report.kept, ["visual_encoder.blocks.0.attn.q_bias"]);
         let mut untied = named;
         untied[3].1 = Tensor::from_slice(&[5.0f32, 5.0]);
         let (_dir, untied) = file(&untied);
-        let error = load_into(&mut store, &untied, Part::Model(absent))
+        let error = load_params(&mut store, &untied, Part::Model(absent))
             .unwrap_err()
             .to_string();
         assert!(error.contains("decoder.bias` differs from"), "{error}");
@@ -676,7 +854,7 @@ mod tests {
         let qformer = format!("qformer.{}", layer);
         let bias = Tensor::from_slice(&[1.0f32, 2.0, 0.0, 0.0, 5.0, 6.0]);
         let (_dir, hugging_face) = file(&[(qkv, bias), (&qformer, ramp(&[2]))]);
-        let error = load_into(&mut store, &hugging_face, whole)
+        let error = load_params(&mut store, &hugging_face, whole)
             .unwrap_err()
             .to_string();
         assert!(
@@ -687,14 +865,14 @@ mod tests {
             tower: false,
             head: true,
         };
-        let report = load_into(&mut store, &hugging_face, Part::Model(absent)).unwrap();
+        let report = load_params(&mut store, &hugging_face, Part::Model(absent)).unwrap();
         assert_eq!(report.kept, ["temp", "Qformer.cls.predictions.bias"]);
         assert_eq!(
             values(&store, "visual_encoder.blocks.0.attn.q_bias"),
             [1.0, 2.0]
         );
         let (_dir, key_bias) = file(&[(qkv, ramp(&[6])), (&qformer, ramp(&[2]))]);
-        let error = load_into(&mut store, &key_bias, Part::Model(absent))
+        let error = load_params(&mut store, &key_bias, Part::Model(absent))
             .unwrap_err()
             .to_string();
         assert!(error.contains("a bias for K"), "{error}");

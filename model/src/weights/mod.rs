@@ -9,6 +9,7 @@
 //! [`WeightsFile::open`] reads the table of contents of any such file; [`load_into`] tells from the
 //! names which model it is of ([`Layout`]) and copies tensor by tensor.
 
+mod bert;
 mod export;
 mod file;
 mod hugging_face;
@@ -17,17 +18,21 @@ mod load;
 mod names;
 mod pickle;
 mod safetensors;
+pub(crate) mod vocabulary;
+mod wrappers;
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use tch::Tensor;
 
+pub use bert::{read_bert_config, BertSizes};
 pub use export::{export_hugging_face, export_lavis};
 pub use file::{FileDigest, WeightsFile};
 pub use hugging_face::read_config;
 pub use load::{load_into, Absent, LoadReport, Part};
 pub use names::Layout;
+pub use vocabulary::first_difference;
 
 use crate::error::ModelError;
 
@@ -36,7 +41,7 @@ use crate::error::ModelError;
 /// # Errors
 /// As [`WeightsFile::open`]; an element type that torch has not is an error too.
 pub fn read_safetensors(path: &Path) -> Result<HashMap<String, Tensor>, ModelError> {
-    let file = WeightsFile::open(path)?;
+    let file = WeightsFile::open_as_it_is(path)?;
     if let Some((name, what)) = file.others().next() {
         return Err(ModelError::TensorFile {
             path: path.to_owned(),

@@ -52,6 +52,16 @@ pub(super) enum Source {
     Stacked([String; 3]),
 }
 
+impl Source {
+    /// The name of the tensor, or of the first of them.
+    pub(super) fn first_name(&self) -> &str {
+        match self {
+            Source::Whole(name) | Source::Third(name, _) => name,
+            Source::Stacked([first, ..]) => first,
+        }
+    }
+}
+
 const TOWER_PREFIXES: [&str; 3] = ["", "visual.", "visual_encoder."];
 
 /// Beginnings of names, LAVIS's and Hugging Face's.

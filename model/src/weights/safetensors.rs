@@ -58,7 +58,13 @@ pub(super) fn read(file: &File, length: u64) -> Result<Contents, String> {
             .map_err(|message| format!("tensor `{name}`: {message}"))?;
         entries.insert(name, entry);
     }
-    Ok(Contents { entries, others })
+    let of_file = metadata.metadata().iter().flatten();
+    let of_file = of_file.map(|(key, value)| (key.clone(), value.clone()));
+    Ok(Contents {
+        entries,
+        others,
+        metadata: of_file.collect(),
+    })
 }
 
 fn kind_of(dtype: Dtype) -> Option<Kind> {

@@ -99,7 +99,10 @@ impl Work {
     ) -> Result<DecodedSample, (SkipReason, String)> {
         let id = &sample.id;
         let mut rng = SampleRng::new(self.config.seed, epoch, id.shard_index, id.sample_index);
-        let captions = self.captions(sample, &mut rng)?;
+        let captions = match self.config.captions {
+            CaptionChoice::Ignore => Vec::new(),
+            CaptionChoice::Draw | CaptionChoice::All => self.captions(sample, &mut rng)?,
+        };
         self.config.filters.metadata(sample)?;
         let image = sample.image(self.config.image_column.as_deref());
         let bytes = image.and_then(Member::bytes).ok_or_else(|| {
@@ -203,7 +206,9 @@ impl Work {
             return Err((SkipReason::EmptyCaption, message));
         }
         Ok(match self.config.captions {
-            CaptionChoice::All => usable.map(|caption| cleaner.process(caption)).collect(),
+            CaptionChoice::All | CaptionChoice::Ignore => {
+                usable.map(|caption| cleaner.process(caption)).collect()
+            }
             CaptionChoice::Draw => {
                 let drawn = usable.nth(rng.below(count as u64) as usize);
                 drawn

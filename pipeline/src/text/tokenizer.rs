@@ -10,6 +10,7 @@ use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::{AddedToken, Tokenizer};
 
+use super::digest::VocabularyDigest;
 use crate::error::PipelineError;
 
 /// Padding, id 0 in BERT's vocabulary.
@@ -346,16 +347,16 @@ impl CaptionTokenizer {
         &self.vocabulary
     }
 
-    /// A hash of the vocabulary (64-bit FNV-1a of its lines), the same on every machine: tells
-    /// whether a saved state belongs to this tokenizer.
-    pub fn fingerprint(&self) -> u64 {
-        let bytes = self
-            .vocabulary
-            .iter()
-            .flat_map(|entry| entry.bytes().chain([b'\n']));
-        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        })
+    /// All entries in the order of their ids, `[DEC]` included: as many as
+    /// [`CaptionTokenizer::vocab_size`].
+    pub fn entries(&self) -> impl Iterator<Item = &str> {
+        let appended = (self.size > self.vocabulary.len()).then_some(DEC);
+        self.vocabulary.iter().map(String::as_str).chain(appended)
+    }
+
+    /// What tells this vocabulary from others: whether weights belong to this tokenizer.
+    pub fn digest(&self) -> VocabularyDigest {
+        VocabularyDigest::of(self.entries())
     }
 }
 
@@ -586,9 +587,18 @@ mod tests {
 
         let with_dec = CaptionTokenizer::from_vocab(vocabulary(&["[DEC]", "cat"])).expect("valid");
         assert_eq!((with_dec.vocab_size(), with_dec.dec_id()), (7, 5));
-        assert_ne!(with_dec.fingerprint(), tokenizer.fingerprint());
+        assert_ne!(with_dec.digest(), tokenizer.digest());
         let again = CaptionTokenizer::from_vocab(tokenizer.vocab().to_vec()).expect("valid");
-        assert_eq!(again.fingerprint(), tokenizer.fingerprint());
+        assert_eq!(again.digest(), tokenizer.digest());
+        // `[DEC]` in the file or appended: every id means the same.
+        let spelled = tokenizer.entries().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!((spelled.len(), spelled[10].as_str()), (11, "[DEC]"));
+        let spelled = CaptionTokenizer::from_vocab(spelled).expect("valid");
+        assert_eq!(spelled.digest(), tokenizer.digest());
+        let mut swapped = entries;
+        swapped.swap(5, 9);
+        let swapped = CaptionTokenizer::from_vocab(swapped).expect("valid");
+        assert_ne!(swapped.digest(), tokenizer.digest());
     }
 
     #[test]
@@ -750,7 +760,7 @@ mod tests {
         let unix = CaptionTokenizer::from_file(&write("v.txt", lines.as_bytes())).expect("valid");
         let dos = lines.replace('\n', "\r\n") + "\r\n";
         let dos = CaptionTokenizer::from_vocab_file(&write("d", dos.as_bytes())).expect("valid");
-        assert_eq!(unix.fingerprint(), dos.fingerprint());
+        assert_eq!(unix.digest(), dos.digest());
 
         let json = json!({
             "added_tokens": [{"id": 0, "content": "[PAD]"}, {"id": 6, "content": "[DEC]"}],

@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::Args;
 use qf_model::generate::{generate, GenerateConfig, Generated, Strategy};
 use qf_model::host::{batch_allocator, upload, upload_pixels};
+use qf_pipeline::config::{CaptionChoice, OnBad};
+use qf_pipeline::filter::Filters;
 use qf_pipeline::image_file::ImageReader;
 use qf_pipeline::loader::Loader;
 use qf_pipeline::pixels::PlanarImages;
@@ -13,19 +16,20 @@ use serde_json::json;
 use tch::Tensor;
 
 use crate::data::{self, ColumnArgs};
-use crate::model_source::{LoadedModel, ModelArgs};
-use crate::output::say;
+use crate::image_paths::image_paths;
+use crate::model_source::{LoadedModel, ModelArgs, ModelSource};
+use crate::output::{remark, say, InPart};
 
 #[derive(Args)]
 pub(crate) struct CaptionArgs {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// Image files
+    /// Image files, and folders of them
     #[arg(required_unless_present = "shards", conflicts_with = "shards")]
     images: Vec<PathBuf>,
 
-    /// Caption the images of shards instead: files, globs, {000..012} ranges; several allowed
+    /// Caption the images of shards instead, which need no captions: files, globs, {000..012} ranges; several allowed
     #[arg(long, num_args = 1.., value_name = "SHARDS")]
     shards: Vec<String>,
 
@@ -118,43 +122,78 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
     let model = args.model.open()?;
     args.config()
         .validate(model.config.model.qformer.max_positions)?;
-    let data = &model.config.data;
-    if args.shards.is_empty() {
-        let reader = ImageReader::new(data)?;
-        let first = args.images.chunks(args.batch_size.into()).next();
-        // A mistyped name shows before the model is loaded.
-        let mut first_batch = first.map(|paths| read(&reader, paths)).transpose()?;
-        let captioner = Captioner::new(args, model.load()?);
-        let mut done = 0;
-        for paths in args.images.chunks(args.batch_size.into()) {
-            let pixels = match first_batch.take() {
-                Some(pixels) => pixels,
-                None => read(&reader, paths)?,
-            };
-            let images = upload_pixels(pixels.as_batch(), captioner.loaded.device)?;
-            let names: Vec<_> = paths
-                .iter()
-                .map(|path| path.display().to_string())
-                .collect();
-            captioner.caption(&images, &names, done)?;
-            done += names.len() as u64;
-        }
-        return Ok(());
+    match args.shards.is_empty() {
+        true => caption_files(args, model),
+        false => caption_shards(args, model),
     }
+}
+
+/// Captions files; one that cannot be read is named and costs no other.
+fn caption_files(args: &CaptionArgs, model: ModelSource<'_>) -> anyhow::Result<()> {
+    let paths = image_paths(&args.images)?;
+    let reader = ImageReader::new(&model.config.data)?;
+    // Loaded for the first image that can be read: a mistyped name shows before.
+    let (mut model, mut captioner) = (Some(model), None);
+    let (mut done, mut bad) = (0, 0);
+    for chunk in paths.chunks(args.batch_size.into()) {
+        let mut names = Vec::new();
+        let mut pixels = PlanarImages::new(reader.image_size());
+        for (path, image) in chunk.iter().zip(reader.read_all(chunk)) {
+            match image {
+                Ok(image) => {
+                    names.push(path.display().to_string());
+                    pixels.push(&image);
+                }
+                Err(error) if paths.len() == 1 => return Err(error.into()),
+                Err(error) => {
+                    bad += 1;
+                    remark(format_args!("skipped {error}"));
+                }
+            }
+        }
+        if names.is_empty() {
+            continue;
+        }
+        if let Some(model) = model.take() {
+            captioner = Some(Captioner::new(args, model.load()?));
+        }
+        let Some(captioner) = &captioner else {
+            continue;
+        };
+        let images = upload_pixels(pixels.as_batch(), captioner.loaded.device)?;
+        captioner.caption(&images, &names, done)?;
+        done += names.len() as u64;
+    }
+    match (done, bad) {
+        (_, 0) => Ok(()),
+        (0, _) => bail!("none of {bad} images can be read; each is named above"),
+        _ => {
+            let all = paths.len();
+            let message = format!("{bad} of {all} images cannot be read; each is named above");
+            Err(InPart(message).into())
+        }
+    }
+}
+
+/// Captions the images of shards, whose own captions nobody looks at.
+fn caption_shards(args: &CaptionArgs, model: ModelSource<'_>) -> anyhow::Result<()> {
     let shards = data::resolve(&args.shards, &model.config.remote)?;
     let data = LoaderConfig {
         batch_size: args.batch_size.into(),
-        ..args.columns.over(data.clone())
+        captions: CaptionChoice::Ignore,
+        // Those of the run say which pairs are good to learn from.
+        filters: Filters::default(),
+        on_bad_sample: OnBad::Warn,
+        on_bad_shard: OnBad::Warn,
+        ..args.columns.over(model.config.data.clone().for_evaluation())
     };
     let captioner = Captioner::new(args, model.load()?);
     let LoadedModel {
         tokenizer, device, ..
     } = &captioner.loaded;
-    let allocator = batch_allocator(*device);
-    let data = data.for_evaluation();
     let mut loader = Loader::builder(data)
         .shards(shards)
-        .allocator(allocator)
+        .allocator(batch_allocator(*device))
         .batches(tokenizer.clone())?;
     let mut left = args.limit.unwrap_or(usize::MAX);
     let mut done = 0;
@@ -169,16 +208,16 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
         done += count as u64;
         left -= count;
     }
-    Ok(())
-}
-
-/// Pixels of files, or the first error.
-fn read(reader: &ImageReader, paths: &[PathBuf]) -> anyhow::Result<PlanarImages> {
-    let mut pixels = PlanarImages::new(reader.image_size());
-    for image in reader.read_all(paths) {
-        pixels.push(&image?);
+    let counters = &loader.state().counters;
+    let (samples, shards) = (counters.skipped_total(), counters.bad_shards);
+    if samples == 0 && shards == 0 {
+        return Ok(());
     }
-    Ok(pixels)
+    Err(InPart(format!(
+        "{done} images have captions; {samples} samples and the rest of {shards} shards cannot be \
+         read, see the warnings above"
+    ))
+    .into())
 }
 
 struct Captioner {

@@ -13,6 +13,7 @@ use crate::output::remark;
 use crate::session::load_config;
 use crate::settings::Settings;
 use crate::train::{device_name, TrainArgs};
+use crate::weights::fit_to_bert;
 
 /// Puts the configuration together; on all ranks of a run, which may not all see its folder.
 pub(crate) fn configuration(
@@ -53,6 +54,9 @@ pub(crate) fn configuration(
         }
     };
     apply(args, &mut settings)?;
+    if !resume {
+        fit_to_bert(&mut settings, ranks)?;
+    }
     settings.resolve()
 }
 

@@ -1,5 +1,8 @@
 //! The data sets of a run, and where its shards are.
 
+use std::collections::HashSet;
+use std::path::PathBuf;
+
 use anyhow::{bail, Context};
 use clap::Args;
 use qf_model::train::{RemoteConfig, TrainConfig};
@@ -112,6 +115,40 @@ pub(crate) fn all_shards(sets: &[DataSet]) -> Vec<ShardLocation> {
     sets.iter().flat_map(|set| set.shards.clone()).collect()
 }
 
+/// Shards that are trained on and validated on too, by their names in `held_out`.
+fn shared_shards<'a>(training: &[ShardLocation], held_out: &'a [ShardLocation]) -> Vec<&'a str> {
+    // A file by itself, whatever path or link leads to it.
+    let identity = |shard: &ShardLocation| match shard.path() {
+        Some(path) => path.canonicalize().unwrap_or_else(|_| path.to_owned()),
+        None => PathBuf::from(&*shard.name),
+    };
+    let training: HashSet<PathBuf> = training.iter().map(identity).collect();
+    let held_out = held_out.iter();
+    let shared = held_out.filter(|shard| training.contains(&identity(shard)));
+    shared.map(|shard| &*shard.name).collect()
+}
+
+/// Warns where validation sees shards that are trained on.
+pub(crate) fn warn_of_shared_shards(training: &[ShardLocation], held_out: &[ShardLocation]) {
+    /// Names in the message, at most.
+    const SHOWN: usize = 3;
+    let shared = shared_shards(training, held_out);
+    if shared.is_empty() {
+        return;
+    }
+    let more = match shared.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(", {more} more"),
+    };
+    log::warn!(
+        "{} of {} validation shards are trained on too ({}{more}): their figures say nothing of unseen \
+         images; hold some shards out",
+        shared.len(),
+        held_out.len(),
+        shared[..shared.len().min(SHOWN)].join(", ")
+    );
+}
+
 /// Shares a saved run's global batch among the present ranks, unless the user chose a batch size.
 pub(crate) fn share_batch(
     config: &mut TrainConfig,
@@ -133,4 +170,39 @@ pub(crate) fn share_batch(
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_is_itself_by_any_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["a.tar", "b.tar", "c.tar"] {
+            std::fs::write(at(name), b"").unwrap();
+        }
+        std::os::unix::fs::symlink(at("b.tar"), at("held.tar")).unwrap();
+        std::fs::create_dir(at("x")).unwrap();
+        let shards = |names: &[&str]| -> Vec<_> {
+            let paths = names.iter().map(|name| at(name));
+            paths.map(ShardLocation::local).collect()
+        };
+        let training = shards(&["a.tar", "b.tar", "gone.tar"]);
+        let check = |held_out: &[&str], expected: &[&str]| {
+            let held_out = shards(held_out);
+            let expected: Vec<_> = expected
+                .iter()
+                .map(|name| at(name).display().to_string())
+                .collect();
+            assert_eq!(shared_shards(&training, &held_out), expected);
+        };
+        check(&["c.tar"], &[]);
+        check(&["c.tar", "a.tar"], &["a.tar"]);
+        check(
+            &["held.tar", "x/../a.tar", "gone.tar"],
+            &["held.tar", "x/../a.tar", "gone.tar"],
+        );
+    }
 }

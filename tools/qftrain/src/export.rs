@@ -10,6 +10,7 @@ use qf_pipeline::text::CaptionTokenizer;
 
 use crate::model_source::ModelArgs;
 use crate::output::say;
+use crate::session::write_file;
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Format {
@@ -28,7 +29,7 @@ pub(crate) struct ExportArgs {
     #[arg(long, value_enum)]
     format: Format,
 
-    /// Where: a new or empty folder for hf, a new file for lavis
+    /// Where: a new or empty folder for hf, a new file for lavis (vocab.txt goes beside it)
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
 
@@ -48,7 +49,12 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     if is_taken {
         bail!("{} is there already; name a new one", out.display());
     }
-    let loaded = args.model.open()?.load()?;
+    let source = args.model.open()?;
+    let vocabulary = match args.format {
+        Format::Hf => None, // In the folder.
+        Format::Lavis => vocabulary_beside(out, &source.tokenizer)?,
+    };
+    let loaded = source.load()?;
     let model = &loaded.model;
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
     if let Some(parent) = parent {
@@ -69,6 +75,10 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
         let _ = std::fs::remove_file(&part);
         return Err(error);
     }
+    // First, so that there are no weights without it.
+    if let Some(path) = vocabulary {
+        write_file(&path, vocabulary_text(&loaded.tokenizer).as_bytes())?;
+    }
     std::fs::rename(&part, out).with_context(|| format!("cannot write {}", out.display()))?;
     say(format_args!(
         "exported {} to {}",
@@ -77,16 +87,43 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     ))
 }
 
+/// The vocab.txt that belongs beside the file `out`; `None` if it is there already.
+///
+/// # Errors
+/// Naming one that is there and is another vocabulary.
+fn vocabulary_beside(out: &Path, tokenizer: &CaptionTokenizer) -> anyhow::Result<Option<PathBuf>> {
+    let path = out.with_file_name("vocab.txt");
+    if !path.exists() {
+        return Ok(Some(path));
+    }
+    let is_same = CaptionTokenizer::from_vocab_file(&path)
+        .is_ok_and(|found| found.digest() == tokenizer.digest());
+    if is_same {
+        return Ok(None);
+    }
+    bail!(
+        "{} is another vocabulary than this model's, which belongs beside {}; export into another \
+         folder",
+        path.display(),
+        out.display()
+    );
+}
+
+/// A vocab.txt, `[DEC]` included.
+fn vocabulary_text(tokenizer: &CaptionTokenizer) -> String {
+    tokenizer
+        .entries()
+        .flat_map(|entry| [entry, "\n"])
+        .collect()
+}
+
 fn write_folder(
     model: &Blip2Qformer,
     tokenizer: &CaptionTokenizer,
     folder: &Path,
     max_shard_bytes: u64,
 ) -> anyhow::Result<()> {
-    let mut vocabulary = tokenizer.vocab().to_vec();
-    if vocabulary.len() < tokenizer.vocab_size() {
-        vocabulary.push("[DEC]".to_owned());
-    }
+    let vocabulary = vocabulary_text(tokenizer);
     let _ = std::fs::remove_dir_all(folder);
     std::fs::create_dir(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     export_hugging_face(model, Some(&vocabulary), folder, max_shard_bytes)?;

@@ -2,7 +2,8 @@
 //! captions, scores.
 //!
 //! Exit codes: 0 done (also after Ctrl-C, once the checkpoint is written), 1 failed (one `error:`
-//! line on stderr says why), 2 wrong usage.
+//! line on stderr says why), 2 wrong usage, 3 done but for inputs that could not be used (each named on
+//! stderr).
 
 mod agreement;
 mod bench;
@@ -12,6 +13,7 @@ mod data;
 mod eval;
 mod export;
 mod hub;
+mod image_paths;
 mod launch;
 mod model_source;
 mod openmp;
@@ -25,6 +27,7 @@ mod session;
 mod settings;
 mod signals;
 mod train;
+mod vocabulary;
 mod weights;
 
 use std::process::ExitCode;
@@ -49,7 +52,7 @@ use qf_pipeline::mistakes::plain;
         qftrain caption --run-dir runs/a photo.jpg\n  \
         qftrain score --run-dir runs/a photo.jpg 'two dogs' 'a red bus'\n  \
         qftrain export --run-dir runs/a --format hf --out exported\n\n\
-        Exit codes: 0 done, 1 failed, 2 wrong usage. RUST_LOG=info or debug shows more."
+        Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but for inputs that cannot be read. RUST_LOG=info or debug shows more."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -92,7 +95,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             output::remark(format_args!("error: {}", full_message(error.as_ref())));
-            ExitCode::FAILURE
+            match error.is::<output::InPart>() {
+                true => ExitCode::from(3),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }

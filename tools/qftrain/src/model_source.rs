@@ -81,6 +81,7 @@ pub(crate) struct LoadedModel {
 /// A model whose configuration is known and whose values are not read yet.
 pub(crate) struct ModelSource<'a> {
     pub(crate) config: TrainConfig,
+    pub(crate) tokenizer: Arc<CaptionTokenizer>,
     args: &'a ModelArgs,
     values: Values,
 }
@@ -94,7 +95,7 @@ enum Values {
 impl ModelArgs {
     /// Finds the model and its configuration, before anything large is read.
     pub(crate) fn open(&self) -> anyhow::Result<ModelSource<'_>> {
-        let (config, values) = match (&self.weights, &self.run_dir) {
+        let (config, tokenizer, values) = match (&self.weights, &self.run_dir) {
             (Some(place), _) => {
                 let weights = WeightsModel::open(place, self.tokenizer.as_deref())?;
                 let mut config = Settings::preset("blip2-vit-g")?.resolve()?;
@@ -102,16 +103,26 @@ impl ModelArgs {
                 if let Some(vit) = config.model.vision.vit() {
                     config.data.image_size = usize::try_from(vit.image_size)?;
                 }
-                (config, Values::Weights(Box::new(weights), place.clone()))
+                let tokenizer = weights.tokenizer.clone();
+                (
+                    config,
+                    tokenizer,
+                    Values::Weights(Box::new(weights), place.clone()),
+                )
             }
             (None, Some(path)) => {
                 let run_dir = RunDir::new(path);
-                (load_config(&run_dir)?.resolve()?, Values::Run(run_dir))
+                let mut config = load_config(&run_dir)?.resolve()?;
+                let tokenizer = load_tokenizer(&run_dir)?;
+                // What the checkpoint's weights are compared with.
+                config.model.qformer.fit_to_tokenizer(&tokenizer);
+                (config, tokenizer, Values::Run(run_dir))
             }
             (None, None) => bail!("--run-dir is missing"),
         };
         Ok(ModelSource {
             config,
+            tokenizer,
             args: self,
             values,
         })
@@ -152,6 +163,7 @@ impl ModelSource<'_> {
     pub(crate) fn load(self) -> anyhow::Result<LoadedModel> {
         let ModelSource {
             config,
+            tokenizer,
             args,
             values,
         } = self;
@@ -161,7 +173,7 @@ impl ModelSource<'_> {
             Values::Weights(weights, place) => {
                 return Ok(LoadedModel {
                     model: weights.load(device)?,
-                    tokenizer: weights.tokenizer,
+                    tokenizer,
                     config,
                     device,
                     step: None,
@@ -170,7 +182,6 @@ impl ModelSource<'_> {
             }
         };
         let Checkpoint { folder, state } = args.checkpoint(&run_dir)?;
-        let tokenizer = load_tokenizer(&run_dir)?;
         let mut model = Blip2Qformer::new(&config.model, device, config.seed)?;
         checkpoint::load_model(&folder, &mut model)?;
         if args.ema {

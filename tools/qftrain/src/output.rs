@@ -37,3 +37,16 @@ pub(crate) fn start_log() {
         })
         .init();
 }
+
+/// A command did what it could, and some of its inputs could not be used: exit code 3. Those were named one
+/// by one; this is the summary.
+#[derive(Debug)]
+pub(crate) struct InPart(pub(crate) String);
+
+impl std::fmt::Display for InPart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for InPart {}

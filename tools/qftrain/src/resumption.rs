@@ -74,6 +74,7 @@ const EFFECTS: &[(&str, Effect)] = &[
     ("model.qformer.vocab_size", Effect::Derived),
     ("model.qformer.dec_token_id", Effect::Derived),
     ("model.qformer.pad_token_id", Effect::Derived),
+    ("model.qformer.vocabulary_sha256", Effect::Derived),
     ("model.", Effect::Numbers),
     ("data.batch_size", Effect::Order),
     ("data.seed", Effect::Order),

@@ -112,14 +112,6 @@ pub(crate) fn create_tokenizer(
     load_tokenizer(run_dir)
 }
 
-/// Sets what the model takes from the tokenizer.
-pub(crate) fn fit_to_tokenizer(config: &mut TrainConfig, tokenizer: &CaptionTokenizer) {
-    let qformer = &mut config.model.qformer;
-    qformer.vocab_size = tokenizer.vocab_size() as i64;
-    qformer.dec_token_id = tokenizer.dec_id();
-    qformer.pad_token_id = tokenizer.pad_id();
-}
-
 /// The resolved configuration of an existing run.
 pub(crate) fn load_config(run_dir: &RunDir) -> anyhow::Result<crate::settings::Settings> {
     let path = run_dir.config();

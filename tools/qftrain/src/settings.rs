@@ -22,7 +22,13 @@ pub(crate) const PRESETS: [(&str, &str); 4] = [
 ];
 
 /// A configuration before the options of the command line are applied.
-pub(crate) struct Settings(Table);
+pub(crate) struct Settings {
+    table: Table,
+    /// Whether the table began as a preset, whose values nobody chose one by one.
+    is_preset: bool,
+    /// Settings that were set since.
+    chosen: Vec<String>,
+}
 
 impl Settings {
     /// A preset by name.
@@ -31,7 +37,11 @@ impl Settings {
             let names: Vec<_> = PRESETS.iter().map(|(preset, _)| *preset).collect();
             bail!("no preset `{name}`; take one of {}", names.join(", "));
         };
-        Settings::parse(text).with_context(|| format!("preset {name}"))
+        let settings = Settings::parse(text).with_context(|| format!("preset {name}"))?;
+        Ok(Settings {
+            is_preset: true,
+            ..settings
+        })
     }
 
     /// A file; unknown keys are errors that name the line.
@@ -57,21 +67,65 @@ impl Settings {
 
     /// As TOML.
     pub(crate) fn text(&self) -> anyhow::Result<String> {
-        Ok(toml::to_string(&self.0)?)
+        Ok(toml::to_string(&self.table)?)
     }
 
     /// From TOML; unknown keys are errors that name the line.
     pub(crate) fn parse(text: &str) -> anyhow::Result<Settings> {
         // Once into the real type: its errors show the line.
         toml::from_str::<TrainConfig>(text).map_err(in_words)?;
-        Ok(Settings(toml::from_str(text).map_err(in_words)?))
+        Ok(Settings::of(toml::from_str(text).map_err(in_words)?))
+    }
+
+    /// A table all of whose values were chosen.
+    fn of(table: Table) -> Settings {
+        Settings {
+            table,
+            is_preset: false,
+            chosen: Vec::new(),
+        }
     }
 
     /// Sets one key, `data.batch_size` say.
     pub(crate) fn set(&mut self, key: &str, value: impl Into<Value>) -> anyhow::Result<()> {
+        self.chosen.push(key.to_owned());
+        self.insert(key, value.into())
+    }
+
+    /// Sets one key unless the file or an earlier [`set`](Settings::set) names it. True if that
+    /// changes anything.
+    pub(crate) fn propose(&mut self, key: &str, value: impl Into<Value>) -> anyhow::Result<bool> {
+        let (value, present) = (value.into(), self.get(key));
+        let is_set = self.chosen.iter().any(|chosen| {
+            let rest = key.strip_prefix(chosen.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        });
+        let is_chosen = is_set || (!self.is_preset && present.is_some());
+        if is_chosen || present == Some(&value) {
+            return Ok(false);
+        }
+        self.insert(key, value)?;
+        Ok(true)
+    }
+
+    /// A setting that is a string.
+    pub(crate) fn text_of(&self, key: &str) -> Option<String> {
+        Some(self.get(key)?.as_str()?.to_owned())
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        let (parents, last) = key.rsplit_once('.').unwrap_or(("", key));
+        let mut table = &self.table;
+        for part in parents.split('.').filter(|part| !part.is_empty()) {
+            table = table.get(part)?.as_table()?;
+        }
+        table.get(last)
+    }
+
+    fn insert(&mut self, key: &str, value: Value) -> anyhow::Result<()> {
         let mut parts: Vec<&str> = key.split('.').collect();
         let last = parts.pop().unwrap_or_default();
-        let mut table = &mut self.0;
+        let mut table = &mut self.table;
         for part in parts {
             let entry = table
                 .entry(part)
@@ -80,7 +134,7 @@ impl Settings {
                 .as_table_mut()
                 .with_context(|| format!("{key}: {part} is no section"))?;
         }
-        table.insert(last.to_string(), value.into());
+        table.insert(last.to_string(), value);
         Ok(())
     }
 
@@ -94,13 +148,13 @@ impl Settings {
                 }
             }
         }
-        merge(&mut self.0, over.0);
+        merge(&mut self.table, over.table);
     }
 
     /// What serde says of a setting that it does not know, with the names of those it does.
     #[cfg(test)]
     pub(crate) fn unknown_setting(self) -> Option<String> {
-        let error = self.0.try_into::<TrainConfig>().err()?.to_string();
+        let error = self.table.try_into::<TrainConfig>().err()?.to_string();
         error.contains("unknown field").then_some(error)
     }
 
@@ -120,7 +174,7 @@ impl Settings {
 
     /// The checked type.
     pub(crate) fn resolve(self) -> anyhow::Result<TrainConfig> {
-        self.0.try_into::<TrainConfig>().map_err(in_words)
+        self.table.try_into::<TrainConfig>().map_err(in_words)
     }
 }
 
@@ -163,13 +217,39 @@ mod tests {
     fn a_file_laid_over_another_leaves_what_it_does_not_name() {
         let mut below = Settings::preset("tiny").unwrap();
         below.set_from_text("data.threads=3").unwrap();
-        let over = Settings(toml::from_str("steps = 9\n[data]\nseed = 5\n").unwrap());
+        let over = Settings::of(toml::from_str("steps = 9\n[data]\nseed = 5\n").unwrap());
         below.overlay(over);
         let config = below.resolve().unwrap();
         assert_eq!(
             (config.steps, config.data.seed, config.data.threads),
             (9, 5, 3)
         );
+    }
+
+    #[test]
+    fn a_proposal_gives_way_to_what_was_chosen() {
+        let key = "model.qformer.hidden";
+        let value = |settings: &Settings| settings.get(key).and_then(Value::as_integer);
+        let mut preset = Settings::preset("tiny").unwrap();
+        assert!(!preset.propose(key, 128).unwrap(), "it is that already");
+        assert!(preset.propose(key, 384).unwrap());
+        assert_eq!(value(&preset), Some(384));
+        for chosen in [key, "model.qformer"] {
+            let mut preset = Settings::preset("tiny").unwrap();
+            let table = preset.get(chosen).unwrap().clone();
+            preset.set(chosen, table).unwrap();
+            assert!(!preset.propose(key, 384).unwrap(), "{chosen}");
+            assert_eq!(value(&preset), Some(128));
+            assert!(preset.propose("seed", 7).unwrap());
+        }
+        let mut preset = Settings::preset("tiny").unwrap();
+        preset.set("model.qformer.hidden_", 1).unwrap();
+        assert!(preset.propose(key, 384).unwrap(), "another name");
+        // All that a file says was chosen; what it leaves out was not.
+        let text = Settings::preset("tiny").unwrap().text().unwrap();
+        let mut file = Settings::parse(&text).unwrap();
+        assert!(!file.propose(key, 384).unwrap());
+        assert!(file.propose("model.qformer.eps", 1e-6).unwrap());
     }
 
     #[test]

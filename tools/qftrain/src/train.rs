@@ -34,8 +34,7 @@ use crate::output::{remark, say};
 use crate::progress::Progress;
 use crate::resumption::check_changes;
 use crate::session::{
-    create_tokenizer, fit_to_tokenizer, load_tokenizer, saved_config, tokenizer_from, write_file,
-    TokenizerFile,
+    create_tokenizer, load_tokenizer, saved_config, tokenizer_from, write_file, TokenizerFile,
 };
 use crate::weights::{adopt_tokenizer, StartWeights};
 use crate::{agreement, data, launch, ranks, signals};
@@ -269,8 +268,10 @@ fn train(
     agreement::check(ranks, &config, &shards)?;
     let held_out = match &config.validation {
         Some(validation) if ranks.is_first() => {
-            let shards = data::resolve(&validation.shards, &config.remote);
-            Some(shards.context("validation.shards")?)
+            let held_out = data::resolve(&validation.shards, &config.remote);
+            let held_out = held_out.context("validation.shards")?;
+            data::warn_of_shared_shards(&shards, &held_out);
+            Some(held_out)
         }
         _ => None,
     };
@@ -318,13 +319,13 @@ fn train(
         true => load_tokenizer(&run_dir)?,
         false => tokenizer_from(&tokenizer)?,
     };
-    fit_to_tokenizer(&mut config, &tokenizer);
+    config.model.qformer.fit_to_tokenizer(&tokenizer);
     config.validate()?;
 
     let mut model = Blip2Qformer::new(&config.model, device, config.seed)?;
     let mut origins = Vec::new();
     if let Some(first) = &first {
-        origins = first.weights.load(model.params_mut())?;
+        origins = first.weights.load(&mut model)?;
     }
     model.params_mut().freeze(&config.freeze)?;
     let newest = first.as_ref().and_then(|first| first.newest.as_ref());
@@ -512,17 +513,32 @@ fn prepare(
     let is_done = state
         .as_ref()
         .is_some_and(|state| state.step >= config.steps);
-    let has_tokenizer = run_dir.tokenizer_json().exists() || run_dir.vocabulary().exists();
+    let kept = [run_dir.tokenizer_json(), run_dir.vocabulary()];
+    let kept = kept
+        .into_iter()
+        .find(|path| resume.is_some() && path.exists());
+    if !is_done && newest.is_some() && kept.is_none() {
+        bail!(
+            "{}: its vocab.txt (or tokenizer.json) is gone, and a new vocabulary would give every \
+             word of the trained weights another meaning; put it back",
+            run_dir.path().display()
+        );
+    }
     // Those of a resumed run are in its checkpoint.
     let weights = match newest {
         None => StartWeights::find(&config.weights)?,
         Some(_) => StartWeights::find(&WeightsConfig::default())?,
     };
-    let keeps_tokenizer = resume.is_some() && has_tokenizer;
-    if !is_done && !keeps_tokenizer {
-        adopt_tokenizer(config, &weights);
-        make_paths_absolute(config)?;
-        create_tokenizer(config, shards, run_dir)?;
+    match kept {
+        Some(kept) => {
+            let _ = weights.tokenizer(Some(&kept))?;
+        }
+        None if !is_done => {
+            adopt_tokenizer(config, &weights)?;
+            make_paths_absolute(config)?;
+            create_tokenizer(config, shards, run_dir)?;
+        }
+        None => {}
     }
     let tokenizer = match is_done {
         true => None,

@@ -4,21 +4,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{bail, Context};
-use qf_model::run_dir::RunDir;
 use qf_model::train::{TrainConfig, WeightsConfig};
-use qf_model::weights::{load_into, read_config, Absent, FileDigest, Part, WeightsFile};
-use qf_model::{Blip2Qformer, ModelConfig, ParamStore};
+use qf_model::weights::{
+    load_into, read_bert_config, read_config, Absent, BertSizes, FileDigest, Part, WeightsFile,
+};
+use qf_model::{Blip2Qformer, ModelConfig, Ranks};
 use qf_pipeline::source::local_path;
 use qf_pipeline::text::CaptionTokenizer;
 use serde::Serialize;
 use tch::Device;
 
-use crate::hub;
 use crate::output::remark;
-use crate::session::{load_config, load_tokenizer};
-
-/// The tokenizer that may lie beside weights, the preferred first.
-const TOKENIZERS: [&str; 2] = ["vocab.txt", "tokenizer.json"];
+use crate::session::load_config;
+use crate::settings::Settings;
+use crate::{hub, vocabulary};
 
 /// What a run started from, for `weights.json`.
 #[derive(Serialize)]
@@ -33,7 +32,17 @@ pub(crate) struct Origin {
 /// The weights that a run starts from, found and their tables of contents read.
 pub(crate) struct StartWeights {
     /// In the order in which they are loaded: later ones overwrite earlier ones.
-    parts: Vec<(&'static str, String, Part, WeightsFile)>,
+    parts: Vec<StartPart>,
+}
+
+struct StartPart {
+    /// `bert`, `vision` or `checkpoint`.
+    name: &'static str,
+    /// As it was given.
+    given: String,
+    part: Part,
+    file: WeightsFile,
+    /// The one that belongs to it, if that is there.
     tokenizer: Option<PathBuf>,
 }
 
@@ -45,52 +54,91 @@ impl StartWeights {
             tower: config.vision.is_some(),
             head: config.fresh_head,
         };
+        let bert = Part::Bert {
+            fresh_head: config.fresh_head,
+            fold_token_types: config.fold_token_types,
+        };
         let given = [
-            ("bert", &config.bert, Part::Bert),
+            ("bert", &config.bert, bert),
             ("vision", &config.vision, Part::Vision),
             ("checkpoint", &config.checkpoint, Part::Model(absent)),
         ];
-        let mut start = StartWeights {
-            parts: Vec::new(),
-            tokenizer: None,
-        };
+        let mut parts = Vec::new();
         for (name, place, part) in given {
             let Some(place) = place else { continue };
             let path = located(place)?;
             let file = WeightsFile::open(&path).with_context(|| format!("weights.{name}"))?;
-            if part != Part::Vision {
-                // The checkpoint's vocabulary, which is the last, counts.
-                start.tokenizer = tokenizer_beside(&path).or(start.tokenizer);
-            }
-            start.parts.push((name, place.clone(), part, file));
+            parts.push(StartPart {
+                name,
+                given: place.clone(),
+                part,
+                file,
+                tokenizer: vocabulary::tokenizer_of(&path),
+            });
         }
-        Ok(start)
+        Ok(StartWeights { parts })
     }
 
-    /// The tokenizer that lies beside the weights, if any.
-    pub(crate) fn tokenizer(&self) -> Option<&Path> {
-        self.tokenizer.as_deref()
+    /// The tokenizer of a run that starts from these weights: the one `given`, or else the one that
+    /// belongs to them. `None` where none is given and no weights have words.
+    ///
+    /// # Errors
+    /// Naming weights whose vocabulary is not known, or another than the tokenizer's.
+    pub(crate) fn tokenizer(&self, given: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
+        let parts = || self.parts.iter().filter(|part| part.part != Part::Vision);
+        // The checkpoint's, which is loaded last, counts.
+        let own = parts().rev().find_map(|part| part.tokenizer.as_deref());
+        let Some(chosen) = given.or(own) else {
+            return match parts().next() {
+                Some(part) => Err(part.no_tokenizer()),
+                None => Ok(None),
+            };
+        };
+        let tokenizer = CaptionTokenizer::from_file(chosen)?;
+        for part in parts() {
+            let own = part.tokenizer.as_deref();
+            if given.is_none() && own.is_none() && part.file.vocabulary()?.is_none() {
+                return Err(part.no_tokenizer());
+            }
+            vocabulary::check(&part.file, own, chosen, &tokenizer)
+                .with_context(|| format!("weights.{}", part.name))?;
+        }
+        Ok(Some(chosen.to_owned()))
     }
 
     /// Whether the tower's values are among the weights.
     pub(crate) fn give_tower(&self) -> bool {
-        self.parts.iter().any(|(_, _, part, _)| *part != Part::Bert)
+        let is_bert = |part: &StartPart| matches!(part.part, Part::Bert { .. });
+        !self.parts.iter().all(is_bert)
     }
 
     /// Loads all parts and says what they were taken for.
-    pub(crate) fn load(&self, params: &mut ParamStore) -> anyhow::Result<Vec<Origin>> {
+    pub(crate) fn load(&self, model: &mut Blip2Qformer) -> anyhow::Result<Vec<Origin>> {
         let mut origins = Vec::new();
-        for (name, given, part, file) in &self.parts {
+        for StartPart {
+            name,
+            given,
+            part,
+            file,
+            ..
+        } in &self.parts
+        {
             let report =
-                load_into(params, file, *part).with_context(|| format!("weights.{name}"))?;
+                load_into(model, file, *part).with_context(|| format!("weights.{name}"))?;
             remark(format_args!(
                 "weights.{name}: {} in {}, {} parameters, {} tensors left out (RUST_LOG=info \
-                 lists them)",
+                 lists them){}",
                 report.layout,
                 file.path().display(),
                 report.loaded,
-                report.left_out.len()
+                report.left_out.len(),
+                taken_off(file)
             ));
+            if let (Part::Bert { .. }, false) = (part, report.kept.is_empty()) {
+                remark(format_args!(
+                    "weights.{name}: it has no language-model head; that starts from random numbers"
+                ));
+            }
             origins.push(Origin {
                 part: name,
                 given: given.clone(),
@@ -101,6 +149,77 @@ impl StartWeights {
     }
 }
 
+impl StartPart {
+    fn no_tokenizer(&self) -> anyhow::Error {
+        vocabulary::no_tokenizer(&self.given, &self.file).context(format!("weights.{}", self.name))
+    }
+}
+
+/// A word on what wrappers had put into a file's names, if anything.
+fn taken_off(file: &WeightsFile) -> String {
+    match file.taken_off() {
+        [] => String::new(),
+        parts => format!(", {} taken off their names", parts.join(" and ")),
+    }
+}
+
+/// Gives the Q-Former the sizes of the BERT that it starts from, as its config.json has them. What the
+/// configuration file or an option names stays; a preset's sizes are only a proposal.
+pub(crate) fn fit_to_bert(settings: &mut Settings, ranks: &dyn Ranks) -> anyhow::Result<()> {
+    let Some(place) = settings.text_of("weights.bert") else {
+        return Ok(());
+    };
+    // The others may not have the file.
+    let sizes = match ranks.is_first() {
+        true => serde_json::to_vec(&bert_sizes(&place).context("weights.bert")?)?,
+        false => Vec::new(),
+    };
+    let sizes: Option<BertSizes> = serde_json::from_slice(&ranks.broadcast_bytes(&sizes)?)?;
+    let Some(BertSizes {
+        hidden,
+        layers,
+        heads,
+        intermediate,
+        max_positions,
+        eps,
+    }) = sizes
+    else {
+        return Ok(());
+    };
+    let mut changed = Vec::new();
+    for (name, value) in [
+        ("hidden", toml::Value::from(hidden)),
+        ("layers", layers.into()),
+        ("heads", heads.into()),
+        ("intermediate", intermediate.into()),
+        ("max_positions", max_positions.into()),
+        ("eps", eps.into()),
+    ] {
+        let shown = format!("{name} {value}");
+        if settings.propose(&format!("model.qformer.{name}"), value)? {
+            changed.push(shown);
+        }
+    }
+    if ranks.is_first() && !changed.is_empty() {
+        remark(format_args!(
+            "model.qformer: {} (config.json of {place}; --set model.qformer.NAME=… overrides)",
+            changed.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+/// The sizes in the config.json beside a BERT, if there is one.
+fn bert_sizes(place: &str) -> anyhow::Result<Option<BertSizes>> {
+    let path = located(place)?;
+    let folder = match path.is_dir() {
+        true => Some(path.as_path()),
+        false => path.parent(),
+    };
+    let folder = folder.filter(|folder| folder.join("config.json").exists());
+    Ok(folder.map(read_bert_config).transpose()?)
+}
+
 /// A path, of what `hf://` names the folder in the hub's cache.
 pub(crate) fn located(place: &str) -> anyhow::Result<PathBuf> {
     if place.starts_with(hub::SCHEME) {
@@ -108,16 +227,6 @@ pub(crate) fn located(place: &str) -> anyhow::Result<PathBuf> {
     } else {
         local_path(place.into()).map_err(|message| anyhow::anyhow!("{place}: {message}"))
     }
-}
-
-fn tokenizer_beside(weights: &Path) -> Option<PathBuf> {
-    let folder = if weights.is_dir() {
-        weights
-    } else {
-        weights.parent()?
-    };
-    let paths = TOKENIZERS.iter().map(|name| folder.join(name));
-    paths.into_iter().find(|path| path.exists())
 }
 
 /// A model that comes as weights alone, before its values are read.
@@ -137,25 +246,18 @@ impl WeightsModel {
     pub(crate) fn open(place: &str, tokenizer: Option<&Path>) -> anyhow::Result<WeightsModel> {
         let path = located(place)?;
         let file = WeightsFile::open(&path)?;
-        let run = run_of(&path);
-        let tokenizer = match (tokenizer, &run) {
-            (Some(path), _) => Arc::new(CaptionTokenizer::from_file(path)?),
-            (None, Some(run)) => load_tokenizer(run)?,
-            (None, None) => {
-                let beside = tokenizer_beside(&path).with_context(|| {
-                    format!("{place}: no vocab.txt or tokenizer.json beside it; give --tokenizer")
-                })?;
-                Arc::new(CaptionTokenizer::from_file(&beside)?)
-            }
-        };
+        let run = vocabulary::run_of(&path);
+        let own = vocabulary::tokenizer_of(&path);
+        let chosen = tokenizer.or(own.as_deref());
+        let chosen = chosen.ok_or_else(|| vocabulary::no_tokenizer(place, &file))?;
+        let tokenizer = Arc::new(CaptionTokenizer::from_file(chosen)?);
+        vocabulary::check(&file, own.as_deref(), chosen, &tokenizer)?;
         let mut config = match &run {
             Some(run) => load_config(run)?.resolve()?.model,
             None if path.join("config.json").exists() => read_config(&path, &file)?,
             None => published_shape(&file)?,
         };
-        config.qformer.vocab_size = tokenizer.vocab_size() as i64;
-        config.qformer.dec_token_id = tokenizer.dec_id();
-        config.qformer.pad_token_id = tokenizer.pad_id();
+        config.qformer.fit_to_tokenizer(&tokenizer);
         Ok(WeightsModel {
             config,
             tokenizer,
@@ -171,7 +273,11 @@ impl WeightsModel {
             tower: false,
             head: true,
         };
-        let report = load_into(model.params_mut(), &self.file, Part::Model(absent))?;
+        let report = load_into(&mut model, &self.file, Part::Model(absent))?;
+        if !self.file.taken_off().is_empty() {
+            let path = self.file.path().display();
+            remark(format_args!("{path}{}", taken_off(&self.file)));
+        }
         if !report.kept.is_empty() {
             log::warn!(
                 "{} has no language-model head: it scores and retrieves, but its captions are noise",
@@ -180,13 +286,6 @@ impl WeightsModel {
         }
         Ok(model)
     }
-}
-
-/// The run that a folder is, or of which it is a checkpoint.
-fn run_of(path: &Path) -> Option<RunDir> {
-    let candidates = [Some(path), path.parent().and_then(Path::parent)];
-    let runs = candidates.into_iter().flatten().map(RunDir::new);
-    runs.into_iter().find(|run| run.config().exists())
 }
 
 /// The published model that is as wide as the file's.
@@ -219,13 +318,19 @@ fn published_shape(file: &WeightsFile) -> anyhow::Result<ModelConfig> {
     Ok(config)
 }
 
-/// Sets the tokenizer that lies beside the weights where the configuration has none.
-pub(crate) fn adopt_tokenizer(config: &mut TrainConfig, start: &StartWeights) {
-    if let (None, Some(path)) = (&config.tokenizer, start.tokenizer()) {
+/// Sets the tokenizer that belongs to the weights where the configuration has none, and refuses one that
+/// does not.
+pub(crate) fn adopt_tokenizer(
+    config: &mut TrainConfig,
+    start: &StartWeights,
+) -> anyhow::Result<()> {
+    let chosen = start.tokenizer(config.tokenizer.as_deref())?;
+    if let (None, Some(path)) = (&config.tokenizer, &chosen) {
         remark(format_args!(
             "tokenizer: {} (beside the weights)",
             path.display()
         ));
-        config.tokenizer = Some(path.to_owned());
+        config.tokenizer = chosen;
     }
+    Ok(())
 }

@@ -1,4 +1,5 @@
 use qf_pipeline::loader::{LoaderState, OrderKey, World};
+use qf_pipeline::text::CaptionTokenizer;
 use qf_pipeline::LoaderConfig;
 use tch::Device;
 
@@ -204,4 +205,54 @@ fn what_goes_wrong_comes_back_and_leaves_the_ones_before() {
     };
     assert!(error.contains(&blocked.display().to_string()), "{error}");
     writer.wait().unwrap();
+}
+
+#[test]
+fn a_checkpoint_carries_its_vocabulary() {
+    let tokenizer = |words: [&str; 2]| {
+        let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
+        let entries = special.into_iter().chain(words).map(str::to_owned);
+        CaptionTokenizer::from_vocab(entries.collect()).unwrap()
+    };
+    let model = |tokenizer: Option<&CaptionTokenizer>| {
+        let mut config = ModelConfig::tiny();
+        config.vision = VisionConfig::Features(FeaturesConfig { width: 128 });
+        (config.qformer.vocab_size, config.qformer.dec_token_id) = (7, 6);
+        if let Some(tokenizer) = tokenizer {
+            config.qformer.fit_to_tokenizer(tokenizer);
+        }
+        Blip2Qformer::new(&config, Device::Cpu, 1).unwrap()
+    };
+    let (own, other) = (tokenizer(["cat", "dog"]), tokenizer(["dog", "cat"]));
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer =
+        CheckpointWriter::start(folder.path().into(), Retention { newest: 3 }).unwrap();
+    for (step, tokenizer) in [(1, Some(&own)), (2, None)] {
+        let model = model(tokenizer);
+        let optimizer = AdamW::new(model.params(), &AdamWConfig::default()).unwrap();
+        let state = state(step, None);
+        let config = String::new();
+        writer
+            .save(&model, &optimizer, &SingleProcess, state, config, None)
+            .unwrap();
+    }
+    writer.finish().unwrap();
+    let load = |step, tokenizer| {
+        let found = checkpoint::of_step(folder.path(), step).unwrap().unwrap();
+        checkpoint::load_model(&found.folder, &mut model(tokenizer))
+    };
+    load(1, Some(&own)).unwrap();
+    load(1, None).unwrap();
+    let error = load(1, Some(&other)).unwrap_err();
+    let ModelError::Vocabulary {
+        of_weights,
+        of_tokenizer,
+        ..
+    } = error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!((of_weights, of_tokenizer), (own.digest(), other.digest()));
+    // One that was written without a tokenizer, or by an older version, fits by shape alone.
+    load(2, Some(&other)).unwrap();
 }

@@ -99,7 +99,11 @@ pub(super) fn contents(
             Err(message) => return Err(format!("tensor `{name}`: {message}")),
         }
     }
-    Ok(Contents { entries, others })
+    Ok(Contents {
+        entries,
+        others,
+        metadata: BTreeMap::new(),
+    })
 }
 
 /// The element type of every storage that the pickles refer to, by the storage's name.
