@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::printable::Printable;
 use crate::sample::SampleId;
+use crate::source::DisplayUrl;
 
 /// Why a sample was not delivered; the key of the skip counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -151,8 +152,8 @@ pub enum PipelineError {
     /// A shard specification that names no shard.
     #[error("no shard matches `{spec}`; {hint}")]
     NoShards {
-        /// The specification as given.
-        spec: String,
+        /// The specification as given, without secrets.
+        spec: DisplayUrl,
         /// What to check.
         hint: String,
     },
@@ -178,6 +179,10 @@ pub enum PipelineError {
     /// A bad shard under `on_bad_shard = "error"`.
     #[error("{0}; set on_bad_shard = \"warn\" or \"skip\" to go on without the rest of it")]
     BadShard(#[from] ShardError),
+    /// A store that did not answer any request for longer than an outage may last. No `on_bad_shard`
+    /// goes on without all of its shards.
+    #[error("{0}")]
+    StoreLost(ShardError),
     /// An index that does not fit its shard, or is damaged.
     #[error("{0}")]
     Index(ShardError),

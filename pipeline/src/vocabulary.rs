@@ -28,7 +28,8 @@ pub struct TrainedVocabulary {
 /// Trains a WordPiece vocabulary from the captions of `shards`, in order, after the caption
 /// processor; at most `max_captions` of them.
 ///
-/// A shard that cannot be read to its end contributes what comes before.
+/// A shard that cannot be read to its end contributes what comes before. Once `stop` is set all shards
+/// end there.
 ///
 /// # Errors
 /// [`PipelineError::TooFewSamples`] when there is no caption at all; [`PipelineError::Config`].
@@ -37,6 +38,7 @@ pub fn vocabulary_from_shards(
     config: &LoaderConfig,
     options: &VocabularyOptions,
     max_captions: u64,
+    stop: &Stop,
 ) -> Result<TrainedVocabulary, PipelineError> {
     let processor = CaptionProcessor::new(config.max_words, "")?;
     let read_options = config.read_options();
@@ -57,13 +59,12 @@ pub fn vocabulary_from_shards(
             }
             (captions.len() as u64) < max_captions
         };
-        let stop = Stop::default();
         let result = read_shard(
             shard,
             index as u32,
             &read_options,
             &NoObserver,
-            &stop,
+            stop,
             &mut visit,
         );
         bad_shards.extend(result.err());

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use qf_pipeline::config::CaptionChoice;
-use qf_pipeline::source::local_path;
+use qf_pipeline::source::{local_path, ShardSpec};
 use qf_pipeline::LoaderConfig;
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +26,7 @@ pub struct MixedSet {
     /// Its share of samples, relative to the other sets' weights.
     pub weight: f64,
     /// Its shards, as in [`TrainConfig::shards`].
-    pub shards: Vec<String>,
+    pub shards: Vec<ShardSpec>,
 }
 
 /// How remote shards are reached. Credentials and endpoints are those of the environment.
@@ -38,8 +38,8 @@ pub struct RemoteConfig {
     pub cache: Option<PathBuf>,
     /// Greatest size of that folder, in bytes. Default 100 GB.
     pub cache_bytes: u64,
-    /// How often a request is made again before a read fails. Default 10.
-    pub retries: u32,
+    /// Seconds that a store may be down: until then requests are made again. Default 600.
+    pub outage_secs: u64,
 }
 
 impl Default for RemoteConfig {
@@ -47,7 +47,7 @@ impl Default for RemoteConfig {
         RemoteConfig {
             cache: None,
             cache_bytes: 100_000_000_000,
-            retries: 10,
+            outage_secs: 600,
         }
     }
 }
@@ -58,7 +58,7 @@ impl Default for RemoteConfig {
 pub struct TrainConfig {
     /// Training shards: files, globs, `{000..012}` ranges.
     #[serde(default)]
-    pub shards: Vec<String>,
+    pub shards: Vec<ShardSpec>,
     /// Data sets of a mixture, instead of `shards`; each `[[mix]]` is one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mix: Vec<MixedSet>,
@@ -241,6 +241,11 @@ impl TrainConfig {
             (1..=MAX_ACCUMULATED).contains(&self.accumulate_steps),
             "accumulate_steps",
             format!("must be 1 to {MAX_ACCUMULATED}"),
+        )?;
+        check(
+            (1..=604_800).contains(&self.remote.outage_secs),
+            "remote.outage_secs",
+            format!("{} is not 1 to 604800, a week", self.remote.outage_secs),
         )?;
         check(
             self.max_skips_in_a_row > 0,

@@ -17,6 +17,7 @@ mod tests;
 mod validation;
 
 use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
 use std::time::Instant;
 
 use qf_pipeline::loader::LoaderState;
@@ -69,7 +70,7 @@ pub struct RunContext<'a> {
     /// The folder of the run.
     pub run_dir: &'a RunDir,
     /// Set from outside to end the run after the present step.
-    pub stop: &'a AtomicBool,
+    pub stop: &'a Arc<AtomicBool>,
     /// Records the first steps, where that is wanted.
     pub trace: Option<StepTrace>,
     /// Sees every line of metrics.jsonl, on rank 0.

@@ -1,6 +1,7 @@
 //! The training loop, and how it ends.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 
 use qf_pipeline::loader::{LoaderState, TakenReports};
 use qf_pipeline::process::release_free_memory;
@@ -28,7 +29,7 @@ struct Run<'a> {
     feed: &'a mut DeviceFeed,
     validator: Option<&'a Validator>,
     ranks: &'a dyn Ranks,
-    stop: &'a AtomicBool,
+    stop: &'a Arc<AtomicBool>,
     trace: Option<StepTrace>,
     on_record: &'a mut dyn FnMut(&MetricsRecord),
     output: Option<Output>,
@@ -332,7 +333,7 @@ impl Trainer {
         is_last: bool,
     ) -> Result<Validated, ModelError> {
         run.guard.settle()?;
-        let never = AtomicBool::new(false);
+        let never = Arc::default();
         // Nothing would make up for the last one.
         let stop = if is_last { &never } else { run.stop };
         let mut found = [0, 0];

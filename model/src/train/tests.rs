@@ -19,7 +19,7 @@ fn train(
     in_step: impl Fn(u64),
     before_batch: impl Fn() + Send + 'static,
 ) -> Result<RunProfile, Box<RunFailure>> {
-    let end = run(in_step, before_batch, &AtomicBool::new(false))?;
+    let end = run(in_step, before_batch, &Arc::default())?;
     assert_eq!((end.outcome, end.profile.steps), (Outcome::Finished, STEPS));
     Ok(end.profile)
 }
@@ -28,7 +28,7 @@ fn train(
 fn run(
     in_step: impl Fn(u64),
     before_batch: impl Fn() + Send + 'static,
-    stop: &AtomicBool,
+    stop: &Arc<AtomicBool>,
 ) -> Result<RunEnd, Box<RunFailure>> {
     let folder = tempfile::tempdir().unwrap();
     let before_batch = move |_| {
@@ -43,7 +43,7 @@ fn run_in(
     folder: &Path,
     in_step: impl Fn(u64),
     before_batch: impl Fn(u64) -> Option<PipelineError> + Send + 'static,
-    stop: &AtomicBool,
+    stop: &Arc<AtomicBool>,
 ) -> Result<RunEnd, Box<RunFailure>> {
     // With two pairs the negatives are certain, whatever other tests draw from torch's generator.
     let (mut trainer, loader) = trainer_and_loader(folder, 2);
@@ -144,7 +144,7 @@ fn a_run_that_waits_for_data_in_vain_can_be_stopped() {
 /// Whatever ends a run between two steps, what was trained is in a checkpoint.
 #[test]
 fn a_run_that_fails_saves_its_steps_first() {
-    let never = AtomicBool::new(false);
+    let never = Arc::default();
     let gone = || PipelineError::Thread("the data is gone".into());
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = folder.path().join("run/checkpoints");

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 
-use qf_pipeline::source::ShardLocation;
+use qf_pipeline::source::{ShardLocation, ShardSpec};
+use qf_pipeline::stop::Stop;
 use qf_pipeline::text::CaptionTokenizer;
 use qf_pipeline::{Loader, LoaderConfig};
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,7 @@ use crate::host::batch_allocator;
 #[serde(deny_unknown_fields, default)]
 pub struct ValidationConfig {
     /// Held-out shards: files, globs, `{000..012}` ranges.
-    pub shards: Vec<String>,
+    pub shards: Vec<ShardSpec>,
     /// Validates after every so many steps. Default 1000.
     pub every_steps: u64,
     /// Images that are used at most, in whole batches from the beginning of the shards; all are
@@ -228,7 +229,7 @@ impl Validator {
         &self,
         model: &Blip2Qformer,
         step: u64,
-        stop: &AtomicBool,
+        stop: &Arc<AtomicBool>,
     ) -> Result<ValidationRecord, ModelError> {
         let started = Instant::now();
         let go_on = || match stop.load(Ordering::Relaxed) {
@@ -239,13 +240,20 @@ impl Validator {
         let mut loader = Loader::builder(self.data.clone())
             .shards(self.shards.clone())
             .allocator(batch_allocator(device))
-            .batches(self.tokenizer.clone())?;
+            .stop(&Stop::within(stop.clone()))
+            .batches(self.tokenizer.clone())
+            // What a stop ended is no fault of the data.
+            .or_else(|error| go_on().and(Err(error.into())))?;
         let mut builder = FeatureBankBuilder::default();
         let mut losses = MeanLosses::default();
         let mut images = 0;
         let source: &mut dyn EvalSource = &mut loader;
-        while let Some(batch) = source.next_batch(device)? {
+        loop {
+            let batch = source.next_batch(device);
             go_on()?;
+            let Some(batch) = batch? else {
+                break;
+            };
             let size = batch.input.images.size()[0];
             images += size as usize;
             if images > self.config.max_samples {

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::Access;
 
 /// First bytes of a sidecar.
-const MAGIC: [u8; 8] = *b"QFINDEX\0";
+pub(super) const MAGIC: [u8; 8] = *b"QFINDEX\0";
 /// Version of the layout.
 const VERSION: u32 = 1;
 /// Length of the header.

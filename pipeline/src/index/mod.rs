@@ -70,9 +70,10 @@ pub use format::{IndexEntry, MemberPlace};
 pub use random::{read_samples, VisitAt};
 
 use crate::error::ShardError;
+use crate::remote::Sidecar;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
-use format::{Header, Record, HEADER_BYTES, RECORD_BYTES};
+use format::{Header, Record, HEADER_BYTES, MAGIC, RECORD_BYTES};
 
 /// Ending of a sidecar's name, after the name of its shard.
 pub const INDEX_ENDING: &str = ".qfidx";
@@ -103,31 +104,65 @@ pub struct ShardIndex {
     header: Header,
 }
 
+/// What is beside a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Its index.
+    Index(ShardIndex),
+    /// Nothing.
+    Absent,
+    /// Something else, or a server that does not say: what it is, for the user to read.
+    Unusable(String),
+}
+
 impl ShardIndex {
-    /// Reads the header of the shard's sidecar; `None` if it has none.
+    /// Reads the header of the shard's sidecar; `None` if it has none that can be used.
+    ///
+    /// As [`ShardIndex::find`], but what is beside a remote shard and is no index is passed over
+    /// without a word.
+    ///
+    /// # Errors
+    /// As [`ShardIndex::find`].
+    pub fn open(shard: &ShardLocation, stop: &Stop) -> Result<Option<ShardIndex>, ShardError> {
+        Ok(match ShardIndex::find(shard, stop)? {
+            Found::Index(index) => Some(index),
+            Found::Absent | Found::Unusable(_) => None,
+        })
+    }
+
+    /// Reads the header of the shard's sidecar, if it has one.
+    ///
+    /// An index is optional. Where a server answers for one that is not there (with 403, an error
+    /// page, a 500), the shard has none.
     ///
     /// Compares lengths, not checksums; for those see [`ShardIndex::verify`].
     ///
     /// # Errors
-    /// [`ShardError`] if the sidecar is none, is of another version, is cut short, or was written
-    /// for a shard of another length; or if it or the shard cannot be read.
-    pub fn open(shard: &ShardLocation, stop: &Stop) -> Result<Option<ShardIndex>, ShardError> {
-        let sidecar = shard.sidecar(INDEX_ENDING);
-        let mut bytes = Vec::with_capacity(HEADER_BYTES as usize);
-        let read = sidecar
-            .open_range(0..HEADER_BYTES, stop)
-            .and_then(|file| file.take(HEADER_BYTES).read_to_end(&mut bytes));
-        match read {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+    /// [`ShardError`] if the sidecar is of another version, is cut short, or was written for a shard of
+    /// another length; if a local one is none; or if it or the shard cannot be read.
+    pub fn find(shard: &ShardLocation, stop: &Stop) -> Result<Found, ShardError> {
+        let bytes = match shard.sidecar_beginning(INDEX_ENDING, HEADER_BYTES, stop) {
+            Ok(Sidecar::Bytes(bytes)) => bytes,
+            Ok(Sidecar::Absent) => return Ok(Found::Absent),
+            Ok(Sidecar::Refused(why)) => return Ok(Found::Unusable(why)),
             Err(error) => return Err(unreadable(shard, &error)),
-            Ok(_) => {}
+        };
+        if shard.path().is_none() && !bytes.starts_with(&MAGIC) {
+            let name = shard.sidecar(INDEX_ENDING).name;
+            return Ok(Found::Unusable(format!("{name} is not an index")));
         }
         let header = Header::parse(&bytes).map_err(|what| index_error(shard, &what))?;
         let size = |location: &ShardLocation| {
             let message = |error| shard_error(shard, format!("cannot be read ({error})"));
-            location.size().map_err(message)
+            location.size(stop).map_err(message)
         };
-        let shard_bytes = size(shard)?;
+        let Some(shard_bytes) = size(shard)? else {
+            let why = format!(
+                "{} has an index, but its server does not say how long it is",
+                shard.name
+            );
+            return Ok(Found::Unusable(why));
+        };
         if shard_bytes != header.shard_bytes {
             let indexed = header.shard_bytes;
             let what = format!("is for a shard of {indexed} bytes, the shard has {shard_bytes}");
@@ -135,14 +170,15 @@ impl ShardIndex {
         }
         // A remote sidecar's length would cost one more request for each shard of a run; there a
         // table that was cut short is found when it is read.
-        if sidecar.path().is_some() {
+        if shard.path().is_some() {
+            let sidecar = shard.sidecar(INDEX_ENDING);
             let (got, expected) = (size(&sidecar)?, header.sidecar_bytes());
-            if got != expected {
+            if let Some(got) = got.filter(|got| *got != expected) {
                 let what = format!("has {got} bytes, by its header {expected}");
                 return Err(index_error(shard, &what));
             }
         }
-        Ok(Some(ShardIndex { header }))
+        Ok(Found::Index(ShardIndex { header }))
     }
 
     /// Number of samples in the shard, those included that reading reports as bad.

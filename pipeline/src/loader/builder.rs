@@ -15,6 +15,7 @@ use crate::batch::{HostAllocator, PlainAllocator};
 use crate::config::LoaderConfig;
 use crate::error::PipelineError;
 use crate::source::ShardLocation;
+use crate::stop::Stop;
 use crate::text::CaptionTokenizer;
 use crate::trace::Trace;
 
@@ -31,6 +32,7 @@ pub struct LoaderBuilder {
     allocator: Arc<dyn HostAllocator>,
     trace: Option<Trace>,
     skips: Option<SkipReports>,
+    stop: Stop,
 }
 
 impl LoaderBuilder {
@@ -44,6 +46,7 @@ impl LoaderBuilder {
             allocator: Arc::new(PlainAllocator),
             trace: None,
             skips: None,
+            stop: Stop::default(),
         }
     }
 
@@ -98,6 +101,13 @@ impl LoaderBuilder {
         self
     }
 
+    /// Ends all reads, those that wait for a server included, once the outer flag of `stop` is set; what
+    /// waits for them gets an error. Dropping what is made here sets no flag of others.
+    pub fn stop(mut self, stop: &Stop) -> Self {
+        self.stop = stop.another();
+        self
+    }
+
     /// Starts reading, decoding and collating on threads of its own.
     ///
     /// # Errors
@@ -132,7 +142,15 @@ impl LoaderBuilder {
             None => Start::Epoch(self.first_epoch),
         };
         let meters = Meters::new(self.trace);
-        let run = OpenRun::open(self.config, self.sets, self.world, start, captions, meters)?;
+        let run = OpenRun::open(
+            self.config,
+            self.sets,
+            self.world,
+            start,
+            captions,
+            meters,
+            self.stop,
+        )?;
         Ok(OpenRun {
             skips: self.skips,
             ..run

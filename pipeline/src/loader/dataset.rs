@@ -7,9 +7,9 @@ use super::state::SetKey;
 use crate::captions::CaptionLines;
 use crate::config::LoaderConfig;
 use crate::error::{PipelineError, ShardError};
-use crate::index::ShardIndex;
+use crate::index::{Found, ShardIndex};
 use crate::remote::RemoteOptions;
-use crate::source::{resolve_shards_with, ShardLocation};
+use crate::source::{resolve_shards_with, DisplayUrl, ShardLocation};
 use crate::stop::Stop;
 use crate::survey::Survey;
 
@@ -59,7 +59,8 @@ pub fn split_spec(text: &str) -> Result<(&str, f64, &str), PipelineError> {
     };
     let usage = || {
         bad(format!(
-            "`{text}` is not NAME:WEIGHT=SHARDS, e.g. coco:0.7='coco-*.tar'"
+            "`{}` is not NAME:WEIGHT=SHARDS, e.g. coco:0.7='coco-*.tar'",
+            DisplayUrl::of(text)
         ))
     };
     let (head, spec) = text.split_once('=').ok_or_else(usage)?;
@@ -78,8 +79,8 @@ pub(crate) struct OpenSet {
     pub(crate) key: SetKey,
     pub(crate) weight: f64,
     pub(crate) shards: Vec<ShardLocation>,
-    /// Bytes of each shard at the start of the run.
-    pub(crate) sizes: Vec<u64>,
+    /// Bytes of each shard at the start of the run; none where its server does not say.
+    pub(crate) sizes: Vec<Option<u64>>,
     /// Number of its first shard among those of all sets.
     pub(crate) first_shard: u32,
     pub(crate) contents: Contents,
@@ -119,12 +120,12 @@ impl OpenSet {
         stop: &Stop,
     ) -> Result<OpenSet, PipelineError> {
         let sizes = set.shards.iter().map(|shard| {
-            shard.size().map_err(|source| PipelineError::Io {
+            shard.size(stop).map_err(|source| PipelineError::Io {
                 path: shard.name.as_ref().into(),
                 source,
             })
         });
-        let sizes: Vec<u64> = sizes.collect::<Result<_, _>>()?;
+        let sizes: Vec<Option<u64>> = sizes.collect::<Result<_, _>>()?;
         let contents = contents(&set.shards, stop)?;
         Ok(OpenSet {
             key: SetKey::new(&set, &sizes),
@@ -175,8 +176,8 @@ impl OpenSet {
 
     /// Looks whether a file is still the one that the run began with. (A remote shard is asked for
     /// by its version.)
-    pub(crate) fn check_size(&self, shard: u32) -> Result<(), ShardError> {
-        let (Some(location), Some(&before)) = (
+    pub(crate) fn check_size(&self, shard: u32, stop: &Stop) -> Result<(), ShardError> {
+        let (Some(location), Some(&Some(before))) = (
             self.shards.get(shard as usize),
             self.sizes.get(shard as usize),
         ) else {
@@ -185,12 +186,12 @@ impl OpenSet {
         if location.path().is_none() {
             return Ok(());
         }
-        let message = match location.size() {
-            Ok(now) if now == before => return Ok(()),
-            Ok(now) => format!(
+        let message = match location.size(stop) {
+            Ok(Some(now)) if now != before => format!(
                 "has {now} bytes now and had {before} when the run began: it was replaced; put it \
                  back, or start a new run"
             ),
+            Ok(_) => return Ok(()),
             Err(error) => format!(
                 "was there when the run began, with {before} bytes, and cannot be opened now \
                  ({error}); put it back"
@@ -216,7 +217,7 @@ impl OpenSet {
 const PARALLEL_OPENS: usize = 32;
 
 fn contents(shards: &[ShardLocation], stop: &Stop) -> Result<Contents, PipelineError> {
-    let open = |shard: &ShardLocation| ShardIndex::open(shard, stop).map_err(PipelineError::Index);
+    let open = |shard: &ShardLocation| ShardIndex::find(shard, stop).map_err(PipelineError::Index);
     let mut indices = Vec::with_capacity(shards.len());
     for part in shards.chunks(PARALLEL_OPENS) {
         let is_remote = part.iter().any(|shard| shard.path().is_none());
@@ -232,8 +233,16 @@ fn contents(shards: &[ShardLocation], stop: &Stop) -> Result<Contents, PipelineE
             false => part.iter().map(open).collect(),
         };
         for (shard, index) in part.iter().zip(opened) {
-            let Some(index) = index? else {
-                return Ok(Contents::Stream(format!("{} has no index", shard.name)));
+            let index = match index? {
+                Found::Index(index) => index,
+                Found::Absent => {
+                    return Ok(Contents::Stream(format!("{} has no index", shard.name)))
+                }
+                Found::Unusable(why) => {
+                    let name = &shard.name;
+                    log::warn!("{why}; reading the set without indices, as if {name} had none");
+                    return Ok(Contents::Stream(format!("{name} has no index")));
+                }
             };
             if index.access().is_none() {
                 return Ok(Contents::Stream(format!(

@@ -19,6 +19,7 @@ use super::stream::Reading;
 use crate::error::{PipelineError, SampleError, ShardError, SkipReason};
 use crate::index::read_samples;
 use crate::sample::{EncodedSample, SampleId};
+use crate::source::ShardLocation;
 
 /// Most samples of one job: the first of many are ready soon, and threads share the work.
 const JOB_SAMPLES: usize = 32;
@@ -159,7 +160,8 @@ impl Fetcher {
             return 0;
         };
         let shard = at.shard as usize;
-        let bytes = set.sizes[shard] / u64::from(indices[shard].len().max(1));
+        let size = set.sizes[shard].unwrap_or(0);
+        let bytes = size / u64::from(indices[shard].len().max(1));
         usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
@@ -193,7 +195,7 @@ impl Fetcher {
     /// The sample of the first planned place.
     ///
     /// # Errors
-    /// [`PipelineError::Thread`] when a reading thread died.
+    /// [`PipelineError::Thread`] when a reading thread died; [`PipelineError::StoreLost`].
     pub(crate) fn take(&mut self) -> Result<Fetched, PipelineError> {
         let died = || PipelineError::Thread("a reader thread died; this is a bug".into());
         let in_chunk = self.chunk.first().map(|(_, ticket)| *ticket);
@@ -245,6 +247,9 @@ impl Fetcher {
                 sample,
                 bad_shard: None,
             },
+            Outcome::Failed(error) if self.is_lost(at) => {
+                return Err(PipelineError::StoreLost(error))
+            }
             Outcome::Failed(error) => self.unreadable(at, error),
             Outcome::PutOff => return Err(died()),
         })
@@ -269,6 +274,13 @@ impl Fetcher {
         replies
             .try_recv()
             .map_or(Outcome::PutOff, |(_, outcome)| outcome)
+    }
+
+    /// Whether the store of its shard was given up.
+    fn is_lost(&self, at: At) -> bool {
+        let set = self.sets.get(at.set as usize);
+        let shard = set.and_then(|set| set.shards.get(at.shard as usize));
+        shard.is_some_and(ShardLocation::store_is_lost)
     }
 
     fn unreadable(&mut self, at: At, error: ShardError) -> Fetched {
@@ -375,7 +387,7 @@ impl Reader {
                 gone = replies.send((*ticket, outcome)).is_err();
                 !gone
             };
-            let is_same = set.check_size(shard);
+            let is_same = set.check_size(shard, &reading.stop);
             let end = is_same.clone().and_then(|()| {
                 read_samples(
                     location,

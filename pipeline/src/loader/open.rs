@@ -70,10 +70,10 @@ impl OpenRun {
         start: Start,
         captions: NeedsCaptions,
         meters: Meters,
+        stop: Stop,
     ) -> Result<OpenRun, PipelineError> {
         config.validate()?;
         check_sets(&data, &config)?;
-        let stop = Stop::default();
         let mut sets = Vec::new();
         let mut weights_and_keys = Vec::new();
         let mut first_shard = 0;
@@ -228,7 +228,9 @@ impl OpenRun {
             .sets
             .iter()
             .flat_map(|set| set.shards.iter().zip(&set.sizes));
-        let remote = shards.filter_map(|(shard, size)| Some((shard.cache_bytes()?, *size)));
+        // One of unknown length is not kept.
+        let remote = shards
+            .filter_map(|(shard, size)| Some((shard.cache_bytes()?, size.unwrap_or(u64::MAX))));
         let (bounds, sizes): (Vec<u64>, Vec<u64>) = remote.unzip();
         let all = sizes
             .iter()

@@ -106,14 +106,14 @@ fn is_each(lines: &CaptionLines) -> bool {
 }
 
 impl SetKey {
-    /// The key of a data set whose shards have these sizes in bytes.
-    pub(crate) fn new(set: &DataSet, sizes: &[u64]) -> SetKey {
+    /// The key of a data set whose shards have these sizes in bytes, where they are known.
+    pub(crate) fn new(set: &DataSet, sizes: &[Option<u64>]) -> SetKey {
         let mut hasher = Sha256::new();
         for (shard, size) in set.shards.iter().zip(sizes) {
             let name = shard.base_name();
             hasher.update((name.len() as u64).to_le_bytes());
             hasher.update(name.as_bytes());
-            hasher.update(size.to_le_bytes());
+            hasher.update(size.unwrap_or(u64::MAX).to_le_bytes());
         }
         let digest = hasher.finalize();
         SetKey {

@@ -465,9 +465,13 @@ impl ShardStream {
                     return Ok(Arrival::Sample(sample, shard));
                 }
                 Some(FromShard::End(end)) => {
+                    let location = &self.set.shards[*shard as usize];
+                    let is_lost = location.store_is_lost();
                     self.current = None;
-                    if let Err(error) = end {
-                        return Ok(Arrival::BadShard(error));
+                    match end {
+                        Err(error) if is_lost => return Err(PipelineError::StoreLost(error)),
+                        Err(error) => return Ok(Arrival::BadShard(error)),
+                        Ok(()) => {}
                     }
                 }
                 None => {
@@ -546,7 +550,7 @@ fn read_job(set: &OpenSet, reading: &Reading, room: Option<&Arc<Room>>, job: Job
         open = samples.send(arrival, bytes).is_ok();
         open
     };
-    let end = set.check_size(shard).and_then(|()| {
+    let end = set.check_size(shard, &reading.stop).and_then(|()| {
         read_shard(
             location,
             set.first_shard + shard,

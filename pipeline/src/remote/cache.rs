@@ -23,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::object::Version;
+use super::object::{RemoteObject, Version};
 use super::read::RangeReader;
 use super::CacheOptions;
 use crate::stop::Stop;
@@ -84,12 +84,14 @@ impl Cache {
         })
     }
 
-    fn paths(&self, url: &str, version: &Version) -> Option<Paths> {
+    fn paths(&self, object: &RemoteObject, version: &Version) -> Option<Paths> {
         // Neither ETag nor time: a changed shard of the same length would go unnoticed.
-        if version.e_tag.is_none() && version.last_modified == 0 {
+        if version.e_tag.is_none() && version.last_modified.is_none() {
             return None;
         }
-        let hash = Sha256::digest(format!("{url}\0{}", version.describe()));
+        // Of unknown length: how much room it needs is not known either.
+        version.size?;
+        let hash = Sha256::digest(format!("{}\0{}", object.url(), version.describe()));
         let name: String = hash[..16]
             .iter()
             .map(|byte| format!("{byte:02x}"))
@@ -108,11 +110,11 @@ impl Cache {
     /// Once `stop` is set.
     pub(super) fn find(
         &self,
-        url: &str,
+        object: &RemoteObject,
         version: &Version,
         stop: &Stop,
     ) -> io::Result<Option<CachedFile>> {
-        let Some(paths) = self.paths(url, version) else {
+        let Some(paths) = self.paths(object, version) else {
             return Ok(None);
         };
         match self.open(&paths, version, stop) {
@@ -121,8 +123,9 @@ impl Cache {
             Err(error) => {
                 stop.check()?;
                 log::warn!(
-                    "cache {}: {error}; reading {url} without it",
-                    self.dir.display()
+                    "cache {}: {error}; reading {} without it",
+                    self.dir.display(),
+                    object.name()
                 );
                 Ok(None)
             }
@@ -179,26 +182,35 @@ impl Cache {
     ///
     /// # Errors
     /// Once `stop` is set.
-    pub(super) fn admit(&self, url: &str, version: &Version, stop: &Stop) -> io::Result<Admission> {
-        if let Some(file) = self.find(url, version, stop)? {
+    pub(super) fn admit(
+        &self,
+        object: &RemoteObject,
+        version: &Version,
+        stop: &Stop,
+    ) -> io::Result<Admission> {
+        if let Some(file) = self.find(object, version, stop)? {
             return Ok(Admission::Hit(file));
         }
-        let Some(paths) = self.paths(url, version) else {
-            log::debug!("{url}: neither ETag nor time of change; not cached");
+        let Some(paths) = self.paths(object, version) else {
+            log::debug!(
+                "{}: without length, or ETag and time of change; not cached",
+                object.name()
+            );
             return Ok(Admission::Pass);
         };
-        match self.begin(url, version, paths, stop) {
+        match self.begin(object, version, paths, stop) {
             Ok(Some(entry)) => Ok(Admission::Fetch(Box::new(entry))),
             // Another may have finished it meanwhile.
-            Ok(None) => Ok(match self.find(url, version, stop)? {
+            Ok(None) => Ok(match self.find(object, version, stop)? {
                 Some(file) => Admission::Hit(file),
                 None => Admission::Pass,
             }),
             Err(error) => {
                 stop.check()?;
                 log::warn!(
-                    "cache {}: {error}; reading {url} without it",
-                    self.dir.display()
+                    "cache {}: {error}; reading {} without it",
+                    self.dir.display(),
+                    object.name()
                 );
                 Ok(Admission::Pass)
             }
@@ -208,19 +220,19 @@ impl Cache {
     /// Makes room and the file to write to, unless somebody else did or there is no room.
     fn begin(
         &self,
-        url: &str,
+        object: &RemoteObject,
         version: &Version,
         paths: Paths,
         stop: &Stop,
     ) -> io::Result<Option<Entry>> {
-        if version.size > self.max_bytes {
+        let Some(bytes) = version.size.filter(|size| *size <= self.max_bytes) else {
             return Ok(None);
-        }
+        };
         let Some(_folder) = self.lock_folder(stop)? else {
             return Ok(None);
         };
         let used = self.tidy()?;
-        if paths.shard.exists() || paths.part.exists() || !self.make_room(used, version.size)? {
+        if paths.shard.exists() || paths.part.exists() || !self.make_room(used, bytes)? {
             return Ok(None);
         }
         let file = File::options()
@@ -232,11 +244,12 @@ impl Cache {
             file,
             hash: Sha256::new(),
             written: 0,
-            url: url.to_string(),
+            bytes,
+            name: object.name().to_string(),
             version: version.clone(),
         };
         entry.file.try_lock()?;
-        entry.file.set_len(version.size)?;
+        entry.file.set_len(bytes)?;
         Ok(Some(entry))
     }
 
@@ -370,7 +383,7 @@ fn intact(
     let Ok(notes) = serde_json::from_slice::<Notes>(&fs::read(notes).unwrap_or_default()) else {
         return Ok(false);
     };
-    if bytes != version.size || bytes != notes.bytes {
+    if Some(bytes) != version.size || bytes != notes.bytes {
         return Ok(false);
     }
     let mut hash = Sha256::new();
@@ -426,7 +439,10 @@ pub(super) struct Entry {
     file: File,
     hash: Sha256,
     written: u64,
-    url: String,
+    /// Length of the shard.
+    bytes: u64,
+    /// The URL as it may be shown.
+    name: String,
     version: Version,
 }
 
@@ -449,7 +465,7 @@ impl Entry {
     /// Gives the shard its name.
     fn publish(&mut self) -> io::Result<()> {
         let notes = Notes {
-            url: self.url.clone(),
+            url: self.name.clone(),
             version: self.version.describe(),
             bytes: self.written,
             sha256: hex(std::mem::take(&mut self.hash)),
@@ -473,7 +489,7 @@ impl Keeping {
     fn keep(&mut self, bytes: &[u8]) {
         let Some(entry) = &mut self.entry else { return };
         let mut result = entry.write(bytes);
-        let complete = entry.written == entry.version.size;
+        let complete = entry.written == entry.bytes;
         if result.is_ok() && complete {
             result = entry.publish();
         }
@@ -510,7 +526,7 @@ impl Drop for Keeping {
         let rest = self
             .entry
             .as_ref()
-            .map_or(0, |entry| entry.version.size - entry.written);
+            .map_or(0, |entry| entry.bytes - entry.written);
         if (1..=MAX_REST).contains(&rest) {
             self.inner.hurry(Instant::now() + REST_WAIT);
             let mut buffer = vec![0; 64 << 10];

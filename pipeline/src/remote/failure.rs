@@ -1,13 +1,11 @@
-//! What becomes of a request that failed, and the pauses before it is made again.
+//! What becomes of a request that failed.
 
-use std::collections::hash_map::RandomState;
 use std::error::Error;
-use std::hash::{BuildHasher, Hasher};
 use std::io::{self, ErrorKind};
 use std::time::Duration;
 
-use super::store::Exchange;
-use super::RemoteOptions;
+use super::client::Exchange;
+use crate::source::DisplayUrl;
 
 /// Longest quotation from a server's answer, in characters.
 const MAX_QUOTE: usize = 200;
@@ -16,7 +14,12 @@ const MAX_QUOTE: usize = 200;
 #[derive(Debug)]
 pub(super) enum Failure {
     /// Asking again would not help.
-    Final(io::Error),
+    Final {
+        /// What happened, with the URL.
+        error: io::Error,
+        /// Whether it is the server's answer.
+        is_answer: bool,
+    },
     /// The server sends whole objects only.
     NoRanges,
     /// It may pass: a clause such as `the server answers 503 Service Unavailable`.
@@ -25,55 +28,120 @@ pub(super) enum Failure {
         what: String,
         /// How long the server asks to be left alone.
         after: Option<Duration>,
+        /// The status, where the server answered.
+        status: Option<u16>,
     },
 }
 
 impl Failure {
     pub(super) fn passing(what: impl Into<String>) -> Self {
-        let what = what.into();
-        Failure::Passing { what, after: None }
+        Failure::Passing {
+            what: what.into(),
+            after: None,
+            status: None,
+        }
     }
 
-    /// Sorts an error of the store, knowing what went over the wire.
-    pub(super) fn of(error: &object_store::Error, exchange: &Exchange, url: &str) -> Self {
-        use object_store::Error as E;
-        let what = said(error, exchange);
-        let last = |kind, what: String| Failure::Final(io::Error::new(kind, what));
-        match (error, exchange.status) {
-            (E::NotFound { .. }, _) => {
-                let advice = "check the name, and that it has not been removed";
-                last(ErrorKind::NotFound, format!("{url}: {what}; {advice}"))
-            }
-            (E::PermissionDenied { .. } | E::Unauthenticated { .. }, _) | (_, Some(401 | 403)) => {
-                let message = format!("{url}: {what}; {}", credentials_hint(url));
-                last(ErrorKind::PermissionDenied, message)
-            }
-            (_, None | Some(404)) if exchange.asked_machine => {
-                let hint = credentials_hint(url);
-                let message = format!("{url}: no credentials are set, and this machine has no role; {hint}");
-                last(ErrorKind::PermissionDenied, message)
-            }
-            (E::NotSupported { .. }, Some(200)) | (E::Generic { .. }, Some(200))
-                if what.contains("non-partial") || matches!(error, E::NotSupported { .. }) =>
-            {
-                Failure::NoRanges
-            }
-            (_, Some(status @ 300..=399)) => last(
-                ErrorKind::Other,
-                format!("{url}: the server answers {status}, a redirection to nowhere; set AWS_REGION to the bucket's region"),
-            ),
-            (_, Some(status @ 400..=499)) if !matches!(status, 408 | 429) => {
-                last(ErrorKind::Other, format!("{url}: {what}"))
-            }
-            (E::InvalidPath { .. } | E::UnknownConfigurationKey { .. } | E::NotImplemented { .. }, _) => {
-                last(ErrorKind::InvalidInput, format!("{url}: {what}"))
-            }
-            (_, None) if mentions_credentials(error) => {
-                let hint = credentials_hint(url);
-                last(ErrorKind::PermissionDenied, format!("{url}: {what}; {hint}"))
-            }
-            _ => Failure::Passing { what, after: exchange.retry_after },
+    /// It will not pass, whatever the server would say.
+    pub(super) fn last(kind: ErrorKind, message: String) -> Self {
+        Failure::Final {
+            error: io::Error::new(kind, message),
+            is_answer: false,
         }
+    }
+
+    /// A redirect that is not followed.
+    pub(super) fn refused(name: &str, why: &str) -> Self {
+        Failure::last(ErrorKind::PermissionDenied, format!("{name}: {why}"))
+    }
+
+    /// Sorts an error of a store, knowing what went over the wire.
+    pub(super) fn of(error: &object_store::Error, exchange: &Exchange, name: &str) -> Self {
+        use object_store::Error as E;
+        if let Some(why) = &exchange.refused_redirect {
+            return Failure::refused(name, why);
+        }
+        let what = said(error, exchange);
+        let hint = credentials_hint(name);
+        match (error, exchange.status) {
+            (_, None | Some(404)) if exchange.asked_machine => {
+                let what = "no credentials are set, and this machine has no role";
+                Failure::last(
+                    ErrorKind::PermissionDenied,
+                    format!("{name}: {what}; {hint}"),
+                )
+            }
+            (E::NotSupported { .. }, Some(200)) => Failure::NoRanges,
+            (E::Generic { .. }, Some(200)) if what.contains("non-partial") => Failure::NoRanges,
+            (_, Some(status @ 300..=399)) => Failure::last(
+                ErrorKind::Other,
+                format!(
+                    "{name}: the server answers {status}, a redirection to nowhere; set AWS_REGION \
+                     to the bucket's region"
+                ),
+            ),
+            (_, Some(status @ 400..)) => of_status(status, what, name, hint, exchange.retry_after),
+            (E::NotFound { .. }, _) => of_status(404, what, name, hint, None),
+            (E::PermissionDenied { .. } | E::Unauthenticated { .. }, _) => {
+                of_status(403, what, name, hint, None)
+            }
+            (
+                E::InvalidPath { .. }
+                | E::UnknownConfigurationKey { .. }
+                | E::NotImplemented { .. },
+                _,
+            ) => Failure::last(ErrorKind::InvalidInput, format!("{name}: {what}")),
+            (_, None) if mentions_credentials(error) => Failure::last(
+                ErrorKind::PermissionDenied,
+                format!("{name}: {what}; {hint}"),
+            ),
+            _ => Failure::Passing {
+                what,
+                after: exchange.retry_after,
+                status: exchange.status,
+            },
+        }
+    }
+
+    /// As an error for whoever reads, who cannot ask again.
+    pub(super) fn into_error(self) -> io::Error {
+        match self {
+            Failure::Final { error, .. } => error,
+            Failure::Passing { what, .. } => io::Error::other(what),
+            Failure::NoRanges => io::Error::other("the server sends whole files only"),
+        }
+    }
+}
+
+/// An answer that is no success. `what` says it, `advice` is for those who may not read.
+///
+/// Only what a server under load or a gateway says may pass; a 501 or 405 does not.
+pub(super) fn of_status(
+    status: u16,
+    what: String,
+    name: &str,
+    advice: &str,
+    after: Option<Duration>,
+) -> Failure {
+    let answer = |kind, message: String| Failure::Final {
+        error: io::Error::new(kind, message),
+        is_answer: true,
+    };
+    match status {
+        404 | 410 => {
+            let advice = "check the name, and that it has not been removed";
+            answer(ErrorKind::NotFound, format!("{name}: {what}; {advice}"))
+        }
+        401 | 403 => answer(
+            ErrorKind::PermissionDenied,
+            format!("{name}: {what}; {advice}"),
+        ),
+        408 | 425 | 429 | 500 | 502..=504 | 509 | 520..=530 | 598 | 599 => Failure::Passing {
+            what,
+            after,
+            status: Some(status),
+        },
+        _ => answer(ErrorKind::Other, format!("{name}: {what}")),
     }
 }
 
@@ -93,7 +161,6 @@ pub(super) fn credentials_hint(url: &str) -> &'static str {
             "set GOOGLE_APPLICATION_CREDENTIALS to a file of credentials, or \
              GOOGLE_SKIP_SIGNATURE=true for a public bucket"
         }
-        "http" | "https" => "the server wants a login, which http shards do not have",
         _ => {
             "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or \
              AZURE_STORAGE_SAS_TOKEN), or AZURE_SKIP_SIGNATURE=true for a public container"
@@ -116,7 +183,12 @@ fn said(error: &object_store::Error, exchange: &Exchange) -> String {
             };
         }
     }
-    let mut inmost: &dyn Error = error;
+    inmost(error)
+}
+
+/// The last cause of an error, on one line.
+pub(super) fn inmost(error: &(dyn Error + 'static)) -> String {
+    let mut inmost = error;
     while let Some(source) = inmost.source() {
         inmost = source;
     }
@@ -125,45 +197,12 @@ fn said(error: &object_store::Error, exchange: &Exchange) -> String {
 
 fn one_line(text: &str) -> String {
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    words.chars().take(MAX_QUOTE).collect()
-}
-
-/// How often, and when, a request is made again.
-pub(super) struct Tries {
-    made: u32,
-    retries: u32,
-    pause: Duration,
-    longest: Duration,
-}
-
-impl Tries {
-    pub(super) fn new(options: &RemoteOptions) -> Self {
-        Tries {
-            made: 0,
-            retries: options.retries,
-            pause: options.first_pause,
-            longest: options.longest_pause,
-        }
-    }
-
-    /// The pause before the next try; none when they are used up.
-    pub(super) fn next(&mut self, after: Option<Duration>) -> Option<Duration> {
-        self.made += 1;
-        if self.made > self.retries {
-            return None;
-        }
-        let pause = self.pause.min(self.longest);
-        self.pause = pause.saturating_mul(2);
-        let half = pause / 2;
-        let jitter = RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64;
-        let pause = half + half.mul_f64(jitter);
-        Some(pause.max(after.unwrap_or_default().min(self.longest)))
-    }
-
-    /// How many requests failed so far.
-    pub(super) fn made(&self) -> u32 {
-        self.made
-    }
+    let quote: String = words
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_QUOTE)
+        .collect();
+    DisplayUrl::of(&quote).to_string()
 }
 
 #[cfg(test)]
@@ -171,25 +210,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_and_end() {
-        let options = RemoteOptions {
-            retries: 4,
-            first_pause: Duration::from_millis(100),
-            longest_pause: Duration::from_millis(300),
-            ..RemoteOptions::default()
-        };
-        let mut tries = Tries::new(&options);
-        for (after, low, high) in [(None, 50, 100), (Some(1), 100, 200), (None, 150, 300)] {
-            let pause = tries
-                .next(after.map(Duration::from_millis))
-                .unwrap()
-                .as_millis();
-            assert!((low..=high).contains(&pause), "{pause}");
+    fn only_passing_answers_are_asked_for_again() {
+        let sort = |status| of_status(status, "x".into(), "http://h/x", "log in", None);
+        for status in [408, 425, 429, 500, 502, 503, 504, 522] {
+            assert!(matches!(sort(status), Failure::Passing { .. }), "{status}");
         }
-        // A server may ask for more, but not for ever.
-        let asked = tries.next(Some(Duration::from_secs(3600)));
-        assert_eq!(asked, Some(options.longest_pause));
-        assert_eq!(tries.next(None), None);
-        assert_eq!(tries.made(), 5);
+        for (status, kind) in [
+            (404, ErrorKind::NotFound),
+            (410, ErrorKind::NotFound),
+            (401, ErrorKind::PermissionDenied),
+            (403, ErrorKind::PermissionDenied),
+            (400, ErrorKind::Other),
+            (405, ErrorKind::Other),
+            (416, ErrorKind::Other),
+            (451, ErrorKind::Other),
+            (501, ErrorKind::Other),
+            (505, ErrorKind::Other),
+            (507, ErrorKind::Other),
+            (511, ErrorKind::Other),
+        ] {
+            match sort(status) {
+                Failure::Final { error, is_answer } => {
+                    assert!(is_answer && error.kind() == kind, "{status}");
+                }
+                other => panic!("{status}: {other:?}"),
+            }
+        }
     }
 }

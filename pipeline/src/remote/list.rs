@@ -7,17 +7,19 @@ use std::sync::Arc;
 
 use futures_util::{stream, StreamExt};
 use object_store::list::PaginatedListOptions;
-use object_store::path::Path;
 use url::Url;
 
 use super::cache::Cache;
 use super::failure::Failure;
-use super::object::{RemoteObject, Version};
+use super::keys::{path_of, unmask};
+use super::object::{Place, RemoteObject, Version};
 use super::runtime::Runtime;
 use super::store::Store;
 use super::RemoteOptions;
 use crate::error::PipelineError;
 use crate::index::INDEX_ENDING;
+use crate::source::DisplayUrl;
+use crate::stop::Stop;
 
 /// Shards asked for at a time.
 const PARALLEL_QUESTIONS: usize = 32;
@@ -63,47 +65,62 @@ impl Resolver {
     ) -> Result<Vec<Arc<RemoteObject>>, PipelineError> {
         let mut objects = Vec::new();
         for pattern in patterns {
+            let shown = DisplayUrl::of(pattern);
             let target = Target::parse(pattern).map_err(|hint| PipelineError::NoShards {
-                spec: spec.to_string(),
+                spec: DisplayUrl::of(spec),
                 hint,
             })?;
             let store = self
                 .store(&target)
-                .map_err(|error| io_error(pattern, error))?;
+                .map_err(|error| io_error(shown.as_ref(), error))?;
+            let one = |place| RemoteObject::new(store.clone(), place, pattern.clone(), None);
             match target.key {
-                Key::One(path) => {
-                    objects.push(Arc::new(RemoteObject::new(
-                        store,
-                        path,
-                        pattern.clone(),
-                        None,
-                    )));
+                Key::One(place) => objects.push(Arc::new(one(place))),
+                Key::Many(listing) => {
+                    // Without a match, the wildcards may be characters of a key.
+                    let literal = match (&listing.pattern, path_of(&listing.key)) {
+                        (Some(_), Ok(path)) if listing.may_be_a_key() => Some(Place::Key(path)),
+                        _ => None,
+                    };
+                    let listed = list(spec, &store, listing, &self.options.stop);
+                    match (listed, literal) {
+                        (Err(error @ PipelineError::NoShards { .. }), Some(place)) => {
+                            let object = Arc::new(one(place));
+                            self.ask(spec, std::slice::from_ref(&object))
+                                .map_err(|_| error)?;
+                            objects.push(object);
+                        }
+                        (listed, _) => objects.extend(listed?),
+                    }
                 }
-                Key::Many(listing) => objects.extend(list(spec, &store, listing)?),
             }
         }
-        if let Some(first) = objects.first() {
-            let runtime = first.store.runtime.clone();
-            let asked = objects.clone();
-            let all = async move {
-                let questions = asked.into_iter().map(|object| async move {
-                    object
-                        .resolve()
-                        .await
-                        .map_err(|failure| (object.url.clone(), failure))
-                });
-                let mut answers = stream::iter(questions).buffered(PARALLEL_QUESTIONS);
-                while let Some(answer) = answers.next().await {
-                    answer?;
-                }
-                Ok::<(), (String, Failure)>(())
-            };
-            let answered = runtime
-                .wait(None, all)
-                .map_err(|error| io_error(spec, error))?;
-            answered.map_err(|(url, failure)| explain(spec, &url, failure))?;
-        }
+        self.ask(spec, &objects)?;
         Ok(objects)
+    }
+
+    /// Asks for the versions of objects that no listing told.
+    fn ask(&self, spec: &str, objects: &[Arc<RemoteObject>]) -> Result<(), PipelineError> {
+        let Some(first) = objects.first() else {
+            return Ok(());
+        };
+        let asked = objects.to_vec();
+        let all = async move {
+            let questions = asked.into_iter().map(|object| async move {
+                let answer = object.resolve().await;
+                answer.map_err(|failure| (object.name.clone(), failure))
+            });
+            let mut answers = stream::iter(questions).buffered(PARALLEL_QUESTIONS);
+            while let Some(answer) = answers.next().await {
+                answer?;
+            }
+            Ok::<(), (String, Failure)>(())
+        };
+        let runtime = first.store.runtime.clone();
+        let answered = runtime
+            .wait(&self.options.stop, all)
+            .map_err(|error| io_error(DisplayUrl::of(spec).as_ref(), error))?;
+        answered.map_err(|(name, failure)| explain(spec, &name, failure))
     }
 
     fn store(&mut self, target: &Target) -> io::Result<Arc<Store>> {
@@ -148,15 +165,15 @@ fn io_error(url: &str, source: io::Error) -> PipelineError {
     }
 }
 
-fn explain(spec: &str, url: &str, failure: Failure) -> PipelineError {
+fn explain(spec: &str, name: &str, failure: Failure) -> PipelineError {
     match failure {
-        Failure::Final(error) if error.kind() == ErrorKind::NotFound => PipelineError::NoShards {
-            spec: spec.to_string(),
-            hint: error.to_string(),
-        },
-        Failure::Final(error) => io_error(url, error),
-        Failure::Passing { what, .. } => io_error(url, io::Error::other(what)),
-        Failure::NoRanges => io_error(url, io::Error::other("the server gives no length")),
+        Failure::Final { error, .. } if error.kind() == ErrorKind::NotFound => {
+            PipelineError::NoShards {
+                spec: DisplayUrl::of(spec),
+                hint: error.to_string(),
+            }
+        }
+        failure => io_error(name, failure.into_error()),
     }
 }
 
@@ -170,12 +187,14 @@ struct Target {
 
 #[derive(Debug)]
 enum Key {
-    One(Path),
+    One(Place),
     Many(Listing),
 }
 
 #[derive(Debug)]
 struct Listing {
+    /// As it was written.
+    key: String,
     /// What all keys begin with.
     prefix: String,
     /// What they match; none for all shards.
@@ -188,6 +207,7 @@ impl Target {
     /// # Errors
     /// What is wrong with it, and what to write.
     fn parse(spec: &str) -> Result<Target, String> {
+        let shown = DisplayUrl::of(spec);
         let (scheme, rest) = spec.split_once("://").ok_or("it has no scheme")?;
         let web = WEB.contains(&scheme);
         if !web && !CLOUDS.contains(&scheme) {
@@ -195,12 +215,23 @@ impl Target {
                 "the scheme {scheme}:// is unknown; use s3, gs, az, abfs, http, https, file, or a plain path"
             ));
         }
+        if DisplayUrl::hides_user(spec) {
+            return Err(format!(
+                "a URL with a user or password is not used: it would be stored and logged; {}",
+                match web {
+                    true => "put a bearer token in QF_HTTP_BEARER_TOKEN, or use a signed URL",
+                    false => super::failure::credentials_hint(spec),
+                }
+            ));
+        }
         let (authority, key) = rest.split_once('/').ok_or_else(|| {
-            format!("{spec} is a whole bucket or server; name its shards, e.g. {spec}/shards-*.tar")
+            format!(
+                "{shown} is a whole bucket or server; name its shards, e.g. {shown}/shards-*.tar"
+            )
         })?;
         if authority.is_empty() {
             return Err(format!(
-                "{spec} names no bucket or server; write {scheme}://NAME/..."
+                "{shown} names no bucket or server; write {scheme}://NAME/..."
             ));
         }
         let target = |key| Target {
@@ -209,45 +240,53 @@ impl Target {
             key,
         };
         if web {
-            if key.contains('?') {
-                return Err("a ? in a URL cannot be read; signed URLs and wildcards are not supported over http".into());
-            }
-            if key.contains(['*', '[']) || key.is_empty() || key.ends_with('/') {
+            let path = key.split('?').next().unwrap_or_default();
+            let has_query = path.len() < key.len();
+            if path.contains('*') || ((path.is_empty() || path.ends_with('/')) && !has_query) {
                 return Err(format!(
                     "{scheme}:// has no listing; name every shard, e.g. with {{000..012}}"
                 ));
             }
             let url =
                 Url::parse(spec).map_err(|error| format!("the URL does not parse: {error}"))?;
-            let path = Path::from_url_path(url.path()).map_err(|error| error.to_string())?;
-            return Ok(target(Key::One(path)));
+            return Ok(target(Key::One(Place::Page(url))));
+        }
+        if key.contains('?') && DisplayUrl::hides_query(spec) {
+            return Err(format!(
+                "{scheme}:// takes no query; use the https:// form of a signed URL, or credentials: {}",
+                super::failure::credentials_hint(spec)
+            ));
         }
         let wildcard = key.find(['*', '?', '[']);
         if wildcard.is_none() && !key.is_empty() && !key.ends_with('/') {
-            let path =
-                Path::parse(key).map_err(|error| format!("the key cannot be used: {error}"))?;
-            return Ok(target(Key::One(path)));
+            return Ok(target(Key::One(Place::Key(path_of(key)?))));
         }
-        let listing = match wildcard {
-            None => Listing {
-                prefix: key.to_string(),
-                pattern: None,
-                one_level: false,
-            },
-            Some(at) => Listing {
-                prefix: key[..at].to_string(),
-                pattern: Some(
-                    glob::Pattern::new(key)
-                        .map_err(|error| format!("the pattern does not parse: {error}"))?,
-                ),
-                one_level: !key[at..].contains('/') && !key[at..].contains("**"),
-            },
+        let pattern = wildcard.map(|_| glob::Pattern::new(key));
+        let (prefix, pattern) = match (wildcard, pattern) {
+            (Some(at), Some(Ok(pattern))) => (&key[..at], Some(pattern)),
+            // A bracket that closes nothing: a character of the key.
+            (_, Some(Err(_))) if !key.contains(['*', '?']) => {
+                return Ok(target(Key::One(Place::Key(path_of(key)?))));
+            }
+            (_, Some(Err(error))) => return Err(format!("the pattern does not parse: {error}")),
+            _ => (key, None),
         };
-        Ok(target(Key::Many(listing)))
+        let rest = &key[prefix.len()..];
+        Ok(target(Key::Many(Listing {
+            key: key.to_string(),
+            prefix: prefix.to_string(),
+            one_level: pattern.is_some() && !rest.contains('/') && !rest.contains("**"),
+            pattern,
+        })))
     }
 }
 
 impl Listing {
+    /// Whether the wildcards can be characters of a key that somebody chose.
+    fn may_be_a_key(&self) -> bool {
+        !self.key.contains('*')
+    }
+
     fn admits(&self, key: &str) -> bool {
         // A * stays within a folder, as in a shell.
         let options = glob::MatchOptions {
@@ -267,9 +306,10 @@ fn list(
     spec: &str,
     store: &Arc<Store>,
     listing: Listing,
+    stop: &Stop,
 ) -> Result<Vec<Arc<RemoteObject>>, PipelineError> {
     let no_shards = |hint: String| PipelineError::NoShards {
-        spec: spec.to_string(),
+        spec: DisplayUrl::of(spec),
         hint,
     };
     let below = format!("{}{}", store.root, listing.prefix);
@@ -279,72 +319,84 @@ fn list(
     };
     let listed = store
         .runtime
-        .wait(None, pages)
+        .wait(stop, pages)
         .map_err(|error| io_error(&below, error))?;
     let Listed {
         mut found,
         mut indexes,
+        unnamable,
         seen,
     } = listed.map_err(|failure| explain(spec, &below, failure))?;
+    if let Some(key) = unnamable.first() {
+        log::warn!(
+            "{below}: left out {} objects whose keys no request can name, the first `{}`; copy them \
+             to other keys",
+            unnamable.len(),
+            key.escape_debug()
+        );
+    }
     if found.is_empty() {
-        return Err(no_shards(if seen == 0 {
-            format!("nothing is below {below}")
-        } else {
-            format!("{below} has {seen} objects, but none that matches")
+        return Err(no_shards(match seen {
+            0 => format!("nothing is below {below}"),
+            1 => format!("{below} has 1 object, but none that matches"),
+            _ => format!("{below} has {seen} objects, but none that matches"),
         }));
     }
-    found.sort_by(|(a, _), (b, _)| a.as_ref().cmp(b.as_ref()));
-    let object = |(path, version): (Path, Version)| {
-        let url = format!("{}{path}", store.root);
-        let index = indexes.remove(&format!("{path}{INDEX_ENDING}"));
-        Arc::new(RemoteObject::new(store.clone(), path, url, Some(version)).with_index(index))
+    found.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let object = |(key, version): (String, Version)| {
+        let path =
+            path_of(&key).map_err(|hint| no_shards(format!("{}{key}: {hint}", store.root)))?;
+        let url = format!("{}{key}", store.root);
+        let index = indexes.remove(&format!("{key}{INDEX_ENDING}"));
+        let object = RemoteObject::new(store.clone(), Place::Key(path), url, Some(version));
+        Ok(Arc::new(object.with_index(index)))
     };
-    Ok(found.into_iter().map(object).collect())
+    found.into_iter().map(object).collect()
 }
 
 /// What a listing brought.
 #[derive(Default)]
 struct Listed {
-    /// All matches.
-    found: Vec<(Path, Version)>,
+    /// The keys of all matches.
+    found: Vec<(String, Version)>,
     /// Index files, by their keys.
     indexes: HashMap<String, Version>,
+    /// Matches that cannot be asked for.
+    unnamable: Vec<String>,
     /// How many objects were looked at.
     seen: usize,
 }
 
 async fn pages(store: &Store, below: &str, listing: &Listing) -> Result<Listed, Failure> {
-    let invalid =
-        |message: String| Failure::Final(io::Error::new(ErrorKind::InvalidInput, message));
-    let Some(lister) = &store.lister else {
-        return Err(invalid(format!("{below}: there is no listing")));
-    };
     let mut listed = Listed::default();
     let mut page_token = None;
     loop {
         let prefix = Some(listing.prefix.as_str()).filter(|prefix| !prefix.is_empty());
         let request = || {
-            lister.list_paginated(
-                prefix,
-                PaginatedListOptions {
-                    delimiter: listing.one_level.then_some("/".into()),
-                    page_token: page_token.clone(),
-                    ..PaginatedListOptions::default()
-                },
-            )
+            let options = PaginatedListOptions {
+                delimiter: listing.one_level.then_some("/".into()),
+                page_token: page_token.clone(),
+                ..PaginatedListOptions::default()
+            };
+            store.list(below, prefix, options)
         };
-        let page = store.retry(below, request).await?;
+        let page = store.retry(below, store.at_start(), request).await?;
         listed.seen += page.result.objects.len();
         for meta in page.result.objects {
             let version = Version::of(&meta);
-            if listing.admits(meta.location.as_ref()) {
-                listed.found.push((meta.location, version));
-            } else if meta.location.as_ref().ends_with(INDEX_ENDING) {
-                listed.indexes.insert(meta.location.into(), version);
+            match unmask(&meta.location) {
+                Ok(key) if listing.admits(&key) => listed.found.push((key, version)),
+                Ok(key) if key.ends_with(INDEX_ENDING) => {
+                    listed.indexes.insert(key, version);
+                }
+                Err(key) if listing.admits(&key) => listed.unnamable.push(key),
+                _ => {}
             }
         }
-        if listed.found.len().max(listed.indexes.len()) > MAX_LISTED {
-            return Err(invalid(format!("{below}: more than {MAX_LISTED} shards")));
+        let most = listed.found.len().max(listed.indexes.len());
+        if most.max(listed.unnamable.len()) > MAX_LISTED {
+            let message = format!("{below}: more than {MAX_LISTED} shards");
+            return Err(Failure::last(ErrorKind::InvalidInput, message));
         }
         page_token = page.page_token;
         if page_token.is_none() {
@@ -363,11 +415,13 @@ mod tests {
         assert!(!is_remote("a/b.tar") && !is_remote("://x") && !is_remote("a b://x"));
         let one = |spec: &str, authority: &str, path: &str| {
             let target = Target::parse(spec).unwrap();
-            let Key::One(found) = target.key else {
-                panic!("{spec}")
+            let found = match target.key {
+                Key::One(Place::Key(found)) => found.to_string(),
+                Key::One(Place::Page(found)) => found[url::Position::BeforePath..].to_string(),
+                Key::Many(_) => panic!("{spec}"),
             };
             assert_eq!(
-                (target.authority.as_str(), found.as_ref()),
+                (target.authority.as_str(), found.as_str()),
                 (authority, path)
             );
         };
@@ -378,7 +432,16 @@ mod tests {
             "c@a.dfs.core.windows.net",
             "x.tar",
         );
-        one("http://[::1]:80/a%20b.tar", "[::1]:80", "a b.tar");
+        one("s3://b/a//b.tar", "b", "a//b.tar");
+        one("s3://b/x[.tar", "b", "x[.tar");
+        for path in [
+            "/a%20b.tar",
+            "/a//b[x].tar",
+            "/x.tar?sig=a%2Fb&n=1",
+            "/?id=7",
+        ] {
+            one(&format!("http://[::1]:80{path}"), "[::1]:80", path);
+        }
         let many = |spec: &str, prefix: &str, one_level: bool, yes: &[&str], no: &[&str]| {
             let Key::Many(listing) = Target::parse(spec).unwrap().key else {
                 panic!("{spec}")
@@ -424,14 +487,18 @@ mod tests {
             ("ftp://h/x.tar", "unknown"),
             ("s3://b", "whole bucket"),
             ("s3:///x.tar", "no bucket"),
-            ("s3://b/a//b.tar", "cannot be used"),
+            ("s3://b/a/../b.tar", "cannot be read"),
+            ("s3://b//b.tar", "begins with a slash"),
+            ("http://u:hunter2@h/x.tar", "QF_HTTP_BEARER_TOKEN"),
+            ("s3://key:hunter2@b/x.tar", "AWS_ACCESS_KEY_ID"),
+            ("az://c/x.tar?sig=hunter2", "https://"),
             ("https://h/x-*.tar", "no listing"),
             ("https://h/", "no listing"),
-            ("https://h/x.tar?sig=1", "signed URLs"),
-            ("s3://b/[", "does not parse"),
+            ("s3://b/*[", "does not parse"),
         ] {
             let message = Target::parse(spec).unwrap_err();
             assert!(message.contains(hint), "{spec}: {message}");
+            assert!(!message.contains("hunter2"), "{message}");
         }
     }
 }

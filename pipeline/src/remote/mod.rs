@@ -5,7 +5,7 @@
 //! | `s3://bucket/key` | Amazon S3 and what speaks its protocol | `AWS_*` |
 //! | `gs://bucket/key` | Google Cloud Storage | `GOOGLE_*` |
 //! | `az://container/key`, `abfs://container@account.dfs.core.windows.net/key` | Azure | `AZURE_*` |
-//! | `http://host/path`, `https://host/path` | any web server | none |
+//! | `http://host/path?query`, `https://...` | any web server | [`RemoteOptions::http_bearer_token`] |
 //! | `file:///path` | this machine | none |
 //!
 //! Names and meanings of the settings are those of the `object_store` crate: `AWS_ACCESS_KEY_ID`,
@@ -32,16 +32,31 @@
 //! ```
 //!
 //! where 512 KiB is what the connection holds: 18 MiB a reader at default settings. A server that
-//! does not know ranges is read in one stream, through a buffer of `parallel_requests × part_bytes`.
+//! does not know ranges, or not how long the object is, is read in one stream, through a buffer of
+//! `parallel_requests × part_bytes`.
 //!
-//! A request that fails (a reset, a 5xx answer, a body that ends early, silence for longer than
-//! [`RemoteOptions::stall_timeout`]) is made again after a pause, from the byte it had reached: no byte
-//! is handed out twice, none is left out. Only when [`RemoteOptions::retries`] are used up does the
-//! reader see an error. Readers share nothing but connections: one that waits holds up no other.
+//! # Failures and outages
+//!
+//! A request that fails (a reset, an answer that may pass such as 503, a body that ends early, fewer
+//! bytes than [`RemoteOptions::least_bytes_per_s`]) is made again after a pause, from the byte it had
+//! reached: no byte is handed out twice, none is left out. Only when it has not got on for
+//! [`RemoteOptions::outage`] does the reader see an error. The first request of a store that waits for
+//! [`RemoteOptions::warn_after`] is logged, and when the last one gets on, that is; readers share
+//! nothing else but connections: one that waits holds up no other.
+//!
+//! What the server says for good (401, 403, 404, 405, 410, 501, ...) is an error at once.
 //!
 //! A reader that waits looks at its [`Stop`](crate::stop::Stop) twenty times a second. Dropping it
 //! aborts its requests. All requests of the process run on two threads, which start with the first
 //! remote shard and end when the last [`ShardLocation`](crate::source::ShardLocation) is dropped.
+//!
+//! # Credentials
+//!
+//! Requests to a store are signed, and never follow a redirect to another origin. A web server may
+//! redirect (not from https to http); the bearer token goes to the servers that the user named alone,
+//! over https or within this machine. URLs with a user or password are refused. Messages, names of
+//! shards and saved configurations have no queries of URLs: they hold signatures
+//! ([`DisplayUrl`](crate::source::DisplayUrl)).
 //!
 //! # Cache
 //!
@@ -63,12 +78,16 @@
 //! Ranges are read from the cached file if there is one, else from the store.
 
 mod cache;
+mod client;
 mod failure;
+mod keys;
 mod list;
 mod object;
+mod patience;
 mod read;
 mod runtime;
 mod store;
+mod web;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -76,10 +95,22 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub(crate) use list::{is_remote, Resolver};
-pub(crate) use object::RemoteObject;
+pub(crate) use object::{RemoteObject, Sidecar};
+
+use crate::stop::Stop;
 
 /// Beginnings of the environment variables that set up a store.
 const VARIABLES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
+
+/// Name of the environment variable with the token for private web servers.
+const BEARER_TOKEN: &str = "QF_HTTP_BEARER_TOKEN";
+
+/// Longest wait for the answers that a run begins with: a server whose name is wrong should not take
+/// as long as one that is down for a while.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a connection is kept that nobody uses.
+const POOL_IDLE: Duration = Duration::from_secs(60);
 
 /// How remote shards are reached and read.
 #[derive(Clone)]
@@ -93,10 +124,18 @@ pub struct RemoteOptions {
     pub part_bytes: usize,
     /// Longest wait for a connection; default 10 s.
     pub connect_timeout: Duration,
+    /// Sent to web servers that the user named, over https; default none.
+    pub http_bearer_token: Option<String>,
     /// Longest silence, before or within an answer, until a request is made again; default 30 s.
     pub stall_timeout: Duration,
-    /// How often a request is made again before the read fails; default 10, some 40 s of pauses.
-    pub retries: u32,
+    /// Bytes a second that an answer has to bring over a stall timeout, lest the request is made
+    /// again; default 1024.
+    pub least_bytes_per_s: u32,
+    /// How long a request may go without getting on, all its tries and pauses together; default
+    /// 60 s. Before anything is read, at most 60 s.
+    pub outage: Duration,
+    /// How long a request waits before that is logged; default 10 s, at most half of `outage`.
+    pub warn_after: Duration,
     /// The first pause, doubled at each further one; default 100 ms. Each pause is between half
     /// and all of that, by chance, lest many readers come back at once.
     pub first_pause: Duration,
@@ -104,6 +143,8 @@ pub struct RemoteOptions {
     pub longest_pause: Duration,
     /// Keeps whole shards on this machine; default none.
     pub cache: Option<CacheOptions>,
+    /// Ends resolving once it is set; default never.
+    pub stop: Stop,
 }
 
 /// Where shards are kept on this machine.
@@ -122,28 +163,35 @@ impl Default for RemoteOptions {
             parallel_requests: 4,
             part_bytes: 4 << 20,
             connect_timeout: Duration::from_secs(10),
+            http_bearer_token: None,
             stall_timeout: Duration::from_secs(30),
-            retries: 10,
+            least_bytes_per_s: 1024,
+            outage: Duration::from_secs(60),
+            warn_after: Duration::from_secs(10),
             first_pause: Duration::from_millis(100),
             longest_pause: Duration::from_secs(10),
             cache: None,
+            stop: Stop::default(),
         }
     }
 }
 
 impl RemoteOptions {
-    /// Default options with the settings of an environment, e.g. of `std::env::vars_os()`. Variables
-    /// that are not Unicode are passed over.
+    /// Default options with the settings of an environment, e.g. of `std::env::vars_os()`: those of
+    /// the clouds, and `QF_HTTP_BEARER_TOKEN`. Variables that are not Unicode are passed over.
     pub fn from_vars(vars: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
-        let ours = |(name, value): (OsString, OsString)| {
-            let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
-            let known = VARIABLES.iter().any(|start| name.starts_with(start));
-            known.then_some((name, value))
-        };
-        RemoteOptions {
-            env: vars.into_iter().filter_map(ours).collect(),
-            ..RemoteOptions::default()
+        let mut options = RemoteOptions::default();
+        for (name, value) in vars {
+            let (Ok(name), Ok(value)) = (name.into_string(), value.into_string()) else {
+                continue;
+            };
+            if name == BEARER_TOKEN {
+                options.http_bearer_token = Some(value).filter(|token| !token.is_empty());
+            } else if VARIABLES.iter().any(|start| name.starts_with(start)) {
+                options.env.push((name, value));
+            }
         }
+        options
     }
 
     /// Zero requests or bytes would never get anywhere.
@@ -166,11 +214,13 @@ impl fmt::Debug for RemoteOptions {
             .field("part_bytes", &self.part_bytes)
             .field("connect_timeout", &self.connect_timeout)
             .field("stall_timeout", &self.stall_timeout)
-            .field("retries", &self.retries)
+            .field("least_bytes_per_s", &self.least_bytes_per_s)
+            .field("outage", &self.outage)
+            .field("warn_after", &self.warn_after)
             .field("first_pause", &self.first_pause)
             .field("longest_pause", &self.longest_pause)
             .field("cache", &self.cache)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -183,6 +233,7 @@ mod tests {
         let vars = [
             ("AWS_SECRET_ACCESS_KEY", "hush"),
             ("TOKEN", "no"),
+            ("QF_HTTP_BEARER_TOKEN", "quiet"),
             ("HOME", "/"),
         ];
         let vars = vars.map(|(name, value)| (name.into(), value.into()));
@@ -192,6 +243,8 @@ mod tests {
             [("AWS_SECRET_ACCESS_KEY".into(), "hush".into())]
         );
         let shown = format!("{options:?}");
-        assert!(shown.contains("AWS_SECRET_ACCESS_KEY") && !shown.contains("hush"));
+        assert!(shown.contains("AWS_SECRET_ACCESS_KEY"));
+        assert!(!shown.contains("hush") && !shown.contains("quiet"));
+        assert_eq!(options.http_bearer_token.as_deref(), Some("quiet"));
     }
 }

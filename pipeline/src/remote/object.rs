@@ -6,37 +6,55 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, GetResult, ObjectMeta, ObjectStoreExt};
+use object_store::ObjectMeta;
+use url::Url;
 
 use super::cache::Admission;
 use super::failure::Failure;
+use super::keys::path_of;
 use super::read::RangeReader;
-use super::store::Store;
+use super::store::{Answer, Body, Effort, Store};
 use crate::index::INDEX_ENDING;
-use crate::source::ShardBytes;
+use crate::source::{DisplayUrl, ShardBytes};
 use crate::stop::Stop;
+
+/// Where an object is in its store.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// Under a key of a bucket or container.
+    Key(Path),
+    /// At a URL of a web server, query included.
+    Page(Url),
+}
 
 /// A shard in a store, or a file beside one.
 #[derive(Debug)]
 pub(crate) struct RemoteObject {
     pub(super) store: Arc<Store>,
-    pub(super) path: Path,
-    pub(super) url: String,
+    pub(super) place: Place,
+    /// As it was written, secrets included.
+    url: String,
+    /// As it may be shown.
+    pub(super) name: String,
     version: OnceLock<Version>,
-    /// The index beside it, where a listing showed one.
-    index: Option<Version>,
+    /// The index beside it.
+    index: OnceLock<Arc<RemoteObject>>,
+    /// Need not be there.
+    is_sidecar: bool,
     /// The server was found to answer a range request with the whole object.
     pub(super) whole_only: AtomicBool,
 }
 
 /// Which of the objects that were ever at this place.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Version {
-    pub(super) size: u64,
+    /// In bytes, where the server knows it.
+    pub(super) size: Option<u64>,
     /// Without quotes: listings of some stores lack them.
     pub(super) e_tag: Option<String>,
-    /// Milliseconds since 1970; 0 where the server does not say.
-    pub(super) last_modified: i64,
+    /// As the server says it; of a store seconds since 1970: listings know milliseconds too, answers
+    /// do not.
+    pub(super) last_modified: Option<String>,
 }
 
 impl Version {
@@ -45,33 +63,37 @@ impl Version {
             .e_tag
             .as_deref()
             .map(|tag| tag.trim_matches('"').to_string());
+        let seconds = meta.last_modified.timestamp();
         Version {
-            size: meta.size,
+            size: Some(meta.size),
             e_tag: e_tag.filter(|tag| !tag.is_empty()),
-            last_modified: meta.last_modified.timestamp_millis(),
+            last_modified: (seconds != 0).then(|| seconds.to_string()),
         }
     }
 
-    /// Whether an answer that claims to be of version `now` can be of this one. Listings know the
-    /// time to the millisecond, answers to the second, and an ETag makes both unimportant.
+    /// Whether an answer that claims to be of version `now` can be of this one. An ETag makes times
+    /// unimportant.
     fn admits(&self, now: &Version) -> bool {
-        let same_time = || {
-            let unknown = self.last_modified == 0 || now.last_modified == 0;
-            unknown || self.last_modified / 1000 == now.last_modified / 1000
-        };
-        self.size == now.size
+        fn agree<T: PartialEq>(then: &Option<T>, now: &Option<T>) -> bool {
+            then.is_none() || now.is_none() || then == now
+        }
+        agree(&self.size, &now.size)
             && match (&self.e_tag, &now.e_tag) {
                 (Some(then), Some(now)) => then == now,
-                _ => same_time(),
+                _ => agree(&self.last_modified, &now.last_modified),
             }
     }
 
     /// What tells versions apart, for people and for the names in the cache.
     pub(super) fn describe(&self) -> String {
-        match &self.e_tag {
-            Some(tag) => format!("ETag {tag}, {} bytes", self.size),
-            None if self.last_modified == 0 => format!("{} bytes", self.size),
-            None => format!("{} bytes of time {}", self.size, self.last_modified / 1000),
+        let size = match self.size {
+            Some(size) => format!("{size} bytes"),
+            None => "unknown length".to_string(),
+        };
+        match (&self.e_tag, &self.last_modified) {
+            (Some(tag), _) => format!("ETag {tag}, {size}"),
+            (None, Some(time)) => format!("{size} of time {time}"),
+            (None, None) => size,
         }
     }
 
@@ -80,6 +102,16 @@ impl Version {
         let tag = self.e_tag.as_ref().filter(|tag| !tag.starts_with("W/"))?;
         Some(format!("\"{tag}\""))
     }
+}
+
+/// What a store has where a file beside a shard may be.
+pub(crate) enum Sidecar {
+    /// Its first bytes.
+    Bytes(Vec<u8>),
+    /// Nothing, or nothing that this user may read: many stores do not tell these apart.
+    Absent,
+    /// Neither bytes nor a plain no: what the server says.
+    Refused(String),
 }
 
 /// By place.
@@ -92,52 +124,95 @@ impl PartialEq for RemoteObject {
 impl Eq for RemoteObject {}
 
 impl RemoteObject {
-    /// An object at `path`, of a version that is known already, or that the first use asks for.
+    /// An object of a version that is known already, or that the first use asks for.
     pub(super) fn new(
         store: Arc<Store>,
-        path: Path,
+        place: Place,
         url: String,
         version: Option<Version>,
     ) -> Self {
         RemoteObject {
             store,
-            path,
+            place,
+            name: DisplayUrl::of(&url).to_string(),
             url,
             version: version.map(OnceLock::from).unwrap_or_default(),
-            index: None,
+            index: OnceLock::new(),
+            is_sidecar: false,
             whole_only: AtomicBool::new(false),
         }
     }
 
-    /// The same with what is known of its index.
-    pub(super) fn with_index(self, index: Option<Version>) -> Self {
-        RemoteObject { index, ..self }
+    /// The same with what a listing said of its index.
+    pub(super) fn with_index(self, version: Option<Version>) -> Self {
+        if let Some(version) = version {
+            let index = self.make_sidecar(INDEX_ENDING, Some(version));
+            let _ = self.index.set(Arc::new(index));
+        }
+        self
     }
 
+    /// As it was written: tells it from others, and is not to be shown.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    /// The object whose name has this ending more.
-    pub(crate) fn sidecar(&self, ending: &str) -> RemoteObject {
-        let path =
-            Path::parse(format!("{}{ending}", self.path)).unwrap_or_else(|_| self.path.clone());
-        let url = format!("{}{ending}", self.url);
-        let known = self.index.clone().filter(|_| ending == INDEX_ENDING);
-        RemoteObject::new(self.store.clone(), path, url, known)
+    /// Its URL as it may be shown.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
-    pub(crate) fn size(self: &Arc<Self>, stop: Option<&Stop>) -> io::Result<u64> {
+    /// The object whose name has this ending more.
+    pub(crate) fn sidecar(&self, ending: &str) -> Arc<RemoteObject> {
+        let make = || Arc::new(self.make_sidecar(ending, None));
+        match ending {
+            INDEX_ENDING => self.index.get_or_init(make).clone(),
+            _ => make(),
+        }
+    }
+
+    fn make_sidecar(&self, ending: &str, version: Option<Version>) -> RemoteObject {
+        let (place, url) = match &self.place {
+            Place::Key(path) => {
+                let sidecar = path_of(&format!("{path}{ending}"));
+                let place = Place::Key(sidecar.unwrap_or_else(|_| path.clone()));
+                (place, format!("{}{ending}", self.url))
+            }
+            Place::Page(page) => {
+                let mut page = page.clone();
+                page.set_path(&format!("{}{ending}", page.path()));
+                let url = page.to_string();
+                (Place::Page(page), url)
+            }
+        };
+        RemoteObject {
+            is_sidecar: true,
+            ..RemoteObject::new(self.store.clone(), place, url, version)
+        }
+    }
+
+    fn effort(&self) -> Effort {
+        Effort {
+            limit: self.store.options.outage,
+            is_optional: self.is_sidecar,
+        }
+    }
+
+    /// In bytes; none where the server does not say.
+    pub(crate) fn size(self: &Arc<Self>, stop: &Stop) -> io::Result<Option<u64>> {
         Ok(self.known(stop)?.size)
     }
 
     /// Its version, from the store if nobody asked before.
-    fn known(self: &Arc<Self>, stop: Option<&Stop>) -> io::Result<Version> {
+    fn known(self: &Arc<Self>, stop: &Stop) -> io::Result<Version> {
         if let Some(version) = self.version.get() {
             return Ok(version.clone());
         }
         let object = self.clone();
-        let asked = self.store.wait(stop, async move { object.ask().await })?;
+        let effort = self.effort();
+        let asked = self
+            .store
+            .wait(stop, async move { object.ask(effort).await })?;
         // Where two asked at a time, the first answer holds.
         Ok(self.version.get_or_init(|| asked).clone())
     }
@@ -145,76 +220,78 @@ impl RemoteObject {
     /// Asks the store for its version, and remembers that.
     pub(super) async fn resolve(&self) -> Result<(), Failure> {
         if self.version.get().is_none() {
-            let version = self.ask().await?;
+            let version = self.ask(self.store.at_start()).await?;
             let _ = self.version.set(version);
         }
         Ok(())
     }
 
-    async fn ask(&self) -> Result<Version, Failure> {
-        let head = || self.store.objects.head(&self.path);
-        let failure = match self.store.retry(&self.url, head).await {
-            Ok(meta) => return Ok(Version::of(&meta)),
-            Err(failure) => failure,
-        };
-        // Web servers that only answer GET, or leave the length out elsewhere.
-        if self.store.lister.is_none() {
-            let first_byte = || {
-                let range = Some(GetRange::Bounded(0..1));
-                self.store.objects.get_opts(
-                    &self.path,
-                    GetOptions {
-                        range,
-                        ..GetOptions::default()
-                    },
-                )
-            };
-            match self.store.once(&self.url, first_byte()).await {
-                Ok((result, _)) => return Ok(Version::of(&result.meta)),
-                Err(Failure::NoRanges) => {
-                    let whole = self.store.objects.get(&self.path);
-                    if let Ok((result, _)) = self.store.once(&self.url, whole).await {
-                        return Ok(Version::of(&result.meta));
-                    }
-                }
-                Err(_) => {}
-            }
-        }
-        Err(failure)
+    async fn ask(&self, effort: Effort) -> Result<Version, Failure> {
+        let request = || self.ask_once();
+        self.store.retry(&self.name, effort, request).await
     }
 
-    /// Starts a request for `range`, or for the whole object. The answer is of version `version`.
+    async fn ask_once(&self) -> Result<Version, Failure> {
+        let head = self.store.head(&self.place, &self.name).await;
+        match (&self.place, &head) {
+            (Place::Key(_), _) | (_, Err(Failure::Passing { .. })) => return head,
+            (_, Ok(version)) if version.size.is_some_and(|size| size > 0) => return head,
+            _ => {}
+        }
+        // Web servers that answer only GET, or say the length only there, or nowhere.
+        let get = |range| self.store.get(&self.place, &self.name, range, None);
+        let answer = match get(Some(0..1)).await {
+            Err(Failure::NoRanges) => get(None).await.inspect(|_| self.note_whole_only()),
+            answer => answer,
+        };
+        match (answer, head) {
+            (Ok(answer), _) => {
+                if answer.version.size.is_none() {
+                    self.note_whole_only();
+                }
+                Ok(answer.version)
+            }
+            // Nothing to give a range of.
+            (Err(Failure::Final { .. }), Ok(head)) if head.size == Some(0) => Ok(head),
+            (Err(failure), _) => Err(failure),
+        }
+    }
+
+    /// Makes one request for `range`, or for the whole object. The answer is of version `version`.
     pub(super) async fn get(
         &self,
         version: &Version,
         range: Option<Range<u64>>,
-    ) -> Result<GetResult, Failure> {
-        let options = GetOptions {
-            range: range.map(GetRange::Bounded),
-            if_match: version.strong_tag(),
-            ..GetOptions::default()
+    ) -> Result<Body, Failure> {
+        let tag = version.strong_tag();
+        let expected = match &range {
+            Some(range) => Some(range.end - range.start),
+            None => version.size,
         };
-        let request = self.store.objects.get_opts(&self.path, options);
-        let (result, exchange) = match self.store.once(&self.url, request).await {
-            Err(Failure::Final(error)) if error.kind() != ErrorKind::PermissionDenied => {
+        let Answer {
+            version: now,
+            length,
+            body,
+        } = match self.store.get(&self.place, &self.name, range, tag).await {
+            Err(Failure::Final { error, is_answer })
+                if error.kind() != ErrorKind::PermissionDenied =>
+            {
                 // 412, 416 or 404: see whether it is another object now.
-                return Err(match self.ask().await {
+                return Err(match self.ask_once().await {
                     Ok(now) if !version.admits(&now) => self.changed(version, &now),
-                    _ => Failure::Final(error),
+                    _ => Failure::Final { error, is_answer },
                 });
             }
-            result => result?,
+            answer => answer?,
         };
-        let now = Version::of(&result.meta);
         if !version.admits(&now) {
             return Err(self.changed(version, &now));
         }
-        let expected = result.range.end - result.range.start;
-        match exchange.length {
-            Some(length) if length != expected => Err(Failure::passing(format!(
+        match (length, expected) {
+            (Some(length), Some(expected)) if length != expected => Err(Failure::passing(format!(
                 "the answer announces {length} bytes for a range of {expected}"
             ))),
-            _ => Ok(result),
+            _ => Ok(body),
         }
     }
 
@@ -222,24 +299,89 @@ impl RemoteObject {
         let message = format!(
             "{}: shard changed since it was resolved: {}, now {}; start again with the new one, or \
              bring the old one back",
-            self.url,
+            self.name,
             then.describe(),
             now.describe()
         );
-        Failure::Final(io::Error::new(ErrorKind::InvalidData, message))
+        Failure::last(ErrorKind::InvalidData, message)
+    }
+
+    /// Its first `count` bytes, or fewer if there are fewer: of a file that need not be there.
+    ///
+    /// # Errors
+    /// When the store does not answer, and once `stop` is set.
+    pub(crate) fn first_bytes(self: &Arc<Self>, count: u64, stop: &Stop) -> io::Result<Sidecar> {
+        stop.check()?;
+        let object = self.clone();
+        let runtime = &self.store.runtime;
+        let read = runtime.wait(stop, async move { object.read_first(count).await })?;
+        match read {
+            Ok(bytes) => Ok(Sidecar::Bytes(bytes)),
+            Err(Failure::Final {
+                error,
+                is_answer: true,
+            }) => Ok(match error.kind() {
+                ErrorKind::NotFound | ErrorKind::PermissionDenied => {
+                    log::debug!("no sidecar: {error}");
+                    Sidecar::Absent
+                }
+                _ => Sidecar::Refused(error.to_string()),
+            }),
+            Err(failure) => Err(failure.into_error()),
+        }
+    }
+
+    async fn read_first(&self, count: u64) -> Result<Vec<u8>, Failure> {
+        let effort = self.effort();
+        let mut patience = self.store.patience(&self.name, effort.limit);
+        loop {
+            let request = self.read_first_once(count);
+            let failure = match self.store.once(&mut patience, request).await {
+                Ok(bytes) => {
+                    patience.done();
+                    return Ok(bytes);
+                }
+                Err(Failure::NoRanges) => {
+                    self.note_whole_only();
+                    continue;
+                }
+                Err(failure) => failure,
+            };
+            self.store
+                .pause_after(failure, effort, &mut patience, &self.name)
+                .await?;
+        }
+    }
+
+    async fn read_first_once(&self, count: u64) -> Result<Vec<u8>, Failure> {
+        let range = (!self.sends_whole_only()).then_some(0..count);
+        let answer = self.store.get(&self.place, &self.name, range, None).await?;
+        let mut body = answer.body;
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let mut bytes = Vec::new();
+        while bytes.len() < count {
+            match body.chunk().await.map_err(Failure::passing)? {
+                Some(chunk) => {
+                    bytes.extend_from_slice(&chunk[..chunk.len().min(count - bytes.len())])
+                }
+                None => break,
+            }
+        }
+        let _ = self.version.set(answer.version);
+        Ok(bytes)
     }
 
     pub(crate) fn open(self: &Arc<Self>, stop: &Stop) -> io::Result<ShardBytes> {
         stop.check()?;
-        let version = self.known(Some(stop))?;
-        let remote = |range| RangeReader::new(self.clone(), version.clone(), range, stop.clone());
+        let version = self.known(stop)?;
+        let whole = || RangeReader::new(self.clone(), version.clone(), None, stop.clone());
         let Some(cache) = &self.store.cache else {
-            return Ok(Box::new(remote(0..version.size)));
+            return Ok(Box::new(whole()));
         };
-        Ok(match cache.admit(&self.url, &version, stop)? {
+        Ok(match cache.admit(self, &version, stop)? {
             Admission::Hit(file) => Box::new(file),
-            Admission::Fetch(entry) => Box::new(entry.keep(remote(0..version.size))),
-            Admission::Pass => Box::new(remote(0..version.size)),
+            Admission::Fetch(entry) => Box::new(entry.keep(whole())),
+            Admission::Pass => Box::new(whole()),
         })
     }
 
@@ -249,19 +391,18 @@ impl RemoteObject {
         stop: &Stop,
     ) -> io::Result<ShardBytes> {
         stop.check()?;
-        let version = self.known(Some(stop))?;
-        let range = range.start.min(version.size)..range.end.min(version.size);
+        let version = self.known(stop)?;
+        let range = match version.size {
+            Some(size) => range.start.min(size)..range.end.min(size),
+            None => range,
+        };
         if let Some(cache) = &self.store.cache {
-            if let Some(file) = cache.find(&self.url, &version, stop)? {
+            if let Some(file) = cache.find(self, &version, stop)? {
                 return Ok(Box::new(file.range(range)?));
             }
         }
-        Ok(Box::new(RangeReader::new(
-            self.clone(),
-            version,
-            range,
-            stop.clone(),
-        )))
+        let reader = RangeReader::new(self.clone(), version, Some(range), stop.clone());
+        Ok(Box::new(reader))
     }
 
     pub(crate) fn cache_bytes(&self) -> Option<u64> {
@@ -270,11 +411,10 @@ impl RemoteObject {
 
     /// Brings it into the cache, if there is one and room can be made.
     pub(crate) fn prefetch(self: &Arc<Self>, stop: &Stop) -> io::Result<()> {
-        let version = self.known(Some(stop))?;
+        let version = self.known(stop)?;
         if let Some(cache) = &self.store.cache {
-            if let Admission::Fetch(entry) = cache.admit(&self.url, &version, stop)? {
-                let bytes =
-                    RangeReader::new(self.clone(), version.clone(), 0..version.size, stop.clone());
+            if let Admission::Fetch(entry) = cache.admit(self, &version, stop)? {
+                let bytes = RangeReader::new(self.clone(), version, None, stop.clone());
                 let mut bytes = entry.keep(bytes);
                 let mut buffer = vec![0; 256 << 10];
                 while bytes.read(&mut buffer)? > 0 {}
@@ -283,8 +423,17 @@ impl RemoteObject {
         Ok(())
     }
 
+    /// Whether its store was given up: no request was answered for longer than an outage may last.
+    pub(crate) fn store_is_lost(&self) -> bool {
+        self.store.health.is_lost()
+    }
+
     pub(super) fn sends_whole_only(&self) -> bool {
         self.whole_only.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_whole_only(&self) {
+        self.whole_only.store(true, Ordering::Relaxed);
     }
 }
 
@@ -294,19 +443,21 @@ mod tests {
 
     #[test]
     fn versions() {
-        let version = |size, tag: &str, last_modified| Version {
-            size,
+        let version = |size: u64, tag: &str, time: &str| Version {
+            size: (size > 0).then_some(size),
             e_tag: (!tag.is_empty()).then(|| tag.to_string()),
-            last_modified,
+            last_modified: (!time.is_empty()).then(|| time.to_string()),
         };
         let check = |a: &Version, b: &Version, same| assert_eq!(a.admits(b), same, "{a:?} {b:?}");
-        check(&version(5, "a", 1), &version(5, "a", 90_000), true);
-        check(&version(5, "a", 1), &version(5, "b", 1), false);
-        check(&version(5, "a", 1), &version(6, "a", 1), false);
-        check(&version(5, "", 7_200), &version(5, "", 7_900), true);
-        check(&version(5, "", 7_200), &version(5, "", 9_000), false);
-        check(&version(5, "a", 7_000), &version(5, "", 0), true);
-        assert_eq!(version(5, "a", 1).strong_tag().unwrap(), "\"a\"");
-        assert_eq!(version(5, "W/\"a", 1).strong_tag(), None);
+        check(&version(5, "a", "1"), &version(5, "a", "90"), true);
+        check(&version(5, "a", "1"), &version(5, "b", "1"), false);
+        check(&version(5, "a", "1"), &version(6, "a", "1"), false);
+        check(&version(5, "", "7"), &version(5, "", "7"), true);
+        check(&version(5, "", "7"), &version(5, "", "9"), false);
+        check(&version(5, "a", "7"), &version(5, "", ""), true);
+        check(&version(5, "a", "7"), &version(0, "a", ""), true);
+        check(&version(0, "a", "7"), &version(5, "b", ""), false);
+        assert_eq!(version(5, "a", "1").strong_tag().unwrap(), "\"a\"");
+        assert_eq!(version(5, "W/\"a", "1").strong_tag(), None);
     }
 }

@@ -3,18 +3,17 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read};
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::failure::{Failure, Tries};
+use super::failure::Failure;
 use super::object::{RemoteObject, Version};
+use super::patience::Patience;
 use super::runtime::STOP_INTERVAL;
-use super::store::TRY_LATER;
+use super::store::Body;
 use crate::stop::Stop;
 
 /// The bytes of a range, in order.
@@ -23,6 +22,7 @@ pub(super) struct RangeReader {
     version: Version,
     /// The next byte that the reader gets.
     offset: u64,
+    /// One past the last byte; of an object of unknown length as far as can be.
     end: u64,
     /// The first byte that no request has been made for.
     next: u64,
@@ -47,12 +47,14 @@ impl Drop for Part {
 }
 
 impl RangeReader {
+    /// Reads `range`, or all there is.
     pub(super) fn new(
         object: Arc<RemoteObject>,
         version: Version,
-        range: Range<u64>,
+        range: Option<Range<u64>>,
         stop: Stop,
     ) -> Self {
+        let range = range.unwrap_or(0..version.size.unwrap_or(u64::MAX));
         RangeReader {
             object,
             version,
@@ -147,40 +149,44 @@ impl Stretch {
 /// Fills `buffer` with the bytes of `stretch`: asks again from the byte reached while that may help.
 async fn fill(object: Arc<RemoteObject>, version: Version, stretch: Stretch, buffer: Arc<Buffer>) {
     let buffer = Finishing(&buffer);
-    let options = &object.store.options;
-    let mut tries = Tries::new(options);
+    let store = &object.store;
+    let mut patience = store.patience(&object.name, store.options.outage);
     let mut reached = stretch.range().start;
-    let mut counted_from = reached;
     let failure = loop {
-        let failure = match request(&object, &version, &stretch, &mut reached, buffer.0).await {
-            Ok(()) => return buffer.0.finish(None),
+        let request = request(
+            &object,
+            &version,
+            &stretch,
+            &mut reached,
+            buffer.0,
+            &mut patience,
+        );
+        let failure = match request.await {
+            Ok(()) => {
+                patience.done();
+                return buffer.0.finish(None);
+            }
             Err(failure) => failure,
         };
-        let Failure::Passing { what, after } = failure else {
+        let Failure::Passing { what, after, .. } = failure else {
+            store.health.answered();
             break failure;
         };
-        // Only a stream of the whole object is longer than a part, and it may fail more often.
-        if reached - counted_from >= options.part() {
-            counted_from = reached;
-            tries = Tries::new(options);
-        }
-        let url = &object.url;
-        match tries.next(after) {
+        let name = &object.name;
+        match patience.failed(&what, after) {
             Some(pause) => {
-                log::debug!("{url}: {what} at byte {reached}; asking again in {pause:?}");
-                tokio::time::sleep(pause).await;
+                log::debug!("{name}: {what} at byte {reached}; asking again in {pause:?}");
+                patience.pause(pause).await;
             }
             None => {
-                let message = format!(
-                    "{url}: cannot be read on from byte {reached}: {what}, after {} requests; {TRY_LATER}",
-                    tries.made()
-                );
-                break Failure::Final(io::Error::other(message));
+                let what = patience.complaint(&what);
+                let message = format!("{name}: cannot be read on from byte {reached}: {what}");
+                break Failure::last(ErrorKind::Other, message);
             }
         }
     };
     if matches!(failure, Failure::NoRanges) {
-        object.whole_only.store(true, Ordering::Relaxed);
+        object.note_whole_only();
     }
     buffer.0.finish(Some(failure));
 }
@@ -202,6 +208,7 @@ async fn request(
     stretch: &Stretch,
     reached: &mut u64,
     buffer: &Buffer,
+    patience: &mut Patience,
 ) -> Result<(), Failure> {
     let end = stretch.range().end;
     if *reached >= end {
@@ -211,33 +218,28 @@ async fn request(
         Stretch::Exactly(_) => (Some(*reached..end), false),
         Stretch::FromTheBeginning(_) => (None, true),
     };
-    let stall = object.store.options.stall_timeout;
     let mut at = if whole { 0 } else { *reached };
-    let mut body = object.get(version, range).await?.into_stream();
+    let answer = object.get(version, range);
+    let mut body = object.store.once(patience, answer).await?;
+    let mut pace = Pace::new(object);
     while *reached < end {
-        let chunk = match tokio::time::timeout(stall, body.next()).await {
-            Err(_) => {
-                let seconds = stall.as_secs_f64();
-                return Err(Failure::passing(format!(
-                    "the server fell silent for {seconds} s"
-                )));
-            }
-            Ok(None) => return Err(Failure::passing("the answer ends early")),
-            Ok(Some(Err(error))) => {
-                let reason = inmost(&error);
-                return Err(Failure::passing(format!(
-                    "the answer breaks off ({reason})"
-                )));
-            }
-            Ok(Some(Ok(chunk))) => chunk,
+        let before = patience.waited();
+        let chunk = match pace.next(&mut body, patience).await? {
+            Some(chunk) => chunk,
+            // The end is where the server says, since nobody knew.
+            None if version.size.is_none() => return Ok(()),
+            None => return Err(Failure::passing("the answer ends early")),
         };
         let mut bytes = &chunk[..];
         // Of a whole object, what came before the byte reached.
-        let before = usize::try_from(*reached - at)
+        let known = usize::try_from(*reached - at)
             .unwrap_or(usize::MAX)
             .min(bytes.len());
-        at += before as u64;
-        bytes = &bytes[before..];
+        if known > 0 {
+            patience.forgive(before);
+        }
+        at += known as u64;
+        bytes = &bytes[known..];
         let wanted = usize::try_from(end - *reached).unwrap_or(usize::MAX);
         if bytes.len() > wanted {
             if !whole {
@@ -247,6 +249,7 @@ async fn request(
             }
             bytes = &bytes[..wanted];
         }
+        patience.got(bytes.len());
         while !bytes.is_empty() {
             let count = buffer.put(bytes).await;
             bytes = &bytes[count..];
@@ -257,12 +260,64 @@ async fn request(
     Ok(())
 }
 
-fn inmost(error: &dyn std::error::Error) -> String {
-    let mut inmost = error;
-    while let Some(source) = inmost.source() {
-        inmost = source;
+/// Watches that an answer brings bytes fast enough.
+struct Pace {
+    /// Time in which as many bytes have to come as [`Pace::least`].
+    window: Duration,
+    least: u64,
+    /// Of the present window: time waited, bytes that came.
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(object: &RemoteObject) -> Pace {
+        let options = &object.store.options;
+        let window = options.stall_timeout;
+        let least = f64::from(options.least_bytes_per_s) * window.as_secs_f64();
+        Pace {
+            window,
+            least: (least as u64).max(1),
+            waited: Duration::ZERO,
+            bytes: 0,
+        }
     }
-    inmost.to_string()
+
+    /// The next bytes; none at the end of the answer.
+    async fn next(
+        &mut self,
+        body: &mut Body,
+        patience: &mut Patience,
+    ) -> Result<Option<super::store::Chunk>, Failure> {
+        loop {
+            let start = Instant::now();
+            let left = self.window.saturating_sub(self.waited);
+            let chunk = patience.wait(left, body.chunk()).await;
+            self.waited += start.elapsed();
+            match chunk {
+                Some(Ok(chunk)) => {
+                    self.bytes += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+                    return Ok(chunk);
+                }
+                Some(Err(reason)) => {
+                    return Err(Failure::passing(format!(
+                        "the answer breaks off ({reason})"
+                    )))
+                }
+                None => {}
+            }
+            let is_over = self.waited >= self.window;
+            if !is_over || self.bytes < self.least {
+                let seconds = self.waited.as_secs_f64();
+                return Err(Failure::passing(match self.bytes {
+                    0 => format!("the server fell silent for {seconds:.1} s"),
+                    bytes => format!("the server sent {bytes} bytes in {seconds:.1} s"),
+                }));
+            }
+            self.waited = Duration::ZERO;
+            self.bytes = 0;
+        }
+    }
 }
 
 /// Bytes on their way from a request to the reader, never more than it was made for.
@@ -346,7 +401,7 @@ impl Buffer {
             match &filling.end {
                 Some(None) => return Ok(Taken::End),
                 Some(Some(Failure::NoRanges)) => return Ok(Taken::NoRanges),
-                Some(Some(Failure::Final(error))) => {
+                Some(Some(Failure::Final { error, .. })) => {
                     return Err(io::Error::new(error.kind(), error.to_string()))
                 }
                 Some(Some(Failure::Passing { what, .. })) => {

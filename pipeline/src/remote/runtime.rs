@@ -58,7 +58,7 @@ impl Runtime {
     /// Runs `future` on the threads and waits for it here, unless `stop` is set.
     pub(super) fn wait<T: Send + 'static>(
         &self,
-        stop: Option<&Stop>,
+        stop: &Stop,
         future: impl Future<Output = T> + Send + 'static,
     ) -> io::Result<T> {
         let (sender, receiver) = mpsc::sync_channel(1);
@@ -74,7 +74,7 @@ impl Runtime {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if let Some(Err(error)) = stop.map(Stop::check) {
+            if let Err(error) = stop.check() {
                 task.abort();
                 return Err(error);
             }

@@ -1,47 +1,93 @@
 //! One bucket, container or web server.
 
-use std::cell::RefCell;
 use std::future::Future;
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use futures_util::StreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
-use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
-};
 use object_store::gcp::GoogleCloudStorageBuilder;
-use object_store::http::HttpBuilder;
-use object_store::list::PaginatedListStore;
-use object_store::{ClientOptions, ObjectStore, RetryConfig};
-use url::Url;
+use object_store::list::{PaginatedListOptions, PaginatedListResult, PaginatedListStore};
+use object_store::{
+    ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig,
+};
 
 use super::cache::Cache;
-use super::failure::{Failure, Tries};
+use super::client::{Connector, Exchange};
+use super::failure::{inmost, Failure};
+use super::object::{Place, Version};
+use super::patience::{Health, Patience};
 use super::runtime::Runtime;
+use super::web::Web;
 use super::RemoteOptions;
 use crate::stop::Stop;
 
-/// Where the clouds tell a machine which role it has; the setting below names another place.
-const MACHINE_HOSTS: [&str; 3] = [
-    "169.254.169.254",
-    "metadata.google.internal",
-    "169.254.170.2",
-];
-
-const MACHINE_SETTING: &str = "AWS_METADATA_ENDPOINT";
+/// How often a server's own error (500) is asked about again where nothing need be there.
+const OPTIONAL_SERVER_ERRORS: u32 = 3;
 
 pub(super) struct Store {
     /// `scheme://authority/`, in front of every key.
     pub(super) root: String,
-    pub(super) objects: Arc<dyn ObjectStore>,
-    /// What lists objects; a web server does not.
-    pub(super) lister: Option<Arc<dyn PaginatedListStore>>,
+    backend: Backend,
     pub(super) options: Arc<RemoteOptions>,
     pub(super) cache: Option<Arc<Cache>>,
     pub(super) runtime: Arc<Runtime>,
+    pub(super) health: Arc<Health>,
+}
+
+enum Backend {
+    Cloud {
+        objects: Arc<dyn ObjectStore>,
+        lister: Arc<dyn PaginatedListStore>,
+    },
+    Web(Web),
+}
+
+/// How much a request is worth.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Effort {
+    /// Longest wait.
+    pub(super) limit: Duration,
+    /// Whether what is asked for need not be there.
+    pub(super) is_optional: bool,
+}
+
+/// An answer that brings bytes.
+pub(super) struct Answer {
+    /// Of which version they are.
+    pub(super) version: Version,
+    /// How many there are, as announced.
+    pub(super) length: Option<u64>,
+    pub(super) body: Body,
+}
+
+/// Bytes of the `bytes` crate, by a name that `object_store` has for them.
+pub(super) type Chunk = <PutPayload as IntoIterator>::Item;
+
+/// The bytes of an answer.
+pub(super) enum Body {
+    Cloud(BoxStream<'static, object_store::Result<Chunk>>),
+    Web(reqwest::Response),
+}
+
+impl Body {
+    /// The next bytes; none at the end. Dropping the future loses none.
+    ///
+    /// # Errors
+    /// Why the answer breaks off.
+    pub(super) async fn chunk(&mut self) -> Result<Option<Chunk>, String> {
+        match self {
+            Body::Cloud(stream) => {
+                let chunk = stream.next().await.transpose();
+                chunk.map_err(|error| inmost(&error))
+            }
+            Body::Web(response) => response.chunk().await.map_err(|error| inmost(&error)),
+        }
+    }
 }
 
 /// Sets a builder up and builds it; `$env` are the settings of its cloud.
@@ -51,14 +97,19 @@ macro_rules! build {
             .with_url($url)
             .with_client_options(client_options($options))
             .with_retry(no_retries())
-            .with_http_connector(Watching::new($options));
+            .with_http_connector(Connector::new($options));
         for (name, value) in $env {
             // Others of the same beginning belong to other programs.
             if let Ok(key) = name.to_ascii_lowercase().parse() {
                 builder = builder.with_config(key, value);
             }
         }
-        builder.build()
+        let store = builder.build().map_err(|error| unusable($url, &error))?;
+        let store = Arc::new(store);
+        Backend::Cloud {
+            objects: store.clone(),
+            lister: store,
+        }
     }};
 }
 
@@ -79,112 +130,215 @@ impl Store {
                 .filter(move |(name, _)| name.starts_with(prefix));
             ours.cloned().collect::<Vec<_>>()
         };
-        let both = |result: Result<_, object_store::Error>| {
-            result.map_err(|error| unusable(&base, &error))
+        let backend = match scheme {
+            "s3" | "s3a" => build!(AmazonS3Builder, &base, &options, env("AWS_")),
+            "gs" => build!(GoogleCloudStorageBuilder, &base, &options, env("GOOGLE_")),
+            "az" | "azure" | "abfs" | "abfss" | "adl" => {
+                build!(MicrosoftAzureBuilder, &base, &options, env("AZURE_"))
+            }
+            _ => Backend::Web(Web::new(&options).map_err(|error| {
+                io::Error::other(format!("{base}: no HTTP client: {}", inmost(&error)))
+            })?),
         };
-        let (objects, lister): (Arc<dyn ObjectStore>, Option<Arc<dyn PaginatedListStore>>) =
-            match scheme {
-                "s3" | "s3a" => {
-                    let store = build!(AmazonS3Builder, &base, &options, env("AWS_"));
-                    let store = Arc::new(store.map_err(|error| unusable(&base, &error))?);
-                    (store.clone(), Some(store))
-                }
-                "gs" => {
-                    let store = build!(GoogleCloudStorageBuilder, &base, &options, env("GOOGLE_"));
-                    let store = Arc::new(store.map_err(|error| unusable(&base, &error))?);
-                    (store.clone(), Some(store))
-                }
-                "az" | "azure" | "abfs" | "abfss" | "adl" => {
-                    let store = build!(MicrosoftAzureBuilder, &base, &options, env("AZURE_"));
-                    let store = Arc::new(store.map_err(|error| unusable(&base, &error))?);
-                    (store.clone(), Some(store))
-                }
-                _ => {
-                    let builder = HttpBuilder::new()
-                        .with_url(&base)
-                        .with_client_options(
-                            client_options(&options).with_allow_http(scheme == "http"),
-                        )
-                        .with_retry(no_retries())
-                        .with_http_connector(Watching::new(&options));
-                    (Arc::new(both(builder.build())?), None)
-                }
-            };
         let root = format!("{base}/");
         Ok(Store {
+            health: Health::new(&root),
             root,
-            objects,
-            lister,
+            backend,
             options,
             cache,
             runtime,
         })
     }
 
-    /// Makes a request until it succeeds, cannot succeed, or the retries are used up.
+    /// For what is asked before anything is read: a name that is wrong should not take long.
+    pub(super) fn at_start(&self) -> Effort {
+        Effort {
+            limit: self.options.outage.min(super::START_LIMIT),
+            is_optional: false,
+        }
+    }
+
+    pub(super) fn patience(&self, name: &str, limit: Duration) -> Patience {
+        Patience::new(self.health.clone(), name, limit, &self.options)
+    }
+
+    /// Makes a request until it succeeds, cannot succeed, or the time is used up.
     ///
     /// # Errors
     /// What `failure` of the request says, for the user to read.
     pub(super) async fn retry<T, F>(
         &self,
-        url: &str,
+        name: &str,
+        effort: Effort,
         mut request: impl FnMut() -> F,
     ) -> Result<T, Failure>
     where
-        F: Future<Output = object_store::Result<T>>,
+        F: Future<Output = Result<T, Failure>>,
     {
-        let mut tries = Tries::new(&self.options);
+        let mut patience = self.patience(name, effort.limit);
         loop {
-            let (what, after) = match self.once(url, request()).await {
-                Ok((value, _)) => return Ok(value),
-                Err(Failure::Passing { what, after }) => (what, after),
-                Err(failure) => return Err(failure),
-            };
-            match tries.next(after) {
-                Some(pause) => tokio::time::sleep(pause).await,
-                None => {
-                    let message = format!(
-                        "{url}: {what}, {} times in a row; {TRY_LATER}",
-                        tries.made()
-                    );
-                    return Err(Failure::Final(io::Error::other(message)));
+            let failure = match self.once(&mut patience, request()).await {
+                Ok(value) => {
+                    patience.done();
+                    return Ok(value);
                 }
-            }
+                Err(failure) => failure,
+            };
+            self.pause_after(failure, effort, &mut patience, name)
+                .await?;
         }
     }
 
-    /// Makes a request once, and waits no longer than the stall timeout for the answer.
+    /// Waits for a request, no longer than the stall timeout.
     pub(super) async fn once<T>(
         &self,
-        url: &str,
-        request: impl Future<Output = object_store::Result<T>>,
-    ) -> Result<(T, Exchange), Failure> {
-        let timed = tokio::time::timeout(self.options.stall_timeout, request);
-        let (result, exchange) = Exchange::watch(timed).await;
-        match result {
-            Ok(Ok(value)) => Ok((value, exchange)),
-            Ok(Err(error)) => Err(Failure::of(&error, &exchange, url)),
-            Err(_) => {
-                let seconds = self.options.stall_timeout.as_secs_f64();
-                Err(Failure::passing(format!("no answer within {seconds} s")))
+        patience: &mut Patience,
+        request: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let before = patience.waited();
+        match patience.wait(self.options.stall_timeout, request).await {
+            Some(result) => result,
+            None => {
+                let seconds = (patience.waited() - before).as_secs_f64();
+                Err(Failure::passing(format!("no answer within {seconds:.1} s")))
             }
         }
     }
 
-    /// As [`Store::retry`], from a thread that may wait.
+    /// After a request that failed: a pause, if it may be made again.
+    ///
+    /// # Errors
+    /// The failure, if not.
+    pub(super) async fn pause_after(
+        &self,
+        failure: Failure,
+        effort: Effort,
+        patience: &mut Patience,
+        name: &str,
+    ) -> Result<(), Failure> {
+        let (what, after, status) = match failure {
+            Failure::Passing {
+                what,
+                after,
+                status,
+            } => (what, after, status),
+            failure => {
+                self.health.answered();
+                return Err(failure);
+            }
+        };
+        let pause = patience.failed(&what, after);
+        let is_used_up = effort.is_optional
+            && status == Some(500)
+            && patience.failures() >= OPTIONAL_SERVER_ERRORS;
+        match pause {
+            Some(pause) if !is_used_up => {
+                log::debug!("{name}: {what}; asking again in {pause:?}");
+                patience.pause(pause).await;
+                Ok(())
+            }
+            _ => Err(Failure::Final {
+                error: io::Error::other(format!("{name}: {}", patience.complaint(&what))),
+                is_answer: is_used_up,
+            }),
+        }
+    }
+
+    /// What is known of an object without its content, asked for once.
+    pub(super) async fn head(&self, place: &Place, name: &str) -> Result<Version, Failure> {
+        match (&self.backend, place) {
+            (Backend::Cloud { objects, .. }, Place::Key(path)) => {
+                let (meta, _) = cloud(name, objects.head(path)).await?;
+                Ok(Version::of(&meta))
+            }
+            (Backend::Web(web), Place::Page(url)) => web.head(url, name).await,
+            _ => Err(mismatch(name)),
+        }
+    }
+
+    /// Asks once for the bytes of `range`, or for all.
+    pub(super) async fn get(
+        &self,
+        place: &Place,
+        name: &str,
+        range: Option<Range<u64>>,
+        if_match: Option<String>,
+    ) -> Result<Answer, Failure> {
+        match (&self.backend, place) {
+            (Backend::Cloud { objects, .. }, Place::Key(path)) => {
+                let options = GetOptions {
+                    range: range.map(GetRange::Bounded),
+                    if_match,
+                    ..GetOptions::default()
+                };
+                let (result, exchange) = cloud(name, objects.get_opts(path, options)).await?;
+                let expected = result.range.end - result.range.start;
+                Ok(Answer {
+                    version: Version::of(&result.meta),
+                    length: exchange.length.or(Some(expected)),
+                    body: Body::Cloud(result.into_stream()),
+                })
+            }
+            (Backend::Web(web), Place::Page(url)) => {
+                let answer = web.get(url, name, range, if_match).await?;
+                Ok(Answer {
+                    version: answer.version,
+                    length: answer.length,
+                    body: Body::Web(answer.response),
+                })
+            }
+            _ => Err(mismatch(name)),
+        }
+    }
+
+    /// A page of the objects whose keys begin with `prefix`; those of web servers are not listed.
+    pub(super) async fn list(
+        &self,
+        name: &str,
+        prefix: Option<&str>,
+        options: PaginatedListOptions,
+    ) -> Result<PaginatedListResult, Failure> {
+        match &self.backend {
+            Backend::Cloud { lister, .. } => {
+                let (page, _) = cloud(name, lister.list_paginated(prefix, options)).await?;
+                Ok(page)
+            }
+            Backend::Web(_) => Err(Failure::last(
+                ErrorKind::InvalidInput,
+                format!("{name}: there is no listing"),
+            )),
+        }
+    }
+
+    /// Runs `future` from a thread that may wait.
     pub(super) fn wait<T: Send + 'static>(
         &self,
-        stop: Option<&Stop>,
+        stop: &Stop,
         future: impl Future<Output = Result<T, Failure>> + Send + 'static,
     ) -> io::Result<T> {
         self.runtime
             .wait(stop, future)?
-            .map_err(|failure| match failure {
-                Failure::Final(error) => error,
-                Failure::Passing { what, .. } => io::Error::other(what),
-                Failure::NoRanges => io::Error::other("the server sends whole files only"),
-            })
+            .map_err(Failure::into_error)
     }
+}
+
+/// Makes a request of a store.
+async fn cloud<T>(
+    name: &str,
+    request: impl Future<Output = object_store::Result<T>>,
+) -> Result<(T, Exchange), Failure> {
+    let (result, exchange) = Exchange::watch(request).await;
+    match result {
+        Ok(value) => Ok((value, exchange)),
+        Err(error) => Err(Failure::of(&error, &exchange, name)),
+    }
+}
+
+/// Not reached: objects are made for the store that has them.
+fn mismatch(name: &str) -> Failure {
+    let message = format!("{name}: not an object of its store; this is a bug");
+    Failure::last(ErrorKind::InvalidInput, message)
 }
 
 impl std::fmt::Debug for Store {
@@ -195,21 +349,18 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// What to do once the retries are used up.
-pub(super) const TRY_LATER: &str = "check the network and the server, then run this again";
-
 fn unusable(base: &str, error: &object_store::Error) -> io::Error {
     let hint = super::failure::credentials_hint(base);
     let message = format!("{base}: {}; {hint}", crate::error::full_message(error));
     io::Error::new(ErrorKind::InvalidInput, message)
 }
 
-/// Requests take as long as they get on; [`super::read`] ends those that do not.
+/// Requests take as long as they get on; [`Patience`] ends those that do not.
 fn client_options(options: &RemoteOptions) -> ClientOptions {
     ClientOptions::new()
         .with_timeout_disabled()
         .with_connect_timeout(options.connect_timeout)
-        .with_pool_idle_timeout(Duration::from_secs(60))
+        .with_pool_idle_timeout(super::POOL_IDLE)
 }
 
 /// Trying again is done here, where it is known which bytes have come.
@@ -217,104 +368,5 @@ fn no_retries() -> RetryConfig {
     RetryConfig {
         max_retries: 0,
         ..RetryConfig::default()
-    }
-}
-
-/// What went over the wire for one request, as far as errors are sorted by it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Exchange {
-    /// Status of the last answer; none when the connection failed after it.
-    pub(super) status: Option<u16>,
-    /// The status with its name.
-    pub(super) reason: Option<String>,
-    /// How long the server asks to be left alone.
-    pub(super) retry_after: Option<Duration>,
-    /// The Content-Length of the last answer.
-    pub(super) length: Option<u64>,
-    /// The machine was asked for credentials, for want of any in the settings, and had none.
-    pub(super) asked_machine: bool,
-}
-
-tokio::task_local! {
-    static EXCHANGE: RefCell<Exchange>;
-}
-
-impl Exchange {
-    async fn watch<T>(request: impl Future<Output = T>) -> (T, Exchange) {
-        let watched = async {
-            let result = request.await;
-            (result, EXCHANGE.with(|exchange| exchange.borrow().clone()))
-        };
-        EXCHANGE.scope(RefCell::default(), watched).await
-    }
-}
-
-/// Makes clients that note every answer in [`EXCHANGE`].
-#[derive(Debug)]
-struct Watching {
-    machine_hosts: Arc<[String]>,
-}
-
-impl Watching {
-    fn new(options: &RemoteOptions) -> Self {
-        let set = options
-            .env
-            .iter()
-            .filter(|(name, _)| name == MACHINE_SETTING);
-        let hosts = set.filter_map(|(_, url)| Some(Url::parse(url).ok()?.authority().to_string()));
-        let known = MACHINE_HOSTS.iter().map(ToString::to_string);
-        Watching {
-            machine_hosts: known.chain(hosts).collect(),
-        }
-    }
-}
-
-impl HttpConnector for Watching {
-    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let client = ReqwestConnector::default().connect(options)?;
-        let machine_hosts = self.machine_hosts.clone();
-        Ok(HttpClient::new(WatchedClient {
-            client,
-            machine_hosts,
-        }))
-    }
-}
-
-#[derive(Debug)]
-struct WatchedClient {
-    client: HttpClient,
-    machine_hosts: Arc<[String]>,
-}
-
-#[async_trait]
-impl HttpService for WatchedClient {
-    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let authority = request.uri().authority().map(ToString::to_string);
-        let machine = self
-            .machine_hosts
-            .iter()
-            .any(|host| Some(host) == authority.as_ref());
-        let result = self.client.execute(request).await;
-        let mut exchange = Exchange::default();
-        if let Ok(response) = &result {
-            let header = |name: &str| {
-                response
-                    .headers()
-                    .get(name)?
-                    .to_str()
-                    .ok()?
-                    .trim()
-                    .parse()
-                    .ok()
-            };
-            exchange.status = Some(response.status().as_u16());
-            exchange.reason = Some(response.status().to_string());
-            exchange.retry_after = header("retry-after").map(Duration::from_secs);
-            exchange.length = header("content-length");
-        }
-        exchange.asked_machine = machine && exchange.status != Some(200);
-        // Requests for credentials may run outside a watched one.
-        let _ = EXCHANGE.try_with(|shared| shared.replace(exchange));
-        result
     }
 }

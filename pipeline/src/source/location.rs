@@ -6,13 +6,15 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::remote::RemoteObject;
+use super::DisplayUrl;
+use crate::remote::{RemoteObject, Sidecar};
 use crate::stop::Stop;
 
 /// One shard of a data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardLocation {
-    /// The name used in messages and sample ids: the path or URL as given or matched.
+    /// The name used in messages and sample ids: the path or URL as given or matched, without what
+    /// may be secret in a URL.
     pub name: Arc<str>,
     place: Place,
 }
@@ -39,7 +41,7 @@ impl ShardLocation {
     /// An object of a store.
     pub(crate) fn remote(object: Arc<RemoteObject>) -> Self {
         ShardLocation {
-            name: Arc::from(object.url()),
+            name: Arc::from(object.name()),
             place: Place::Remote(object),
         }
     }
@@ -52,10 +54,21 @@ impl ShardLocation {
         }
     }
 
-    /// The last part of its name.
+    /// The last part of its name, without the query of a URL.
     pub fn base_name(&self) -> &str {
-        let name: &str = &self.name;
+        let name = DisplayUrl::without_query(&self.name);
         name.rsplit('/').next().unwrap_or(name)
+    }
+
+    /// What tells it from other shards: not to be shown.
+    pub(super) fn identity(&self) -> String {
+        match &self.place {
+            Place::Local(path) => {
+                let path: PathBuf = path.components().collect();
+                path.to_string_lossy().into_owned()
+            }
+            Place::Remote(object) => object.url().to_string(),
+        }
     }
 
     /// The file beside it whose name has this ending more.
@@ -66,31 +79,57 @@ impl ShardLocation {
                 name.push(ending);
                 ShardLocation::local(name)
             }
-            Place::Remote(object) => ShardLocation::remote(Arc::new(object.sidecar(ending))),
+            Place::Remote(object) => ShardLocation::remote(object.sidecar(ending)),
         }
     }
 
     /// Its length in bytes; of a remote shard as it was when resolved, of its sidecar as it was when
-    /// first used.
+    /// first used. None where a server does not say how long it is: such a shard can only be read from
+    /// its beginning. Waits for a server no longer than until `stop` is set.
     ///
     /// # Errors
-    /// Of kind `NotFound` where it is gone, else what the system or the server says.
-    pub fn size(&self) -> io::Result<u64> {
+    /// Of kind `NotFound` where it is gone, else what the system or the server says; and once `stop`
+    /// is set.
+    pub fn size(&self, stop: &Stop) -> io::Result<Option<u64>> {
+        stop.check()?;
         match &self.place {
-            Place::Local(path) => Ok(std::fs::metadata(path)?.len()),
-            Place::Remote(object) => object.size(None),
+            Place::Local(path) => Ok(Some(std::fs::metadata(path)?.len())),
+            Place::Remote(object) => object.size(stop),
         }
     }
 
-    /// Its length, unless `stop` is set before a server answers.
+    /// The first `count` bytes of the file beside it whose name has this ending more, or fewer if
+    /// there are fewer.
     ///
     /// # Errors
-    /// As [`ShardLocation::size`], and once `stop` is set.
-    pub fn size_or_stop(&self, stop: &Stop) -> io::Result<u64> {
-        stop.check()?;
+    /// What the system says, or that the server does not answer; and once `stop` is set.
+    pub(crate) fn sidecar_beginning(
+        &self,
+        ending: &str,
+        count: u64,
+        stop: &Stop,
+    ) -> io::Result<Sidecar> {
+        let sidecar = self.sidecar(ending);
+        if let Place::Remote(object) = &sidecar.place {
+            return object.first_bytes(count, stop);
+        }
+        let mut bytes = Vec::new();
+        let read = sidecar
+            .open_range(0..count, stop)
+            .and_then(|mut file| file.read_to_end(&mut bytes));
+        match read {
+            Ok(_) => Ok(Sidecar::Bytes(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Sidecar::Absent),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the store that it is in was given up: for as long as an outage may last, no request to
+    /// it was answered.
+    pub(crate) fn store_is_lost(&self) -> bool {
         match &self.place {
-            Place::Local(_) => self.size(),
-            Place::Remote(object) => object.size(Some(stop)),
+            Place::Local(_) => false,
+            Place::Remote(object) => object.store_is_lost(),
         }
     }
 
@@ -173,7 +212,7 @@ mod tests {
         let path = dir.path().join("a.tar");
         std::fs::write(&path, b"0123456789").unwrap();
         let (shard, stop) = (ShardLocation::local(&path), Stop::default());
-        assert_eq!(shard.size().unwrap(), 10);
+        assert_eq!(shard.size(&stop).unwrap(), Some(10));
         assert_eq!((shard.base_name(), shard.path()), ("a.tar", Some(&*path)));
         let read = |range: Range<u64>| {
             let mut bytes = String::new();

@@ -3,12 +3,14 @@
 mod braces;
 mod local_path;
 mod location;
+mod redact;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 pub use local_path::{local_path, scheme};
 pub use location::{ShardBytes, ShardLocation};
+pub use redact::{DisplayUrl, ShardSpec};
 
 use crate::error::PipelineError;
 use crate::index::INDEX_ENDING;
@@ -25,17 +27,19 @@ pub fn resolve_shards<S: AsRef<str>>(specs: &[S]) -> Result<Vec<ShardLocation>, 
 /// Resolves specifications to shards, in the order given.
 ///
 /// A specification is a file, a glob (`photos-*.tar`, matches in sorted order), or either with
-/// brace ranges and lists (`photos-{000..012}.tar`, `{a,b}-*.tar`; every element must match
-/// something).
+/// braces as in bash (`photos-{000..012}.tar`, `{a,b}-*.tar`, `{0..20..2}`; every element must match
+/// something). Several may be joined by `::`. What exists under exactly the name that was given is
+/// that file, whatever its brackets and braces could mean.
 ///
 /// It may be a URL of the kinds that [`crate::remote`] lists. Globs work there too, except over
 /// http, and one that ends in `/` stands for all shards below it (`.tar`, `.tar.gz`, `.tar.zst`,
-/// `.arrow`), in sorted order.
+/// `.arrow`), in sorted order. Where `?`, `[x]` and braces match nothing, they are characters of a key.
 ///
 /// # Errors
 /// [`PipelineError::NoShards`] when a specification matches nothing, a file is missing, a folder is
-/// named, or a scheme is unknown; [`PipelineError::Config`] when braces do not parse or a shard is
-/// named twice; [`PipelineError::Io`] when a store cannot be reached or wants credentials.
+/// named, or a scheme is unknown; [`PipelineError::Config`] when braces stand for too much, a shard is
+/// named twice, or a specification was saved without its secrets; [`PipelineError::Io`] when a store
+/// cannot be reached or wants credentials.
 pub fn resolve_shards_with<S: AsRef<str>>(
     specs: &[S],
     remote: &RemoteOptions,
@@ -43,45 +47,88 @@ pub fn resolve_shards_with<S: AsRef<str>>(
     let mut shards = Vec::new();
     let mut seen = HashSet::new();
     let mut resolver = Resolver::new(remote);
+    let specs = specs.iter().flat_map(|spec| split_list(spec.as_ref()));
     for spec in specs {
-        let spec = spec.as_ref();
-        let local;
-        let spec = match spec.strip_prefix("file://") {
-            Some(_) => {
-                local = path_of_url(spec)?;
-                &local
+        for shard in resolve_one(spec, &mut resolver)? {
+            if !seen.insert(shard.identity()) {
+                return Err(named_twice(spec, &shard.name));
             }
-            None => spec,
-        };
-        if is_remote(spec) {
-            for object in resolver.resolve(spec, &braces::expand(spec)?)? {
-                if !seen.insert(PathBuf::from(object.url())) {
-                    return Err(named_twice(spec, object.url()));
-                }
-                shards.push(ShardLocation::remote(object));
-            }
-            continue;
-        }
-        // A file of exactly this name wins over any reading of its braces or stars.
-        let patterns = if Path::new(spec).is_file() {
-            vec![spec.to_string()]
-        } else {
-            braces::expand(spec)?
-        };
-        for pattern in patterns {
-            for path in match_pattern(spec, &pattern)? {
-                if !seen.insert(path.clone()) {
-                    return Err(named_twice(spec, &path.to_string_lossy()));
-                }
-                shards.push(ShardLocation::local(path));
-            }
+            shards.push(shard);
         }
     }
     if shards.is_empty() {
         return Err(PipelineError::NoShards {
-            spec: String::new(),
+            spec: DisplayUrl::of(""),
             hint: "give at least one shard file, glob or {000..012} range".into(),
         });
+    }
+    Ok(shards)
+}
+
+/// The elements of a list that is joined by `::`; a file of that name is one.
+fn split_list(spec: &str) -> Vec<&str> {
+    if !spec.contains("::") || Path::new(spec).is_file() {
+        return vec![spec];
+    }
+    let mut elements = Vec::new();
+    let (mut start, mut from) = (0, 0);
+    while let Some(at) = spec[from..].find("::").map(|at| from + at) {
+        // An IPv6 address has colons too, in brackets after the scheme.
+        let open = spec[start..at]
+            .find("://[")
+            .map(|scheme| start + scheme + 4);
+        if let Some(close) = open.and_then(|open| Some(open + spec[open..].find(']')?)) {
+            if at < close {
+                from = close;
+                continue;
+            }
+        }
+        elements.push(&spec[start..at]);
+        (start, from) = (at + 2, at + 2);
+    }
+    elements.push(&spec[start..]);
+    elements
+}
+
+fn resolve_one(spec: &str, resolver: &mut Resolver) -> Result<Vec<ShardLocation>, PipelineError> {
+    if DisplayUrl::is_incomplete(spec) {
+        return Err(PipelineError::Config {
+            setting: "shards",
+            message: format!(
+                "`{spec}` was saved without what is secret in it, a query or a password; give the \
+                 shards again"
+            ),
+        });
+    }
+    let local;
+    let spec = match spec.strip_prefix("file://") {
+        Some(_) => {
+            local = path_of_url(spec)?;
+            &local
+        }
+        None => spec,
+    };
+    if is_remote(spec) {
+        let patterns = braces::expand(spec)?;
+        let literal = [spec.to_string()];
+        let objects = match resolver.resolve(spec, &patterns) {
+            // Without a match, braces may be characters of a key.
+            Err(error @ PipelineError::NoShards { .. }) if patterns != literal => {
+                resolver.resolve(spec, &literal).map_err(|_| error)?
+            }
+            objects => objects?,
+        };
+        return Ok(objects.into_iter().map(ShardLocation::remote).collect());
+    }
+    // A file of exactly this name wins over any reading of its braces or stars.
+    let patterns = match Path::new(spec).is_file() {
+        true => vec![spec.to_string()],
+        false => braces::expand(spec)?,
+    };
+    let mut shards = Vec::new();
+    for pattern in patterns {
+        let paths = match_pattern(spec, &pattern)?;
+        shards.extend(paths.into_iter().map(ShardLocation::local));
     }
     Ok(shards)
 }
@@ -90,7 +137,8 @@ fn named_twice(spec: &str, shard: &str) -> PipelineError {
     PipelineError::Config {
         setting: "shards",
         message: format!(
-            "{shard} is named more than once (by `{spec}`); every sample would be seen twice an epoch"
+            "{shard} is named more than once (by `{}`); every sample would be seen twice an epoch",
+            DisplayUrl::of(spec)
         ),
     }
 }
@@ -98,7 +146,7 @@ fn named_twice(spec: &str, shard: &str) -> PipelineError {
 /// The path of a `file://` URL. Braces and wildcards stay what they are, percent signs are read.
 fn path_of_url(spec: &str) -> Result<String, PipelineError> {
     let no_shards = |hint: &str| PipelineError::NoShards {
-        spec: spec.to_string(),
+        spec: DisplayUrl::of(spec),
         hint: hint.to_string(),
     };
     let url = url::Url::parse(&spec.replace('?', "%3F").replace('#', "%23"))
@@ -113,7 +161,7 @@ fn path_of_url(spec: &str) -> Result<String, PipelineError> {
 
 fn match_pattern(spec: &str, pattern: &str) -> Result<Vec<PathBuf>, PipelineError> {
     let no_shards = |hint: String| PipelineError::NoShards {
-        spec: spec.to_string(),
+        spec: DisplayUrl::of(spec),
         hint,
     };
     let path = Path::new(pattern);
@@ -201,6 +249,15 @@ mod tests {
         );
         assert_eq!(names(&resolve(&["b{x}.tar"]).unwrap()), ["b{x}.tar"]);
         assert_eq!(
+            names(&resolve(&["a-{0..0..1}0{0..2}.tar"]).unwrap()),
+            ["a-000.tar", "a-001.tar", "a-002.tar"]
+        );
+        let list = format!("{}::{}", spec("b-000.tar"), spec("a-{001..002}.tar"));
+        assert_eq!(
+            names(&resolve_shards(&[list]).unwrap()),
+            ["b-000.tar", "a-001.tar", "a-002.tar"]
+        );
+        assert_eq!(
             names(&resolve(&["{a,b}-000.tar"]).unwrap()),
             ["a-000.tar", "b-000.tar"]
         );
@@ -219,5 +276,21 @@ mod tests {
             .to_string()
             .contains("is a folder"));
         assert!(resolve_shards::<&str>(&[]).is_err());
+        let saved = DisplayUrl::of("https://h/x.tar?sig=1").to_string();
+        assert!(resolve_shards(&[saved])
+            .unwrap_err()
+            .to_string()
+            .contains("give the shards again"));
+    }
+
+    #[test]
+    fn lists_are_split_between_addresses() {
+        let check = |list: &str, elements: &[&str]| assert_eq!(split_list(list), elements);
+        check("a.tar", &["a.tar"]);
+        check("a.tar::b-{0..3}.tar::c", &["a.tar", "b-{0..3}.tar", "c"]);
+        check(
+            "http://[::1]:80/a.tar::http://[fe80::2]/b.tar",
+            &["http://[::1]:80/a.tar", "http://[fe80::2]/b.tar"],
+        );
     }
 }

@@ -2,6 +2,7 @@ use std::io::{ErrorKind, Read};
 use std::time::{Duration, Instant};
 
 use qf_pipeline::remote::RemoteOptions;
+use qf_pipeline::source::ShardLocation;
 use qf_pipeline::stop::Stop;
 
 use crate::server::Fault::{self, *};
@@ -10,6 +11,10 @@ use crate::{bytes, one, options, read, resolve, PART};
 
 /// Sixteen parts and a bit.
 const SIZE: usize = 16 * PART + 99;
+
+fn size(shard: &ShardLocation) -> std::io::Result<u64> {
+    Ok(shard.size(&Stop::default())?.expect("a length"))
+}
 
 #[test]
 fn parts_cover_a_shard_once() {
@@ -21,7 +26,7 @@ fn parts_cover_a_shard_once() {
         (shard.name.as_ref(), shard.base_name(), shard.path()),
         (url.as_str(), "a.tar", None)
     );
-    assert_eq!(shard.size().unwrap(), SIZE as u64);
+    assert_eq!(size(&shard).unwrap(), SIZE as u64);
     assert!(read(&shard).unwrap() == content);
     assert_eq!(server.heads(), 1, "size and ETag are asked for once");
     // A connection is free again a moment after its answer is read, so how many there are is a matter
@@ -59,14 +64,14 @@ fn parts_cover_a_shard_once() {
 
     // A sidecar may come later.
     let sidecar = shard.sidecar(".qfidx");
-    assert_eq!(sidecar.size().unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(size(&sidecar).unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(
         sidecar.open(&Stop::default()).err().unwrap().kind(),
         ErrorKind::NotFound
     );
     server.put("a.tar.qfidx", b"index".to_vec(), None);
     assert_eq!(
-        (sidecar.size().unwrap(), read(&sidecar).unwrap()),
+        (size(&sidecar).unwrap(), read(&sidecar).unwrap()),
         (5, b"index".to_vec())
     );
 }
@@ -153,17 +158,20 @@ fn requests_stay_near_the_reader() {
 }
 
 #[test]
-fn used_up_retries_name_url_offset_and_answer() {
+fn used_up_time_names_url_offset_and_answer() {
     let server = Server::start();
     let url = server.put("a.tar", bytes(SIZE), Some("one"));
     let shard = one(
         &url,
         &RemoteOptions {
             parallel_requests: 1,
+            outage: Duration::from_millis(200),
             ..options()
         },
     );
-    server.script("a.tar", &[Fine, Short(100), Busy(0), Busy(0), Busy(0)]);
+    let mut script = vec![Fine, Short(100)];
+    script.resize(10_000, Busy(0));
+    server.script("a.tar", &script);
     let mut reader = shard.open(&Stop::default()).unwrap();
     let mut found = Vec::new();
     let message = reader.read_to_end(&mut found).unwrap_err().to_string();
@@ -176,7 +184,7 @@ fn used_up_retries_name_url_offset_and_answer() {
         url.as_str(),
         &offset,
         "503",
-        "4 requests",
+        "requests in 0.2 s",
         "check the network",
     ] {
         assert!(message.contains(part), "{message}");
@@ -186,6 +194,7 @@ fn used_up_retries_name_url_offset_and_answer() {
         "an error is not followed by bytes"
     );
     // And the shard can be opened again.
+    server.script("a.tar", &[]);
     assert!(read(&shard).unwrap() == bytes(SIZE));
 }
 
@@ -289,7 +298,7 @@ fn servers_without_ranges_or_head() {
     let content = bytes(SIZE);
     let url = server.put("a.tar", content.clone(), Some("one"));
     let shard = one(&url, &options());
-    assert_eq!(shard.size().unwrap(), SIZE as u64);
+    assert_eq!(size(&shard).unwrap(), SIZE as u64);
     assert!(read(&shard).unwrap() == content);
     // Now it is known: one request a read, and another one after each fault.
     let before = server.requests("a.tar").len();
@@ -341,15 +350,18 @@ fn what_is_not_there_is_named() {
     let closed = format!("http://{closed}/x.tar");
     check(
         &closed,
-        &options(),
-        &[&closed, "refused", "4 times", "check the network"],
+        &RemoteOptions {
+            outage: Duration::from_millis(200),
+            ..options()
+        },
+        &[&closed, "refused", "requests in 0.2 s", "check the network"],
     );
     // TLS is there, and plain text is not taken for it.
     check(
         &format!("{}/x.tar", url.replace("http:", "https:")),
         &RemoteOptions {
             connect_timeout: Duration::from_millis(300),
-            retries: 0,
+            outage: Duration::from_millis(300),
             ..options()
         },
         &["https://"],

@@ -49,7 +49,7 @@ pub(crate) fn write_shards(folder: &Path, format: ShardFormat) -> Vec<ShardLocat
     resolve_shards(&[format!("{}/s-*.{format}", folder.display())]).unwrap()
 }
 
-fn put(server: &Server, folder: &Path, with_index: bool) -> Vec<String> {
+pub(crate) fn put(server: &Server, folder: &Path, with_index: bool) -> Vec<String> {
     let mut names: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -180,8 +180,12 @@ fn an_error_names_the_shard_and_its_server() {
     write_shards(folder.path(), ShardFormat::Tar);
     let server = Server::start();
     let urls = put(&server, folder.path(), true);
-    let remote: Vec<_> = urls.iter().map(|url| one(url, &options())).collect();
-    server.script("s-1.tar", &[Fault::Busy(0); 100]);
+    let options = RemoteOptions {
+        outage: Duration::from_millis(300),
+        ..options()
+    };
+    let remote: Vec<_> = urls.iter().map(|url| one(url, &options)).collect();
+    server.script("s-1.tar", &[Fault::Busy(0); 10_000]);
     let words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dog"];
     let tokenizer = CaptionTokenizer::from_vocab(words.map(String::from).to_vec()).unwrap();
     let mut loader = Loader::builder(config(ShuffleMode::Buffer))

@@ -1,13 +1,23 @@
 //! Remote shards: against servers that misbehave, a cache that others use too, and S3.
 
+/// Azurite's blobs.
+mod azure;
 /// The folder of this machine that shards are kept in.
 mod cache;
+/// A web server that does what a closure says, and what is logged meanwhile.
+mod custom;
 /// Everything that can go wrong on the way.
 mod faults;
+/// Shards without an index, whatever the server says of one.
+mod index;
 /// A loader over them.
 mod loader;
+/// Servers that are down, silent or slow.
+mod outage;
 /// moto's S3 server.
 mod s3;
+/// Redirects, signed URLs and tokens: who gets to see what.
+mod secrets;
 /// A web server that misbehaves as told.
 mod server;
 
@@ -34,7 +44,7 @@ fn options() -> RemoteOptions {
         part_bytes: PART,
         connect_timeout: Duration::from_secs(5),
         stall_timeout: Duration::from_secs(5),
-        retries: 3,
+        outage: Duration::from_secs(10),
         first_pause: Duration::from_millis(1),
         longest_pause: Duration::from_millis(20),
         ..RemoteOptions::default()

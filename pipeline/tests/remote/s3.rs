@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use qf_pipeline::order::ShuffleMode;
 use qf_pipeline::remote::RemoteOptions;
 use qf_pipeline::shard::write::ShardFormat;
+use qf_pipeline::stop::Stop;
 
 use crate::loader::{config, run, write_shards};
 use crate::{bytes, one, options, read, resolve, PART};
@@ -32,7 +33,7 @@ sys.stdin.read()
 
 /// The interpreter with tests/requirements.txt, or `None` after saying that the test is skipped.
 #[allow(clippy::disallowed_methods)] // A test decides here whether it may be skipped.
-fn python(test: &str) -> Option<PathBuf> {
+pub(crate) fn python(test: &str) -> Option<PathBuf> {
     let pointer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-python");
     let python = std::fs::read_to_string(&pointer).map(|path| PathBuf::from(path.trim()));
     match python {
@@ -43,7 +44,7 @@ fn python(test: &str) -> Option<PathBuf> {
                 !required,
                 "no test Python; run scripts/setup.sh --with-test-venv"
             );
-            println!("skipped: s3::{test}: no test Python; run make test");
+            println!("skipped: {test}: no test Python; run make test");
             None
         }
     }
@@ -168,7 +169,8 @@ fn listings_ranges_and_errors() {
             .collect();
         assert_eq!(names, expected, "{spec}");
         for shard in &shards {
-            assert_eq!(shard.size().unwrap(), content.len() as u64);
+            let size = shard.size(&Stop::default()).unwrap();
+            assert_eq!(size, Some(content.len() as u64));
             assert!(read(shard).unwrap() == content, "{}", shard.name);
         }
     };
@@ -233,7 +235,7 @@ fn listings_ranges_and_errors() {
     fails(
         "s3://bucket/p/n*.tar",
         &options,
-        &["1 objects", "none that matches"],
+        &["1 object,", "none that matches"],
     );
     fails("s3://bucket", &options, &["whole bucket"]);
     let anonymous = with(moto.address, &[("AWS_SKIP_SIGNATURE", "true")]);
@@ -268,10 +270,7 @@ fn cut_connections_cost_no_byte() {
     let moto = Moto::start(&python, &content, &["x-0.tar", "x-1.tar"]);
     // The first connection lists; answers begin with some 500 bytes of head.
     let script = [usize::MAX, 10, 700, 5000, PART + 200, 40_000, 0, 1000];
-    let options = RemoteOptions {
-        retries: 10,
-        ..with(cutting_proxy(moto.address, &script), &KEYS)
-    };
+    let options = with(cutting_proxy(moto.address, &script), &KEYS);
     for shard in resolve("s3://bucket/x-*.tar", &options).unwrap() {
         assert!(read(&shard).unwrap() == content, "{}", shard.name);
     }
@@ -296,10 +295,7 @@ fn a_loader_reads_what_lies_in_files() {
         &RemoteOptions::default(),
     );
     let script = [usize::MAX, 10, 700, 5000, usize::MAX, PART + 200, 900];
-    let options = RemoteOptions {
-        retries: 10,
-        ..with(cutting_proxy(moto.address, &script), &KEYS)
-    };
+    let options = with(cutting_proxy(moto.address, &script), &KEYS);
     let remote = resolve("s3://bucket/x-*.tar.zst", &options).unwrap();
     let config = config(ShuffleMode::Buffer);
     let expected = run(config.clone(), &local.unwrap(), None);

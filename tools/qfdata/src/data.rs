@@ -1,6 +1,7 @@
 //! Which shards a command works on.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
@@ -125,6 +126,15 @@ struct RemoteArgs {
         requires = "cache"
     )]
     cache_size: u64,
+
+    /// Seconds that a server may go without answering
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u64).range(1..=604_800)
+    )]
+    outage_secs: u64,
 }
 
 impl RemoteArgs {
@@ -134,6 +144,7 @@ impl RemoteArgs {
         if self.cache.is_some() && self.cache_size == 0 {
             bail!("--cache-size 0 leaves no room for a shard");
         }
+        options.outage = Duration::from_secs(self.outage_secs);
         options.cache = self.cache.clone().map(|dir| CacheOptions {
             dir,
             max_bytes: self.cache_size,

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use anyhow::Context;
+use qf_pipeline::stop::Stop;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -41,12 +42,39 @@ impl Interrupt {
         Ok(interrupt)
     }
 
+    /// Ends reads that wait once the user has asked to stop.
+    pub(crate) fn stop(&self) -> Stop {
+        Stop::within(self.0.clone())
+    }
+
     /// Fails once the user has asked to stop.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         if self.0.load(Ordering::Relaxed) {
             return Err(Interrupted.into());
         }
         Ok(())
+    }
+}
+
+/// Ends the process at the first signal, wherever it waits: for work that leaves nothing unfinished.
+pub(crate) struct EndAtOnce(Arc<AtomicBool>);
+
+impl EndAtOnce {
+    /// Catches the signals from now on; call it once, and no [`Interrupt::install`].
+    pub(crate) fn install() -> anyhow::Result<Self> {
+        let ends = Arc::new(AtomicBool::new(true));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            let exit_code = i32::from(INTERRUPTED_EXIT_CODE);
+            flag::register_conditional_shutdown(signal, exit_code, ends.clone())
+                .with_context(|| format!("cannot catch signal {signal}"))?;
+        }
+        Ok(EndAtOnce(ends))
+    }
+
+    /// Does what should not be left unfinished: a small file is written.
+    pub(crate) fn finish<T>(self, work: impl FnOnce() -> T) -> T {
+        self.0.store(false, Ordering::Relaxed);
+        work()
     }
 }
 

@@ -15,7 +15,7 @@ use qf_pipeline::LoaderConfig;
 use serde::Serialize;
 
 use crate::data::{with_data, DataArgs};
-use crate::interrupt::Interrupt;
+use crate::interrupt::EndAtOnce;
 use crate::output::say;
 
 /// List what a rank will see, in order, without decoding.
@@ -100,6 +100,8 @@ struct Line {
 }
 
 pub(crate) fn run(args: &OrderArgs) -> anyhow::Result<()> {
+    // Nothing is written but, at the end, a state.
+    let signals = EndAtOnce::install()?;
     let world = World::new(args.rank, args.world)?;
     let resume = args.from_state.as_deref().map(read_state).transpose()?;
     let epochs = match args.epochs {
@@ -129,7 +131,6 @@ pub(crate) fn run(args: &OrderArgs) -> anyhow::Result<()> {
         .world(world)
         .first_epoch(args.epoch)
         .resume(resume.clone());
-    let interrupt = Interrupt::install()?;
     let mut listing = with_data(builder, args.data.resolve()?).listing()?;
     let mut done = resume.as_ref().map_or(0, |state| state.batches);
     let mut state = resume;
@@ -137,7 +138,6 @@ pub(crate) fn run(args: &OrderArgs) -> anyhow::Result<()> {
         let Some(batch) = listing.next_batch()? else {
             break;
         };
-        interrupt.check()?;
         done = batch.state.batches;
         print(&batch, args.json)?;
         state = Some(batch.state);
@@ -150,7 +150,7 @@ pub(crate) fn run(args: &OrderArgs) -> anyhow::Result<()> {
         let Some(state) = state else {
             bail!("no batch was listed, so there is no state to save; --stop-at is 0");
         };
-        write_state(path, &state)?;
+        signals.finish(|| write_state(path, &state))?;
     }
     Ok(())
 }

@@ -172,7 +172,10 @@ pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         Some(path) => Some(Trace::create(path, TraceLimits::default()).context("--trace")?),
         None => None,
     };
-    let profile = profile(args, sets, config, interrupt, trace.as_ref());
+    let profile = profile(args, sets, config, interrupt.clone(), trace.as_ref());
+    // Reads that it ended are no errors.
+    let profile = profile.and_then(|profile| interrupt.check().map(|()| profile));
+    let profile = profile.or_else(|error| interrupt.check().and(Err(error)));
     if let (Some(trace), Err(_)) = (&trace, &profile) {
         // Threads of the loader may still hold it.
         trace.discard();
@@ -192,7 +195,7 @@ fn profile(
     interrupt: Interrupt,
     trace: Option<&Trace>,
 ) -> anyhow::Result<Profile> {
-    let tokenizer = tokenizer(args, &sets, &config)?;
+    let tokenizer = tokenizer(args, &sets, &config, &interrupt)?;
     let shards = sets.iter().map(|set| set.shards.len()).sum();
     let most = match config.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -293,7 +296,9 @@ impl Bench {
         record(false);
         let builder = with_data(Loader::builder(config), self.sets.clone());
         let tokenizer = self.tokenizer.clone();
-        let mut loader = builder.trace(trace.cloned()).batches(tokenizer)?;
+        let stop = self.interrupt.stop();
+        let builder = builder.trace(trace.cloned()).stop(&stop);
+        let mut loader = builder.batches(tokenizer)?;
         if !self.noted.swap(true, Ordering::Relaxed) {
             loader
                 .notes()
@@ -390,13 +395,15 @@ fn tokenizer(
     args: &ProfileArgs,
     sets: &[DataSet],
     config: &LoaderConfig,
+    interrupt: &Interrupt,
 ) -> anyhow::Result<Arc<CaptionTokenizer>> {
     if let Some(path) = &args.tokenizer {
         return Ok(Arc::new(CaptionTokenizer::from_file(path)?));
     }
     let options = VocabularyOptions::default();
     let shards: Vec<_> = sets.iter().flat_map(|set| set.shards.clone()).collect();
-    let trained = vocabulary_from_shards(&shards, config, &options, VOCABULARY_CAPTIONS)?;
+    let stop = interrupt.stop();
+    let trained = vocabulary_from_shards(&shards, config, &options, VOCABULARY_CAPTIONS, &stop)?;
     Ok(Arc::new(CaptionTokenizer::from_vocab(trained.entries)?))
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{bail, Context};
 use clap::Args;
 use qf_pipeline::atomic_file::AtomicFile;
+use qf_pipeline::stop::Stop;
 use qf_pipeline::text::VocabularyOptions;
 use qf_pipeline::vocabulary::vocabulary_from_shards;
 use qf_pipeline::words::counted;
@@ -49,7 +50,13 @@ pub(crate) fn run(args: &VocabArgs) -> anyhow::Result<()> {
         vocab_size: args.size as usize,
         min_frequency: args.min_frequency,
     };
-    let trained = vocabulary_from_shards(&shards, &config, &options, args.max_captions)?;
+    let trained = vocabulary_from_shards(
+        &shards,
+        &config,
+        &options,
+        args.max_captions,
+        &Stop::default(),
+    )?;
     for error in &trained.bad_shards {
         log::warn!("{error}; its first captions are used");
     }

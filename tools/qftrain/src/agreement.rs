@@ -7,6 +7,7 @@ use anyhow::{bail, Context};
 use qf_model::train::TrainConfig;
 use qf_model::Ranks;
 use qf_pipeline::source::ShardLocation;
+use qf_pipeline::stop::Stop;
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
@@ -29,8 +30,8 @@ struct Description {
     program: String,
     /// Every setting by its full name.
     settings: BTreeMap<String, String>,
-    /// Base name and size of each shard, in order.
-    shards: Vec<(String, u64)>,
+    /// Base name and size of each shard, in order; no size where the server does not say.
+    shards: Vec<(String, Option<u64>)>,
 }
 
 impl Description {
@@ -39,7 +40,7 @@ impl Description {
         flatten("", &Value::try_from(config)?, &mut settings);
         settings.retain(|name, _| !FREE.contains(&name.as_str()));
         let shards = shards.iter().map(|shard| {
-            let size = shard.size();
+            let size = shard.size(&Stop::default());
             let size = size.with_context(|| format!("cannot read the size of {}", shard.name))?;
             Ok((shard.base_name().to_string(), size))
         });
@@ -77,9 +78,16 @@ impl Description {
         }
         let mut pairs = self.shards.iter().zip(&first.shards).zip(1usize..);
         if let Some(((own, first), number)) = pairs.find(|((own, first), _)| own != first) {
+            let size = |size: Option<u64>| match size {
+                Some(bytes) => format!("{bytes} bytes"),
+                None => "unknown length".to_string(),
+            };
             all.push(format!(
-                "shard {number}: {} of {} bytes against {} of {}",
-                own.0, own.1, first.0, first.1
+                "shard {number}: {} of {} against {} of {}",
+                own.0,
+                size(own.1),
+                first.0,
+                size(first.1)
             ));
         }
         all
@@ -157,7 +165,7 @@ mod tests {
             let mut description = Description::new(&config, &[]).unwrap();
             description.shards = shards
                 .iter()
-                .map(|(name, size)| (name.to_string(), *size))
+                .map(|(name, size)| (name.to_string(), Some(*size)))
                 .collect();
             description
         };
@@ -177,7 +185,7 @@ mod tests {
             &[
                 "data.shuffle = \"none\" against \"buffer\"",
                 "seed = 7 against 42",
-                "shard 2: b.tar of 3 bytes against b.tar of 2",
+                "shard 2: b.tar of 3 bytes against b.tar of 2 bytes",
             ],
         );
         check(describe(&[], &[("a.tar", 1)]), &["1 shards against 2"]);

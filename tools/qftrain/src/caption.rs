@@ -11,6 +11,7 @@ use qf_pipeline::filter::Filters;
 use qf_pipeline::image_file::ImageReader;
 use qf_pipeline::loader::Loader;
 use qf_pipeline::pixels::PlanarImages;
+use qf_pipeline::source::ShardSpec;
 use qf_pipeline::LoaderConfig;
 use serde_json::json;
 use tch::Tensor;
@@ -31,7 +32,7 @@ pub(crate) struct CaptionArgs {
 
     /// Caption the images of shards instead, which need no captions: files, globs, {000..012} ranges; several allowed
     #[arg(long, num_args = 1.., value_name = "SHARDS")]
-    shards: Vec<String>,
+    shards: Vec<ShardSpec>,
 
     #[command(flatten)]
     columns: ColumnArgs,

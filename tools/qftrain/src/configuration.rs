@@ -7,6 +7,7 @@ use qf_model::run_dir::RunDir;
 use qf_model::train::TrainConfig;
 use qf_model::Ranks;
 use qf_pipeline::loader::split_spec;
+use qf_pipeline::source::ShardSpec;
 use tch::Device;
 
 use crate::output::remark;
@@ -149,11 +150,14 @@ fn anchor(config: &mut TrainConfig, here: &Path) {
         let sets = config.mix.iter_mut().flat_map(|set| &mut set.shards);
         let held_out = config.validation.iter_mut().flat_map(|v| &mut v.shards);
         for spec in config.shards.iter_mut().chain(sets).chain(held_out) {
-            if is_relative(spec) {
-                *spec = anchored(here, Path::new(spec.as_str()))
+            let anchor = |element: &str| match is_relative(element) {
+                true => anchored(here, Path::new(element))
                     .to_string_lossy()
-                    .into_owned();
-            }
+                    .into_owned(),
+                false => element.to_string(),
+            };
+            let elements: Vec<_> = spec.elements().into_iter().map(anchor).collect();
+            *spec = ShardSpec::from(elements.join("::"));
         }
     }
     let weights = &mut config.weights;
@@ -195,7 +199,7 @@ pub(crate) fn check_relative(config: &TrainConfig) -> Option<String> {
         .shards
         .iter()
         .chain(sets)
-        .find(|spec| is_relative(spec))?;
+        .find(|spec| spec.elements().into_iter().any(is_relative))?;
     Some(format!(
         "the run was started in another folder, from which it names its shards (`{spec}`); resume it \
          there, or say where they are with --shards or --mix"
@@ -240,7 +244,7 @@ mod tests {
     fn local_paths_are_made_absolute_and_nothing_else() {
         let mut settings = Settings::preset("tiny").unwrap();
         for text in [
-            "shards=[\"a/*.tar\", \"./b/{000..012}.tar\", \"/c/*.tar\", \"s3://bucket/*.tar\"]",
+            "shards=[\"a/*.tar\", \"./b/{000..012}.tar\", \"/c/*.tar::d.tar\", \"s3://bucket/*.tar\"]",
             "tokenizer=vocab.txt",
             "remote.cache=cache",
             "weights.bert=hf://org/name",
@@ -252,21 +256,20 @@ mod tests {
         let mut config = settings.resolve().unwrap();
         let before = config.clone();
         anchor(&mut config, Path::new("/work"));
-        assert_eq!(
-            config.shards,
-            [
-                "/work/a/*.tar",
-                "/work/b/{000..012}.tar",
-                "/c/*.tar",
-                "s3://bucket/*.tar"
-            ]
-        );
+        let expected = [
+            "/work/a/*.tar",
+            "/work/b/{000..012}.tar",
+            "/c/*.tar::/work/d.tar",
+            "s3://bucket/*.tar",
+        ];
+        assert_eq!(config.shards, expected.map(ShardSpec::from));
         assert_eq!(config.tokenizer.unwrap(), Path::new("/work/vocab.txt"));
         assert_eq!(config.remote.cache.unwrap(), Path::new("/work/cache"));
         assert_eq!(config.weights.bert.as_deref(), Some("hf://org/name"));
         assert_eq!(config.weights.vision.as_deref(), Some("/work/../eva.pth"));
         let held_out = config.validation.unwrap().shards;
-        assert_eq!(held_out, ["/work/held.tar", "https://host/x.tar"]);
+        let expected = ["/work/held.tar", "https://host/x.tar"];
+        assert_eq!(held_out, expected.map(ShardSpec::from));
 
         // In front of a pattern this folder would be another.
         let mut odd = before.clone();

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{bail, Context};
 use clap::Args;
@@ -9,7 +10,7 @@ use qf_model::train::{RemoteConfig, TrainConfig};
 use qf_pipeline::captions::CaptionLines;
 use qf_pipeline::loader::{DataSet, Loader, LoaderState, World};
 use qf_pipeline::remote::{CacheOptions, RemoteOptions};
-use qf_pipeline::source::{resolve_shards_with, ShardLocation};
+use qf_pipeline::source::{resolve_shards_with, ShardLocation, ShardSpec};
 use qf_pipeline::LoaderConfig;
 
 use crate::output::remark;
@@ -69,7 +70,7 @@ pub(crate) fn note(loader: &Loader) {
 /// How remote shards are reached: credentials and endpoints are those of this process's environment.
 fn remote(config: &RemoteConfig) -> RemoteOptions {
     let mut options = RemoteOptions::from_vars(std::env::vars_os());
-    options.retries = config.retries;
+    options.outage = Duration::from_secs(config.outage_secs);
     options.cache = config.cache.clone().map(|dir| CacheOptions {
         dir,
         max_bytes: config.cache_bytes,
@@ -79,10 +80,11 @@ fn remote(config: &RemoteConfig) -> RemoteOptions {
 
 /// The shards that specifications name.
 pub(crate) fn resolve(
-    specs: &[String],
+    specs: &[ShardSpec],
     config: &RemoteConfig,
 ) -> anyhow::Result<Vec<ShardLocation>> {
-    Ok(resolve_shards_with(specs, &remote(config))?)
+    let specs: Vec<&str> = specs.iter().map(ShardSpec::expose).collect();
+    Ok(resolve_shards_with(&specs, &remote(config))?)
 }
 
 /// The data sets to train on.

@@ -9,6 +9,7 @@ use qf_model::eval::{
 };
 use qf_model::host::batch_allocator;
 use qf_pipeline::loader::Loader;
+use qf_pipeline::source::ShardSpec;
 use qf_pipeline::words::counted;
 use qf_pipeline::LoaderConfig;
 
@@ -30,7 +31,7 @@ pub(crate) struct EvalArgs {
         conflicts_with = "annotations",
         value_name = "SHARDS"
     )]
-    shards: Vec<String>,
+    shards: Vec<ShardSpec>,
 
     #[command(flatten)]
     columns: ColumnArgs,

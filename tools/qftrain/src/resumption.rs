@@ -326,7 +326,7 @@ mod tests {
             "optimizer.max_grad_norm=1.0",
             "model.qformer.label_smoothing=0.2",
             "data.seed=3",
-            "remote.retries=3",
+            "remote.outage_secs=3",
             "model.qformer.vocab_size=77",
             "weights.bert=x",
         ];
@@ -340,7 +340,7 @@ mod tests {
             ("optimizer.beta2", Effect::Numbers),
             ("optimizer.max_grad_norm", Effect::Numbers),
             ("optimizer.shard_state", Effect::None),
-            ("remote.retries", Effect::None),
+            ("remote.outage_secs", Effect::None),
             ("weights.bert", Effect::Start),
             ("weights.fresh_head", Effect::Start),
         ];

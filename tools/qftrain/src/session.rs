@@ -8,6 +8,7 @@ use qf_model::run_dir::RunDir;
 use qf_model::train::TrainConfig;
 use qf_pipeline::atomic_file::AtomicFile;
 use qf_pipeline::source::ShardLocation;
+use qf_pipeline::stop::Stop;
 use qf_pipeline::text::{CaptionTokenizer, VocabularyOptions};
 use qf_pipeline::vocabulary::vocabulary_from_shards;
 use qf_pipeline::words::counted;
@@ -98,7 +99,13 @@ pub(crate) fn create_tokenizer(
         vocab_size: config.trained_vocab_size,
         ..Default::default()
     };
-    let trained = vocabulary_from_shards(shards, &config.data, &options, MAX_VOCABULARY_CAPTIONS)?;
+    let trained = vocabulary_from_shards(
+        shards,
+        &config.data,
+        &options,
+        MAX_VOCABULARY_CAPTIONS,
+        &Stop::default(),
+    )?;
     remark(format_args!(
         "vocabulary: {} trained from {} of the shards (--tokenizer vocab.txt uses a given one)",
         counted(trained.entries.len() as u64, "entry", "entries"),

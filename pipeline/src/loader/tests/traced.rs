@@ -92,7 +92,10 @@ fn a_traced_loader_gives_the_same_batches_and_says_what_it_did() {
             .spans("read")
             .map(|s| s.args["bytes"].as_u64().unwrap())
             .sum();
-        let stored: u64 = shards.iter().map(|shard| shard.size().unwrap()).sum();
+        let stored: u64 = shards
+            .iter()
+            .map(|shard| shard.size(&crate::stop::Stop::default()).unwrap().unwrap())
+            .sum();
         assert!(read > stored, "{format}: {read} bytes of twice {stored}");
         let decompresses = matches!(format, ShardFormat::TarZst | ShardFormat::TarGz);
         assert_eq!(file.spans("decompress").next().is_some(), decompresses);
