@@ -178,14 +178,12 @@ fn explain(spec: &str, name: &str, failure: Failure) -> PipelineError {
 }
 
 /// A parsed specification without braces.
-#[derive(Debug)]
 struct Target {
     scheme: String,
     authority: String,
     key: Key,
 }
 
-#[derive(Debug)]
 enum Key {
     One(Place),
     Many(Listing),
@@ -496,7 +494,7 @@ mod tests {
             ("https://h/", "no listing"),
             ("s3://b/*[", "does not parse"),
         ] {
-            let message = Target::parse(spec).unwrap_err();
+            let message = Target::parse(spec).err().unwrap();
             assert!(message.contains(hint), "{spec}: {message}");
             assert!(!message.contains("hunter2"), "{message}");
         }

@@ -1,5 +1,6 @@
 //! One object: what is known of it, and its bytes.
 
+use std::fmt;
 use std::io::{self, ErrorKind, Read};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +20,7 @@ use crate::source::{DisplayUrl, ShardBytes};
 use crate::stop::Stop;
 
 /// Where an object is in its store.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) enum Place {
     /// Under a key of a bucket or container.
     Key(Path),
@@ -28,7 +29,6 @@ pub(super) enum Place {
 }
 
 /// A shard in a store, or a file beside one.
-#[derive(Debug)]
 pub(crate) struct RemoteObject {
     pub(super) store: Arc<Store>,
     pub(super) place: Place,
@@ -112,6 +112,13 @@ pub(crate) enum Sidecar {
     Absent,
     /// Neither bytes nor a plain no: what the server says.
     Refused(String),
+}
+
+/// By its name: its URL may hold secrets.
+impl fmt::Debug for RemoteObject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RemoteObject").field(&self.name).finish()
+    }
 }
 
 /// By place.

@@ -1,10 +1,11 @@
 //! How long a request may go without getting on, when that is said, and when it is given up.
 
 use std::collections::hash_map::RandomState;
+use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::RemoteOptions;
@@ -12,8 +13,11 @@ use super::RemoteOptions;
 /// What to do once the time is used up.
 const TRY_LATER: &str = "check the network and the server, then run this again";
 
-/// What all requests to one store have in common: one line in the log when it stops answering, and
-/// one when it answers again, however many readers wait for it.
+/// The health of each store that is in use, by its URL: several data sets may be in one.
+static STORES: LazyLock<Mutex<HashMap<String, Weak<Health>>>> = LazyLock::new(Mutex::default);
+
+/// What all requests of this process to one store have in common: one line in the log when it stops
+/// answering, and one when it answers again, however many readers wait for it.
 #[derive(Debug)]
 pub(super) struct Health {
     /// `scheme://authority/`, for messages.
@@ -33,9 +37,15 @@ struct State {
 }
 
 impl Health {
-    pub(super) fn new(store: &str) -> Arc<Health> {
+    /// That of the store with this URL.
+    pub(super) fn of(store: &str) -> Arc<Health> {
+        let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
+        stores.retain(|_, health| health.strong_count() > 0);
+        if let Some(health) = stores.get(store).and_then(Weak::upgrade) {
+            return health;
+        }
         let now = Instant::now();
-        Arc::new(Health {
+        let health = Arc::new(Health {
             store: store.to_string(),
             state: Mutex::new(State {
                 waiting: 0,
@@ -43,7 +53,9 @@ impl Health {
                 last_answer: now,
                 is_lost: false,
             }),
-        })
+        });
+        stores.insert(store.to_string(), Arc::downgrade(&health));
+        health
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -230,6 +242,12 @@ impl Patience {
         self.waited
     }
 
+    /// Why the last try failed, if the time was used up within the present one.
+    pub(super) fn earlier_failure(&self) -> Option<String> {
+        let is_used_up = self.waited >= self.limit;
+        (is_used_up && self.failures > 0).then(|| self.last_failure.clone())
+    }
+
     /// The request is through.
     pub(super) fn done(&mut self) {
         self.begin_again();
@@ -288,7 +306,7 @@ impl Patience {
 mod tests {
     use super::*;
 
-    fn patience(limit: u64) -> Patience {
+    fn patience(store: &str, limit: u64) -> Patience {
         let options = RemoteOptions {
             first_pause: Duration::from_millis(100),
             longest_pause: Duration::from_millis(300),
@@ -296,13 +314,17 @@ mod tests {
             stall_timeout: Duration::from_secs(1),
             ..RemoteOptions::default()
         };
-        let health = Health::new("s3://b/");
-        Patience::new(health, "s3://b/x", Duration::from_secs(limit), &options)
+        Patience::new(
+            Health::of(store),
+            "s3://b/x",
+            Duration::from_secs(limit),
+            &options,
+        )
     }
 
     #[test]
     fn pauses_double_and_end_with_the_time() {
-        let mut patience = patience(60);
+        let mut patience = patience("s3://pauses/", 60);
         for (after, low, high) in [(None, 50, 100), (Some(1), 100, 200), (None, 150, 300)] {
             let after = after.map(Duration::from_millis);
             let pause = patience.failed("503", after).unwrap().as_millis();
@@ -324,7 +346,7 @@ mod tests {
 
     #[test]
     fn only_enough_bytes_begin_a_new_count() {
-        let mut patience = patience(60);
+        let mut patience = patience("s3://bytes/", 60);
         patience.waited = Duration::from_secs(5);
         patience.got(99);
         assert_eq!(patience.waited(), Duration::from_secs(5));
@@ -334,7 +356,7 @@ mod tests {
 
     #[test]
     fn a_store_that_answers_others_is_not_lost() {
-        let mut waits = patience(1);
+        let mut waits = patience("s3://others/", 1);
         std::thread::sleep(Duration::from_millis(5));
         waits.health.answered();
         waits.waited = Duration::from_secs(1);

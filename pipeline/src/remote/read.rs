@@ -309,6 +309,9 @@ impl Pace {
             let is_over = self.waited >= self.window;
             if !is_over || self.bytes < self.least {
                 let seconds = self.waited.as_secs_f64();
+                if let Some(failure) = patience.earlier_failure() {
+                    return Err(Failure::passing(failure));
+                }
                 return Err(Failure::passing(match self.bytes {
                     0 => format!("the server fell silent for {seconds:.1} s"),
                     bytes => format!("the server sent {bytes} bytes in {seconds:.1} s"),

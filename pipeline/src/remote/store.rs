@@ -142,7 +142,7 @@ impl Store {
         };
         let root = format!("{base}/");
         Ok(Store {
-            health: Health::new(&root),
+            health: Health::of(&root),
             root,
             backend,
             options,
@@ -201,7 +201,9 @@ impl Store {
             Some(result) => result,
             None => {
                 let seconds = (patience.waited() - before).as_secs_f64();
-                Err(Failure::passing(format!("no answer within {seconds:.1} s")))
+                let silence = || format!("no answer within {seconds:.1} s");
+                let what = patience.earlier_failure().unwrap_or_else(silence);
+                Err(Failure::passing(what))
             }
         }
     }

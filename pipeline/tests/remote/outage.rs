@@ -175,15 +175,17 @@ fn tokenizer() -> Arc<CaptionTokenizer> {
     Arc::new(CaptionTokenizer::from_vocab(words.map(String::from).to_vec()).unwrap())
 }
 
-/// Batches before the end, and what ended them.
+/// Batches before the end, and what ended them; `meanwhile` comes when all is open.
 fn until_the_end(
     config: LoaderConfig,
     shards: &[ShardLocation],
+    meanwhile: impl FnOnce(),
 ) -> (usize, u64, Option<PipelineError>) {
     let mut loader = Loader::builder(config)
         .shards(shards.to_vec())
         .batches(tokenizer())
         .unwrap();
+    meanwhile();
     let mut batches = 0;
     loop {
         match loader.next_batch() {
@@ -223,7 +225,7 @@ fn a_vanished_shard_costs_itself_and_a_lost_store_ends_the_run() {
         };
         let remote = resolved(&urls);
         server.remove("s-1.tar");
-        let (batches, bad, error) = until_the_end(skipping(ShuffleMode::None), &remote);
+        let (batches, bad, error) = until_the_end(skipping(ShuffleMode::None), &remote, || {});
         assert!(error.is_none(), "{error:?}");
         // 20 and 31 samples of 64.
         assert_eq!((batches, bad), (10, 1), "index: {with_index}");
@@ -241,11 +243,14 @@ fn a_vanished_shard_costs_itself_and_a_lost_store_ends_the_run() {
 
         let urls = put(&server, folder.path(), with_index);
         let remote = resolved(&urls);
-        for name in ["s-0.tar", "s-1.tar", "s-2.tar"] {
-            server.script(name, &[Fault::Busy(0); 10_000]);
-        }
+        let goes_down = || {
+            for name in ["s-0.tar", "s-1.tar", "s-2.tar"] {
+                server.script(name, &[Fault::Busy(0); 10_000]);
+                server.script(&format!("{name}.qfidx"), &[Fault::Busy(0); 10_000]);
+            }
+        };
         let start = Instant::now();
-        let (_, _, error) = until_the_end(skipping(ShuffleMode::None), &remote);
+        let (_, _, error) = until_the_end(skipping(ShuffleMode::None), &remote, goes_down);
         let error = error.expect("an error");
         assert!(matches!(error, PipelineError::StoreLost(_)), "{error}");
         assert!(error.to_string().contains("503"), "{error}");
