@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qf_pipeline::source::resolve_shards;
+use qf_pipeline::stop::Stop;
 use qf_pipeline::text::{CaptionTokenizer, TokenRows, VocabularyOptions};
 use qf_pipeline::vocabulary::vocabulary_from_shards;
 use qf_pipeline::{Batch, Loader, LoaderConfig};
@@ -39,7 +40,8 @@ impl Content {
 fn first_batches(config: &LoaderConfig, glob: &str, threads: usize) -> Vec<Content> {
     let shards = resolve_shards(&[glob]).unwrap();
     let options = VocabularyOptions::default();
-    let trained = vocabulary_from_shards(&shards, config, &options, 1_000).unwrap();
+    let stop = Stop::default();
+    let trained = vocabulary_from_shards(&shards, config, &options, 1_000, &stop).unwrap();
     let tokenizer = CaptionTokenizer::from_vocab(trained.entries).unwrap();
     let config = LoaderConfig {
         threads,

@@ -378,7 +378,8 @@ fn s3_double_slash() {
         ("s3://bkt/", 6, 1),
     ] {
         let (found, said) = keys(&order(spec, &[], &env));
-        assert_eq!(found, expected.repeat(shards), "{spec}");
+        let expected = std::iter::repeat_n(&expected, shards).flatten();
+        assert!(found.iter().eq(expected), "{spec}: {found:?}");
         assert_eq!(said.lines().count(), warnings, "{spec}: {said}");
     }
 }

@@ -186,7 +186,9 @@ fn caption_shards(args: &CaptionArgs, model: ModelSource<'_>) -> anyhow::Result<
         filters: Filters::default(),
         on_bad_sample: OnBad::Warn,
         on_bad_shard: OnBad::Warn,
-        ..args.columns.over(model.config.data.clone().for_evaluation())
+        ..args
+            .columns
+            .over(model.config.data.clone().for_evaluation())
     };
     let captioner = Captioner::new(args, model.load()?);
     let LoadedModel {

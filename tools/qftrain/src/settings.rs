@@ -54,7 +54,7 @@ impl Settings {
     /// Without the column names that runs wrote when these were defaults and applied to Arrow shards
     /// alone: as names that were chosen they would hide the `.txt` of tar shards.
     pub(crate) fn without_old_defaults(mut self) -> Settings {
-        let Some(Value::Table(data)) = self.0.get_mut("data") else {
+        let Some(Value::Table(data)) = self.table.get_mut("data") else {
             return self;
         };
         let is = |key: &str, name: &str| data.get(key).and_then(Value::as_str) == Some(name);

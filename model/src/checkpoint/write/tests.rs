@@ -233,10 +233,17 @@ fn a_checkpoint_carries_its_vocabulary() {
         let state = state(step, None);
         let config = String::new();
         writer
-            .save(&model, &optimizer, &SingleProcess, state, config, None)
+            .save(
+                &model,
+                &optimizer,
+                &SingleProcess,
+                state,
+                config,
+                Vec::new(),
+            )
             .unwrap();
     }
-    writer.finish().unwrap();
+    writer.wait().unwrap();
     let load = |step, tokenizer| {
         let found = checkpoint::of_step(folder.path(), step).unwrap().unwrap();
         checkpoint::load_model(&found.folder, &mut model(tokenizer))
