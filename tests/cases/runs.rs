@@ -152,7 +152,7 @@ fn an_outage_and_a_vanished_shard_save_first() {
         "http://127.0.0.1:{}/plain/scenes-{{000000..000001}}.tar",
         server.port
     );
-    let soon = ["--set", "remote.retries=0"];
+    let soon = ["--set", "remote.outage_secs=1"];
     let more = [&ENDLESS[..], &CONSTANT, &soon].concat();
     let child = start(&small_run(&run_dir, &urls, &more), run);
     drop(server);
