@@ -578,7 +578,11 @@ fn usual_columns_of_manifests_are_found() {
     let said = qfdata(&["shard", text(&manifest), "--out", &path(&folder, "x")]);
     assert_says(
         &said.stderr,
-        &["named like captions", "path, words", "--caption-column"],
+        &[
+            "no column `caption`, or of",
+            "path, words",
+            "--caption-column",
+        ],
     );
 }
 
@@ -848,5 +852,6 @@ fn warnings_of_a_kind_are_summed_up() {
         .unwrap()
         .parse()
         .unwrap();
-    assert!(told >= counted && counted > 100, "{last}: {counted}");
+    // A sample is named once, whatever the epochs.
+    assert!(told >= counted.min(270) && told <= 270, "{last}: {counted}");
 }

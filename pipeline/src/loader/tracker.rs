@@ -165,11 +165,11 @@ impl Tracker {
                 let report = SkippedSample::rest_of_shard(self.set_name(set), epoch, &error);
                 reports.push(self.state.batches + 1, report);
             }
-            None if self.policy.on_bad_shard == OnBad::Warn => {
-                if self.named.is_new(&error.shard, None, epoch) {
-                    let message = format_args!("{error}; going on without the rest of it");
-                    self.warnings.warn("bad_shard", message);
-                }
+            None if self.policy.on_bad_shard == OnBad::Warn
+                && self.named.is_new(&error.shard, None, epoch) =>
+            {
+                let message = format_args!("{error}; going on without the rest of it");
+                self.warnings.warn("bad_shard", message);
             }
             None => {}
         }

@@ -141,13 +141,10 @@ pub(crate) fn run(args: &IndexArgs) -> anyhow::Result<()> {
     match (summary.failed, args.check) {
         (0, _) => Ok(()),
         (failed, true) => bail!(
-            "{failed} of {} without an index that fits",
-            counted(shards.len() as u64, "shard", "shards")
+            "{failed} of {} shards have no index that fits",
+            shards.len()
         ),
-        (failed, false) => bail!(
-            "{failed} of {} got no index",
-            counted(shards.len() as u64, "shard", "shards")
-        ),
+        (failed, false) => bail!("{failed} of {} shards got no index", shards.len()),
     }
 }
 
@@ -163,8 +160,14 @@ fn print(args: &IndexArgs, summary: &Summary) -> anyhow::Result<()> {
         ..
     } = summary;
     let done = match args.check {
-        true => format!("{checked} fit, {failed} do not"),
-        false => format!("{written} written, {kept} kept, {failed} failed"),
+        true => {
+            let fit = counted(*checked as u64, "index fits", "indexes fit");
+            format!("{fit}, {failed} do not")
+        }
+        false => {
+            let written = counted(*written as u64, "index", "indexes");
+            format!("{written} written, {kept} kept, {failed} failed")
+        }
     };
     say(format_args!(
         "{}: {done}; {} in {seconds:.1} s",

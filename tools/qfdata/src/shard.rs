@@ -475,8 +475,9 @@ fn write_shards(
         .map(|(_, result)| {
             result.with_context(|| {
                 format!(
-                    "stopped with {complete} of {} complete under {}; run again with --overwrite",
-                    counted(runs.len() as u64, "shard", "shards"),
+                    "stopped with {complete} of {} shards complete under {}; run again with \
+                     --overwrite",
+                    runs.len(),
                     output.pattern(runs.len())
                 )
             })

@@ -64,7 +64,7 @@ fn indexes_are_written_kept_checked_and_mended() {
     );
     let summary = succeed(folder, &["index", "out/s-*.tar"]);
     assert!(
-        summary.contains("1 indexes written, 2 kept, 0 failed; 6 samples"),
+        summary.contains("1 index written, 2 kept, 0 failed; 6 samples"),
         "{summary}"
     );
     assert!(

@@ -121,7 +121,7 @@ fn image_column(fields: &[Field], options: &ArrowReadOptions) -> Result<usize, A
         Some((_, index)) => check(fields, index, holds_image, IMAGE_TYPES),
         None => Err(none_found(
             fields,
-            "images",
+            "image",
             &IMAGE_NAMES,
             "image_column (--image-column)",
         )),
@@ -159,7 +159,7 @@ fn caption_columns(fields: &[Field], options: &ArrowReadOptions) -> Result<Vec<u
     let all = fields.iter().enumerate();
     match names::choose(all.map(|(index, field)| (field.name.as_str(), index))).first() {
         Some(&index) => check(fields, index, holds_text, CAPTION_TYPES).map(|index| vec![index]),
-        None => Err(none_found(fields, "captions", &CAPTION_NAMES, SETTING)),
+        None => Err(none_found(fields, "caption", &CAPTION_NAMES, SETTING)),
     }
 }
 
@@ -197,10 +197,13 @@ fn check(
     }
 }
 
-fn none_found(fields: &[Field], what: &str, names: &[&str], setting: &str) -> ArrowError {
+/// The error that neither `first` nor another usual name of the same is there.
+fn none_found(fields: &[Field], first: &str, names: &[&str], setting: &str) -> ArrowError {
+    let others = names.iter().filter(|name| **name != first).take(4);
+    let others: Vec<_> = others.copied().collect();
     ArrowError::Columns(format!(
-        "no column is named like {what} ({}, ...); the shard has {}; name one with {setting}",
-        names.get(..6).unwrap_or(names).join(", "),
+        "no column `{first}`, or of another usual name ({}, ...); the shard has {}; name one with {setting}",
+        others.join(", "),
         listed(fields)
     ))
 }

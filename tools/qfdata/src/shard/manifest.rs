@@ -264,7 +264,7 @@ fn table_columns(names: &[String], columns: &Columns<'_>) -> anyhow::Result<(usi
         Some(name) => only(name, "--path-column")?,
         None => match names::find(&PATH_NAMES, &all) {
             Some((name, _)) => only(name, "--path-column")?,
-            None => return Err(missing(&like("paths", &PATH_NAMES), "--path-column")),
+            None => return Err(missing(&like("path", &PATH_NAMES), "--path-column")),
         },
     };
     let captions = match columns.caption {
@@ -280,16 +280,22 @@ fn table_columns(names: &[String], columns: &Columns<'_>) -> anyhow::Result<(usi
     };
     if captions.is_empty() {
         return Err(missing(
-            &like("captions", &CAPTION_NAMES),
+            &like("caption", &CAPTION_NAMES),
             "--caption-column",
         ));
     }
     Ok((path, captions))
 }
 
-fn like(what: &str, names: &[&str]) -> String {
-    let names = names.get(..5).unwrap_or(names).join(", ");
-    format!("is named like {what} ({names}, ...)")
+/// `first`, or another usual name of the same.
+fn like(first: &str, names: &[&str]) -> String {
+    let others: Vec<_> = names
+        .iter()
+        .filter(|name| **name != first)
+        .take(4)
+        .collect();
+    let others = others.into_iter().copied().collect::<Vec<_>>().join(", ");
+    format!("`{first}`, or of another usual name ({others}, ...)")
 }
 
 fn described(path: &str, captions: &[&str]) -> String {

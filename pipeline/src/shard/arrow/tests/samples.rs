@@ -324,7 +324,7 @@ fn wrong_columns_are_named() {
         (
             vec![("blob", binary()), ("url", string())],
             &[
-                "named like images (image, ",
+                "no column `image`, or of another usual name (images, img, ",
                 "`blob` (binary), `url` (string)",
                 "--image-column",
             ],
@@ -332,7 +332,7 @@ fn wrong_columns_are_named() {
         (
             vec![("image", binary()), ("en", string())],
             &[
-                "named like captions (txt, caption, ",
+                "no column `caption`, or of another usual name (txt, captions, ",
                 "`en` (string)",
                 "--caption-column",
             ],
