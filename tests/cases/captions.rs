@@ -852,6 +852,16 @@ fn warnings_of_a_kind_are_summed_up() {
         .unwrap()
         .parse()
         .unwrap();
+    // Training, which keeps its own list of them, does the same.
+    let run_dir = path(&folder, "run");
+    let more = ["--steps", "8", "--set", "data.max_bad_share=1.0"];
+    let trained = qftrain(&small_run(&run_dir, text(&shard), &more));
+    assert_eq!(trained.code, Some(0), "{}", trained.stderr);
+    let lines = trained.stderr.lines();
+    let count = lines.filter(|line| line.starts_with("[WARN")).count();
+    assert!((10..=13).contains(&count), "{}", trained.stderr);
+    let skipped = fs::read_to_string(Path::new(&run_dir).join("skipped.jsonl")).unwrap();
+    assert!(skipped.lines().count() > 100, "{skipped}");
     // A sample is named once, whatever the epochs.
     assert!(told >= counted.min(270) && told <= 270, "{last}: {counted}");
 }

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use qf_pipeline::atomic_file::AtomicFile;
 use qf_pipeline::loader::{NamedOnce, SkippedSample, TakenReports};
+use qf_pipeline::printable::Printable;
+use qf_pipeline::warnings::Warnings as LimitedWarnings;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
@@ -24,6 +26,8 @@ pub(super) struct SkipLog {
     file: Option<File>,
     named: NamedOnce,
     warnings: Warnings,
+    /// Sums up what comes by the thousand.
+    limited: LimitedWarnings,
 }
 
 /// What is worth a line in the log.
@@ -56,6 +60,7 @@ impl SkipLog {
             file: None,
             named: NamedOnce::new(0),
             warnings,
+            limited: LimitedWarnings::default(),
         };
         if path.exists() {
             log.keep_until(step)?;
@@ -145,20 +150,19 @@ impl SkipLog {
         Ok(json + "\n")
     }
 
-    fn warn(&self, report: &SkippedSample) {
-        let SkippedSample {
-            shard,
-            key,
-            offset_bytes,
-            message,
-            ..
-        } = report;
+    fn warn(&mut self, report: &SkippedSample) {
+        let (shard, key) = (Printable(&report.shard), Printable(&report.key));
+        let (message, offset_bytes) = (Printable(&report.message), report.offset_bytes);
         match report.sample {
-            Some(_) if self.warnings.of_samples => {
-                log::warn!("skipped sample {shard}#{key}@{offset_bytes}: {message}");
-            }
-            None if self.warnings.of_shards => log::warn!(
-                "shard {shard} at byte {offset_bytes}: {message}; going on without the rest of it"
+            Some(_) if self.warnings.of_samples => self.limited.warn(
+                report.reason.name(),
+                format_args!("skipped sample {shard}#{key}@{offset_bytes}: {message}"),
+            ),
+            None if self.warnings.of_shards => self.limited.warn(
+                "bad_shard",
+                format_args!(
+                    "shard {shard} at byte {offset_bytes}: {message}; going on without the rest of it"
+                ),
             ),
             _ => {}
         }
