@@ -320,7 +320,8 @@ fn wrong_columns_are_named() {
     let binary = || Arc::new(BinaryArray::from_iter_values([b"x"])) as ArrayRef;
     let string = || Arc::new(StringArray::from(vec!["x"])) as ArrayRef;
     let number = || Arc::new(Int32Array::from(vec![1])) as ArrayRef;
-    let cases: Vec<(Vec<(&str, ArrayRef)>, &[&str])> = vec![
+    type Case<'a> = (Vec<(&'a str, ArrayRef)>, &'a [&'a str]);
+    let cases: Vec<Case<'_>> = vec![
         (
             vec![("blob", binary()), ("url", string())],
             &[
