@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::augment::ImageTransform;
 use crate::captions::{CaptionLines, CaptionSource};
-use crate::decode::{DecodeLimits, DecodeQuality, OnTruncated};
+use crate::decode::{DecodeLimits, DecodeMemory, DecodeQuality, OnTruncated};
 use crate::error::PipelineError;
 use crate::filter::Filters;
 use crate::order::ShuffleMode;
@@ -90,8 +90,9 @@ pub struct LoaderConfig {
     /// How far a JPEG may be reduced while it is decoded: `exact`, `balanced` or `fast`. Default
     /// `balanced`; without effect on `eval` processing, which is always exact.
     pub decode_quality: DecodeQuality,
-    /// What becomes of a JPEG that ends early or is damaged: `error` (a bad sample) or `grey` (what
-    /// is missing is grey, as with PIL's `LOAD_TRUNCATED_IMAGES`). Default `error`.
+    /// What becomes of an image that ends early or is damaged: `error` (a bad sample) or `grey` (what
+    /// is missing is grey in a JPEG, black in a PNG or GIF, as with PIL's `LOAD_TRUNCATED_IMAGES`).
+    /// Default `error`.
     pub on_truncated: OnTruncated,
     /// Which captions are used. Default `draw`.
     pub captions: CaptionChoice,
@@ -126,6 +127,9 @@ pub struct LoaderConfig {
     pub max_sample_bytes: u64,
     /// An image with more pixels than this is skipped. Default 178,956,970, where PIL refuses too.
     pub max_image_pixels: u64,
+    /// Bytes that all threads together use for images of which decoding takes more than 16 MiB: they
+    /// wait for each other, and one that takes more than all of it is skipped. Default 512 MiB.
+    pub decode_memory_bytes: u64,
 }
 
 impl Default for LoaderConfig {
@@ -163,6 +167,7 @@ impl Default for LoaderConfig {
             on_bad_shard: OnBad::Error,
             max_sample_bytes: 128 << 20,
             max_image_pixels: 178_956_970,
+            decode_memory_bytes: DecodeMemory::DEFAULT_BYTES,
         }
     }
 }
@@ -214,10 +219,11 @@ impl LoaderConfig {
         }
     }
 
-    /// What these settings let one image cost.
+    /// What these settings let images cost; decoders share a budget that is made anew at each call.
     pub fn decode_limits(&self) -> DecodeLimits {
         DecodeLimits {
             max_pixels: self.max_image_pixels,
+            memory: DecodeMemory::new(self.decode_memory_bytes),
             ..DecodeLimits::default()
         }
     }
@@ -331,6 +337,11 @@ impl LoaderConfig {
             self.max_image_pixels > 0,
             "max_image_pixels",
             "must be at least 1",
+        )?;
+        check(
+            self.decode_memory_bytes >= 1 << 20,
+            "decode_memory_bytes",
+            "must be at least 1048576",
         )
     }
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::decode::ForeignFormat;
 use crate::printable::Printable;
 use crate::sample::SampleId;
 use crate::source::DisplayUrl;
@@ -25,7 +26,13 @@ pub enum SkipReason {
     BadCaption,
     /// A `json` member that filters ask for and that is not JSON.
     BadMetadata,
-    /// Bytes that no decoder recognises as an image.
+    /// An AVIF image, which is not decoded.
+    AvifImage,
+    /// A HEIC or HEIF image, which is not decoded.
+    HeicImage,
+    /// An image of another format that is not decoded (JPEG XL, PSD, ...), or of a kind of one that is.
+    UnsupportedImage,
+    /// Bytes that are not recognised as an image.
     UnknownImageFormat,
     /// A recognised image that does not decode.
     BrokenImage,
@@ -51,12 +58,15 @@ pub enum SkipReason {
 
 impl SkipReason {
     /// All reasons, in the order in which reports list them.
-    pub const ALL: [SkipReason; 16] = [
+    pub const ALL: [SkipReason; 19] = [
         SkipReason::NoImage,
         SkipReason::NoCaption,
         SkipReason::EmptyCaption,
         SkipReason::BadCaption,
         SkipReason::BadMetadata,
+        SkipReason::AvifImage,
+        SkipReason::HeicImage,
+        SkipReason::UnsupportedImage,
         SkipReason::UnknownImageFormat,
         SkipReason::BrokenImage,
         SkipReason::ImageTooLarge,
@@ -81,6 +91,15 @@ impl SkipReason {
         )
     }
 
+    /// The counter of images of a format that is not decoded.
+    pub(crate) fn of_foreign(format: ForeignFormat) -> SkipReason {
+        match format {
+            ForeignFormat::Avif => SkipReason::AvifImage,
+            ForeignFormat::Heic => SkipReason::HeicImage,
+            ForeignFormat::Other(_) => SkipReason::UnsupportedImage,
+        }
+    }
+
     /// The name used in counters and JSON, e.g. `broken_image`.
     pub fn name(self) -> &'static str {
         match self {
@@ -89,6 +108,9 @@ impl SkipReason {
             SkipReason::EmptyCaption => "empty_caption",
             SkipReason::BadCaption => "bad_caption",
             SkipReason::BadMetadata => "bad_metadata",
+            SkipReason::AvifImage => "avif_image",
+            SkipReason::HeicImage => "heic_image",
+            SkipReason::UnsupportedImage => "unsupported_image",
             SkipReason::UnknownImageFormat => "unknown_image_format",
             SkipReason::BrokenImage => "broken_image",
             SkipReason::ImageTooLarge => "image_too_large",

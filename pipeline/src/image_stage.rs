@@ -38,7 +38,7 @@ impl ImageSettings {
     /// A stage with these settings.
     pub fn stage(&self) -> ImageStage {
         ImageStage {
-            decoder: Decoder::new(self.limits, self.on_truncated),
+            decoder: Decoder::new(self.limits.clone(), self.on_truncated),
             processor: ImageProcessor::of_checked(self.transform),
             quality: self.quality,
         }

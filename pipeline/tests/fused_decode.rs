@@ -305,6 +305,7 @@ fn run(bytes: &[u8], crop: CropBox, on_truncated: OnTruncated) -> Result<Vec<u8>
             SkipReason::BrokenImage,
             SkipReason::ImageTooLarge,
             SkipReason::UnknownImageFormat,
+            SkipReason::UnsupportedImage,
         ];
         assert!(expected.contains(&error.reason()), "{error}");
         error.to_string()

@@ -3,10 +3,10 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use common::photographs;
+use common::{photographs, python};
 use qf_pipeline::image_file::ImageReader;
 use qf_pipeline::pixels::PlanarRgb;
 use qf_pipeline::LoaderConfig;
@@ -23,19 +23,6 @@ for path in sys.argv[1:]:
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     sys.stdout.buffer.write(image.resize((224, 224), Image.Resampling.BICUBIC).tobytes())
 "#;
-
-/// The Python that `make setup` made for tests; `None`, and a printed line, without one.
-#[allow(clippy::disallowed_methods)] // Tests are told by the environment what must be there.
-fn python() -> Option<String> {
-    let note = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-python");
-    if let Ok(path) = std::fs::read_to_string(note) {
-        return Some(path.trim().to_string());
-    }
-    let required = std::env::var("QF_REQUIRE_SHARED").is_ok_and(|value| value == "1");
-    assert!(!required, "no target/test-python; run make test");
-    println!("skipped: no target/test-python");
-    None
-}
 
 #[test]
 fn evaluation_is_pil_to_the_rounding() {

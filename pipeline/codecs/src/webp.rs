@@ -24,6 +24,27 @@ pub struct Region {
     pub height: u32,
 }
 
+/// What the header of a picture tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Whether there is an alpha channel.
+    pub alpha: bool,
+    /// Whether it is coded without loss.
+    pub lossless: bool,
+}
+
+/// Reads the header of a file, or of the chunks of an animation's frame.
+///
+/// # Errors
+/// [`Error::Broken`] for what is no WebP picture.
+pub fn features(bytes: &[u8]) -> Result<Features, Error> {
+    ffi::features(bytes)
+}
+
 /// Decodes `region` of the picture of `size` (width, height) to RGB in `pixels`, which grows as
 /// needed and is never shrunk; alpha is dropped. Returns where the region's first pixel stands and
 /// how far apart its rows are, in bytes: cropping begins at even positions, so a column or a row
@@ -71,7 +92,25 @@ mod ffi {
         WEBP_CSP_MODE,
     };
 
-    use super::Error;
+    use super::{Error, Features};
+
+    pub(super) fn features(bytes: &[u8]) -> Result<Features, Error> {
+        let mut config = WebPDecoderConfig::new()
+            .map_err(|()| Error::Broken("libwebp of another version than its headers"))?;
+        // SAFETY: `bytes` is valid for its length, `config.input` for writing.
+        check(unsafe { WebPGetFeatures(bytes.as_ptr(), bytes.len(), &mut config.input) })?;
+        let side = |side: c_int| {
+            let side = u32::try_from(side).ok().filter(|&side| side > 0);
+            side.ok_or(Error::Broken("a side of no pixels"))
+        };
+        const LOSSLESS: c_int = 2;
+        Ok(Features {
+            width: side(config.input.width)?,
+            height: side(config.input.height)?,
+            alpha: config.input.has_alpha != 0,
+            lossless: config.input.format == LOSSLESS,
+        })
+    }
 
     /// Decodes to rows of `extent.0 * 3` bytes; `out` must hold `extent.1` of them.
     pub(super) fn decode(

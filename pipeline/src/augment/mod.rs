@@ -307,7 +307,7 @@ impl ImageProcessor {
             height,
         } = decoded.hull;
         let source =
-            TypedImageRef::<U8x3>::from_buffer(decoded.columns, decoded.rows, decoded.pixels)
+            TypedImageRef::<U8x3>::from_buffer(decoded.columns, decoded.rows, &decoded.pixels)
                 .expect("a decoded crop holds columns × rows × 3 bytes");
         let source =
             TypedCroppedImage::new(source, x, y, width, height).expect("the hull is within it");

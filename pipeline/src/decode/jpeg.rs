@@ -6,10 +6,13 @@
 //! [`OnTruncated::Error`]; its warnings about sloppy headers are not. PIL takes no notice of either
 //! and delivers a partly grey picture: that is [`OnTruncated::Grey`].
 
+use std::borrow::Cow;
+
 use image::metadata::Orientation;
 use qf_codecs::jpeg::{Decompressor, Entropy, Error, Options, Part, Region, Scale, Strip};
 
-use super::{orientation, DecodeError, DecodeLimits, ImageFormat, OnTruncated};
+use super::metadata::Metadata;
+use super::{DecodeError, DecodeLimits, ImageFormat, OnTruncated};
 
 /// Most scans of one file. Encoders write about ten; hundreds are an attack on decoding time.
 const MAX_SCANS: u64 = 100;
@@ -57,6 +60,10 @@ pub(super) fn decode(
                  what there is"
             )),
             Error::Damaged(message) => broken(format!("its data is damaged ({message})")),
+            Error::NoMemory(bytes) => DecodeError::NoMemory {
+                format: ImageFormat::Jpeg,
+                bytes,
+            },
             other => broken(other.to_string()),
         })
 }
@@ -89,7 +96,8 @@ impl Header {
     ) -> Result<Header, DecodeError> {
         let header = Header::read_markers(bytes)?;
         let (width, height) = (u32::from(header.width), u32::from(header.height));
-        limits.check(ImageFormat::Jpeg, width, height, header.alloc_bytes(0))?;
+        limits.check(ImageFormat::Jpeg, width, height)?;
+        limits.check_memory(ImageFormat::Jpeg, (width, height), header.alloc_bytes(0))?;
         if on_truncated == OnTruncated::Grey {
             return Ok(header);
         }
@@ -108,7 +116,7 @@ impl Header {
 
     fn read_markers(bytes: &[u8]) -> Result<Header, DecodeError> {
         let mut frame: Option<Frame> = None;
-        let mut orientation = None;
+        let mut metadata = Metadata::default();
         let mut at = 2;
         while let Some((marker, after)) = next_marker(bytes, at) {
             // Restart markers, start-of-image and TEM have no length.
@@ -130,9 +138,7 @@ impl Header {
                     }
                     frame = Some(Frame::read(marker, segment)?);
                 }
-                0xe1 if orientation.is_none() && segment.starts_with(b"Exif\0\0") => {
-                    orientation = Some(orientation::from_exif(segment));
-                }
+                0xe1 => read_application(segment, &mut metadata),
                 0xda => {
                     let frame = frame.ok_or_else(|| broken("it holds no picture"))?;
                     let in_scan = segment.first().copied().unwrap_or(0);
@@ -140,7 +146,7 @@ impl Header {
                         width: frame.width,
                         height: frame.height,
                         components: frame.components,
-                        orientation: orientation.unwrap_or(Orientation::NoTransforms),
+                        orientation: metadata.orientation(),
                         blocks: frame.blocks,
                         buffered: frame.progressive || in_scan < frame.components,
                     });
@@ -162,6 +168,23 @@ impl Header {
         let coefficients = if self.buffered { self.blocks * 128 } else { 0 };
         let channels = if self.components == 4 { 4 } else { 3 };
         pixels.saturating_mul(channels).saturating_add(coefficients)
+    }
+}
+
+fn unsupported(kind: impl Into<String>) -> DecodeError {
+    DecodeError::unsupported(ImageFormat::Jpeg, kind)
+}
+
+/// EXIF or XMP of an APP1 segment. An EXIF block that is too long for a segment goes on in the next;
+/// of XMP packets the last counts, as in PIL.
+fn read_application<'a>(segment: &'a [u8], metadata: &mut Metadata<'a>) {
+    if let Some(exif) = segment.strip_prefix(b"Exif\0\0") {
+        match &mut metadata.exif {
+            Some(begun) => begun.to_mut().extend_from_slice(exif),
+            none => *none = Some(Cow::Borrowed(exif)),
+        }
+    } else if let Some(xmp) = segment.strip_prefix(b"http://ns.adobe.com/xap/1.0/\0") {
+        metadata.xmp = Some(Cow::Borrowed(xmp));
     }
 }
 
@@ -189,18 +212,14 @@ impl Frame {
             _ => Some("hierarchical coding"),
         };
         if let Some(coding) = coding {
-            return Err(broken(format!(
-                "{coding} is not supported; convert it to baseline JPEG"
-            )));
+            return Err(unsupported(coding));
         }
         if !matches!(precision, 8 | 12) {
-            return Err(broken(format!(
-                "{precision}-bit samples are not supported; convert it to 8 bits"
-            )));
+            return Err(unsupported(format!("{precision}-bit samples")));
         }
         if !matches!(components, 1 | 3 | 4) {
-            return Err(broken(format!(
-                "it has {components} components, expected 1, 3 or 4"
+            return Err(unsupported(format!(
+                "{components} components, expected 1, 3 or 4"
             )));
         }
         let (width, height) = (u16::from_be_bytes([w1, w0]), u16::from_be_bytes([h1, h0]));

@@ -1,16 +1,9 @@
-//! EXIF orientation: where it stands, and the map between stored and upright pixels.
+//! The map between stored and upright pixels.
 
 use image::metadata::Orientation;
 
 use super::RgbImage;
 use crate::augment::CropBox;
-
-/// Orientation of a TIFF-structured EXIF block (with or without the `Exif\0\0` prefix of JPEG);
-/// upright if there is none or if it is malformed, as every viewer takes it.
-pub(super) fn from_exif(exif: &[u8]) -> Orientation {
-    let tiff = exif.strip_prefix(b"Exif\0\0").unwrap_or(exif);
-    Orientation::from_exif_chunk(tiff).unwrap_or(Orientation::NoTransforms)
-}
 
 /// How a stored picture is turned to stand upright: the upright pixel (x, y) is the stored one at
 /// column x and row y, or, transposed, at column y and row x; each counted from the far end if
@@ -170,21 +163,5 @@ mod tests {
                 );
             }
         }
-    }
-
-    #[test]
-    fn malformed_exif_is_upright() {
-        let cases: [&[u8]; 5] = [
-            b"",
-            b"Exif\0\0",
-            b"Exif\0\0II*\0",
-            b"II*\0\xff\xff\xff\xff",
-            b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0",
-        ];
-        for exif in cases {
-            assert_eq!(from_exif(exif), Orientation::NoTransforms, "{exif:?}");
-        }
-        let six = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
-        assert_eq!(from_exif(six), Orientation::Rotate90);
     }
 }

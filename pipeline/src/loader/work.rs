@@ -12,7 +12,7 @@ use crate::augment::SampleRng;
 use crate::batch::Pixels;
 use crate::captions::raw_captions;
 use crate::config::{CaptionChoice, LoaderConfig};
-use crate::decode::DecodeError;
+use crate::decode::{DecodeError, ForeignFormat};
 use crate::error::{PipelineError, SampleError, SkipReason};
 use crate::image_stage::{ImageSettings, ImageStage};
 use crate::pixels::{image_len, PlanarRgbMut};
@@ -111,10 +111,19 @@ impl Work {
                 .iter()
                 .map(|member| member.name.as_str())
                 .collect();
-            (
-                SkipReason::NoImage,
-                format!("no image among its members ({})", names.join(", ")),
-            )
+            match names
+                .iter()
+                .find_map(|name| ForeignFormat::of_extension(name))
+            {
+                Some(format) => (
+                    SkipReason::of_foreign(format),
+                    DecodeError::Foreign { format }.to_string(),
+                ),
+                None => (
+                    SkipReason::NoImage,
+                    format!("no image among its members ({})", names.join(", ")),
+                ),
+            }
         })?;
         let start = Instant::now();
         let tokens = self.tokenise(&captions);

@@ -4,7 +4,7 @@ use std::io::{self, BufReader, Read, Seek};
 use std::sync::Arc;
 
 use crate::captions::is_caption_member;
-use crate::decode::is_image_extension;
+use crate::decode::{is_image_extension, ForeignFormat};
 use crate::error::{SampleError, ShardError};
 use crate::sample::EncodedSample;
 use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader, ChosenColumns};
@@ -77,6 +77,7 @@ impl ReadOptions {
         };
         self.all_members
             || is_image_extension(extension)
+            || ForeignFormat::of_extension(extension).is_some()
             || is_caption_member(extension)
             || is_named(&self.caption_column)
             || self.extra_members.iter().any(|name| name == extension)

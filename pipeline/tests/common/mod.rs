@@ -38,7 +38,7 @@ pub(crate) fn photographs(test: &str) -> Vec<PathBuf> {
     found
 }
 
-fn files(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
@@ -49,6 +49,19 @@ fn files(folder: &Path) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// The Python that `make setup` made for tests; `None`, and a printed line, without one.
+#[allow(clippy::disallowed_methods)] // Tests are told by the environment what must be there.
+pub(crate) fn python() -> Option<String> {
+    let note = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-python");
+    if let Ok(path) = std::fs::read_to_string(note) {
+        return Some(path.trim().to_string());
+    }
+    let required = std::env::var("QF_REQUIRE_SHARED").is_ok_and(|value| value == "1");
+    assert!(!required, "no target/test-python; run make test");
+    println!("skipped: no target/test-python");
+    None
 }
 
 /// The parts of the loader's image stage, with any mix of transform and quality.
