@@ -18,6 +18,8 @@ mod image_files;
 mod interop;
 /// The order, memory and start of the loader, from the command line.
 mod loader_cli;
+/// `qfdata preview` as a user runs it.
+mod preview_cli;
 /// Profiles and traces of both programs.
 mod profile_cli;
 /// Published weights of a real BERT.

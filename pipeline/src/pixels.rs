@@ -132,6 +132,14 @@ impl<'a> PlanarBatch<'a> {
         self.samples.chunks_exact((self.size * self.size).max(1))
     }
 
+    /// The same images in memory of their own.
+    pub fn to_images(&self) -> PlanarImages {
+        PlanarImages {
+            size: self.size,
+            samples: self.samples.to_vec(),
+        }
+    }
+
     /// An image of the batch with its pixels interleaved, to be looked at or written to a file; `None`
     /// if there are fewer.
     pub fn to_rgb_image(&self, index: usize) -> Option<RgbImage> {

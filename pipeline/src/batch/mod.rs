@@ -11,7 +11,7 @@ pub(crate) use rows::{EpochRows, Pixels};
 
 use crate::loader::{Counters, LoaderState};
 use crate::pixels::PlanarBatch;
-use crate::sample::{Member, SampleId};
+use crate::sample::{Member, SampleId, SourceView};
 use crate::text::TokenRows;
 
 /// A batch of `B` images with `N` captions, in host memory.
@@ -33,6 +33,11 @@ pub struct Batch {
     pub captions: Vec<String>,
     /// `[B]`: where each image comes from.
     pub ids: Vec<SampleId>,
+    /// `[B]`: all captions of each image's sample as stored, if
+    /// [`LoaderBuilder::keep_captions`](crate::loader::LoaderBuilder::keep_captions) was called; else empty.
+    pub stored_captions: Vec<Vec<String>>,
+    /// `[B]`: which part of which picture each image shows.
+    pub views: Vec<SourceView>,
     /// `[B]`: the members of each image's sample that
     /// [`extra_members`](crate::LoaderConfig::extra_members) asks for, as far as it has them.
     pub members: Vec<Vec<Member>>,

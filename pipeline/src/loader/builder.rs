@@ -32,6 +32,7 @@ pub struct LoaderBuilder {
     allocator: Arc<dyn HostAllocator>,
     trace: Option<Trace>,
     skips: Option<SkipReports>,
+    keeps_captions: bool,
     stop: Stop,
 }
 
@@ -46,6 +47,7 @@ impl LoaderBuilder {
             allocator: Arc::new(PlainAllocator),
             trace: None,
             skips: None,
+            keeps_captions: false,
             stop: Stop::default(),
         }
     }
@@ -101,6 +103,13 @@ impl LoaderBuilder {
         self
     }
 
+    /// Gives each batch all captions of its samples as stored, [`Batch::stored_captions`](crate::Batch),
+    /// beside those in use: to be shown.
+    pub fn keep_captions(mut self) -> Self {
+        self.keeps_captions = true;
+        self
+    }
+
     /// Ends all reads, those that wait for a server included, once the outer flag of `stop` is set; what
     /// waits for them gets an error. Dropping what is made here sets no flag of others.
     pub fn stop(mut self, stop: &Stop) -> Self {
@@ -153,6 +162,7 @@ impl LoaderBuilder {
         )?;
         Ok(OpenRun {
             skips: self.skips,
+            keeps_captions: self.keeps_captions,
             ..run
         })
     }

@@ -181,6 +181,8 @@ impl Collator {
             caption_image: Vec::new(),
             captions: Vec::new(),
             ids: Vec::new(),
+            stored_captions: Vec::new(),
+            views: Vec::new(),
             members: Vec::new(),
             epoch: first.epoch,
             state: self.start.clone(),
@@ -212,6 +214,8 @@ impl Collator {
             .caption_image
             .extend(sample.captions.iter().map(|_| image));
         batch.captions.extend(sample.captions);
+        batch.stored_captions.extend(sample.stored_captions);
+        batch.views.push(sample.view);
         batch.members.push(sample.members);
         batch.batch_size += 1;
         let collate = &self.meters.collate;

@@ -137,7 +137,7 @@ impl Loader {
             meters.clone(),
             run.bytes.clone(),
         )?;
-        let work = Arc::new(work);
+        let work = Arc::new(work.keep_captions(run.keeps_captions));
         let limits = LineLimits {
             items: work_items,
             bytes: WORK_QUEUE_BYTES,

@@ -55,6 +55,8 @@ pub(crate) struct OpenRun {
     pub(crate) meters: Arc<Meters>,
     /// Where bad samples are named, if not in the log.
     pub(crate) skips: Option<SkipReports>,
+    /// Whether batches have all captions as stored.
+    pub(crate) keeps_captions: bool,
     pub(crate) bytes: Arc<BytePool>,
     pub(crate) shard_files: ShardFiles,
     pub(crate) io_threads: usize,
@@ -137,6 +139,7 @@ impl OpenRun {
             stop,
             meters: Arc::new(meters),
             skips: None,
+            keeps_captions: false,
             bytes: Arc::default(),
             shard_files: ShardFiles::default(),
             io_threads,

@@ -1,5 +1,6 @@
 //! The CPU stages of one sample: draw a caption, decode, augment, tokenise.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ use crate::decode::{DecodeError, ForeignFormat};
 use crate::error::{PipelineError, SampleError, SkipReason};
 use crate::image_stage::{ImageSettings, ImageStage};
 use crate::pixels::{image_len, PlanarRgbMut};
-use crate::sample::{DecodedSample, EncodedSample, Member, MemberData, SampleId};
+use crate::sample::{DecodedSample, EncodedSample, Member, MemberData, SampleId, SourceView};
 use crate::text::{CaptionProcessor, CaptionTokenizer, TokenRows};
 
 /// Everything the workers share.
@@ -25,6 +26,7 @@ pub(crate) struct Work {
     caption_lines: LinesOfShards,
     tokenizer: Arc<CaptionTokenizer>,
     caption_processor: CaptionProcessor,
+    keeps_captions: bool,
     meters: Arc<Meters>,
     /// Takes back the memory of images that are decoded.
     bytes: Arc<BytePool>,
@@ -49,11 +51,20 @@ impl Work {
             config,
             caption_lines,
             tokenizer,
+            keeps_captions: false,
             meters,
             bytes,
             stages: SegQueue::new(),
             spare: SegQueue::new(),
         })
+    }
+
+    /// Whether captions as stored go along with each sample.
+    pub(crate) fn keep_captions(self, keeps_captions: bool) -> Self {
+        Work {
+            keeps_captions,
+            ..self
+        }
     }
 
     /// Bytes of one processed image.
@@ -103,6 +114,10 @@ impl Work {
             CaptionChoice::Ignore => Vec::new(),
             CaptionChoice::Draw | CaptionChoice::All => self.captions(sample, &mut rng)?,
         };
+        let stored_captions = match self.keeps_captions {
+            true => Some(self.stored_captions(sample)?),
+            false => None,
+        };
         self.config.filters.metadata(sample)?;
         let image = sample.image(self.config.image_column.as_deref());
         let bytes = image.and_then(Member::bytes).ok_or_else(|| {
@@ -140,12 +155,14 @@ impl Work {
         let mut stage = self.stages.pop().unwrap_or_else(|| self.images.stage());
         let result = self.image(id, bytes, &mut rng, &mut stage, out);
         self.stages.push(stage);
-        result?;
+        let view = result?;
         Ok(DecodedSample {
             id: id.clone(),
             pixels,
+            view,
             members: Vec::new(),
             captions,
+            stored_captions,
             tokens,
         })
     }
@@ -158,7 +175,7 @@ impl Work {
         rng: &mut SampleRng,
         stage: &mut ImageStage,
         out: PlanarRgbMut<'_>,
-    ) -> Result<(), (SkipReason, String)> {
+    ) -> Result<SourceView, (SkipReason, String)> {
         let undecodable =
             |error: DecodeError| (error.reason(), format!("cannot decode its image: {error}"));
         let start = Instant::now();
@@ -176,7 +193,11 @@ impl Work {
         decode.add_bytes(len);
         decode.add_sample(id, len, start, decoding);
         augment.add_sample(id, len, start + decoding, rendered.augmenting);
-        Ok(())
+        Ok(SourceView {
+            width,
+            height,
+            view: rendered.view,
+        })
     }
 
     fn tokenise(&self, captions: &[String]) -> Result<TokenRows, (SkipReason, String)> {
@@ -186,6 +207,16 @@ impl Work {
                 .map_err(|error| (SkipReason::BadCaption, error.to_string()))?;
         }
         Ok(rows)
+    }
+
+    fn stored_captions(&self, sample: &EncodedSample) -> Result<Vec<String>, (SkipReason, String)> {
+        let lines = self.caption_lines.of_shard(sample.id.shard_index);
+        let raw = raw_captions(sample, self.config.caption_source(lines));
+        match (raw, self.config.captions) {
+            (Ok(raw), _) => Ok(raw.into_iter().map(Cow::into_owned).collect()),
+            (Err(_), CaptionChoice::Ignore) => Ok(Vec::new()),
+            (Err(bad), CaptionChoice::Draw | CaptionChoice::All) => Err(bad),
+        }
     }
 
     /// The captions in use: one drawn, or all; those that the caption processor leaves empty never

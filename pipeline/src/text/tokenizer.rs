@@ -347,6 +347,14 @@ impl CaptionTokenizer {
         &self.vocabulary
     }
 
+    /// The entry with this id, `[DEC]` included: a word, or a piece of one that begins with `##`. `None`
+    /// beyond the vocabulary.
+    pub fn entry(&self, id: i64) -> Option<&str> {
+        let position = usize::try_from(id).ok()?;
+        let entry = self.vocabulary.get(position).map(String::as_str);
+        entry.or_else(|| (id == self.dec).then_some(DEC))
+    }
+
     /// All entries in the order of their ids, `[DEC]` included: as many as
     /// [`CaptionTokenizer::vocab_size`].
     pub fn entries(&self) -> impl Iterator<Item = &str> {
@@ -568,6 +576,9 @@ mod tests {
             (0, 2, 3)
         );
         assert_eq!(tokenizer.vocab(), entries);
+        assert_eq!(tokenizer.entry(6), Some("##s"));
+        assert_eq!(tokenizer.entry(10), Some("[DEC]"));
+        assert_eq!((tokenizer.entry(11), tokenizer.entry(-1)), (None, None));
         for (caption, len, expected) in [
             ("", 4, &[2, 3][..]),
             ("a cat", 8, &[2, 7, 5, 3]),

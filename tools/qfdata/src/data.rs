@@ -1,6 +1,6 @@
 //! Which shards a command works on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -72,13 +72,7 @@ impl DataArgs {
     }
 
     pub(crate) fn resolve(&self) -> anyhow::Result<Vec<DataSet>> {
-        let options = self.remote.options()?;
-        if self.mix.is_empty() {
-            let shards = resolve_shards_with(&self.shards, &options)?;
-            return Ok(vec![DataSet::only(shards)]);
-        }
-        let sets = self.mix.iter().map(|set| DataSet::from_spec(set, &options));
-        Ok(sets.collect::<Result<_, _>>()?)
+        data_sets(&self.shards, &self.mix, &self.remote.options()?)
     }
 }
 
@@ -104,6 +98,89 @@ impl ColumnArgs {
             ..LoaderConfig::default()
         }
     }
+}
+
+/// One data set, a mixture, or image files.
+#[derive(Args)]
+pub(crate) struct InputArgs {
+    /// Shards (files, globs, {000..012} ranges, URLs), or image files and folders of them
+    #[arg(
+        required_unless_present_any = ["shards", "mix"],
+        conflicts_with_all = ["shards", "mix"],
+        value_name = "SHARDS|IMAGES"
+    )]
+    inputs: Vec<String>,
+
+    /// Shards, as in the other commands
+    #[arg(long, num_args = 1.., conflicts_with = "mix", value_name = "SHARDS")]
+    shards: Vec<String>,
+
+    /// A data set of a mixture, e.g. coco:0.7='coco-*.tar'; give one for each
+    #[arg(long, value_name = "NAME:WEIGHT=SHARDS")]
+    mix: Vec<String>,
+
+    #[command(flatten)]
+    columns: ColumnArgs,
+
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+impl InputArgs {
+    /// These settings, with the columns that were named.
+    pub(crate) fn with_columns(&self, config: LoaderConfig) -> LoaderConfig {
+        let columns = self.columns.clone();
+        LoaderConfig {
+            image_column: columns.image_column.or(config.image_column),
+            caption_column: columns.caption_column.or(config.caption_column),
+            ..config
+        }
+    }
+
+    pub(crate) fn is_mixture(&self) -> bool {
+        !self.mix.is_empty()
+    }
+
+    /// Files and folders of this machine among the arguments without an option: they may be images.
+    pub(crate) fn local_files(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for input in &self.inputs {
+            if Path::new(input).is_dir() {
+                paths.push(PathBuf::from(input));
+            } else if !input.contains("://") {
+                let found = resolve_shards_with(&[input], &RemoteOptions::default())?;
+                paths.extend(
+                    found
+                        .iter()
+                        .filter_map(ShardLocation::path)
+                        .map(Path::to_owned),
+                );
+            }
+        }
+        Ok(paths)
+    }
+
+    /// The data sets, where the arguments are no images.
+    pub(crate) fn resolve(&self) -> anyhow::Result<Vec<DataSet>> {
+        let shards = match self.inputs.is_empty() {
+            true => &self.shards,
+            false => &self.inputs,
+        };
+        data_sets(shards, &self.mix, &self.remote.options()?)
+    }
+}
+
+fn data_sets(
+    shards: &[String],
+    mix: &[String],
+    options: &RemoteOptions,
+) -> anyhow::Result<Vec<DataSet>> {
+    if mix.is_empty() {
+        let shards = resolve_shards_with(shards, options)?;
+        return Ok(vec![DataSet::only(shards)]);
+    }
+    let sets = mix.iter().map(|set| DataSet::from_spec(set, options));
+    Ok(sets.collect::<Result<_, _>>()?)
 }
 
 /// Gives a loader its data sets.

@@ -9,6 +9,7 @@ mod interrupt;
 mod order;
 mod output;
 mod paths;
+mod preview;
 mod profile;
 mod progress;
 mod shard;
@@ -47,6 +48,8 @@ enum Command {
     Vocab(vocab::VocabArgs),
     /// List what a rank will see, in order, without decoding
     Order(order::OrderArgs),
+    /// Show a batch as the model sees it: a picture, a page, an array
+    Preview(preview::PreviewArgs),
     /// Measure how fast shards load, stage by stage, and name the bottleneck
     Profile(profile::ProfileArgs),
     /// Render a captioned data set of simple scenes
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Index(args) => index::run(&args),
         Command::Vocab(args) => vocab::run(&args),
         Command::Order(args) => order::run(&args),
+        Command::Preview(args) => preview::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Synth(args) => synth::run(&args),
     };

@@ -382,7 +382,7 @@ fn trace_written(summary: TraceSummary) -> TraceWritten {
     }
 }
 
-fn parse_quality(text: &str) -> Result<DecodeQuality, String> {
+pub(crate) fn parse_quality(text: &str) -> Result<DecodeQuality, String> {
     match text {
         "exact" => Ok(DecodeQuality::Exact),
         "balanced" => Ok(DecodeQuality::Balanced),

@@ -14,6 +14,7 @@ use crate::batch::{HostBuffer, PlainAllocator};
 use crate::config::{CaptionChoice, OnBad};
 use crate::error::SkipReason;
 use crate::order::ShuffleMode;
+use crate::sample::SourceView;
 use crate::shard::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 use crate::source::{resolve_shards, ShardLocation};
 use crate::text::TokenRows;
@@ -115,6 +116,7 @@ struct Seen {
     pixels: Vec<u8>,
     tokens: TokenRows,
     captions: Vec<String>,
+    views: Vec<SourceView>,
     epoch: u64,
     state: LoaderState,
 }
@@ -125,6 +127,7 @@ fn seen(batch: &Batch) -> Seen {
         pixels: batch.pixels().as_bytes().to_vec(),
         tokens: batch.tokens.clone(),
         captions: batch.captions.clone(),
+        views: batch.views.clone(),
         epoch: batch.epoch,
         state: batch.state.clone(),
     }
