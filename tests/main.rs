@@ -1,5 +1,7 @@
 //! All tests of the workspace as one binary.
 
+/// Archives of every kind, against Python's tarfile.
+mod archives;
 /// Finds the programs under test.
 mod bin;
 /// Inputs that once went wrong.

@@ -1,6 +1,6 @@
 //! A file that appears under its final name complete and on disk, or not at all.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -8,13 +8,17 @@ use tempfile::{Builder, NamedTempFile};
 
 use crate::error::PipelineError;
 
+/// Ending of temporary files.
+const TEMPORARY_ENDING: &str = ".tmp";
+
 /// Bytes gathered before each write call.
 const BUFFER_BYTES: usize = 256 * 1024;
 
 /// Writes to a hidden temporary file (`.NAME.XXXXXX.tmp`) beside the target; [`commit`] makes it
 /// the target. Dropped without a commit, it removes the temporary file and the folders that it
 /// created, and leaves the target as it was. Only a killed process can leave a temporary file, and
-/// no pattern such as `*.tar` finds it.
+/// no pattern such as `*.tar` finds it; the file is locked as long as its process lives, so that
+/// [`remove_leftovers`] knows which are dead.
 ///
 /// ```
 /// use std::io::Write;
@@ -105,6 +109,47 @@ impl AtomicFile {
     }
 }
 
+/// Removes temporary files that killed processes left in a folder, of those targets (by file name) for
+/// which `is_ours`. Returns how many. Files that a living process writes stay; so do all where the file
+/// system has no locks.
+///
+/// # Errors
+/// If the folder cannot be listed or a dead file not be removed. A folder that is missing is no error.
+pub fn remove_leftovers(folder: &Path, is_ours: &dyn Fn(&str) -> bool) -> io::Result<usize> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let name = entry?.file_name();
+        let target = name.to_str().and_then(target_of);
+        if !target.is_some_and(is_ours) {
+            continue;
+        }
+        let path = folder.join(&name);
+        // Opened for writing: some file systems lock no other way. What cannot be opened stays.
+        let file = OpenOptions::new().write(true).open(&path);
+        if file.is_ok_and(|file| file.try_lock().is_ok()) {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => removed += 1,
+            }
+        }
+    }
+    Ok(removed)
+}
+
+/// The target of a temporary file, by its name: `NAME` of `.NAME.XXXXXX.tmp`.
+fn target_of(temporary: &str) -> Option<&str> {
+    let (target, random) = temporary
+        .strip_prefix('.')?
+        .strip_suffix(TEMPORARY_ENDING)?
+        .rsplit_once('.')?;
+    let is_random = random.len() == 6 && random.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    is_random.then_some(target)
+}
+
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.writer.write(bytes)
@@ -184,14 +229,20 @@ fn open_beside(target: &Path) -> io::Result<(NamedTempFile, NewFolders)> {
     prefix.push(name);
     prefix.push(".");
     let mut builder = Builder::new();
-    builder.prefix(&prefix).suffix(".tmp");
+    builder
+        .prefix(&prefix)
+        .suffix(TEMPORARY_ENDING)
+        .rand_bytes(6);
     // The permissions of an ordinary new file (the umask applies), not a temporary file's 0600.
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
-    Ok((builder.tempfile_in(folder)?, folders))
+    let temporary = builder.tempfile_in(folder)?;
+    // Where there are no locks, nobody takes it for dead.
+    let _ = temporary.as_file().try_lock();
+    Ok((temporary, folders))
 }
 
 #[cfg(test)]
@@ -279,6 +330,39 @@ mod tests {
         let target = folder.path().join("atomic");
         AtomicFile::create(&target).unwrap().commit().unwrap();
         assert_eq!(mode(&target), mode(&ordinary));
+    }
+
+    #[test]
+    fn leftovers_of_the_dead_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("s-000000.tar");
+        let mut living = AtomicFile::create(&target).unwrap();
+        living.write_all(b"whole").unwrap();
+        for name in [
+            ".s-000001.tar.AbC123.tmp",
+            ".s-000001.tar.qfidx.zzzzzz.tmp",
+            ".other.tar.AbC123.tmp",
+            ".s-000001.tar.AbC.tmp",
+            "s-000001.tar.AbC123.tmp",
+            ".s-000001.tar.AbC123",
+        ] {
+            fs::write(folder.path().join(name), b"half").unwrap();
+        }
+        let is_ours = |target: &str| target.starts_with("s-");
+        assert_eq!(remove_leftovers(folder.path(), &is_ours).unwrap(), 2);
+        assert_eq!(remove_leftovers(folder.path(), &is_ours).unwrap(), 0);
+        living.commit().unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"whole");
+        let left = [
+            ".other.tar.AbC123.tmp",
+            ".s-000001.tar.AbC.tmp",
+            ".s-000001.tar.AbC123",
+            "s-000000.tar",
+            "s-000001.tar.AbC123.tmp",
+        ];
+        assert_eq!(names(folder.path()), left);
+        let missing = folder.path().join("missing");
+        assert_eq!(remove_leftovers(&missing, &is_ours).unwrap(), 0);
     }
 
     #[test]

@@ -8,7 +8,9 @@ use crate::decode::{DecodeLimits, DecodeMemory, DecodeQuality, OnTruncated};
 use crate::error::PipelineError;
 use crate::filter::Filters;
 use crate::order::ShuffleMode;
+use crate::shard::decompress::{MAX_WINDOW_LOG, MIN_WINDOW_LOG};
 use crate::shard::read::ReadOptions;
+use crate::shard::zstd_frames::DEFAULT_MAX_WINDOW_LOG;
 
 /// What becomes of a bad sample or shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,6 +118,9 @@ pub struct LoaderConfig {
     pub prefetch_batches: usize,
     /// Bytes of samples read ahead of decoding, all I/O threads together. Default 32 MiB.
     pub read_ahead_bytes: usize,
+    /// The largest window that a zstd frame may need, as a power of two of bytes, 10 to 31: each I/O
+    /// thread takes that much memory for it. Default 27 (128 MiB), as `zstd -d`.
+    pub max_zstd_window_log: u32,
     /// What becomes of a bad sample. Default `warn`.
     pub on_bad_sample: OnBad,
     /// Greatest share of a data set's samples that may be bad, once 1,000 were looked at; beyond it the
@@ -162,6 +167,7 @@ impl Default for LoaderConfig {
             io_threads: 0,
             prefetch_batches: 4,
             read_ahead_bytes: 32 << 20,
+            max_zstd_window_log: DEFAULT_MAX_WINDOW_LOG,
             on_bad_sample: OnBad::Warn,
             max_bad_share: 0.1,
             on_bad_shard: OnBad::Error,
@@ -200,6 +206,7 @@ impl LoaderConfig {
             image_column: self.image_column.clone(),
             caption_column: self.caption_column.clone(),
             needs_captions: true,
+            max_zstd_window_log: self.max_zstd_window_log,
         }
     }
 
@@ -317,6 +324,11 @@ impl LoaderConfig {
                 "must name a column; leave it out to have it found",
             )?;
         }
+        check(
+            (MIN_WINDOW_LOG..=MAX_WINDOW_LOG).contains(&self.max_zstd_window_log),
+            "max_zstd_window_log",
+            "must be 10 (1 KiB) to 31 (2 GiB)",
+        )?;
         self.filters.validate()?;
         check(
             (1..=1024).contains(&self.prefetch_batches),

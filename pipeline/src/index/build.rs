@@ -1,26 +1,29 @@
 //! Makes the index of a shard, from one pass over it or while it is written.
 
 use std::cell::RefCell;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Seek, Write};
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 
 use sha2::{Digest, Sha256};
 
-use super::format::{key_hash, Checksum, Header, IndexEntry, MemberPlace, Record};
+use super::fingerprint::Fingerprint;
+use super::format::{key_hash, name_crc, Checksum, Header, IndexEntry, MemberPlace, Record};
 use super::{Access, INDEX_ENDING};
 use crate::atomic_file::AtomicFile;
 use crate::error::{PipelineError, ShardError};
 use crate::sample::SampleId;
 use crate::shard::arrow::ArrowShardReader;
+use crate::shard::decompress::{compression_of, decompressor, Compression, Leftover};
 use crate::shard::forward::Stream;
 use crate::shard::group::{split_key, Grouper};
+use crate::shard::note::ShardNote;
 use crate::shard::read::{
-    compression_of, content_of, not_a_shard, peek, Compression, Content, Leave, ReadOptions,
-    READ_BUFFER_BYTES,
+    content_of, not_a_shard, peek, Content, Leave, ReadOptions, Tail, READ_BUFFER_BYTES,
 };
-use crate::shard::tar::{for_each_member, shard_error, TarMember};
+use crate::shard::tar::{for_each_member, shard_error, TarEnd, TarMember};
 use crate::shard::zstd_frames::FrameReader;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
@@ -35,6 +38,7 @@ pub struct EncodedIndex {
     bytes: Vec<u8>,
     samples: u32,
     access: Option<Access>,
+    notes: Vec<ShardNote>,
 }
 
 impl EncodedIndex {
@@ -51,6 +55,11 @@ impl EncodedIndex {
     /// How single samples are reached.
     pub fn access(&self) -> Option<Access> {
         self.access
+    }
+
+    /// What is odd about the shard.
+    pub fn notes(&self) -> &[ShardNote] {
+        &self.notes
     }
 
     /// Writes the sidecar of a local shard, replacing what is there, and returns its path.
@@ -96,6 +105,32 @@ pub(crate) enum Layout {
     ArrowBatches(Vec<StoredPiece>),
 }
 
+/// What tells the shard of an index from any other.
+pub(crate) struct ShardIdentity {
+    bytes: u64,
+    sha256: Checksum,
+    fingerprint: Fingerprint,
+}
+
+impl ShardIdentity {
+    /// That of a shard whose length and checksum are known. Reads some of it.
+    ///
+    /// # Errors
+    /// Those of opening and reading, and where the shard has become shorter.
+    pub(crate) fn new(
+        shard: &ShardLocation,
+        bytes: u64,
+        sha256: Checksum,
+        stop: &Stop,
+    ) -> io::Result<ShardIdentity> {
+        Ok(ShardIdentity {
+            bytes,
+            sha256,
+            fingerprint: Fingerprint::of(shard, bytes, stop)?,
+        })
+    }
+}
+
 /// Collects the samples of a shard, in order.
 #[derive(Debug, Default)]
 pub(crate) struct IndexBuilder {
@@ -134,17 +169,13 @@ impl IndexBuilder {
             name_bytes,
             is_repeated_key,
             key_hash,
+            name_crc: name_crc(&self.names[name_offset..]),
         });
         Ok(())
     }
 
-    /// The sidecar, for a shard of this length and checksum.
-    pub(crate) fn finish(
-        mut self,
-        layout: &Layout,
-        shard_bytes: u64,
-        shard_sha256: Checksum,
-    ) -> EncodedIndex {
+    /// The sidecar.
+    pub(crate) fn finish(mut self, layout: &Layout, shard: ShardIdentity) -> EncodedIndex {
         let mut prologue_bytes = 0;
         let access = match layout {
             Layout::Sequential => None,
@@ -164,19 +195,20 @@ impl IndexBuilder {
         };
         let samples = u32::try_from(self.records.len()).unwrap_or(u32::MAX); // `add` sees to it
         let mut tables = Vec::new();
-        for record in &self.records {
-            record.write(&mut tables);
+        for (sample, record) in (0..).zip(&self.records) {
+            record.write(sample, &mut tables);
         }
         let names_bytes = self.names.len() as u64;
         tables.append(&mut self.names);
         let header = Header {
             access,
             samples,
-            shard_bytes,
-            shard_sha256,
+            shard_bytes: shard.bytes,
+            shard_sha256: shard.sha256,
             prologue_bytes,
             names_bytes,
             tables_sha256: Sha256::digest(&tables).into(),
+            fingerprint: shard.fingerprint,
         };
         let mut bytes = header.to_bytes();
         bytes.append(&mut tables);
@@ -184,6 +216,7 @@ impl IndexBuilder {
             bytes,
             samples,
             access,
+            notes: Vec::new(),
         }
     }
 }
@@ -253,6 +286,7 @@ pub fn build_index(
         message,
     };
     let io_error = |error: io::Error| at_start(format!("cannot be read ({error})"));
+    let before = state_of(shard);
     let raw = Rc::new(RefCell::new(Checksummed {
         file: shard.open(stop).map_err(io_error)?,
         sha256: Sha256::new(),
@@ -262,9 +296,15 @@ pub fn build_index(
     let (magic, reader) = peek(Shared(raw.clone()), 4).map_err(io_error)?;
     let damaged = |error: io::Error| shard_error(&shard.name, 0, &error);
     let mut builder = IndexBuilder::default();
-    let layout = match compression_of(&magic) {
+    let mut tail = Tail {
+        compression: compression_of(&magic),
+        leftover: Leftover::default(),
+        notes: Vec::new(),
+    };
+    let log = options.max_zstd_window_log;
+    let layout = match tail.compression {
         Compression::None => {
-            let content = index_content(shard, reader, options, &mut builder)?;
+            let content = index_content(shard, reader, options, &mut builder, &mut tail)?;
             match content {
                 Indexed::Tar => Layout::Tar,
                 Indexed::Arrow(Some(batches)) => Layout::ArrowBatches(batches),
@@ -273,28 +313,46 @@ pub fn build_index(
         }
         Compression::Gzip => {
             let reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
-            let gzip = flate2::bufread::MultiGzDecoder::new(reader);
-            index_content(shard, gzip, options, &mut builder)?;
+            let reader = decompressor(tail.compression, reader, log, &tail.leftover);
+            let reader = reader.map_err(io_error)?;
+            index_content(shard, reader, options, &mut builder, &mut tail)?;
             Layout::Sequential
         }
         Compression::Zstd => {
             let reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
-            let mut frames = FrameReader::noting_frames(reader).map_err(io_error)?;
-            match index_content(shard, &mut frames, options, &mut builder)? {
-                Indexed::Tar => {
-                    // The tar may end before its last frame does.
-                    io::copy(&mut frames, &mut io::sink()).map_err(damaged)?;
-                    Layout::ZstdFrames(frames.into_frames())
-                }
+            let mut frames = FrameReader::new(reader, log)
+                .map_err(io_error)?
+                .with_leftover(tail.leftover.clone())
+                .noting_frames();
+            match index_content(shard, &mut frames, options, &mut builder, &mut tail)? {
+                Indexed::Tar => Layout::ZstdFrames(frames.into_frames()),
                 Indexed::Arrow(_) => Layout::Sequential,
             }
         }
     };
-    // What follows the end-of-archive marker belongs to the file as well.
+    // What follows the samples belongs to the file as well.
     io::copy(&mut Shared(raw.clone()), &mut io::sink()).map_err(damaged)?;
     let raw = raw.borrow();
     let sha256 = raw.sha256.clone().finalize().into();
-    Ok(builder.finish(&layout, raw.bytes, sha256))
+    let identity = ShardIdentity::new(shard, raw.bytes, sha256, stop).map_err(io_error)?;
+    if state_of(shard) != before {
+        let message = "has changed while it was indexed; do so again when it is complete";
+        return Err(at_start(message.into()));
+    }
+    let mut index = builder.finish(&layout, identity);
+    index.notes = tail.notes;
+    Ok(index)
+}
+
+/// What changes when a local shard is written or replaced; `None` of another.
+fn state_of(shard: &ShardLocation) -> Option<(u64, u64, i64, i64)> {
+    let metadata = std::fs::metadata(shard.path()?).ok()?;
+    Some((
+        metadata.ino(),
+        metadata.len(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+    ))
 }
 
 enum Indexed {
@@ -303,17 +361,30 @@ enum Indexed {
     Arrow(Option<Vec<StoredPiece>>),
 }
 
+/// Indexes a stream to its end, behind the last sample.
 fn index_content(
     shard: &ShardLocation,
     reader: impl Read,
     options: &ReadOptions,
     builder: &mut IndexBuilder,
+    tail: &mut Tail,
 ) -> Result<Indexed, ShardError> {
     let reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
-    let (magic, reader) = peek(reader, 512).map_err(|error| shard_error(&shard.name, 0, &error))?;
+    let (magic, mut reader) =
+        peek(reader, 512).map_err(|error| shard_error(&shard.name, 0, &error))?;
     match content_of(&magic) {
-        Content::Tar => index_tar(shard, reader, builder).map(|()| Indexed::Tar),
-        Content::Arrow => index_arrow(shard, reader, options, builder).map(Indexed::Arrow),
+        Content::Tar => {
+            let mut reader = Stream::new(reader);
+            let end =
+                index_tar(shard, &mut reader, builder).map_err(|error| tail.explain(error))?;
+            tail.finish(&shard.name, end, &mut reader)?;
+            Ok(Indexed::Tar)
+        }
+        Content::Arrow => {
+            let batches = index_arrow(shard, &mut reader, options, builder)?;
+            tail.read(&shard.name, &mut reader)?;
+            Ok(Indexed::Arrow(batches))
+        }
         Content::Unknown => Err(not_a_shard(&shard.name, &magic)),
     }
 }
@@ -321,9 +392,9 @@ fn index_content(
 /// The reader's own grouping, with nothing loaded.
 fn index_tar(
     shard: &ShardLocation,
-    reader: impl Read,
+    reader: impl Read + Seek,
     builder: &mut IndexBuilder,
-) -> Result<(), ShardError> {
+) -> Result<TarEnd, ShardError> {
     let mut grouper = Grouper::new(shard.name.clone(), 0, u64::MAX);
     let mut members = Vec::new();
     let mut end = 0;
@@ -335,7 +406,7 @@ fn index_tar(
         let place = MemberPlace {
             name,
             offset_bytes: member.data_offset_bytes,
-            size_bytes: member.size_bytes,
+            size_bytes: member.stored_bytes,
         };
         let member_end = member.end_bytes();
         if let Some(finished) = grouper.push(member) {
@@ -347,9 +418,9 @@ fn index_tar(
         too_many.is_none()
     };
     let new_bytes = |len| vec![0; len];
-    for_each_member(
+    let tar_end = for_each_member(
         &shard.name,
-        Stream::new(reader),
+        reader,
         u64::MAX,
         &|_| false,
         &|_, _| Leave::Never,
@@ -360,7 +431,7 @@ fn index_tar(
         too_many = add_group(builder, finished, end, members).err();
     }
     match too_many {
-        None => Ok(()),
+        None => Ok(tar_end),
         Some(message) => Err(ShardError {
             shard: shard.name.to_string(),
             offset_bytes: end,

@@ -2,20 +2,24 @@
 
 use std::ops::Range;
 
+use flate2::Crc;
 use sha2::{Digest, Sha256};
 
+use super::fingerprint::Fingerprint;
 use super::Access;
 
 /// First bytes of a sidecar.
 pub(super) const MAGIC: [u8; 8] = *b"QFINDEX\0";
 /// Version of the layout.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Length of the header.
-pub(super) const HEADER_BYTES: u64 = 160;
+pub(super) const HEADER_BYTES: u64 = 176;
 /// Length of the header without its own checksum.
-const HEADER_BODY_BYTES: usize = 128;
+const HEADER_BODY_BYTES: usize = 144;
 /// Length of a sample's record.
-pub(super) const RECORD_BYTES: u64 = 64;
+pub(super) const RECORD_BYTES: u64 = 72;
+/// Length of a record without its own checksum.
+const RECORD_BODY_BYTES: usize = 68;
 /// Bit of a record's flags: the key was seen earlier in the shard.
 const FLAG_REPEATED_KEY: u32 = 1;
 
@@ -35,6 +39,23 @@ pub(super) struct Header {
     pub(super) names_bytes: u64,
     /// Checksum of records and names.
     pub(super) tables_sha256: Checksum,
+    /// What tells the shard from others of its length.
+    pub(super) fingerprint: Fingerprint,
+}
+
+/// Why a header is of no use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum BadHeader {
+    /// It is of an older version of the format.
+    Outdated(u32),
+    /// What is wrong with it, to follow the name of the sidecar.
+    Damaged(String),
+}
+
+impl From<String> for BadHeader {
+    fn from(what: String) -> BadHeader {
+        BadHeader::Damaged(what)
+    }
 }
 
 impl Header {
@@ -62,32 +83,40 @@ impl Header {
         bytes.extend(self.names_bytes.to_le_bytes());
         bytes.extend(self.prologue_bytes.to_le_bytes());
         bytes.extend(self.tables_sha256);
+        let sums = self.fingerprint.0;
+        bytes.extend(sums.iter().flat_map(|sum| sum.to_le_bytes()));
+        bytes.extend([0; 4]);
         let checksum: Checksum = Sha256::digest(&bytes).into();
         bytes.extend(checksum);
         bytes
     }
 
     /// # Errors
-    /// What is wrong with it, to follow the name of the sidecar.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    /// [`BadHeader`] if it is of another version, or damaged.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, BadHeader> {
         let mut fields = Fields(bytes);
         let cut_short = || {
             let got = bytes.len();
             format!("ends after {got} of the {HEADER_BYTES} bytes of its header")
         };
         if fields.array::<8>().ok_or_else(cut_short)? != MAGIC {
-            return Err("is not an index: it does not begin with QFINDEX".into());
+            return Err(String::from("is not an index: it does not begin with QFINDEX").into());
         }
         let version = fields.u32().ok_or_else(cut_short)?;
+        if (1..VERSION).contains(&version) {
+            return Err(BadHeader::Outdated(version));
+        }
         if version != VERSION {
-            return Err(format!(
-                "has version {version} of the index format, this program knows version {VERSION}"
-            ));
+            let what = format!(
+                "has version {version} of the index format, this program knows up to version {VERSION}"
+            );
+            return Err(what.into());
         }
         let body = bytes.get(..HEADER_BODY_BYTES + 32).ok_or_else(cut_short)?;
         let (body, checksum) = body.split_at(HEADER_BODY_BYTES);
         if Sha256::digest(body)[..] != *checksum {
-            return Err("has a damaged header: its checksum does not match".into());
+            let what = "has a damaged header: its checksum does not match";
+            return Err(what.to_owned().into());
         }
         let access = fields.u32().ok_or_else(cut_short)?;
         let samples = fields.u32().ok_or_else(cut_short)?;
@@ -104,13 +133,18 @@ impl Header {
             names_bytes: fields.u64().ok_or_else(cut_short)?,
             prologue_bytes: fields.u64().ok_or_else(cut_short)?,
             tables_sha256: fields.array().ok_or_else(cut_short)?,
+            fingerprint: {
+                let mut sum = || fields.u32().ok_or_else(cut_short);
+                Fingerprint([sum()?, sum()?, sum()?])
+            },
         };
         let is_consistent = records_offset == HEADER_BYTES
             && names_offset == header.names_offset()
             && names_offset.checked_add(header.names_bytes).is_some()
             && header.prologue_bytes <= header.shard_bytes;
         if !is_consistent {
-            return Err("has a header whose offsets contradict each other".into());
+            let what = "has a header whose offsets contradict each other";
+            return Err(what.to_owned().into());
         }
         Ok(header)
     }
@@ -154,10 +188,14 @@ pub(super) struct Record {
     pub(super) is_repeated_key: bool,
     /// [`key_hash`] of its key.
     pub(super) key_hash: u64,
+    /// CRC-32 of its entry in the table of names.
+    pub(super) name_crc: u32,
 }
 
 impl Record {
-    pub(super) fn write(&self, bytes: &mut Vec<u8>) {
+    /// Appends it, as that of the sample of this number.
+    pub(super) fn write(&self, sample: u32, bytes: &mut Vec<u8>) {
+        let start = bytes.len();
         let flags = if self.is_repeated_key {
             FLAG_REPEATED_KEY
         } else {
@@ -176,11 +214,18 @@ impl Record {
         bytes.extend(self.name_bytes.to_le_bytes());
         bytes.extend(flags.to_le_bytes());
         bytes.extend(self.key_hash.to_le_bytes());
+        bytes.extend(self.name_crc.to_le_bytes());
+        let sum = record_crc(sample, &bytes[start..]);
+        bytes.extend(sum.to_le_bytes());
     }
 
-    /// `None` unless all of it lies within what the header allows.
-    pub(super) fn parse(bytes: &[u8], header: &Header) -> Option<Self> {
-        let mut fields = Fields(bytes);
+    /// `None` unless its checksum matches and all of it lies within what the header allows.
+    pub(super) fn parse(sample: u32, bytes: &[u8], header: &Header) -> Option<Self> {
+        let (body, sum) = bytes.split_at_checked(RECORD_BODY_BYTES)?;
+        if Fields(sum).u32()? != record_crc(sample, body) {
+            return None;
+        }
+        let mut fields = Fields(body);
         let stored = fields.u64()?..fields.u64()?;
         let record = Record {
             content_offset: fields.u64()?,
@@ -194,6 +239,7 @@ impl Record {
                 _ => return None,
             },
             key_hash: fields.u64()?,
+            name_crc: fields.u32()?,
             stored,
         };
         let name_end = record.name_offset.checked_add(record.name_bytes.into())?;
@@ -262,6 +308,21 @@ impl IndexEntry {
         }
         fields.0.is_empty().then_some(IndexEntry { key, members })
     }
+}
+
+/// CRC-32 of a record, and of which sample it is.
+fn record_crc(sample: u32, body: &[u8]) -> u32 {
+    let mut crc = Crc::new();
+    crc.update(&sample.to_le_bytes());
+    crc.update(body);
+    crc.sum()
+}
+
+/// CRC-32 of an entry in the table of names.
+pub(super) fn name_crc(entry: &[u8]) -> u32 {
+    let mut crc = Crc::new();
+    crc.update(entry);
+    crc.sum()
 }
 
 /// First eight bytes of the key's SHA-256, as a little-endian number: what a sample that was read
@@ -340,6 +401,14 @@ mod tests {
             prologue_bytes: 9,
             names_bytes: 1000,
             tables_sha256: [8; 32],
+            fingerprint: Fingerprint([1, u32::MAX, 3]),
+        }
+    }
+
+    fn problem(bytes: &[u8]) -> String {
+        match Header::parse(bytes) {
+            Err(BadHeader::Damaged(what)) => what,
+            other => panic!("{other:?}"),
         }
     }
 
@@ -349,7 +418,7 @@ mod tests {
         assert_eq!(bytes.len() as u64, HEADER_BYTES);
         assert_eq!(Header::parse(&bytes), Ok(header()));
         for length in 0..bytes.len() {
-            let error = Header::parse(&bytes[..length]).unwrap_err();
+            let error = problem(&bytes[..length]);
             assert!(error.contains("ends after"), "{length}: {error}");
         }
         for at in 0..bytes.len() {
@@ -358,6 +427,17 @@ mod tests {
                 flipped[at] ^= 1 << bit;
                 assert!(Header::parse(&flipped).is_err(), "bit {bit} of byte {at}");
             }
+        }
+    }
+
+    #[test]
+    fn other_versions() {
+        let mut bytes = header().to_bytes();
+        bytes[8] = 1;
+        assert_eq!(Header::parse(&bytes), Err(BadHeader::Outdated(1)));
+        for version in [0, 3, 255] {
+            bytes[8] = version;
+            assert!(problem(&bytes).contains("knows up to version 2"));
         }
     }
 
@@ -373,7 +453,7 @@ mod tests {
                 ..header()
             },
         ] {
-            let error = Header::parse(&wrong.to_bytes()).unwrap_err();
+            let error = problem(&wrong.to_bytes());
             assert!(error.contains("contradict"), "{error}");
         }
     }
@@ -389,11 +469,24 @@ mod tests {
             name_bytes: 20,
             is_repeated_key: true,
             key_hash: key_hash("a"),
+            name_crc: 77,
         };
         let mut bytes = Vec::new();
-        record.write(&mut bytes);
+        record.write(5, &mut bytes);
         assert_eq!(bytes.len() as u64, RECORD_BYTES);
-        assert_eq!(Record::parse(&bytes, &header()), Some(record.clone()));
+        assert_eq!(Record::parse(5, &bytes, &header()), Some(record.clone()));
+        assert_eq!(
+            Record::parse(6, &bytes, &header()),
+            None,
+            "of another sample"
+        );
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut flipped = bytes.clone();
+                flipped[at] ^= 1 << bit;
+                assert_eq!(Record::parse(5, &flipped, &header()), None, "{at}");
+            }
+        }
         for wrong in [
             Record {
                 stored: Range {
@@ -424,8 +517,8 @@ mod tests {
             },
         ] {
             bytes.clear();
-            wrong.write(&mut bytes);
-            assert_eq!(Record::parse(&bytes, &header()), None, "{wrong:?}");
+            wrong.write(5, &mut bytes);
+            assert_eq!(Record::parse(5, &bytes, &header()), None, "{wrong:?}");
         }
 
         let member = |name: &str, offset_bytes, size_bytes| MemberPlace {

@@ -10,27 +10,33 @@
 //! single zstd frame, compressed Arrow) have an index with their keys and exact count, and are read
 //! by streaming.
 //!
-//! # Format, version 1
+//! # Format, version 2
+//!
+//! Version 1 had no fingerprint and no checksums of records. Its sidecars are not used
+//! ([`Found::Outdated`]): shards beside them are read in order until `qfdata index` has written
+//! them anew.
 //!
 //! All numbers are little-endian and unsigned.
 //!
 //! | bytes | content |
 //! |---|---|
 //! | 0..8 | `QFINDEX` and a zero |
-//! | 8..12 | version: 1 |
+//! | 8..12 | version: 2 |
 //! | 12..16 | access: 0 none, 1 tar, 2 zstd frames, 3 Arrow batches |
 //! | 16..20 | number of samples |
 //! | 20..24 | zero |
 //! | 24..32 | length of the shard in bytes |
 //! | 32..64 | SHA-256 of the shard |
-//! | 64..72 | where the records begin: 160 |
-//! | 72..80 | where the names begin: 160 + 64 × number of samples |
+//! | 64..72 | where the records begin: 176 |
+//! | 72..80 | where the names begin: 176 + 72 × number of samples |
 //! | 80..88 | length of the names in bytes |
 //! | 88..96 | Arrow with access: where the first record batch begins; else 0 |
 //! | 96..128 | SHA-256 of records and names |
-//! | 128..160 | SHA-256 of bytes 0..128 |
+//! | 128..140 | fingerprint of the shard: CRC-32 of its first 4 KiB, of 4 KiB in its middle, of its last 16 KiB |
+//! | 140..144 | zero |
+//! | 144..176 | SHA-256 of bytes 0..144 |
 //!
-//! A record of 64 bytes for each sample, so that one read finds any of them:
+//! A record of 72 bytes for each sample, so that one read finds any of them:
 //!
 //! | bytes | content |
 //! |---|---|
@@ -41,19 +47,23 @@
 //! | 40..52 | offset in the names (8 bytes) and length there (4 bytes) of its entry |
 //! | 52..56 | 1 if its key was seen earlier in the shard, else 0 |
 //! | 56..64 | first eight bytes of the SHA-256 of its key |
+//! | 64..68 | CRC-32 of its entry in the names |
+//! | 68..72 | CRC-32 of its number, as four bytes, and bytes 0..68 |
 //!
 //! An entry of the names is: length of the key, key, number of members, and for each its name's
 //! length, name, offset of its data after the sample's offset, and size; numbers in LEB128. An Arrow
 //! sample has no members there: its columns are known to the schema.
 //!
-//! Nothing in a sidecar is believed: offsets are checked against the header and the shard's length,
-//! memory follows the bytes that are there, and the key of a sample that was read is compared with
-//! the one that was asked for.
+//! Nothing in a sidecar is believed: the shard's length and fingerprint are compared when it is opened
+//! (of a remote shard the length), checksums whenever something is read of it, offsets are checked against
+//! the header and the shard's length, memory follows the bytes that are there, and the key of a sample
+//! that was read is compared with the one that was asked for. Times are not looked at: copies have any.
 //!
 //! [`read_shard`]: crate::shard::read::read_shard
 //! [seekable format]: https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md
 
 mod build;
+mod fingerprint;
 mod format;
 mod random;
 #[cfg(test)]
@@ -65,15 +75,17 @@ use std::ops::Range;
 use sha2::{Digest, Sha256};
 
 pub use build::{build_index, EncodedIndex};
-pub(crate) use build::{IndexBuilder, Layout, StoredPiece};
+pub(crate) use build::{IndexBuilder, Layout, ShardIdentity, StoredPiece};
 pub use format::{IndexEntry, MemberPlace};
 pub use random::{read_samples, VisitAt};
 
 use crate::error::ShardError;
 use crate::remote::Sidecar;
+use crate::shard::read::ReadOptions;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
-use format::{Header, Record, HEADER_BYTES, MAGIC, RECORD_BYTES};
+use fingerprint::Fingerprint;
+use format::{name_crc, BadHeader, Header, Record, HEADER_BYTES, MAGIC, RECORD_BYTES};
 
 /// Ending of a sidecar's name, after the name of its shard.
 pub const INDEX_ENDING: &str = ".qfidx";
@@ -111,6 +123,8 @@ pub enum Found {
     Index(ShardIndex),
     /// Nothing.
     Absent,
+    /// An index of this older version of the format, which is not used.
+    Outdated(u32),
     /// Something else, or a server that does not say: what it is, for the user to read.
     Unusable(String),
 }
@@ -126,7 +140,7 @@ impl ShardIndex {
     pub fn open(shard: &ShardLocation, stop: &Stop) -> Result<Option<ShardIndex>, ShardError> {
         Ok(match ShardIndex::find(shard, stop)? {
             Found::Index(index) => Some(index),
-            Found::Absent | Found::Unusable(_) => None,
+            Found::Absent | Found::Outdated(_) | Found::Unusable(_) => None,
         })
     }
 
@@ -135,11 +149,12 @@ impl ShardIndex {
     /// An index is optional. Where a server answers for one that is not there (with 403, an error
     /// page, a 500), the shard has none.
     ///
-    /// Compares lengths, not checksums; for those see [`ShardIndex::verify`].
+    /// Compares lengths and, of a local shard, the fingerprint; for the checksum of all of it see
+    /// [`ShardIndex::verify`].
     ///
     /// # Errors
-    /// [`ShardError`] if the sidecar is of another version, is cut short, or was written for a shard of
-    /// another length; if a local one is none; or if it or the shard cannot be read.
+    /// [`ShardError`] if the sidecar is of a version that is not known yet, is cut short, or was written
+    /// for another shard; if a local one is none; or if it or the shard cannot be read.
     pub fn find(shard: &ShardLocation, stop: &Stop) -> Result<Found, ShardError> {
         let bytes = match shard.sidecar_beginning(INDEX_ENDING, HEADER_BYTES, stop) {
             Ok(Sidecar::Bytes(bytes)) => bytes,
@@ -151,7 +166,11 @@ impl ShardIndex {
             let name = shard.sidecar(INDEX_ENDING).name;
             return Ok(Found::Unusable(format!("{name} is not an index")));
         }
-        let header = Header::parse(&bytes).map_err(|what| index_error(shard, &what))?;
+        let header = match Header::parse(&bytes) {
+            Ok(header) => header,
+            Err(BadHeader::Outdated(version)) => return Ok(Found::Outdated(version)),
+            Err(BadHeader::Damaged(what)) => return Err(index_error(shard, &what)),
+        };
         let size = |location: &ShardLocation| {
             let message = |error| shard_error(shard, format!("cannot be read ({error})"));
             location.size(stop).map_err(message)
@@ -176,6 +195,18 @@ impl ShardIndex {
             if let Some(got) = got.filter(|got| *got != expected) {
                 let what = format!("has {got} bytes, by its header {expected}");
                 return Err(index_error(shard, &what));
+            }
+        }
+        // Of a remote shard it would be one more request, too; there a sample's key tells.
+        if shard.path().is_some() {
+            let read = Fingerprint::of(shard, shard_bytes, stop);
+            let read =
+                read.map_err(|error| shard_error(shard, format!("cannot be read ({error})")))?;
+            if read != header.fingerprint {
+                let what =
+                    "is for another shard of the same length: their bytes at the beginning, \
+                            in the middle or at the end differ";
+                return Err(index_error(shard, what));
             }
         }
         Ok(Found::Index(ShardIndex { header }))
@@ -265,55 +296,69 @@ impl ShardIndex {
         };
         let mut entries = Vec::with_capacity(records.len());
         for (sample, record) in samples.zip(&records) {
-            let entry =
-                slice(record).and_then(|name| IndexEntry::parse(name, record.content_offset));
+            let entry = slice(record)
+                .filter(|entry| name_crc(entry) == record.name_crc)
+                .and_then(|entry| IndexEntry::parse(entry, record.content_offset));
             entries.push(entry.ok_or_else(|| damaged(sample))?);
         }
         Ok(entries)
     }
 
-    /// Reads the whole shard and the whole sidecar and compares their checksums.
+    /// Reads the whole sidecar and compares its checksum.
     ///
     /// # Errors
-    /// [`ShardError`] naming both sides of what does not match.
-    pub fn verify(&self, shard: &ShardLocation, stop: &Stop) -> Result<(), ShardError> {
-        let mut tables = shard
-            .sidecar(INDEX_ENDING)
-            .open(stop)
-            .map_err(|error| unreadable(shard, &error))?;
+    /// [`ShardError`] if it cannot be read or is damaged.
+    pub fn verify_tables(&self, shard: &ShardLocation, stop: &Stop) -> Result<(), ShardError> {
+        let io_error = |error| unreadable(shard, &error);
+        let mut tables = shard.sidecar(INDEX_ENDING).open(stop).map_err(io_error)?;
         let mut header = Vec::with_capacity(HEADER_BYTES as usize);
-        tables
-            .by_ref()
-            .take(HEADER_BYTES)
-            .read_to_end(&mut header)
-            .map_err(|error| unreadable(shard, &error))?;
-        let header = Header::parse(&header).map_err(|what| index_error(shard, &what))?;
-        if header != self.header {
+        let read = tables.by_ref().take(HEADER_BYTES).read_to_end(&mut header);
+        read.map_err(io_error)?;
+        if Header::parse(&header).as_ref() != Ok(&self.header) {
             return Err(index_error(shard, "has changed since it was opened"));
         }
-        let (bytes, sha256) = checksum(tables).map_err(|error| unreadable(shard, &error))?;
-        let expected = header.sidecar_bytes() - HEADER_BYTES;
-        if (bytes, sha256) != (expected, header.tables_sha256) {
+        let (bytes, sha256) = checksum(tables).map_err(io_error)?;
+        let expected = self.header.sidecar_bytes() - HEADER_BYTES;
+        if (bytes, sha256) != (expected, self.header.tables_sha256) {
             let what = format!(
                 "is damaged: its tables of {bytes} bytes have SHA-256 {}, by its header they are \
                  {expected} bytes with {}",
                 hex(&sha256),
-                hex(&header.tables_sha256)
+                hex(&self.header.tables_sha256)
             );
             return Err(index_error(shard, &what));
         }
-        let (bytes, sha256) = shard
-            .open(stop)
-            .and_then(checksum)
-            .map_err(|error| shard_error(shard, format!("cannot be read ({error})")))?;
-        if (bytes, sha256) != (header.shard_bytes, header.shard_sha256) {
+        Ok(())
+    }
+
+    /// Reads the whole sidecar, then the whole shard as for a new index, checksums of compression
+    /// included, and compares what it finds. `options` are those that the index was built with.
+    ///
+    /// # Errors
+    /// [`ShardError`] naming both sides of what does not match, or where the shard is damaged.
+    pub fn verify(
+        &self,
+        shard: &ShardLocation,
+        options: &ReadOptions,
+        stop: &Stop,
+    ) -> Result<(), ShardError> {
+        self.verify_tables(shard, stop)?;
+        let found = build_index(shard, options, stop, &|_| {})?;
+        let header = Header::parse(found.bytes());
+        let header = header.map_err(|_| shard_error(shard, "cannot be indexed".into()))?;
+        let (bytes, sha256) = (header.shard_bytes, &header.shard_sha256);
+        if (bytes, sha256) != (self.header.shard_bytes, &self.header.shard_sha256) {
             let what = format!(
                 "is for a shard of {} bytes with SHA-256 {}, the shard has {bytes} with {}",
-                header.shard_bytes,
-                hex(&header.shard_sha256),
-                hex(&sha256)
+                self.header.shard_bytes,
+                hex(&self.header.shard_sha256),
+                hex(sha256)
             );
-            return Err(index_error(shard, &what));
+            return Err(misfit(shard, &what));
+        }
+        if header != self.header {
+            let what = "is of this shard, and does not say of it what this version finds there";
+            return Err(misfit(shard, what));
         }
         Ok(())
     }
@@ -361,7 +406,8 @@ impl ShardIndex {
         let records = bytes.chunks(RECORD_BYTES as usize).zip(samples);
         records
             .map(|(bytes, sample)| {
-                Record::parse(bytes, &self.header).ok_or_else(|| damaged_entry(shard, sample))
+                let record = Record::parse(sample, bytes, &self.header);
+                record.ok_or_else(|| damaged_entry(shard, sample))
             })
             .collect()
     }
@@ -441,6 +487,13 @@ fn index_error(shard: &ShardLocation, what: &str) -> ShardError {
     )
 }
 
+/// Something about the sidecar that only reading all of the shard shows.
+fn misfit(shard: &ShardLocation, what: &str) -> ShardError {
+    let sidecar = shard.sidecar(INDEX_ENDING).name;
+    let advice = overwrite_advice(shard);
+    shard_error(shard, format!("its index {sidecar} {what}; {advice}"))
+}
+
 fn unreadable(shard: &ShardLocation, error: &io::Error) -> ShardError {
     let sidecar = shard.sidecar(INDEX_ENDING).name;
     shard_error(
@@ -453,6 +506,13 @@ fn damaged_entry(shard: &ShardLocation, sample: u32) -> ShardError {
     index_error(shard, &format!("is damaged at sample {sample}"))
 }
 
+/// For what `qfdata index` finds by itself.
 fn advice(shard: &ShardLocation) -> String {
     format!("if the shard is sound, run `qfdata index {}`", shard.name)
+}
+
+/// For what shows only where the shard is read.
+fn overwrite_advice(shard: &ShardLocation) -> String {
+    let name = &shard.name;
+    format!("if the shard is sound, run `qfdata index --overwrite {name}`")
 }

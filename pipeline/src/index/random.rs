@@ -4,7 +4,7 @@ use std::io::{self, BufReader, Read};
 use std::ops::Range;
 
 use super::format::{key_hash, Record};
-use super::{advice, damaged_entry, shard_error, Access, ShardIndex};
+use super::{damaged_entry, overwrite_advice, shard_error, Access, ShardIndex};
 use crate::error::{SampleError, ShardError};
 use crate::sample::EncodedSample;
 use crate::shard::arrow::ArrowShardReader;
@@ -135,7 +135,8 @@ impl Reading<'_> {
         let file = self.open(run_bytes(run))?;
         let (mut reader, mut position): (Box<dyn Read>, u64) = match access {
             Access::ZstdFrames => {
-                let frames = FrameReader::new(file).map_err(|error| self.io_error(&error))?;
+                let frames = FrameReader::new(file, self.options.max_zstd_window_log)
+                    .map_err(|error| self.io_error(&error))?;
                 let frames = self.observer.watch_decompressor(Box::new(frames));
                 let buffered = BufReader::with_capacity(READ_BUFFER_BYTES, frames);
                 // `Record::parse` has checked that this is no less than zero.
@@ -146,7 +147,7 @@ impl Reading<'_> {
             }
             _ => (Box::new(file), first.stored.start),
         };
-        for (sample, record) in run {
+        for (at, (sample, record)) in run.iter().enumerate() {
             let gap = record.content_offset.saturating_sub(position);
             let passed = io::copy(&mut (&mut reader).take(gap), &mut io::sink());
             let passed = passed.map_err(|error| self.unreadable(*sample, &error.to_string()))?;
@@ -156,7 +157,11 @@ impl Reading<'_> {
             }
             let mut content = (&mut reader).take(record.content_bytes);
             let result = self.tar_sample(*sample, record, &mut content)?;
-            let rest = io::copy(&mut content, &mut io::sink());
+            let rest = match at + 1 == run.len() && access == Access::ZstdFrames {
+                // To the end of the last frame, where its checksum is.
+                true => io::copy(&mut reader, &mut io::sink()),
+                false => io::copy(&mut content, &mut io::sink()),
+            };
             rest.map_err(|error| self.unreadable(*sample, &error.to_string()))?;
             position = record.content_offset.saturating_add(record.content_bytes);
             if !(self.visit)(*sample, result) {
@@ -276,7 +281,7 @@ impl Reading<'_> {
                 "by its index sample {sample} has the key `{indexed}`, in the shard it has `{}`: \
                  the index no longer fits the shard; {}",
                 id.key,
-                advice(self.shard)
+                overwrite_advice(self.shard)
             ),
         ))
     }
@@ -294,7 +299,7 @@ impl Reading<'_> {
             self.shard,
             format!(
                 "cannot read sample {sample}{named} where its index says: {why}; {}",
-                advice(self.shard)
+                overwrite_advice(self.shard)
             ),
         )
     }

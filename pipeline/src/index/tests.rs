@@ -31,7 +31,7 @@ fn stream(shard: &ShardLocation, options: &ReadOptions) -> Result<Vec<Seen>, Sha
         true
     };
     let stop = Stop::default();
-    read_shard(shard, 5, options, &NoObserver, &stop, &mut visit).map(|()| samples)
+    read_shard(shard, 5, options, &NoObserver, &stop, &mut visit).map(|_| samples)
 }
 
 fn pick(
@@ -69,7 +69,15 @@ fn build(shard: &ShardLocation) -> Result<EncodedIndex, ShardError> {
 }
 
 fn open(shard: &ShardLocation) -> Result<Option<ShardIndex>, ShardError> {
-    ShardIndex::open(shard, &Stop::default())
+    match ShardIndex::find(shard, &Stop::default())? {
+        Found::Index(index) => Ok(Some(index)),
+        Found::Absent => Ok(None),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn verify(index: &ShardIndex, shard: &ShardLocation) -> Result<(), ShardError> {
+    index.verify(shard, &ReadOptions::default(), &Stop::default())
 }
 
 fn option_sets() -> [ReadOptions; 2] {
@@ -94,7 +102,7 @@ fn check(path: &Path, subsets: &[Vec<u32>]) -> Option<ShardIndex> {
     };
     encoded.write_beside(&shard).unwrap();
     let index = open(&shard).unwrap().unwrap();
-    index.verify(&shard, &Stop::default()).unwrap();
+    verify(&index, &shard).unwrap();
     for options in option_sets() {
         let streamed = stream(&shard, &options).unwrap();
         let keys: Vec<String> = streamed
@@ -488,18 +496,18 @@ fn damaged_sidecars_are_refused() {
             fs::write(path, &bytes[..length]).unwrap();
             let (keys, _) = exercise(&opened);
             assert!(keys.unwrap_err().message.contains("qfdata index"));
-            assert!(opened.verify(&shard, &stop).is_err());
+            assert!(verify(&opened, &shard).is_err());
         }
         for at in 0..bytes.len() {
             let mut flipped = bytes.clone();
             flipped[at] ^= 1 << (at % 8);
             fs::write(path, &flipped).unwrap();
             match open(&shard) {
-                Err(error) => assert!(at < 160 && error.message.contains(".qfidx"), "{error}"),
+                Err(error) => assert!(at < 176 && error.message.contains(".qfidx"), "{error}"),
                 Ok(index) => {
-                    assert!(at >= 160);
+                    assert!(at >= 176);
                     let index = index.unwrap();
-                    let error = index.verify(&shard, &stop).unwrap_err();
+                    let error = verify(&index, &shard).unwrap_err();
                     assert!(error.message.contains("is damaged"), "{error}");
                     let _ = exercise(&index);
                 }
@@ -538,7 +546,6 @@ fn forged_counts_cost_nothing() {
 fn an_outdated_index_names_both_sides() {
     let folder = tempfile::tempdir().unwrap();
     let options = ReadOptions::default();
-    let stop = Stop::default();
     let members = |keys: [&str; 3]| {
         let member = |key: &str| (format!("{key}.jpg"), vec![1; 2000]);
         keys.map(member).to_vec()
@@ -569,7 +576,7 @@ fn an_outdated_index_names_both_sides() {
             fs::write(&path, swapped).unwrap();
             let error = pick(&shard, &index, &[0, 1], &options).unwrap_err().message;
             assert!(error.contains("`bb`") && error.contains("`xx`"), "{error}");
-            let error = index.verify(&shard, &stop).unwrap_err().message;
+            let error = verify(&index, &shard).unwrap_err().message;
             assert!(error.contains("SHA-256"), "{error}");
         }
         fs::write(&path, vec![7; size as usize]).unwrap();

@@ -243,6 +243,15 @@ fn contents(shards: &[ShardLocation], stop: &Stop) -> Result<Contents, PipelineE
                     log::warn!("{why}; reading the set without indices, as if {name} had none");
                     return Ok(Contents::Stream(format!("{name} has no index")));
                 }
+                Found::Outdated(version) => {
+                    let why = format!(
+                        "the index of {} is of version {version} of its format, which is not used \
+                         any more (`qfdata index` writes it anew)",
+                        shard.name
+                    );
+                    log::warn!("{why}");
+                    return Ok(Contents::Stream(why));
+                }
             };
             if index.access().is_none() {
                 return Ok(Contents::Stream(format!(

@@ -1,7 +1,7 @@
 //! Where a run stands in its data: saved with a checkpoint, it continues with the next batch, on
 //! as many ranks as divide the global batch.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::dataset::DataSet;
@@ -21,10 +21,11 @@ const MAX_COUNT: u64 = 1 << 48;
 
 /// The loader's position after some batch, and everything the order depends on.
 ///
-/// As JSON some 1 KiB on one rank, and 300 bytes for each further data set; with `W` ranks that skipped different numbers of bad samples up
+/// Serialised, it carries a checksum of itself (`sha256`), which is compared when it is read; one that
+/// has none is of an older version of this program. As JSON some 1 KiB on one rank, and 300 bytes for each further data set; with `W` ranks that skipped different numbers of bad samples up
 /// to 40 bytes a rank more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct LoaderState {
     /// Version of this layout.
     pub version: u32,
@@ -50,6 +51,59 @@ pub struct LoaderState {
     pub set_counters: Vec<Counters>,
     /// What the order was drawn from.
     pub order: OrderKey,
+}
+
+/// Name of the checksum's field.
+const CHECKSUM_FIELD: &str = "sha256";
+
+impl LoaderState {
+    /// SHA-256 of the state as compact JSON, in hexadecimal digits.
+    fn checksum(&self) -> Result<String, serde_json::Error> {
+        let mut json = Vec::new();
+        // The derived function, without the checksum.
+        LoaderState::serialize(self, &mut serde_json::Serializer::new(&mut json))?;
+        Ok(hex(&Sha256::digest(&json)))
+    }
+}
+
+impl Serialize for LoaderState {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Sealed<'a> {
+            #[serde(flatten, serialize_with = "fields")]
+            state: &'a LoaderState,
+            sha256: String,
+        }
+        fn fields<S: Serializer>(state: &&LoaderState, serializer: S) -> Result<S::Ok, S::Error> {
+            LoaderState::serialize(state, serializer)
+        }
+        let sealed = Sealed {
+            sha256: self.checksum().map_err(serde::ser::Error::custom)?,
+            state: self,
+        };
+        sealed.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for LoaderState {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+        let mut fields = serde_json::Map::deserialize(deserializer)?;
+        let saved = fields.remove(CHECKSUM_FIELD);
+        let state = LoaderState::deserialize(serde_json::Value::Object(fields));
+        let state = state.map_err(D::Error::custom)?;
+        let computed = state.checksum().map_err(D::Error::custom)?;
+        match saved {
+            Some(saved) if saved.as_str() != Some(&computed) => Err(D::Error::custom(
+                "its checksum does not match: it was edited or damaged",
+            )),
+            _ => Ok(state),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Where a data set stands.
@@ -120,7 +174,7 @@ impl SetKey {
             name: set.name.clone(),
             weight: set.weight.to_string(),
             num_shards: set.shards.len() as u64,
-            shards_sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+            shards_sha256: hex(&digest),
             caption_lines: CaptionLines::Each,
         }
     }
@@ -331,5 +385,56 @@ impl LoaderState {
             }
         }
         Ok(merged)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> LoaderState {
+        let set = SetKey {
+            name: "a".into(),
+            weight: "0.7".into(),
+            num_shards: 3,
+            shards_sha256: "5f".repeat(32),
+        };
+        let config = LoaderConfig::default();
+        let order = OrderKey::new(&config, vec![set.clone(), set], World::default());
+        LoaderState {
+            batches: 1 << 40,
+            row: 7,
+            last_row: Some(9),
+            lanes: vec![LaneRun { lanes: 16, rows: 1 }],
+            ..LoaderState::start(order, 2)
+        }
+    }
+
+    #[test]
+    fn states_come_back_and_no_changed_character_passes() {
+        let state = state();
+        let text = serde_json::to_string(&state).unwrap();
+        assert_eq!(serde_json::from_str::<LoaderState>(&text).unwrap(), state);
+        let pretty = serde_json::to_string_pretty(&state).unwrap();
+        assert_eq!(serde_json::from_str::<LoaderState>(&pretty).unwrap(), state);
+        for at in 0..text.len() {
+            for bit in 0..7 {
+                let mut bytes = text.clone().into_bytes();
+                bytes[at] ^= 1 << bit;
+                let read = serde_json::from_slice::<LoaderState>(&bytes);
+                // White space for another, or an exponent's letter, says the same.
+                assert!(read.is_err() || read.unwrap() == state, "bit {bit} of {at}");
+            }
+        }
+        let changed = text.replace("\"row\":7", "\"row\":8");
+        let error = serde_json::from_str::<LoaderState>(&changed).unwrap_err();
+        assert!(error.to_string().contains("edited or damaged"), "{error}");
+        let Ok(serde_json::Value::Object(mut fields)) = serde_json::from_str(&changed) else {
+            panic!("an object");
+        };
+        // As older versions wrote it, without a checksum.
+        fields.remove("sha256").unwrap();
+        let older: LoaderState = serde_json::from_value(fields.into()).unwrap();
+        assert_eq!(older, LoaderState { row: 8, ..state });
     }
 }

@@ -1,6 +1,6 @@
 //! A data set read shard by shard, for shards without an index.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -19,6 +19,7 @@ use super::stats::Meters;
 use crate::error::{PipelineError, SampleError, ShardError};
 use crate::order::{epoch_shards, Blocks, OrderSpec, ShuffleMode};
 use crate::sample::EncodedSample;
+use crate::shard::note::ShardNote;
 use crate::shard::read::{read_shard, ReadOptions};
 use crate::stop::Stop;
 
@@ -50,8 +51,8 @@ pub(crate) struct Reading {
 enum FromShard {
     /// A sample, and the file that it is from.
     Sample(Result<EncodedSample, SampleError>, Option<Arc<ShardFile>>),
-    /// The shard's last word.
-    End(Result<(), ShardError>),
+    /// The shard's last word, and what is odd about it.
+    End(Result<Vec<ShardNote>, ShardError>),
 }
 
 struct Job {
@@ -400,6 +401,8 @@ struct ShardStream {
     /// Shards of the present epoch after it.
     to_come: usize,
     epochs_left: Option<u64>,
+    /// Shards that there was a warning about.
+    noted: HashSet<u32>,
 }
 
 impl ShardStream {
@@ -435,6 +438,7 @@ impl ShardStream {
             current: None,
             to_come: num_shards,
             epochs_left: (epochs > 0).then(|| epochs.saturating_sub(epoch)),
+            noted: HashSet::new(),
             reading,
             room,
         })
@@ -465,13 +469,13 @@ impl ShardStream {
                     return Ok(Arrival::Sample(sample, shard));
                 }
                 Some(FromShard::End(end)) => {
-                    let location = &self.set.shards[*shard as usize];
-                    let is_lost = location.store_is_lost();
+                    let shard = *shard;
+                    let is_lost = self.set.shards[shard as usize].store_is_lost();
                     self.current = None;
                     match end {
                         Err(error) if is_lost => return Err(PipelineError::StoreLost(error)),
                         Err(error) => return Ok(Arrival::BadShard(error)),
-                        Ok(()) => {}
+                        Ok(notes) => self.say_once(shard, &notes),
                     }
                 }
                 None => {
@@ -480,6 +484,15 @@ impl ShardStream {
                         "the reader of shard {name} died; this is a bug"
                     )));
                 }
+            }
+        }
+    }
+
+    /// Warns of what is odd about a shard, in the first of its epochs.
+    fn say_once(&mut self, shard: u32, notes: &[ShardNote]) {
+        if !notes.is_empty() && self.noted.insert(shard) {
+            for note in notes {
+                log::warn!("shard {} {note}", self.set.shards[shard as usize].name);
             }
         }
     }

@@ -96,7 +96,9 @@ impl Grouper {
         } else {
             self.begin(key, member.offset_bytes)
         };
-        let in_file = self.is_plain_file.then_some(InFile {
+        // The bytes of a sparse member are nowhere in the file.
+        let lies_in_file = self.is_plain_file && !member.is_sparse;
+        let in_file = lies_in_file.then_some(InFile {
             offset_bytes: member.data_offset_bytes,
             left_bytes: match member.content {
                 MemberContent::Left => Some(member.size_bytes),
@@ -250,7 +252,9 @@ mod tests {
                 path: path.to_string(),
                 offset_bytes: 0,
                 data_offset_bytes: 512,
+                stored_bytes: data.len() as u64,
                 size_bytes: data.len() as u64,
+                is_sparse: false,
                 content,
             };
             results.extend(grouper.push(member));

@@ -2,8 +2,10 @@
 
 pub mod arrow;
 pub mod captions;
+pub(crate) mod decompress;
 pub(crate) mod forward;
 pub mod group;
+pub mod note;
 pub mod read;
 pub(crate) mod tar;
 pub mod write;

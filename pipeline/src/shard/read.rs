@@ -8,10 +8,12 @@ use crate::decode::{is_image_extension, ForeignFormat};
 use crate::error::{SampleError, ShardError};
 use crate::sample::EncodedSample;
 use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader, ChosenColumns};
+use crate::shard::decompress::{compression_of, decompressor, Compression, Leftover};
 use crate::shard::forward::{ReadSeek, Seekable, Stream};
 use crate::shard::group::{split_key, Grouper};
-use crate::shard::tar::{for_each_member, shard_error, TarEnd, TarMember};
-use crate::shard::zstd_frames::FrameReader;
+use crate::shard::note::ShardNote;
+use crate::shard::tar::{for_each_member, has_checksum, shard_error, TarEnd, TarMember};
+use crate::shard::zstd_frames::DEFAULT_MAX_WINDOW_LOG;
 use crate::source::{ShardBytes, ShardLocation};
 use crate::stop::Stop;
 
@@ -38,6 +40,9 @@ pub struct ReadOptions {
     pub caption_column: Option<String>,
     /// Arrow: whether a shard without captions is an error.
     pub needs_captions: bool,
+    /// Zstandard: the largest window that a frame may need, as a power of two of bytes; each reader
+    /// takes that much memory.
+    pub max_zstd_window_log: u32,
 }
 
 impl Default for ReadOptions {
@@ -49,6 +54,7 @@ impl Default for ReadOptions {
             image_column: None,
             caption_column: None,
             needs_captions: true,
+            max_zstd_window_log: DEFAULT_MAX_WINDOW_LOG,
         }
     }
 }
@@ -149,12 +155,13 @@ impl ReadObserver for NoObserver {
     }
 }
 
-/// Reads all samples of a shard, in order.
+/// Reads all samples of a shard, in order, and says what is odd about it.
 ///
 /// The format is told by content, not by name: tar, Arrow IPC stream or Arrow IPC file, each plain,
-/// gzip- or zstd-compressed.
+/// gzip- or zstd-compressed. A compressed shard is read to its last byte, behind the last sample, where
+/// its checksum is.
 ///
-/// Ends with an error soon after `stop` is set.
+/// Ends with an error soon after `stop` is set, and without notes once `visit` returns `false`.
 ///
 /// # Errors
 /// A [`ShardError`] where reading cannot go on; every sample before it has been visited.
@@ -165,7 +172,7 @@ pub fn read_shard(
     observer: &dyn ReadObserver,
     stop: &Stop,
     visit: Visit<'_>,
-) -> Result<(), ShardError> {
+) -> Result<Vec<ShardNote>, ShardError> {
     let shard = &location.name;
     let at_start = |message: String| ShardError {
         shard: shard.to_string(),
@@ -175,8 +182,14 @@ pub fn read_shard(
     let io_error = |error: io::Error| at_start(format!("cannot be read ({error})"));
     let file = observer.watch_open(&mut || location.open(stop));
     let file = observer.watch_file(file.map_err(io_error)?);
-    let (compression, reader) = decompress(file, observer).map_err(io_error)?;
+    let leftover = Leftover::default();
+    let (compression, reader) = decompress(file, observer, options, &leftover).map_err(io_error)?;
     let (magic, reader) = peek(reader, 512).map_err(|error| shard_error(shard, 0, &error))?;
+    let mut tail = Tail {
+        compression,
+        leftover,
+        notes: Vec::new(),
+    };
     match content_of(&magic) {
         Content::Tar => {
             let grouper = Grouper::new(shard.clone(), shard_index, options.max_sample_bytes)
@@ -185,21 +198,96 @@ pub fn read_shard(
                 Compression::None => observer.rewound(),
                 _ => None,
             };
+            let mut reading = TarReading {
+                shard,
+                options,
+                observer,
+                tail: &mut tail,
+                visit,
+            };
             match rewound {
                 Some((file, len)) => {
                     let leaves = |offset, len| observer.leaves(offset, len);
                     let reader = Seekable::new(file, len, PLAIN_BUFFER_BYTES);
-                    read_tar(grouper, shard, reader, options, observer, &leaves, visit)
+                    reading.run(grouper, reader, &leaves)?;
                 }
-                None => {
-                    let reader = Stream::new(reader);
-                    let leaves = |_, _| Leave::Never;
-                    read_tar(grouper, shard, reader, options, observer, &leaves, visit)
-                }
+                None => reading.run(grouper, Stream::new(reader), &|_, _| Leave::Never)?,
             }
         }
-        Content::Arrow => read_arrow(shard, shard_index, reader, options, observer, visit),
-        Content::Unknown => Err(not_a_shard(shard, &magic)),
+        Content::Arrow => {
+            let mut reader = reader;
+            let is_read = read_arrow(shard, shard_index, &mut reader, options, observer, visit)?;
+            if is_read {
+                tail.read(shard, &mut reader)?;
+            }
+        }
+        Content::Unknown => return Err(not_a_shard(shard, &magic)),
+    }
+    Ok(tail.notes)
+}
+
+/// What lies behind the samples of a shard.
+pub(crate) struct Tail {
+    pub(crate) compression: Compression,
+    pub(crate) leftover: Leftover,
+    pub(crate) notes: Vec<ShardNote>,
+}
+
+impl Tail {
+    /// Reads a compressed stream to its end, which compares its last checksum.
+    ///
+    /// # Errors
+    /// That the checksum does not match, or the stream is cut short.
+    pub(crate) fn read(&mut self, shard: &str, reader: &mut impl Read) -> Result<(), ShardError> {
+        if self.compression == Compression::None {
+            return Ok(());
+        }
+        // Offsets in an archive mean nothing here: it was read to its end.
+        io::copy(reader, &mut io::sink()).map_err(|error| shard_error(shard, 0, &error))?;
+        let leftover = self.leftover.offset();
+        let note = leftover.map(|offset| ShardNote::NotCompressed { offset });
+        self.notes.extend(note);
+        Ok(())
+    }
+
+    /// Goes on from the end of an archive to that of the stream; `false` if nobody wants more.
+    ///
+    /// # Errors
+    /// As [`Tail::read`], and where the compressed data are over before the archive is.
+    pub(crate) fn finish(
+        &mut self,
+        shard: &str,
+        end: TarEnd,
+        reader: &mut impl Read,
+    ) -> Result<bool, ShardError> {
+        let TarEnd::Whole { has_marker, notes } = end else {
+            return Ok(false);
+        };
+        self.notes.extend(notes);
+        self.read(shard, reader)?;
+        if !has_marker {
+            self.notes.push(ShardNote::NoEndMarker);
+        }
+        match (has_marker, self.leftover.offset()) {
+            (false, Some(offset)) => Err(self.explain(ShardError {
+                shard: shard.to_string(),
+                offset_bytes: offset,
+                message: String::new(),
+            })),
+            _ => Ok(true),
+        }
+    }
+
+    /// The error of an archive that breaks off, given what its compressed data end with.
+    pub(crate) fn explain(&self, error: ShardError) -> ShardError {
+        let Some(offset) = self.leftover.offset() else {
+            return error;
+        };
+        let message = format!(
+            "damaged (from byte {offset} of the file on it is not compressed, and the archive is not \
+             over there); fetch the shard again"
+        );
+        ShardError { message, ..error }
     }
 }
 
@@ -217,31 +305,11 @@ pub(crate) fn not_a_shard(shard: &str, magic: &[u8]) -> ShardError {
     }
 }
 
-/// How a shard is compressed as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Compression {
-    None,
-    Gzip,
-    Zstd,
-}
-
-/// Told by the first four bytes.
-pub(crate) fn compression_of(magic: &[u8]) -> Compression {
-    // Zstandard also begins with one of 16 skippable-frame magics (as the seekable format may).
-    let is_zstd = magic == [0x28, 0xb5, 0x2f, 0xfd]
-        || (magic.len() == 4 && magic[0] & 0xf0 == 0x50 && magic[1..] == [0x2a, 0x4d, 0x18]);
-    if magic.starts_with(&[0x1f, 0x8b]) {
-        Compression::Gzip
-    } else if is_zstd {
-        Compression::Zstd
-    } else {
-        Compression::None
-    }
-}
-
 fn decompress(
     reader: Box<dyn Read>,
     observer: &dyn ReadObserver,
+    options: &ReadOptions,
+    leftover: &Leftover,
 ) -> io::Result<(Compression, Box<dyn Read>)> {
     let (magic, reader) = peek(reader, 4)?;
     let compression = compression_of(&magic);
@@ -250,13 +318,13 @@ fn decompress(
         _ => READ_BUFFER_BYTES,
     };
     let reader = BufReader::with_capacity(capacity, reader);
-    let decompressor: Box<dyn Read> = match compression {
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
-        Compression::Zstd => Box::new(FrameReader::new(reader)?),
-        Compression::None => return Ok((compression, Box::new(reader))),
-    };
-    let decompressor = observer.watch_decompressor(decompressor);
-    let reader = BufReader::with_capacity(READ_BUFFER_BYTES, decompressor);
+    let log = options.max_zstd_window_log;
+    let reader = decompressor(compression, reader, log, leftover)?;
+    if compression == Compression::None {
+        return Ok((compression, reader));
+    }
+    let reader = observer.watch_decompressor(reader);
+    let reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
     Ok((compression, Box::new(reader)))
 }
 
@@ -286,19 +354,8 @@ pub(crate) fn content_of(head: &[u8]) -> Content {
     }
     if head.len() == 512 {
         let is_zero_block = head.iter().all(|&byte| byte == 0);
-        let header = tar::Header::from_byte_slice(head);
-        let sum: u32 = head
-            .iter()
-            .enumerate()
-            .map(|(at, &byte)| {
-                if (148..156).contains(&at) {
-                    32
-                } else {
-                    u32::from(byte)
-                }
-            })
-            .sum();
-        if is_zero_block || header.cksum().is_ok_and(|declared| declared == sum) {
+        let is_header = head.try_into().is_ok_and(has_checksum);
+        if is_zero_block || is_header {
             return Content::Tar;
         }
     }
@@ -314,44 +371,47 @@ pub(crate) fn content_of(head: &[u8]) -> Content {
     }
 }
 
-fn read_tar(
-    mut grouper: Grouper,
-    shard: &Arc<str>,
-    reader: impl Read + Seek,
-    options: &ReadOptions,
-    observer: &dyn ReadObserver,
-    leaves: &dyn Fn(u64, u64) -> Leave,
-    visit: Visit<'_>,
-) -> Result<(), ShardError> {
-    let mut on_member = |member: TarMember| match grouper.push(member) {
-        Some(sample) => visit(sample),
-        None => true,
-    };
-    let end = for_each_member(
-        shard,
-        reader,
-        options.max_sample_bytes,
-        &|path| options.wants_path(path),
-        leaves,
-        &|len| observer.new_bytes(len),
-        &mut on_member,
-    );
-    // A sample that a damaged tail interrupts may lack members: it is not handed out as whole.
-    let end = end?;
-    if end == TarEnd::Stopped {
-        return Ok(());
-    }
-    if end == TarEnd::NoMarker {
-        log::warn!(
-            "shard {shard} ends without an end-of-archive marker; it may have been cut short"
-        );
-    }
-    if let Some(sample) = grouper.finish() {
-        visit(sample);
-    }
-    Ok(())
+struct TarReading<'a> {
+    shard: &'a Arc<str>,
+    options: &'a ReadOptions,
+    observer: &'a dyn ReadObserver,
+    tail: &'a mut Tail,
+    visit: Visit<'a>,
 }
 
+impl TarReading<'_> {
+    fn run(
+        &mut self,
+        mut grouper: Grouper,
+        mut reader: impl Read + Seek,
+        leaves: &dyn Fn(u64, u64) -> Leave,
+    ) -> Result<(), ShardError> {
+        let visit = &mut self.visit;
+        let mut on_member = |member: TarMember| match grouper.push(member) {
+            Some(sample) => visit(sample),
+            None => true,
+        };
+        let end = for_each_member(
+            self.shard,
+            &mut reader,
+            self.options.max_sample_bytes,
+            &|path| self.options.wants_path(path),
+            leaves,
+            &|len| self.observer.new_bytes(len),
+            &mut on_member,
+        );
+        // A sample that a damaged tail interrupts may lack members: it is not handed out as whole.
+        let end = end.map_err(|error| self.tail.explain(error))?;
+        if self.tail.finish(self.shard, end, &mut reader)? {
+            if let Some(sample) = grouper.finish() {
+                (self.visit)(sample);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether all rows were read.
 fn read_arrow(
     shard: &Arc<str>,
     shard_index: u32,
@@ -359,13 +419,13 @@ fn read_arrow(
     options: &ReadOptions,
     observer: &dyn ReadObserver,
     visit: Visit<'_>,
-) -> Result<(), ShardError> {
+) -> Result<bool, ShardError> {
     let mut samples = ArrowShardReader::new(shard.clone(), shard_index, reader, &options.arrow())?;
     observer.chosen_columns(samples.columns());
     while let Some(sample) = samples.next_sample() {
         if !visit(sample?) {
-            break;
+            return Ok(false);
         }
     }
-    Ok(())
+    Ok(true)
 }

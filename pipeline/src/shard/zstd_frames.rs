@@ -10,10 +10,14 @@ use std::io::{self, BufRead, Read, Write};
 
 use zstd::stream::raw::{CParameter, DParameter, Decoder, Encoder, InBuffer, Operation, OutBuffer};
 
+use super::decompress::{skip_zeros, Leftover, WindowTooLarge};
 use crate::index::StoredPiece;
 
-/// Largest zstd window accepted, as a power of two: 128 MiB, what `zstd -d` accepts by default.
-pub(crate) const ZSTD_MAX_WINDOW_LOG: u32 = 27;
+/// Largest zstd window accepted by default, as a power of two: 128 MiB, as `zstd -d` does.
+pub(crate) const DEFAULT_MAX_WINDOW_LOG: u32 = 27;
+
+/// Longest header of a frame, magic included.
+const MAX_FRAME_HEADER_BYTES: usize = 18;
 
 /// A frame ends with the sample that brings its content to this many bytes: small enough that a
 /// sample costs little more than itself, large enough that frames cost little in size.
@@ -40,10 +44,16 @@ const OUTPUT_BUFFER_BYTES: usize = 128 << 10;
 /// that its list stays small whatever the frames.
 const MIN_PIECE_CONTENT_BYTES: u64 = 64 << 10;
 
-/// Decompresses all frames of a stream.
+/// Decompresses all frames of a stream. Zeros behind a frame are passed over; anything else that is no
+/// frame ends the stream, and is left over.
 pub(crate) struct FrameReader<R> {
     input: R,
     decoder: Decoder<'static>,
+    max_window_log: u32,
+    leftover: Leftover,
+    is_over: bool,
+    /// First bytes of the present frame.
+    header: Vec<u8>,
     /// Compressed bytes consumed.
     position: u64,
     frame_start: u64,
@@ -56,12 +66,16 @@ pub(crate) struct FrameReader<R> {
 impl<R: BufRead> FrameReader<R> {
     /// # Errors
     /// If zstd has no memory.
-    pub(crate) fn new(input: R) -> io::Result<Self> {
+    pub(crate) fn new(input: R, max_window_log: u32) -> io::Result<Self> {
         let mut decoder = Decoder::new()?;
-        decoder.set_parameter(DParameter::WindowLogMax(ZSTD_MAX_WINDOW_LOG))?;
+        decoder.set_parameter(DParameter::WindowLogMax(max_window_log))?;
         Ok(FrameReader {
             input,
             decoder,
+            max_window_log,
+            leftover: Leftover::default(),
+            is_over: false,
+            header: Vec::with_capacity(MAX_FRAME_HEADER_BYTES),
             position: 0,
             frame_start: 0,
             frame_content: 0,
@@ -70,14 +84,17 @@ impl<R: BufRead> FrameReader<R> {
         })
     }
 
-    /// A reader that also notes where the frames are.
-    ///
-    /// # Errors
-    /// If zstd has no memory.
-    pub(crate) fn noting_frames(input: R) -> io::Result<Self> {
-        let mut reader = Self::new(input)?;
-        reader.frames = Some(Vec::new());
-        Ok(reader)
+    /// Says there where something begins that is no frame.
+    pub(crate) fn with_leftover(self, leftover: Leftover) -> Self {
+        FrameReader { leftover, ..self }
+    }
+
+    /// Also notes where the frames are.
+    pub(crate) fn noting_frames(self) -> Self {
+        FrameReader {
+            frames: Some(Vec::new()),
+            ..self
+        }
     }
 
     /// The frames with content that were read to their end, in order; small ones joined.
@@ -107,34 +124,81 @@ impl<R: BufRead> FrameReader<R> {
     }
 }
 
+impl<R: BufRead> FrameReader<R> {
+    /// Stands at the next frame; `false` if there is none.
+    fn begin_frame(&mut self) -> io::Result<bool> {
+        let mut input = Counted {
+            input: &mut self.input,
+            count: 0,
+        };
+        // Padding lies behind frames, never before the first.
+        let is_more = match self.position {
+            0 => !input.fill_buf()?.is_empty(),
+            _ => skip_zeros(&mut input)?,
+        };
+        self.position = self.position.saturating_add(input.count);
+        if !is_more {
+            return Ok(false);
+        }
+        self.decoder.reinit()?;
+        self.frame_start = self.position;
+        self.frame_content = 0;
+        self.header.clear();
+        self.in_frame = true;
+        Ok(true)
+    }
+
+    /// Decompresses what is at hand: bytes taken, bytes made, and whether the frame ended.
+    fn step(&mut self, buffer: &mut [u8]) -> io::Result<(usize, usize, bool)> {
+        let input = self.input.fill_buf()?;
+        let mut source = InBuffer::around(input);
+        let mut target = OutBuffer::around(&mut *buffer);
+        let room = MAX_FRAME_HEADER_BYTES - self.header.len();
+        match self.decoder.run(&mut source, &mut target) {
+            Ok(left) => {
+                let (consumed, produced) = (source.pos(), target.pos());
+                self.header.extend(&input[..consumed.min(room)]);
+                self.input.consume(consumed);
+                self.position = self.position.saturating_add(consumed as u64);
+                self.frame_content = self.frame_content.saturating_add(produced as u64);
+                Ok((consumed, produced, left == 0))
+            }
+            Err(error) => {
+                self.header.extend(&input[..input.len().min(room)]);
+                let too_large = window_bytes(&self.header)
+                    .filter(|window| *window > 1 << self.max_window_log)
+                    .map(|window_bytes| WindowTooLarge {
+                        window_bytes,
+                        max_log: self.max_window_log,
+                    });
+                Err(too_large.map_or(error, io::Error::other))
+            }
+        }
+    }
+}
+
 impl<R: BufRead> Read for FrameReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            let input = self.input.fill_buf()?;
-            let at_end = input.is_empty();
-            if !self.in_frame {
-                if at_end {
+            if self.is_over || (!self.in_frame && !self.begin_frame()?) {
+                return Ok(0);
+            }
+            let (consumed, produced, is_end) = match self.step(buffer) {
+                // What follows a frame and does not begin like one.
+                Err(_) if self.frame_start > 0 && !is_frame(&self.header) => {
+                    self.leftover.set(self.frame_start);
+                    self.is_over = true;
                     return Ok(0);
                 }
-                self.decoder.reinit()?;
-                self.frame_start = self.position;
-                self.frame_content = 0;
-                self.in_frame = true;
-            }
-            let mut source = InBuffer::around(input);
-            let mut target = OutBuffer::around(&mut *buffer);
-            let left = self.decoder.run(&mut source, &mut target)?;
-            let (consumed, produced) = (source.pos(), target.pos());
-            self.input.consume(consumed);
-            self.position = self.position.saturating_add(consumed as u64);
-            self.frame_content = self.frame_content.saturating_add(produced as u64);
-            if left == 0 {
+                step => step?,
+            };
+            if is_end {
                 self.end_frame();
             }
             if produced > 0 || buffer.is_empty() {
                 return Ok(produced);
             }
-            if at_end && consumed == 0 && self.in_frame {
+            if consumed == 0 && self.in_frame && self.input.fill_buf()?.is_empty() {
                 return Err(io::Error::new(
                     io::ErrorKind::UnexpectedEof,
                     "incomplete frame",
@@ -142,6 +206,66 @@ impl<R: BufRead> Read for FrameReader<R> {
             }
         }
     }
+}
+
+/// A reader that counts what is taken.
+struct Counted<'a, R> {
+    input: &'a mut R,
+    count: u64,
+}
+
+impl<R: BufRead> Read for Counted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.input.read(buffer)?;
+        self.count += count as u64;
+        Ok(count)
+    }
+}
+
+impl<R: BufRead> BufRead for Counted<'_, R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.input.fill_buf()
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.input.consume(count);
+        self.count += count as u64;
+    }
+}
+
+/// Whether these first bytes can be those of a frame, with content or skippable.
+fn is_frame(header: &[u8]) -> bool {
+    let magic = &header[..header.len().min(4)];
+    let is_skippable = match magic {
+        [first, rest @ ..] => first & 0xf0 == 0x50 && [0x2a, 0x4d, 0x18].starts_with(rest),
+        [] => true,
+    };
+    is_skippable || [0x28, 0xb5, 0x2f, 0xfd].starts_with(magic)
+}
+
+/// The window that a frame needs, in bytes, from its header (RFC 8878, 3.1.1.1); `None` while the header
+/// is not complete.
+fn window_bytes(header: &[u8]) -> Option<u64> {
+    let (magic, fields) = header.split_first_chunk::<4>()?;
+    if *magic != [0x28, 0xb5, 0x2f, 0xfd] {
+        return None;
+    }
+    let (&descriptor, fields) = fields.split_first()?;
+    let is_single_segment = descriptor & 0x20 != 0;
+    if !is_single_segment {
+        let &window = fields.first()?;
+        let base = 1u64 << (10 + (window >> 3));
+        return Some(base + base / 8 * u64::from(window & 7));
+    }
+    // The window is the content, whose length stands behind the dictionary's number.
+    let dictionary_bytes = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let size_bytes = [1, 2, 4, 8][usize::from(descriptor >> 6)];
+    let size = fields.get(dictionary_bytes..)?.get(..size_bytes)?;
+    let size = size
+        .iter()
+        .rev()
+        .fold(0, |size, &byte| size << 8 | u64::from(byte));
+    Some(if size_bytes == 2 { size + 256 } else { size })
 }
 
 /// Compresses a stream into frames; [`SeekableWriter::end_sample`] says where one may end.
@@ -348,7 +472,7 @@ mod tests {
         }
         assert_eq!(stored_at, table - 8);
 
-        let mut reader = FrameReader::noting_frames(&bytes[..]).unwrap();
+        let mut reader = FrameReader::new(&bytes[..], 27).unwrap().noting_frames();
         let mut read = Vec::new();
         reader.read_to_end(&mut read).unwrap();
         assert!(read == content);
@@ -372,12 +496,12 @@ mod tests {
         // However small the pieces in which it comes.
         for capacity in [1, 7, 1 << 20] {
             let input = io::BufReader::with_capacity(capacity, &bytes[..]);
-            let mut reader = FrameReader::noting_frames(input).unwrap();
+            let mut reader = FrameReader::new(input, 27).unwrap().noting_frames();
             io::copy(&mut reader, &mut io::sink()).unwrap();
             assert_eq!(reader.into_frames(), expected);
         }
         let tiny = zstd::encode_all(&[0; 1000][..], 1).unwrap().repeat(1000);
-        let mut reader = FrameReader::noting_frames(&tiny[..]).unwrap();
+        let mut reader = FrameReader::new(&tiny[..], 27).unwrap().noting_frames();
         io::copy(&mut reader, &mut io::sink()).unwrap();
         let pieces = reader.into_frames();
         assert_eq!(
@@ -385,7 +509,7 @@ mod tests {
             1_000_000
         );
         assert_eq!(pieces.len(), 1000usize.div_ceil(65));
-        let mut cut = FrameReader::new(&bytes[..bytes.len() - 1]).unwrap();
+        let mut cut = FrameReader::new(&bytes[..bytes.len() - 1], 27).unwrap();
         let error = io::copy(&mut cut, &mut io::sink()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         let (bytes, frames) = SeekableWriter::new(Vec::new(), 3)

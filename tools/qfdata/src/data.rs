@@ -7,6 +7,7 @@ use anyhow::bail;
 use clap::Args;
 use qf_pipeline::loader::{DataSet, LoaderBuilder};
 use qf_pipeline::remote::{CacheOptions, RemoteOptions};
+use qf_pipeline::shard::read::ReadOptions;
 use qf_pipeline::source::{resolve_shards_with, ShardLocation};
 use qf_pipeline::LoaderConfig;
 
@@ -20,14 +21,14 @@ pub(crate) struct ShardsArg {
     shards: Vec<String>,
 
     #[command(flatten)]
-    columns: ColumnArgs,
+    columns: ReadArgs,
 
     #[command(flatten)]
     remote: RemoteArgs,
 }
 
 impl ShardsArg {
-    /// Default settings of a loader, with the columns that were named.
+    /// Default settings of a loader, with what was said of shards.
     pub(crate) fn config(&self) -> LoaderConfig {
         self.columns.config()
     }
@@ -55,14 +56,14 @@ pub(crate) struct DataArgs {
     mix: Vec<String>,
 
     #[command(flatten)]
-    columns: ColumnArgs,
+    columns: ReadArgs,
 
     #[command(flatten)]
     remote: RemoteArgs,
 }
 
 impl DataArgs {
-    /// Default settings of a loader, with the columns that were named.
+    /// Default settings of a loader, with what was said of shards.
     pub(crate) fn config(&self) -> LoaderConfig {
         self.columns.config()
     }
@@ -76,9 +77,9 @@ impl DataArgs {
     }
 }
 
-/// What holds images and captions, where their names do not tell.
+/// How the samples of shards are read.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct ColumnArgs {
+pub(crate) struct ReadArgs {
     /// Column of Arrow shards, or extension in tar shards, with the images [default: found by name]
     #[arg(long, value_name = "NAME")]
     image_column: Option<String>,
@@ -87,14 +88,24 @@ pub(crate) struct ColumnArgs {
     /// [default: found by name: txt, caption, text, ...]
     #[arg(long, value_name = "NAME")]
     caption_column: Option<String>,
+
+    /// Largest window of a zstd frame, as a power of two of bytes; as `zstd --long=LOG`
+    #[arg(
+        long,
+        value_name = "LOG",
+        default_value_t = ReadOptions::default().max_zstd_window_log,
+        value_parser = clap::value_parser!(u32).range(10..=31)
+    )]
+    max_zstd_window_log: u32,
 }
 
-impl ColumnArgs {
-    /// Default settings of a loader, with these columns.
+impl ReadArgs {
+    /// Default settings of a loader, with these.
     pub(crate) fn config(&self) -> LoaderConfig {
         LoaderConfig {
             image_column: self.image_column.clone(),
             caption_column: self.caption_column.clone(),
+            max_zstd_window_log: self.max_zstd_window_log,
             ..LoaderConfig::default()
         }
     }

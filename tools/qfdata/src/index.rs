@@ -1,21 +1,23 @@
 //! `qfdata index`: the sidecars that make shards countable and their samples reachable one by one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use anyhow::{bail, Context};
+use anyhow::bail;
 use clap::Args;
+use qf_pipeline::atomic_file;
 use qf_pipeline::error::full_message;
-use qf_pipeline::index::{build_index, Access, ShardIndex};
+use qf_pipeline::index::{build_index, Access, Found, ShardIndex, INDEX_ENDING};
 use qf_pipeline::shard::read::ReadOptions;
 use qf_pipeline::source::{resolve_shards, ShardLocation};
 use qf_pipeline::stop::Stop;
 use qf_pipeline::words::counted;
 use serde::Serialize;
 
-use crate::data::ColumnArgs;
+use crate::data::ReadArgs;
 use crate::interrupt::Interrupt;
 use crate::output::{remark, say};
 use crate::progress;
@@ -25,14 +27,15 @@ use crate::progress;
 /// NAME.tar.qfidx holds the keys and places of the samples of NAME.tar and its checksum. With it a
 /// loader knows the exact number of samples, resumes at once, and can shuffle all samples. `qfdata
 /// shard` writes it with each shard; this command makes up for shards from elsewhere, reading each
-/// once. Indexes that fit their shard by its length are kept, others are written again.
+/// once. An index is kept if it is sound, fits the length and the fingerprint of its shard and is not
+/// older; any other is written again.
 #[derive(Args, Debug)]
 pub(crate) struct IndexArgs {
     /// Shards: files, globs, {000..012} ranges; several allowed
     #[arg(num_args = 1.., required = true, value_name = "SHARDS")]
     shards: Vec<String>,
 
-    /// Write nothing: compare every index with its shard, checksums included
+    /// Write nothing: read every shard as for a new index, and compare
     #[arg(long, conflicts_with = "overwrite")]
     check: bool,
 
@@ -45,7 +48,7 @@ pub(crate) struct IndexArgs {
     threads: Option<u16>,
 
     #[command(flatten)]
-    columns: ColumnArgs,
+    reading: ReadArgs,
 
     /// Print the summary as one JSON object
     #[arg(long)]
@@ -109,6 +112,9 @@ pub(crate) fn run(args: &IndexArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     let shards = resolve_shards(&args.shards)?;
     let interrupt = Interrupt::install()?;
+    if !args.check {
+        remove_leftovers(&shards);
+    }
     let threads = match args.threads {
         Some(threads) => usize::from(threads),
         None => std::thread::available_parallelism().map_or(1, |n| n.get()),
@@ -188,6 +194,22 @@ fn print(args: &IndexArgs, summary: &Summary) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Removes temporary files that killed runs left beside the shards.
+fn remove_leftovers(shards: &[ShardLocation]) {
+    let paths = shards.iter().filter_map(|shard| shard.path());
+    let folders: BTreeSet<&Path> = paths.filter_map(Path::parent).collect();
+    for folder in folders {
+        let folder = match folder.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => folder,
+        };
+        let is_index = |target: &str| target.ends_with(INDEX_ENDING);
+        if let Err(error) = atomic_file::remove_leftovers(folder, &is_index) {
+            log::warn!("{} cannot be cleaned up: {error}", folder.display());
+        }
+    }
+}
+
 /// Outcomes in the order of the shards; short if the user interrupts.
 fn treat_all(
     args: &IndexArgs,
@@ -243,21 +265,21 @@ fn treat_all(
 }
 
 fn treat(args: &IndexArgs, shard: &ShardLocation, stop: &Stop) -> anyhow::Result<Outcome> {
-    let opened = ShardIndex::open(shard, stop);
+    let options = ReadOptions {
+        // Keys are those of the images.
+        needs_captions: false,
+        ..args.reading.config().read_options()
+    };
     if args.check {
-        let index = opened?.with_context(|| {
-            let name = &shard.name;
-            format!("shard {name} has no index; run `qfdata index {name}`")
-        })?;
-        index.verify(shard, stop)?;
+        let index = present(shard, stop)?;
+        index.verify(shard, &options, stop)?;
         return Ok(Outcome::Checked(index.len(), index.access()));
     }
-    match opened {
-        Ok(Some(index)) if !args.overwrite => {
-            return Ok(Outcome::Kept(index.len(), index.access()));
+    if !args.overwrite {
+        match keepable(shard, stop) {
+            Ok(index) => return Ok(Outcome::Kept(index.len(), index.access())),
+            Err(why) => log::info!("{why:#}; it is written"),
         }
-        Ok(_) => {}
-        Err(error) => log::info!("{error}; it is written again"),
     }
     if shard.path().is_none() {
         bail!(
@@ -266,12 +288,37 @@ fn treat(args: &IndexArgs, shard: &ShardLocation, stop: &Stop) -> anyhow::Result
             shard.name
         );
     }
-    let options = ReadOptions {
-        // Keys are those of the images.
-        needs_captions: false,
-        ..args.columns.config().read_options()
-    };
     let index = build_index(shard, &options, stop, &|_| {})?;
+    for note in index.notes() {
+        log::warn!("shard {} {note}", shard.name);
+    }
     index.write_beside(shard)?;
     Ok(Outcome::Written(index.samples(), index.access()))
+}
+
+/// The index that lies beside a shard.
+fn present(shard: &ShardLocation, stop: &Stop) -> anyhow::Result<ShardIndex> {
+    let name = &shard.name;
+    match ShardIndex::find(shard, stop)? {
+        Found::Index(index) => Ok(index),
+        Found::Absent => bail!("shard {name} has no index; run `qfdata index {name}`"),
+        Found::Unusable(why) => bail!("shard {name} has no index: {why}"),
+        Found::Outdated(version) => bail!(
+            "the index of shard {name} is of version {version} of its format, which is not used any \
+             more; run `qfdata index {name}`"
+        ),
+    }
+}
+
+/// The index that lies beside a shard, if there is no reason to write it again.
+fn keepable(shard: &ShardLocation, stop: &Stop) -> anyhow::Result<ShardIndex> {
+    let index = present(shard, stop)?;
+    index.verify_tables(shard, stop)?;
+    if let (Some(path), Some(sidecar)) = (shard.path(), shard.sidecar(INDEX_ENDING).path()) {
+        let modified = |path: &Path| std::fs::metadata(path).and_then(|data| data.modified());
+        if modified(path)? > modified(sidecar)? {
+            bail!("shard {} is newer than its index", shard.name);
+        }
+    }
+    Ok(index)
 }

@@ -7,6 +7,7 @@
 
 mod folder;
 mod input;
+mod lock;
 mod manifest;
 mod plan;
 mod report;
@@ -22,6 +23,7 @@ use std::time::Instant;
 use anyhow::{anyhow, bail, Context};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum, ValueHint};
+use qf_pipeline::atomic_file;
 use qf_pipeline::captions::CaptionLines;
 use qf_pipeline::index::INDEX_ENDING;
 use qf_pipeline::shard::arrow::CaptionType;
@@ -35,6 +37,7 @@ use crate::interrupt::Interrupt;
 use crate::output::remark;
 use crate::{progress, size};
 use input::{Listing, Planned, Skip};
+use lock::{PrefixLock, RunRecord, Settings};
 use report::Report;
 
 /// Digits of a shard's number; more shards than that get longer numbers.
@@ -49,6 +52,8 @@ const NUMBER_DIGITS: usize = 6;
 ///
 /// Images are stored as they are. Keys are relative paths without extension (dots become `_`), or row
 /// numbers for a manifest. Equal input and options give equal shards, whatever the number of threads.
+///
+/// One run at a time writes to a prefix. Where one was killed, the same command again goes on.
 #[derive(Args, Debug)]
 pub(crate) struct ShardArgs {
     /// Folder of images, or .csv, .tsv or .jsonl manifest
@@ -153,15 +158,11 @@ pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<()> {
         Some(threads) => usize::from(threads),
         None => std::thread::available_parallelism().map_or(1, |n| n.get()),
     };
+    let mut lock = PrefixLock::take(&output.folder, &output.name, output.extension)?;
+    let record = RunRecord::new(settings(args)?, args.overwrite);
     let existing = output.existing()?;
-    if let (Some(first), false) = (existing.first(), args.overwrite) {
-        bail!(
-            "{} exists already, with {} of this prefix and format in all; choose another --out, or \
-             replace with --overwrite",
-            output.shard(*first).display(),
-            counted(existing.len() as u64, "shard", "shards")
-        );
-    }
+    let record = may_replace(&output, &existing, record, lock.unfinished())?;
+    remove_leftovers(&output)?;
 
     let listing = list(args, &interrupt)?;
     if let Some(columns) = &listing.columns {
@@ -195,7 +196,12 @@ pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<()> {
     };
     let runs = plan::cut(&samples, args.format, limits);
     let runs: Vec<&[Planned]> = runs.into_iter().map(|run| &samples[run]).collect();
-    let written = write_shards(&runs, &output, &options, threads, &interrupt)?;
+    lock.begin(&record)?;
+    let written = write_shards(&runs, &output, &options, threads, &interrupt);
+    if written.is_err() && output.existing().is_ok_and(|shards| shards.is_empty()) {
+        lock.take_back();
+    }
+    let written = written?;
 
     for number in existing {
         if number >= runs.len() as u64 {
@@ -203,8 +209,92 @@ pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<()> {
             report.removed_stale += 1;
         }
     }
+    lock.finish()?;
     report.count_written(&written, started.elapsed());
     report.print(&output.pattern(written.len()), args.json)
+}
+
+/// What decides the bytes of the shards, beside the files of the input. The number of threads does not.
+fn settings(args: &ShardArgs) -> anyhow::Result<Settings> {
+    let input = &args.input;
+    let input = fs::canonicalize(input).with_context(|| format!("input {}", input.display()))?;
+    let mut settings = Settings::new();
+    let mut set = |option: &str, value: String| settings.insert(option.to_owned(), value);
+    set("INPUT", input.display().to_string());
+    set("--max-count", args.max_count.to_string());
+    set("--max-bytes", args.max_bytes.to_string());
+    set("--on-bad", format!("{:?}", args.on_bad).to_lowercase());
+    set(
+        "--check-images",
+        format!("{:?}", args.check_images).to_lowercase(),
+    );
+    set("--no-index", args.no_index.to_string());
+    let texts = [
+        ("--path-column", args.path_column.clone()),
+        ("--caption-column", args.caption_column.clone()),
+        ("--level", args.level.map(|level| level.to_string())),
+        (
+            "--shuffle-seed",
+            args.shuffle_seed.map(|seed| seed.to_string()),
+        ),
+    ];
+    for (option, value) in texts {
+        value.map(|value| set(option, value));
+    }
+    Ok(settings)
+}
+
+/// Whether shards that are there may be replaced: those of an earlier run of the same input and
+/// settings that did not finish, or any with `--overwrite`. Returns what to write down of this run.
+fn may_replace(
+    output: &Output,
+    existing: &[u64],
+    mut record: RunRecord,
+    unfinished: Option<&RunRecord>,
+) -> anyhow::Result<RunRecord> {
+    let Some(first) = existing.first() else {
+        return Ok(record);
+    };
+    let shards = counted(existing.len() as u64, "shard", "shards");
+    let before = unfinished.map(|run| (run, record.difference(run)));
+    match before {
+        Some((run, None)) => {
+            remark(format_args!(
+                "an earlier run of this ({}) did not finish; its {shards} are written again",
+                run.who()
+            ));
+            record.overwrite |= run.overwrite;
+            Ok(record)
+        }
+        _ if record.overwrite => Ok(record),
+        Some((run, Some((setting, now, then)))) => bail!(
+            "{} is of a run that did not finish ({}), with other settings ({setting}: {then} then, \
+             {now} now); finish it by the same command, choose another --out, or replace its \
+             {shards} with --overwrite",
+            output.shard(*first).display(),
+            run.who(),
+        ),
+        None => bail!(
+            "{} exists already, with {shards} of this prefix and format in all; choose another \
+             --out, or replace them with --overwrite",
+            output.shard(*first).display(),
+        ),
+    }
+}
+
+/// Removes temporary files that killed runs left under this prefix.
+fn remove_leftovers(output: &Output) -> anyhow::Result<()> {
+    let is_ours = |target: &str| {
+        let shard = target.strip_suffix(INDEX_ENDING).unwrap_or(target);
+        output.number_of(shard).is_some()
+    };
+    let folder = output.folder();
+    let removed = atomic_file::remove_leftovers(folder, &is_ours)
+        .with_context(|| format!("--out: cannot clean up {}", folder.display()))?;
+    if removed > 0 {
+        log::info!("{removed} temporary files of killed runs removed");
+    }
+    Ok(())
 }
 
 fn shard_options(args: &ShardArgs) -> anyhow::Result<ShardOptions> {
@@ -288,12 +378,27 @@ impl Output {
         self.folder.join(file).display().to_string()
     }
 
-    /// Numbers of the shards that are there, in order.
-    fn existing(&self) -> anyhow::Result<Vec<u64>> {
-        let folder = match self.folder.as_os_str().is_empty() {
+    fn folder(&self) -> &Path {
+        match self.folder.as_os_str().is_empty() {
             true => Path::new("."),
             false => &self.folder,
-        };
+        }
+    }
+
+    /// The number of a shard, by its file's name.
+    fn number_of(&self, name: &str) -> Option<u64> {
+        let digits = name
+            .strip_prefix(self.name.as_str())?
+            .strip_prefix('-')?
+            .strip_suffix(self.extension)?
+            .strip_suffix('.')?;
+        let is_number = digits.len() >= NUMBER_DIGITS && digits.bytes().all(|b| b.is_ascii_digit());
+        digits.parse().ok().filter(|_| is_number)
+    }
+
+    /// Numbers of the shards that are there, in order.
+    fn existing(&self) -> anyhow::Result<Vec<u64>> {
+        let folder = self.folder();
         let entries = match fs::read_dir(folder) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -305,15 +410,7 @@ impl Output {
         let mut numbers = Vec::new();
         for entry in entries {
             let name = entry?.file_name();
-            let number = name
-                .to_str()
-                .and_then(|name| name.strip_prefix(self.name.as_str()))
-                .and_then(|rest| rest.strip_prefix('-'))
-                .and_then(|rest| rest.strip_suffix(self.extension))
-                .and_then(|rest| rest.strip_suffix('.'))
-                .filter(|digits| digits.len() >= NUMBER_DIGITS)
-                .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
-            numbers.extend(number.and_then(|digits| digits.parse::<u64>().ok()));
+            numbers.extend(name.to_str().and_then(|name| self.number_of(name)));
         }
         numbers.sort_unstable();
         Ok(numbers)
@@ -475,8 +572,8 @@ fn write_shards(
         .map(|(_, result)| {
             result.with_context(|| {
                 format!(
-                    "stopped with {complete} of {} shards complete under {}; run again with \
-                     --overwrite",
+                    "stopped with {complete} of {} shards complete under {}; the same command goes on, \
+                     and writes all of them again",
                     runs.len(),
                     output.pattern(runs.len())
                 )

@@ -23,11 +23,12 @@ use std::str::FromStr;
 
 use crate::atomic_file::AtomicFile;
 use crate::error::PipelineError;
-use crate::index::{IndexBuilder, Layout, MemberPlace, INDEX_ENDING};
+use crate::index::{IndexBuilder, Layout, MemberPlace, ShardIdentity, INDEX_ENDING};
 use crate::shard::arrow::{ArrowShardWriter, ArrowWriteError, CaptionType};
 use crate::shard::group::{key_hash, split_key};
 use crate::shard::zstd_frames::SeekableWriter;
 use crate::source::ShardLocation;
+use crate::stop::Stop;
 use content::{ChecksumWriter, GzipWriter, TarOutput};
 
 /// Size of a tar block in bytes: headers are one block, contents whole blocks.
@@ -311,8 +312,9 @@ impl ShardWriter {
         file.commit()?;
         let index = index
             .map(|index| {
-                let index = index.finish(&layout, file_bytes, sha256);
-                index.write_beside(&location)
+                let identity = ShardIdentity::new(&location, file_bytes, sha256, &Stop::default());
+                let identity = identity.map_err(io_error(&target))?;
+                index.finish(&layout, identity).write_beside(&location)
             })
             .transpose()?;
         Ok(WrittenShard {
