@@ -3,9 +3,10 @@
 //! The processors of LAVIS' BLIP-2 stage 1 (`blip2_image_train`, `blip_image_eval`): train takes a
 //! `RandomResizedCrop` resized to S × S and flips half of the pictures; eval resizes the whole
 //! picture to S × S, whatever its aspect ratio. Resizing is PIL's antialiased bicubic (a = −0.5)
-//! on 8-bit samples. Normalisation is a separate step, so that a batch can travel as u8.
+//! on 8-bit samples: in evaluation to the bit, in training within its rounding. Normalisation is a separate step, so that a batch can travel as u8.
 
 mod crop;
+mod pillow;
 mod rng;
 
 use std::sync::OnceLock;
@@ -24,6 +25,8 @@ use crate::decode::{
 };
 use crate::error::PipelineError;
 use crate::pixels::{PlanarBatch, PlanarRgb, PlanarRgbMut};
+
+use pillow::PillowResizer;
 
 pub use crop::{random_resized_crop, CropBox};
 pub use rng::SampleRng;
@@ -162,6 +165,8 @@ pub struct ImageProcessor {
     resampler: Resampler,
     /// Stands in where the resampler cannot: the same pixels.
     resizer: Resizer,
+    /// Resizes for evaluation.
+    pillow: PillowResizer,
     /// The crop after its first pass, `[crop height, S, 3]` or `[S, crop width, 3]`.
     halfway: Vec<u8>,
     /// `[S, S, 3]`, in stored orientation.
@@ -185,6 +190,7 @@ impl ImageProcessor {
             transform,
             resampler: Resampler::default(),
             resizer: Resizer::new(),
+            pillow: PillowResizer::default(),
             halfway: Vec::new(),
             resized: Vec::new(),
         }
@@ -247,7 +253,7 @@ impl ImageProcessor {
     ) -> Result<Duration, DecodeError> {
         assert_eq!(out.size(), self.size(), "side of the output");
         let size = self.transform.size();
-        if Resampler::is_available() {
+        if Resampler::is_available() && !self.is_pillow() {
             let (mut spent, mut complete) = (Duration::ZERO, true);
             let resampler = &mut self.resampler;
             let mut resize = |strip: &DecodedStrip<'_>| {
@@ -296,6 +302,9 @@ impl ImageProcessor {
         mut out: PlanarRgbMut<'_>,
     ) {
         assert_eq!(out.size(), self.size(), "side of the output");
+        if self.is_pillow() {
+            return self.render_pillow(decoded, mirrored, out);
+        }
         if self.resample(decoded, mirrored, &mut out) {
             return;
         }
@@ -352,6 +361,27 @@ impl ImageProcessor {
         self.resized = resized;
         if self.halfway.len() > KEPT_BYTES {
             self.halfway = Vec::new();
+        }
+    }
+
+    /// Whether pixels are to be Pillow's, to the bit.
+    fn is_pillow(&self) -> bool {
+        matches!(self.transform, ImageTransform::Eval { .. })
+    }
+
+    /// [`ImageProcessor::render_decoded`] as Pillow does it.
+    fn render_pillow(&mut self, decoded: &DecodedCrop<'_>, mirrored: bool, out: PlanarRgbMut<'_>) {
+        let mut resized = std::mem::take(&mut self.resized);
+        self.pillow.resize(decoded, self.size(), &mut resized);
+        // Its flips are done.
+        let turn = Turn {
+            transposed: decoded.turn.transposed,
+            ..Turn::default()
+        };
+        to_planes(&resized, turn, mirrored, out);
+        self.resized = resized;
+        if self.pillow.kept_bytes() > KEPT_BYTES {
+            self.pillow = PillowResizer::default();
         }
     }
 
@@ -540,7 +570,7 @@ mod tests {
             let mut out = processor.blank();
             processor.process(&image, &mut SampleRng::new(0, 0, 0, 0), out.as_mut());
             let reference = planes(&tensors[&format!("{name}.resized_u8")]);
-            compare(name, out.as_bytes(), &reference);
+            assert_eq!(out.as_bytes(), reference, "{name}");
 
             let mut normalised = vec![0.0; reference.len()];
             let reference = PlanarBatch::new(out.size(), &reference).expect("one image");
@@ -563,19 +593,24 @@ mod tests {
                 },
                 mirrored: false,
             };
+            let reference = planes(&tensors[&format!("{name}.crop_resized_u8")]);
             processor.render(&image, &view, out.as_mut());
-            compare(
-                &format!("{name} cropped"),
-                out.as_bytes(),
-                &planes(&tensors[&format!("{name}.crop_resized_u8")]),
-            );
+            assert_eq!(out.as_bytes(), reference, "{name} cropped");
+            let transform = ImageTransform::train(number(&case["S"]));
+            let mut training = ImageProcessor::new(transform).expect("valid");
+            training.render(&image, &view, out.as_mut());
+            compare(&format!("{name} cropped"), out.as_bytes(), &reference);
 
-            let unflipped = out.clone();
-            view.mirrored = true;
-            processor.render(&image, &view, out.as_mut());
-            let rows = unflipped.as_bytes().chunks(out.size());
-            for (row, mirrored) in rows.zip(out.as_bytes().chunks(out.size())) {
-                assert!(row.iter().eq(mirrored.iter().rev()));
+            for processor in [&mut processor, &mut training] {
+                view.mirrored = false;
+                processor.render(&image, &view, out.as_mut());
+                let unflipped = out.clone();
+                view.mirrored = true;
+                processor.render(&image, &view, out.as_mut());
+                let rows = unflipped.as_bytes().chunks(out.size());
+                for (row, mirrored) in rows.zip(out.as_bytes().chunks(out.size())) {
+                    assert!(row.iter().eq(mirrored.iter().rev()));
+                }
             }
         }
     }
