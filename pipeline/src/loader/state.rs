@@ -398,6 +398,7 @@ mod tests {
             weight: "0.7".into(),
             num_shards: 3,
             shards_sha256: "5f".repeat(32),
+            caption_lines: CaptionLines::One,
         };
         let config = LoaderConfig::default();
         let order = OrderKey::new(&config, vec![set.clone(), set], World::default());
