@@ -7,7 +7,6 @@ use anyhow::bail;
 use clap::Args;
 use qf_pipeline::loader::{DataSet, LoaderBuilder};
 use qf_pipeline::remote::{CacheOptions, RemoteOptions};
-use qf_pipeline::shard::read::ReadOptions;
 use qf_pipeline::source::{resolve_shards_with, ShardLocation};
 use qf_pipeline::LoaderConfig;
 
@@ -21,7 +20,7 @@ pub(crate) struct ShardsArg {
     shards: Vec<String>,
 
     #[command(flatten)]
-    columns: ReadArgs,
+    reading: ReadArgs,
 
     #[command(flatten)]
     remote: RemoteArgs,
@@ -30,7 +29,7 @@ pub(crate) struct ShardsArg {
 impl ShardsArg {
     /// Default settings of a loader, with what was said of shards.
     pub(crate) fn config(&self) -> LoaderConfig {
-        self.columns.config()
+        self.reading.config()
     }
 
     pub(crate) fn resolve(&self) -> anyhow::Result<Vec<ShardLocation>> {
@@ -56,7 +55,7 @@ pub(crate) struct DataArgs {
     mix: Vec<String>,
 
     #[command(flatten)]
-    columns: ReadArgs,
+    reading: ReadArgs,
 
     #[command(flatten)]
     remote: RemoteArgs,
@@ -65,7 +64,7 @@ pub(crate) struct DataArgs {
 impl DataArgs {
     /// Default settings of a loader, with what was said of shards.
     pub(crate) fn config(&self) -> LoaderConfig {
-        self.columns.config()
+        self.reading.config()
     }
 
     pub(crate) fn is_mixture(&self) -> bool {
@@ -89,24 +88,29 @@ pub(crate) struct ReadArgs {
     #[arg(long, value_name = "NAME")]
     caption_column: Option<String>,
 
-    /// Largest window of a zstd frame, as a power of two of bytes; as `zstd --long=LOG`
-    #[arg(
-        long,
-        value_name = "LOG",
-        default_value_t = ReadOptions::default().max_zstd_window_log,
-        value_parser = clap::value_parser!(u32).range(10..=31)
-    )]
-    max_zstd_window_log: u32,
+    /// Largest window of a zstd frame, as a power of two of bytes; as `zstd --long=LOG` [default: 27]
+    #[arg(long, value_name = "LOG", value_parser = clap::value_parser!(u32).range(10..=31))]
+    max_zstd_window_log: Option<u32>,
 }
 
 impl ReadArgs {
     /// Default settings of a loader, with these.
     pub(crate) fn config(&self) -> LoaderConfig {
+        self.over(LoaderConfig::default())
+    }
+
+    /// These settings, with what was given here.
+    pub(crate) fn over(&self, config: LoaderConfig) -> LoaderConfig {
+        let ReadArgs {
+            image_column,
+            caption_column,
+            max_zstd_window_log,
+        } = self.clone();
         LoaderConfig {
-            image_column: self.image_column.clone(),
-            caption_column: self.caption_column.clone(),
-            max_zstd_window_log: self.max_zstd_window_log,
-            ..LoaderConfig::default()
+            image_column: image_column.or(config.image_column),
+            caption_column: caption_column.or(config.caption_column),
+            max_zstd_window_log: max_zstd_window_log.unwrap_or(config.max_zstd_window_log),
+            ..config
         }
     }
 }
@@ -131,21 +135,16 @@ pub(crate) struct InputArgs {
     mix: Vec<String>,
 
     #[command(flatten)]
-    columns: ColumnArgs,
+    reading: ReadArgs,
 
     #[command(flatten)]
     remote: RemoteArgs,
 }
 
 impl InputArgs {
-    /// These settings, with the columns that were named.
-    pub(crate) fn with_columns(&self, config: LoaderConfig) -> LoaderConfig {
-        let columns = self.columns.clone();
-        LoaderConfig {
-            image_column: columns.image_column.or(config.image_column),
-            caption_column: columns.caption_column.or(config.caption_column),
-            ..config
-        }
+    /// These settings, with what was said of shards.
+    pub(crate) fn over(&self, config: LoaderConfig) -> LoaderConfig {
+        self.reading.over(config)
     }
 
     pub(crate) fn is_mixture(&self) -> bool {
