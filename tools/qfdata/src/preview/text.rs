@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(wrap("a brown dog runs", 8, 9), ["a brown", "dog runs"]);
         assert_eq!(wrap("", 8, 9), [""; 0]);
         assert_eq!(wrap("abcdefghij kl", 4, 9), ["abcd", "efgh", "ij", "kl"]);
-        assert_eq!(wrap("a brown dog runs away", 8, 2), ["a brown", "dog…"]);
+        assert_eq!(wrap("a brown dog runs away", 8, 2), ["a brown", "dog run…"]);
         assert_eq!(wrap("aaaa bbbb cccc", 5, 2), ["aaaa", "bbbb…"]);
         assert_eq!(wrap("aaaa bbbb cccc", 7, 2), ["aaaa", "bbbb…"]);
         assert_eq!(wrap("aaaa bbbb cccc", 4, 2), ["aaaa", "bbb…"]);
