@@ -435,6 +435,115 @@ fn s3_redirect_token() {
     assert!(!seen.contains("TOKENTOKEN"), "{seen}");
 }
 
+/// A server with a certificate of its own: `/p` wants a token, `/down` sends its callers to plain http,
+/// `/up` of the plain one back.
+const HTTPS: &str = r#"
+import datetime, http.server, ipaddress, ssl, sys, threading
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+port, pem, log, tar = int(sys.argv[1]), sys.argv[2], sys.argv[3], open(sys.argv[4], 'rb').read()
+key = ec.generate_private_key(ec.SECP256R1())
+name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, 'localhost')])
+now = datetime.datetime.now(datetime.timezone.utc)
+day = datetime.timedelta(days=1)
+names = x509.SubjectAlternativeName([x509.DNSName('localhost'), x509.IPAddress(ipaddress.ip_address('127.0.0.1'))])
+certificate = (x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    .serial_number(7).not_valid_before(now - day).not_valid_after(now + day).add_extension(names, False)
+    .add_extension(x509.BasicConstraints(ca=False, path_length=None), True).sign(key, hashes.SHA256()))
+open(pem, 'wb').write(certificate.public_bytes(serialization.Encoding.PEM))
+open(pem + '.key', 'wb').write(key.private_bytes(serialization.Encoding.PEM,
+    serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+class Plain(http.server.BaseHTTPRequestHandler):
+    scheme = 'http'
+    def log_message(s, *a): pass
+    def do_HEAD(s): s.do_GET()
+    def redirect(s, url):
+        s.send_response(302); s.send_header('Location', url); s.send_header('Content-Length', '0'); s.end_headers()
+    def do_GET(s):
+        token = s.headers.get('Authorization')
+        open(log, 'a').write(f'{s.scheme} {s.path} {token}\n')
+        if s.path.endswith('.qfidx'): return s.send_error(404)
+        if s.path.startswith('/down'): return s.redirect(f'http://localhost:{plain.server_port}/x.tar')
+        if s.path.startswith('/up'): return s.redirect(f'https://localhost:{port}/x.tar')
+        if s.path.startswith('/p/') and token != 'Bearer TOKENTOKEN': return s.send_error(401)
+        s.send_response(200); s.send_header('Content-Length', str(len(tar))); s.end_headers()
+        if s.command == 'GET': s.wfile.write(tar)
+class Secure(Plain): scheme = 'https'
+plain = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Plain)
+threading.Thread(target=plain.serve_forever, daemon=True).start()
+open(log, 'w').write(f'{plain.server_port}\n')
+server = http.server.ThreadingHTTPServer(('127.0.0.1', port), Secure)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(pem, pem + '.key')
+server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+server.serve_forever()
+"#;
+
+#[test]
+fn private_https() {
+    let Some(python) = python("private_https") else {
+        return;
+    };
+    let (folder, script) = script(HTTPS);
+    let (pem, log) = (folder.path().join("pem"), folder.path().join("log"));
+    let tar = case("http-403-index").join("000.tar");
+    let server = Server::start(&python, &script, &[&pem, &log, &tar]);
+    let seen = || std::fs::read_to_string(&log).unwrap();
+    let plain = seen().lines().next().unwrap().to_string();
+    let secure = |path: &str| format!("https://localhost:{}/{path}", server.port);
+    let pem = pem.display().to_string();
+    let trusts = ("SSL_CERT_FILE", pem.as_str());
+    let token = ("QF_HTTP_BEARER_TOKEN", "TOKENTOKEN");
+
+    let (found, _) = keys(&order(&secure("p/a.tar"), &[], &[trusts, token]));
+    assert_eq!(found, expected(&tar));
+    let said = stderr(&order(&secure("p/a.tar"), &[], &[trusts]));
+    assert!(
+        said.contains("401") && said.contains("QF_HTTP_BEARER_TOKEN"),
+        "{said}"
+    );
+    let wrong = ("QF_HTTP_BEARER_TOKEN", "TOKENTOKEN2");
+    let said = stderr(&order(&secure("p/a.tar"), &[], &[trusts, wrong]));
+    assert!(
+        said.contains("not accepted") && !said.contains("TOKENTOKEN"),
+        "{said}"
+    );
+    // A certificate that nobody vouches for.
+    let said = stderr(&order(
+        &secure("p/a.tar"),
+        &["--outage-secs", "1"],
+        &[token],
+    ));
+    assert!(
+        said.starts_with("http") && said.contains("error:"),
+        "{said}"
+    );
+
+    let before = seen().lines().count();
+    let output = order(&secure("down/a.tar"), &[], &[trusts, token]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("from https to http://localhost"), "{said}");
+    let after = seen();
+    let new: Vec<_> = after.lines().skip(before).collect();
+    assert!(new.iter().all(|line| line.starts_with("https ")), "{new:?}");
+
+    // Upwards it goes, without the token of the first.
+    let before = after.lines().count();
+    let up = format!("http://localhost:{plain}/up/a.tar");
+    let (found, _) = keys(&order(&up, &[], &[trusts, token]));
+    assert_eq!(found, expected(&tar));
+    let after = seen();
+    let mut new = after.lines().skip(before);
+    assert!(
+        new.any(|line| line == "http /up/a.tar Bearer TOKENTOKEN"),
+        "{after}"
+    );
+    assert!(after.contains("https /x.tar None"), "{after}");
+    assert!(!after.contains("https /x.tar Bearer"), "{after}");
+}
+
 /// Text of all files below a folder that holds this, by name.
 fn files_with(folder: &Path, text: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
