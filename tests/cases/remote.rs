@@ -510,15 +510,10 @@ fn private_https() {
         "{said}"
     );
     // A certificate that nobody vouches for.
-    let said = stderr(&order(
-        &secure("p/a.tar"),
-        &["--outage-secs", "1"],
-        &[token],
-    ));
-    assert!(
-        said.starts_with("http") && said.contains("error:"),
-        "{said}"
-    );
+    let said = stderr(&order(&secure("p/a.tar"), &[], &[token]));
+    assert!(said.contains("error: https://localhost"), "{said}");
+    assert!(said.contains("certificate"), "{said}");
+    assert!(!said.contains("trying on"), "{said}");
 
     let before = seen().lines().count();
     let output = order(&secure("down/a.tar"), &[], &[trusts, token]);
@@ -599,11 +594,8 @@ fn url_password() {
     ));
     assert!(Path::new(&run_dir).join("trace.json").exists());
     assert_eq!(files_with(folder.path(), "sig="), [PathBuf::new(); 0]);
-    assert_eq!(
-        files_with(Path::new(&run_dir), "?<redacted>").len(),
-        2,
-        "config.toml, twice"
-    );
+    // The configuration twice, and the trace.
+    assert!(files_with(Path::new(&run_dir), "?<redacted>").len() >= 3);
     let message = fails(1, &["--run-dir", &run_dir, "--resume", "--steps", "4"]);
     assert!(message.contains("give the shards again"), "{message}");
     let again = [
@@ -705,7 +697,7 @@ fn outage_loses_run() {
     };
     let folder = tempfile::tempdir().unwrap();
     let local = path(&folder, "local");
-    let steps_of_run = ["--steps", "60"];
+    let steps_of_run = ["--steps", "120"];
     let files = format!("{}/scenes-{{000000..000001}}.tar", data().display());
     succeeds(&small_run(&local, &files, &steps_of_run));
 
@@ -716,7 +708,7 @@ fn outage_loses_run() {
     // 20 seconds instead of 600, so that the first line comes after 10.
     let slow = [
         "--steps",
-        "60",
+        "120",
         "--set",
         "remote.outage_secs=20",
         "--set",
@@ -724,7 +716,7 @@ fn outage_loses_run() {
         "--set",
         "data.prefetch_batches=1",
         "--set",
-        "data.shuffle_buffer_samples=4",
+        "data.shuffle_buffer_bytes=1",
     ];
     let start = |run_dir: &str, more: &[&str]| -> Child {
         let arguments = [&slow[..], more].concat();
@@ -742,7 +734,8 @@ fn outage_loses_run() {
     let mut line = String::new();
     while !line.contains("trying on for up to 20 s") {
         line.clear();
-        assert!(said.read_line(&mut line).unwrap() > 0, "the run ended");
+        let more = said.read_line(&mut line).unwrap() > 0;
+        assert!(more, "the run ended: {:?}", child.wait());
     }
     assert!(down.elapsed() < Duration::from_secs(20));
     server = Server::start_at(port, &python, &http_srv(), &[data()]);
@@ -751,10 +744,7 @@ fn outage_loses_run() {
     assert!(child.wait().unwrap().success(), "{line}{rest}");
     assert_eq!(rest.matches("going on after").count(), 1, "{rest}");
     assert_eq!(rest.matches("trying on").count(), 0, "{rest}");
-    assert_eq!(
-        exact_metrics(Path::new(&run_dir)).len(),
-        exact_metrics(Path::new(&local)).len()
-    );
+    assert!(exact_metrics(Path::new(&run_dir)) == exact_metrics(Path::new(&local)));
 
     // A signal while it waits: it ends within a second or two, saved.
     let run_dir = path(&folder, "stopped");

@@ -46,14 +46,29 @@ impl fmt::Display for RefusedRedirect {
 
 impl Error for RefusedRedirect {}
 
-/// The refusal among the causes of an error.
-pub(super) fn refused_redirect(error: &(dyn Error + 'static)) -> Option<String> {
+/// Why a connection must not be used, if that is among the causes of an error: a redirect, or a
+/// certificate that does not prove who the server is.
+pub(super) fn refusal(error: &(dyn Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(RefusedRedirect(why)) = error.downcast_ref() {
             return Some(why.clone());
         }
-        cause = error.source();
+        // An input/output error passes over what it was made of.
+        let inner: Option<&(dyn Error + 'static)> = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref)
+            .map(|inner| inner as _);
+        let tls = inner.unwrap_or(error).downcast_ref();
+        if let Some(rustls::Error::InvalidCertificate(_)) = tls {
+            return Some(
+                "the server's certificate is not signed by anyone that this machine trusts, or is \
+                 for another name; check the address, or name a file of certificates in \
+                 SSL_CERT_FILE"
+                    .to_string(),
+            );
+        }
+        cause = inner.or_else(|| error.source());
     }
     None
 }
@@ -237,8 +252,8 @@ pub(super) struct Exchange {
     pub(super) length: Option<u64>,
     /// The machine was asked for credentials, for want of any in the settings, and had none.
     pub(super) asked_machine: bool,
-    /// Why a redirect was not followed.
-    pub(super) refused_redirect: Option<String>,
+    /// Why the connection must not be used.
+    pub(super) refusal: Option<String>,
 }
 
 tokio::task_local! {
@@ -287,7 +302,7 @@ impl HttpService for WatchedClient {
                 exchange.retry_after = header("retry-after").map(Duration::from_secs);
                 exchange.length = header("content-length");
             }
-            Err(error) => exchange.refused_redirect = refused_redirect(error),
+            Err(error) => exchange.refusal = refusal(error),
         }
         exchange.asked_machine = machine && exchange.status != Some(200);
         // Requests for credentials may run outside a watched one.

@@ -50,7 +50,7 @@ impl Failure {
         }
     }
 
-    /// A redirect that is not followed.
+    /// A redirect that is not followed, a server that does not prove who it is.
     pub(super) fn refused(name: &str, why: &str) -> Self {
         Failure::last(ErrorKind::PermissionDenied, format!("{name}: {why}"))
     }
@@ -58,7 +58,7 @@ impl Failure {
     /// Sorts an error of a store, knowing what went over the wire.
     pub(super) fn of(error: &object_store::Error, exchange: &Exchange, name: &str) -> Self {
         use object_store::Error as E;
-        if let Some(why) = &exchange.refused_redirect {
+        if let Some(why) = &exchange.refusal {
             return Failure::refused(name, why);
         }
         let what = said(error, exchange);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use reqwest::header::{self, HeaderMap};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 
-use super::client::{refused_redirect, web_client};
+use super::client::{refusal, web_client};
 use super::failure::{of_status, Failure};
 use super::object::Version;
 use super::RemoteOptions;
@@ -138,7 +138,7 @@ fn keeps_secrets(url: &Url) -> bool {
 
 /// A request that brought no answer.
 fn failed(error: &reqwest::Error, name: &str) -> Failure {
-    if let Some(why) = refused_redirect(error) {
+    if let Some(why) = refusal(error) {
         return Failure::refused(name, &why);
     }
     Failure::passing(super::failure::inmost(error))
