@@ -155,7 +155,7 @@ impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let client = store_client(options).map_err(|source| object_store::Error::Generic {
             store: "HTTP",
-            source: source.into(),
+            source,
         })?;
         Ok(HttpClient::new(WatchedClient {
             client,
