@@ -17,8 +17,12 @@ use tch::{Device, Kind, Tensor};
 use crate::train_cli::{command, data, fails, glob, path, succeeds};
 use crate::weights::{python, run, UNCHANGED};
 
-/// What transformers and our text side may differ by, in hidden states of a deviation near 1.
+/// What transformers and our text side may differ by, in hidden states of a deviation of 0.4.
 const TOLERANCE: f64 = 1e-5;
+
+/// The same without token types, to which this model's norms are not used: in 32 bits transformers then
+/// differs from itself in 64 bits by 5.5e-5 (with them by 2.4e-6).
+const TOLERANCE_WITHOUT_TYPES: f64 = 1e-4;
 
 /// Real captions, of many lengths.
 const CAPTIONS: [&str; 6] = [
@@ -160,12 +164,15 @@ fn text_rows_are_those_of_transformers() {
         difference.abs().max().double_value(&[])
     };
     let (whole, without_types) = (&expected["whole"], &expected["hidden"]);
-    for (fold, theirs) in [(false, without_types), (true, whole)] {
+    for (fold, theirs, tolerance) in [
+        (false, without_types, TOLERANCE_WITHOUT_TYPES),
+        (true, whole, TOLERANCE),
+    ] {
         let error = difference(fold, theirs);
         println!("largest difference to transformers {error:.1e}, token types folded in: {fold}");
-        assert!(error <= TOLERANCE, "{error:e}");
+        assert!(error <= tolerance, "{error:e}");
     }
-    // The tolerance is far below what the token types make of the rows.
+    // The tolerances are far below what the token types make of the rows.
     let of_types = difference(false, whole);
     println!("largest difference that token types make: {of_types:.2}");
     assert!(of_types > 0.1, "{of_types}");

@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
 use super::case;
+use crate::interop;
 use crate::train_cli::{command, fails, glob, path, small_run, succeeds};
 
 /// Weights without their vocabulary, and other data whose trained vocabulary has as many entries.
@@ -54,6 +56,22 @@ fn vocab_silent() {
     let used = fs::read_to_string(Path::new(&run_dir).join("vocab.txt")).unwrap();
     assert_eq!(used, fs::read_to_string(&weights_vocabulary).unwrap());
 }
+
+/// The pictures of the tar `argv[1]` as an Arrow stream `argv[2]`, with a caption column of nulls if
+/// `argv[3]` is `null`.
+const WRITE_ARROW: &str = r#"
+import sys, tarfile
+import pyarrow as pa
+with tarfile.open(sys.argv[1]) as tar:
+    images = [{"bytes": tar.extractfile(member).read(), "path": member.name}
+              for member in tar if member.name.endswith(("jpg", "jpeg", "png", "webp"))]
+columns = {"image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))}
+if sys.argv[3] == "null":
+    columns["caption"] = pa.array([None] * len(images), pa.string())
+table = pa.table(columns)
+with pa.OSFile(sys.argv[2], "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+    writer.write_table(table)
+"#;
 
 fn trained(folder: &tempfile::TempDir) -> String {
     let run_dir = path(folder, "run");
@@ -142,4 +160,18 @@ fn caption_uncaptioned() {
     }
     let (code, lines, _) = caption(&run_dir, &["--shards", &shard, "--limit", "3"]);
     assert_eq!((code, lines.len()), (Some(0), 3));
+    // The same pictures as Arrow, without a caption column and with one of nulls.
+    let Some(python) = interop::python("caption_uncaptioned") else {
+        return;
+    };
+    for kind in ["none", "null"] {
+        let arrow = path(&folder, &format!("{kind}.arrow"));
+        let output = Command::new(&python)
+            .args(["-W", "ignore", "-c", WRITE_ARROW, &shard, &arrow, kind])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let (code, lines, stderr) = caption(&run_dir, &["--shards", &arrow]);
+        assert_eq!((code, lines.len()), (Some(0), 20), "{kind}: {stderr}");
+    }
 }

@@ -12,7 +12,7 @@ use super::stats::Meters;
 use super::world::World;
 use super::Loader;
 use crate::batch::{HostAllocator, PlainAllocator};
-use crate::config::LoaderConfig;
+use crate::config::{CaptionChoice, LoaderConfig};
 use crate::error::PipelineError;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
@@ -126,7 +126,11 @@ impl LoaderBuilder {
     /// [`PipelineError::Thread`] when threads cannot be started.
     pub fn batches(self, tokenizer: Arc<CaptionTokenizer>) -> Result<Loader, PipelineError> {
         let allocator = self.allocator.clone();
-        Loader::start(self.open(NeedsCaptions::Yes)?, tokenizer, allocator)
+        let captions = match self.config.captions {
+            CaptionChoice::Ignore => NeedsCaptions::No,
+            CaptionChoice::Draw | CaptionChoice::All => NeedsCaptions::Yes,
+        };
+        Loader::start(self.open(captions)?, tokenizer, allocator)
     }
 
     /// Starts reading, on threads of its own; samples come out as they lie in the shards.

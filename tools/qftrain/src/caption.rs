@@ -182,6 +182,7 @@ fn caption_shards(args: &CaptionArgs, model: ModelSource<'_>) -> anyhow::Result<
     let data = LoaderConfig {
         batch_size: args.batch_size.into(),
         captions: CaptionChoice::Ignore,
+        caption_column: None,
         // Those of the run say which pairs are good to learn from.
         filters: Filters::default(),
         on_bad_sample: OnBad::Warn,

@@ -36,7 +36,8 @@ pub(crate) fn run_of(path: &Path) -> Option<RunDir> {
     let of_checkpoint = of_checkpoint
         .filter(|folder| folder.file_name().is_some_and(|name| name == CHECKPOINTS))
         .filter_map(Path::parent);
-    let mut runs = [path].into_iter().chain(of_checkpoint).map(RunDir::new);
+    // A checkpoint has a copy of its run's configuration: its run comes first.
+    let mut runs = of_checkpoint.chain([path]).map(RunDir::new);
     runs.find(|run| run.config().exists())
 }
 
@@ -110,6 +111,7 @@ mod tests {
         fs::create_dir_all(&step).unwrap();
         fs::create_dir_all(at("run/other")).unwrap();
         fs::write(at("run/config.toml"), "").unwrap();
+        fs::write(step.join("config.toml"), "").unwrap();
         let file = step.join("model.safetensors");
         assert_eq!(tokenizer_of(&file), None);
         fs::write(at("run/tokenizer.json"), "").unwrap();

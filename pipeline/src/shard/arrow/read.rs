@@ -41,6 +41,7 @@ pub struct ArrowShardReader<R: Read> {
     next_row: usize,
     next_sample: u32,
     max_member_bytes: u64,
+    needs_captions: bool,
     at_end: bool,
 }
 
@@ -77,6 +78,7 @@ impl<R: Read> ArrowShardReader<R> {
             next_row: 0,
             next_sample: 0,
             max_member_bytes: options.max_member_bytes,
+            needs_captions: options.needs_captions,
             at_end: false,
         })
     }
@@ -223,14 +225,15 @@ impl<R: Read> ArrowShardReader<R> {
                 members.extend(self.member(role, column, row, path)?);
             } else if !has_caption {
                 has_caption = true;
-                members.push(self.captions(batch, row)?);
+                members.extend(self.captions(batch, row)?);
             }
         }
         Ok(members)
     }
 
-    /// The captions of all columns that hold some.
-    fn captions(&self, batch: &Batch, row: usize) -> Result<Member, (SkipReason, String)> {
+    /// The captions of all columns that hold some; a row without any is an error where captions are
+    /// needed.
+    fn captions(&self, batch: &Batch, row: usize) -> Result<Option<Member>, (SkipReason, String)> {
         let mut captions = Vec::new();
         let columns = self.roles.iter().zip(&batch.columns);
         let mut numbered: Vec<_> = columns
@@ -243,10 +246,14 @@ impl<R: Read> ArrowShardReader<R> {
         for (_, column) in numbered {
             captions.extend(self.texts(CAPTION_MEMBER, column, row)?.unwrap_or_default());
         }
-        if captions.is_empty() {
-            return Err((SkipReason::NoCaption, "the caption is null".to_string()));
+        if !captions.is_empty() {
+            let captions = MemberData::Text(captions);
+            return Ok(Some(Member::new(CAPTION_MEMBER, captions)));
         }
-        Ok(Member::new(CAPTION_MEMBER, MemberData::Text(captions)))
+        match self.needs_captions {
+            true => Err((SkipReason::NoCaption, "the caption is null".to_string())),
+            false => Ok(None),
+        }
     }
 
     /// The member that a column without captions contributes; another column's null contributes none.

@@ -502,4 +502,16 @@ fn shards_without_captions_are_read_where_none_are_needed() {
     let bytes = bytes_of(&batch);
     let rows: Vec<_> = open_with(&bytes, &options).unwrap().collect();
     assert_eq!(rows[0].as_ref().unwrap().as_ref().unwrap().members.len(), 1);
+    // A column with a null.
+    let picture = images(&[Some((Some(b"\xff\xd8\xff"), Some("a.jpg")))]);
+    let null: ArrayRef = Arc::new(StringArray::from(vec![None::<&str>]));
+    let batch = RecordBatch::try_from_iter([("image", picture), ("caption", null)]).unwrap();
+    let bytes = bytes_of(&batch);
+    let rows: Vec<_> = open_with(&bytes, &options).unwrap().collect();
+    assert_eq!(rows[0].as_ref().unwrap().as_ref().unwrap().members.len(), 1);
+    let rows: Vec<_> = open_with(&bytes, &ArrowReadOptions::default())
+        .unwrap()
+        .collect();
+    let error = rows[0].as_ref().unwrap().as_ref().unwrap_err();
+    assert_eq!(error.reason, SkipReason::NoCaption);
 }
