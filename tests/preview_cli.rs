@@ -495,7 +495,7 @@ fn bad_files_are_listed() {
             "unknown_image_format",
             "unknown_image_format",
             "bad_caption",
-            "unknown_image_format"
+            "avif_image"
         ]
     );
     let captions = |sample: usize| {

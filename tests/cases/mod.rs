@@ -26,3 +26,38 @@ fn case(name: &str) -> PathBuf {
     assert!(path.is_dir(), "no case {name}");
     path
 }
+
+/// No case lies about untested, neither one of this repository nor one of the shared folder.
+#[test]
+fn every_case_is_tested() {
+    let tests = [
+        include_str!("captions.rs"),
+        include_str!("decode.rs"),
+        include_str!("remote.rs"),
+        include_str!("runs.rs"),
+        include_str!("shards.rs"),
+        include_str!("weights.rs"),
+        include_str!("writing.rs"),
+    ]
+    .concat();
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/cases");
+    let shared = crate::bin::shared("every_case_is_tested", "data/cases");
+    let mut untested = Vec::new();
+    for folder in [Some(own), shared].into_iter().flatten() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_string();
+            let is_named = [
+                format!("\"{name}\""),
+                format!("`{name}`"),
+                format!("fn {}(", name.replace('-', "_")),
+            ]
+            .iter()
+            .any(|words| tests.contains(words));
+            if path.is_dir() && !is_named {
+                untested.push(name);
+            }
+        }
+    }
+    assert!(untested.is_empty(), "cases without a test: {untested:?}");
+}

@@ -100,6 +100,7 @@ fn kill_after(folder: &Path, mut child: Child, shards: usize) {
     assert!(!status.success(), "it was to be killed before its end");
 }
 
+/// `shard-tmp-leak`
 #[test]
 fn a_killed_run_goes_on_and_leaves_nothing() {
     let (whole, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -147,6 +148,7 @@ fn a_killed_run_goes_on_and_leaves_nothing() {
     assert!(files(folder) == files(whole.path()));
 }
 
+/// `shard-concurrent`
 #[test]
 fn the_second_of_two_at_once_is_refused() {
     let folder = tempfile::tempdir().unwrap();

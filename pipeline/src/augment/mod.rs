@@ -594,8 +594,9 @@ mod tests {
                 mirrored: false,
             };
             let reference = planes(&tensors[&format!("{name}.crop_resized_u8")]);
+            // Crops were made by a Pillow that orders its passes otherwise; `tests/pil.rs` compares with 12.
             processor.render(&image, &view, out.as_mut());
-            assert_eq!(out.as_bytes(), reference, "{name} cropped");
+            compare(&format!("{name} cropped"), out.as_bytes(), &reference);
             let transform = ImageTransform::train(number(&case["S"]));
             let mut training = ImageProcessor::new(transform).expect("valid");
             training.render(&image, &view, out.as_mut());

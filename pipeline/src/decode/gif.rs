@@ -129,13 +129,13 @@ impl Header {
         let mut out = memory_for(ImageFormat::Gif, region.width as usize * 3)?;
         let (mut scratch, first) = (Vec::new(), region.x as usize);
         let rows = region.y as usize..(region.y + region.height) as usize;
-        // Rows that are not whole are not there, as in PIL.
-        let mut read = |row: &mut [u8]| match (indices.read(row), on_truncated) {
-            (Err(_), OnTruncated::Grey) => {
-                row.fill(self.fill);
-                Ok(())
+        // Of a row that is not whole there is what was decoded, as in PIL.
+        let mut read = |row: &mut [u8]| {
+            row.fill(self.fill);
+            match (indices.read(row), on_truncated) {
+                (Err(_), OnTruncated::Grey) => Ok(()),
+                (result, _) => result,
             }
-            (result, _) => result,
         };
         let frame = match self.interlaced {
             false => None,

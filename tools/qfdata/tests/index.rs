@@ -73,7 +73,7 @@ fn indexes_are_written_kept_checked_and_mended() {
     );
     assert_eq!(fs::read(&sidecar).unwrap(), written);
 
-    // Of another length: written again. Damaged where only a full check sees it: found.
+    // Of another length: written again. Damaged: found.
     fs::write(&sidecar, b"short").unwrap();
     succeed(folder, &["index", "out/s-*.tar"]);
     let mut damaged = written.clone();
@@ -81,7 +81,7 @@ fn indexes_are_written_kept_checked_and_mended() {
     fs::write(&sidecar, damaged).unwrap();
     let message = fail(folder, &["index", "--check", "out/s-*.tar"]);
     assert!(
-        message.contains("s-000001.tar.qfidx is damaged"),
+        message.contains("s-000001.tar.qfidx has a damaged header"),
         "{message}"
     );
     assert!(
