@@ -179,14 +179,22 @@ fn bombs_cost_no_memory() {
     let folder = tempfile::tempdir().expect("a folder");
     let png = folder.path().join("a.png");
     profile_bomb(&png, &python);
-    std::fs::write(folder.path().join("a.txt"), "a dog").expect("writes");
+    let mut members = Vec::new();
+    for key in ["a", "b", "c", "d"] {
+        let (image, text) = (format!("{key}.png"), format!("{key}.txt"));
+        if key != "a" {
+            std::fs::copy(&png, folder.path().join(&image)).expect("copies");
+        }
+        std::fs::write(folder.path().join(&text), "a dog").expect("writes");
+        members.extend([image, text]);
+    }
     let shard = folder.path().join("bomb.tar");
     let packed = Command::new("tar")
         .arg("-C")
         .arg(folder.path())
         .arg("-cf")
         .arg(&shard)
-        .args(["a.png", "a.txt"])
+        .args(members)
         .status();
     assert!(packed.expect("tar starts").success());
     let (rss, skipped) = profile(&shard, 1);
