@@ -274,13 +274,13 @@ fn a_sample_replaced_in_the_middle_is_noticed_where_it_is_read() {
     fs::write(folder.join("s.tar"), &bytes).unwrap();
     done(folder, "index s.tar");
     let index = fs::read(folder.join("s.tar.qfidx")).unwrap();
-    let at = bytes
-        .windows(8)
-        .position(|name| name == b"0007.jpg")
-        .unwrap();
     let mut changed = bytes;
-    // Two digits exchanged leave the header's checksum as it is.
-    changed[at..at + 4].copy_from_slice(b"0070");
+    for at in 0..changed.len() - 5 {
+        // Two digits exchanged leave the checksums of headers as they are.
+        if changed[at..].starts_with(b"0007.") {
+            changed[at..at + 4].copy_from_slice(b"0070");
+        }
+    }
     fs::write(folder.join("s.tar"), &changed).unwrap();
     fs::write(folder.join("s.tar.qfidx"), &index).unwrap();
     let profile = "profile --shards s.tar --seconds 1 --batch-size 2";

@@ -216,29 +216,45 @@ pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<()> {
 
 /// What decides the bytes of the shards, beside the files of the input. The number of threads does not.
 fn settings(args: &ShardArgs) -> anyhow::Result<Settings> {
-    let input = &args.input;
+    // All of them by name: a new option is here, or the compiler asks for it.
+    let ShardArgs {
+        input,
+        out: _,
+        format: _, // part of the lock's name
+        max_count,
+        max_bytes,
+        threads: _,
+        level,
+        path_column,
+        caption_column,
+        caption_lines,
+        shuffle_seed,
+        on_bad,
+        check_images,
+        no_index,
+        overwrite: _,
+        json: _,
+    } = args;
     let input = fs::canonicalize(input).with_context(|| format!("input {}", input.display()))?;
     let mut settings = Settings::new();
     let mut set = |option: &str, value: String| settings.insert(option.to_owned(), value);
     set("INPUT", input.display().to_string());
-    set("--max-count", args.max_count.to_string());
-    set("--max-bytes", args.max_bytes.to_string());
-    set("--on-bad", format!("{:?}", args.on_bad).to_lowercase());
-    set(
-        "--check-images",
-        format!("{:?}", args.check_images).to_lowercase(),
-    );
-    set("--no-index", args.no_index.to_string());
-    let texts = [
-        ("--path-column", args.path_column.clone()),
-        ("--caption-column", args.caption_column.clone()),
-        ("--level", args.level.map(|level| level.to_string())),
+    set("--max-count", max_count.to_string());
+    set("--max-bytes", max_bytes.to_string());
+    set("--on-bad", format!("{on_bad:?}").to_lowercase());
+    set("--check-images", format!("{check_images:?}").to_lowercase());
+    set("--no-index", no_index.to_string());
+    let given = [
+        ("--path-column", path_column.clone()),
+        ("--caption-column", caption_column.clone()),
         (
-            "--shuffle-seed",
-            args.shuffle_seed.map(|seed| seed.to_string()),
+            "--caption-lines",
+            caption_lines.map(|lines| lines.name().to_owned()),
         ),
+        ("--level", level.map(|level| level.to_string())),
+        ("--shuffle-seed", shuffle_seed.map(|seed| seed.to_string())),
     ];
-    for (option, value) in texts {
+    for (option, value) in given {
         value.map(|value| set(option, value));
     }
     Ok(settings)
