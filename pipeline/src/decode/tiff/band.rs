@@ -45,7 +45,7 @@ impl<'a> Chunks<'a> {
         let bits = u64::from(header.chunk.0)
             * header.chunk_samples() as u64
             * u64::from(header.layout.bits);
-        if across > 1 && bits % 8 != 0 {
+        if across > 1 && !bits.is_multiple_of(8) {
             return Err(broken("its tiles end within a byte"));
         }
         Ok(Chunks {

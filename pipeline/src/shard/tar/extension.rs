@@ -64,9 +64,12 @@ impl Extension {
     }
 }
 
-/// Splits `LENGTH KEY=VALUE\n` off: key, value, and what follows. The length counts all of it, itself
+/// A record's key and value, and what follows it.
+type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
+/// Splits `LENGTH KEY=VALUE\n` off. The length counts all of it, itself
 /// and the newline included.
-fn split_record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
+fn split_record(bytes: &[u8]) -> Result<Record<'_>, &'static str> {
     /// A length has fewer digits in any header that is read.
     const MAX_DIGITS: usize = 20;
     let blank = bytes
