@@ -123,7 +123,11 @@ fn kinds_of_tiff() {
         }
         let image = result.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         if let Some(python) = &python {
-            check(&image, &by_pil(python, "error", &[path.clone()])[0], &path);
+            check(
+                &image,
+                &by_pil(python, "error", std::slice::from_ref(&path))[0],
+                &path,
+            );
         }
     }
 }
@@ -417,5 +421,9 @@ open(sys.argv[1], "wb").write(body.ljust(400, b"\0") + b"".join(chunks))
     assert!(made.expect("Python starts").success());
     let bytes = std::fs::read(&path).expect("reads");
     let image = decode_rgb(&bytes, &DecodeLimits::default()).expect("decodes");
-    check(&image, &by_pil(&python, "error", &[path.clone()])[0], &path);
+    check(
+        &image,
+        &by_pil(&python, "error", std::slice::from_ref(&path))[0],
+        &path,
+    );
 }

@@ -593,7 +593,7 @@ fn url_password() {
         &["--steps", "3", "--profile"],
     ));
     assert!(Path::new(&run_dir).join("trace.json").exists());
-    assert_eq!(files_with(folder.path(), "sig="), [PathBuf::new(); 0]);
+    assert_eq!(files_with(folder.path(), "sig="), Vec::<PathBuf>::new());
     // The configuration twice, and the trace.
     assert!(files_with(Path::new(&run_dir), "?<redacted>").len() >= 3);
     let message = fails(1, &["--run-dir", &run_dir, "--resume", "--steps", "4"]);

@@ -220,8 +220,8 @@ mod tests {
         assert!(log.handle().unwrap().is_none() && !path.exists());
         let [a, b, rest] = [Some(1), Some(2), None].map(|sample| report("x.tar", sample, 0));
         log.append(1, &taken(&[a.clone(), a.clone()])).unwrap();
-        log.append(2, &taken(&[rest.clone()])).unwrap();
-        log.append(4, &taken(&[b.clone()])).unwrap();
+        log.append(2, &taken(std::slice::from_ref(&rest))).unwrap();
+        log.append(4, &taken(std::slice::from_ref(&b))).unwrap();
         let mut unnamed = taken(&[report("x.tar", Some(1), 7)]);
         unnamed.unnamed = 3;
         log.append(4, &unnamed).unwrap();

@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn no_cut_and_no_flipped_bit_passes() {
-        let content: Vec<u8> = (0..3000u32).map(|at| (at * at >> 5) as u8).collect();
+        let content: Vec<u8> = (0..3000u32).map(|at| ((at * at) >> 5) as u8).collect();
         for pack in [gzip, zstd] {
             let bytes = pack(&content);
             for length in 4..bytes.len() {

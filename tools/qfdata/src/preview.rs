@@ -56,7 +56,7 @@ pub(crate) struct PreviewArgs {
     #[arg(long)]
     eval: bool,
 
-    /// Take the [data] settings of a run: its config.toml, or a file of configs/; a tokenizer beside it is used
+    /// Take the `data` settings of a run: its config.toml, or a file of configs/; a tokenizer beside it is used
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 

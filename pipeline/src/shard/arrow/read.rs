@@ -16,7 +16,7 @@ use crate::sample::{EncodedSample, Member, MemberData, SampleId};
 /// Reads an Arrow IPC shard, stream or file format, row by row.
 ///
 /// Members of a sample, in column order:
-/// * the image, as bytes, named by one of [`IMAGE_EXTENSIONS`]: its path's last extension, else
+/// * the image, as bytes, named by one of `IMAGE_EXTENSIONS`: its path's last extension, else
 ///   what its bytes begin like, else `jpg`;
 /// * [`CAPTION_MEMBER`], the captions as text, nulls left out;
 /// * every other binary, string or list-of-strings column that is not null in this row, under its

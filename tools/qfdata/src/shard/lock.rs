@@ -181,7 +181,9 @@ impl PrefixLock {
     pub(super) fn finish(mut self) -> anyhow::Result<()> {
         // From here on the name may be that of another run's file.
         self.is_over = true;
-        self.folders.take().map(NewFolders::keep);
+        if let Some(folders) = self.folders.take() {
+            folders.keep();
+        }
         fs::remove_file(&self.path)
             .with_context(|| format!("cannot remove {}", self.path.display()))
     }
@@ -199,7 +201,9 @@ impl Drop for PrefixLock {
             return;
         }
         if self.has_begun || self.unfinished.is_some() {
-            self.folders.take().map(NewFolders::keep);
+            if let Some(folders) = self.folders.take() {
+                folders.keep();
+            }
             return;
         }
         // What fails here is left as it is, and harms nobody.
