@@ -588,9 +588,9 @@ fn write_shards(
         .map(|(_, result)| {
             result.with_context(|| {
                 format!(
-                    "stopped with {complete} of {} shards complete under {}; the same command goes on, \
-                     and writes all of them again",
-                    runs.len(),
+                    "stopped with {complete} of {} complete under {}; the same command goes on, and \
+                     writes all of them again",
+                    counted(runs.len() as u64, "shard", "shards"),
                     output.pattern(runs.len())
                 )
             })
