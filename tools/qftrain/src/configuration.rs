@@ -255,20 +255,23 @@ mod tests {
         }
         let mut config = settings.resolve().unwrap();
         let before = config.clone();
-        anchor(&mut config, Path::new("/work"));
+        anchor(&mut config, Path::new("/home/me"));
         let expected = [
-            "/work/a/*.tar",
-            "/work/b/{000..012}.tar",
-            "/c/*.tar::/work/d.tar",
+            "/home/me/a/*.tar",
+            "/home/me/b/{000..012}.tar",
+            "/c/*.tar::/home/me/d.tar",
             "s3://bucket/*.tar",
         ];
         assert_eq!(config.shards, expected.map(ShardSpec::from));
-        assert_eq!(config.tokenizer.unwrap(), Path::new("/work/vocab.txt"));
-        assert_eq!(config.remote.cache.unwrap(), Path::new("/work/cache"));
+        assert_eq!(config.tokenizer.unwrap(), Path::new("/home/me/vocab.txt"));
+        assert_eq!(config.remote.cache.unwrap(), Path::new("/home/me/cache"));
         assert_eq!(config.weights.bert.as_deref(), Some("hf://org/name"));
-        assert_eq!(config.weights.vision.as_deref(), Some("/work/../eva.pth"));
+        assert_eq!(
+            config.weights.vision.as_deref(),
+            Some("/home/me/../eva.pth")
+        );
         let held_out = config.validation.unwrap().shards;
-        let expected = ["/work/held.tar", "https://host/x.tar"];
+        let expected = ["/home/me/held.tar", "https://host/x.tar"];
         assert_eq!(held_out, expected.map(ShardSpec::from));
 
         // In front of a pattern this folder would be another.
