@@ -11,8 +11,9 @@ use clap::Args;
 use qf_pipeline::atomic_file;
 use qf_pipeline::error::full_message;
 use qf_pipeline::index::{build_index, Access, Found, ShardIndex, INDEX_ENDING};
+use qf_pipeline::remote::RemoteOptions;
 use qf_pipeline::shard::read::ReadOptions;
-use qf_pipeline::source::{resolve_shards, ShardLocation};
+use qf_pipeline::source::{resolve_shards_with, ShardLocation};
 use qf_pipeline::stop::Stop;
 use qf_pipeline::words::counted;
 use serde::Serialize;
@@ -31,7 +32,7 @@ use crate::progress;
 /// older; any other is written again.
 #[derive(Args, Debug)]
 pub(crate) struct IndexArgs {
-    /// Shards: files, globs, {000..012} ranges; several allowed
+    /// Shards: files, globs, {000..012} ranges; with --check also URLs; several allowed
     #[arg(num_args = 1.., required = true, value_name = "SHARDS")]
     shards: Vec<String>,
 
@@ -110,7 +111,9 @@ fn access_name(access: Option<Access>) -> &'static str {
 /// Runs the subcommand.
 pub(crate) fn run(args: &IndexArgs) -> anyhow::Result<()> {
     let started = Instant::now();
-    let shards = resolve_shards(&args.shards)?;
+    // Credentials and endpoints of remote shards, which can be checked, are those of the environment.
+    let remote = RemoteOptions::from_vars(std::env::vars_os());
+    let shards = resolve_shards_with(&args.shards, &remote)?;
     let interrupt = Interrupt::install()?;
     if !args.check {
         remove_leftovers(&shards);
