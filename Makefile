@@ -22,6 +22,7 @@ help: ## List the targets
 	@echo "    LIBTORCH_USE_PYTORCH=1  use the PyTorch 2.11.0 of the python3 on the PATH"
 	@echo "    QF_CACHE=folder         downloads and compiled dependencies (~/.cache/qformer)"
 	@echo "    QF_CUDA=0|1             fetch libtorch without or with CUDA"
+	@echo "    QF_NCCL=1               fetch NCCL's headers: a CPU set-up builds for several GPUs, too"
 	@echo "    ROUNDS=3 SECONDS_EACH=5 bench-peers: how often and how long each loader runs"
 	@echo "    QF_NO_APT=1             name missing system packages, install none"
 

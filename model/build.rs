@@ -31,9 +31,9 @@ fn main() {
         println!("cargo:cuda_lib={}", cuda.display());
         println!("cargo:rustc-link-arg=-Wl,-rpath-link,{}", cuda.display());
     }
-    let include = PathBuf::from(&lib_dir).join("../include");
-    compile_shim(&include);
-    compile_nccl(&include, torch_lib);
+    let libtorch = PathBuf::from(&lib_dir).join("..");
+    compile_shim(&libtorch.join("include"));
+    compile_nccl(&libtorch, torch_lib);
 }
 
 /// The loops without torch for speed, the code on torch's headers for a quick build: all its time
@@ -67,48 +67,71 @@ fn torch_headers(include: &Path) -> [PathBuf; 2] {
 
 /// The NCCL backend as a shared library, which the program carries along and opens on a GPU: its
 /// symbols are in libtorch_cuda.so, which the program does not link. Without the headers of CUDA and
-/// NCCL, which a set-up for the CPU does not have, it is empty.
-fn compile_nccl(include: &Path, torch_lib: &Path) {
+/// NCCL (`QF_NCCL=1 scripts/setup.sh` fetches them for any libtorch) it is empty.
+fn compile_nccl(libtorch: &Path, torch_lib: &Path) {
     println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    // Set-up touches this file where it adds headers. A file that is not there would be a change.
+    let stamp = libtorch.join("build-version");
+    if stamp.exists() {
+        println!("cargo:rerun-if-changed={}", stamp.display());
+    }
     let Some(out_dir) = std::env::var_os("OUT_DIR") else {
         return;
     };
     let library = Path::new(&out_dir).join("libqf_nccl.so");
-    if let Err(error) = std::fs::write(&library, "") {
-        println!("cargo:warning=cannot write {}: {error}", library.display());
-    }
-    // The packages that come with torch, then a CUDA of the system.
-    let packages = torch_lib.join("../../nvidia");
-    let mut folders = vec![packages.join("cu13/include"), packages.join("nccl/include")];
-    let system = std::env::var_os("CUDA_HOME").unwrap_or_else(|| "/usr/local/cuda".into());
-    folders.push(Path::new(&system).join("include"));
-    let has = |header: &str| folders.iter().any(|folder| folder.join(header).exists());
-    let is_complete = [
-        "cuda_runtime.h",
-        "crt/host_config.h",
-        "nccl.h",
-        "cusparse.h",
-    ]
-    .iter()
-    .all(|header| has(header) || Path::new("/usr/include").join(header).exists());
-    if !is_complete {
-        return;
-    }
-    let mut build = cc::Build::new();
-    build.cpp(true).std("c++17").opt_level(1);
-    build.define("USE_C10D_NCCL", None);
-    for folder in torch_headers(include).iter().chain(&folders) {
-        build.flag("-isystem").flag(folder);
-    }
-    let mut command = build.get_compiler().to_command();
-    command.args(["-shared", "-fPIC", "shim/nccl.cpp", "-o"]);
-    let status = command.arg(&library).status();
-    if !status.as_ref().is_ok_and(|status| status.success()) {
-        println!("cargo:warning=NCCL is left out: its shim does not compile ({status:?})");
+    let compiled = match header_folders(libtorch, torch_lib) {
+        Some(folders) => run_nccl_compiler(&libtorch.join("include"), &folders, &library),
+        None => Err(None),
+    };
+    if let Err(problem) = compiled {
+        if let Some(problem) = problem {
+            println!("cargo:warning=NCCL is left out: its shim does not compile ({problem})");
+        }
         // Half a library would be opened.
         if let Err(error) = std::fs::write(&library, "") {
             println!("cargo:warning=cannot write {}: {error}", library.display());
         }
+    }
+}
+
+/// Folders that hold all headers of CUDA and NCCL that the shim needs: those that set-up fetched, the
+/// packages that come with torch, a CUDA of the system. `None` where one of the headers is in none.
+fn header_folders(libtorch: &Path, torch_lib: &Path) -> Option<Vec<PathBuf>> {
+    let packages = torch_lib.join("../../nvidia");
+    let system = std::env::var_os("CUDA_HOME").unwrap_or_else(|| "/usr/local/cuda".into());
+    let folders = vec![
+        libtorch.join("nccl-headers"),
+        packages.join("cu13/include"),
+        packages.join("nccl/include"),
+        Path::new(&system).join("include"),
+    ];
+    let has = |header: &str| {
+        let installed = Path::new("/usr/include").join(header);
+        installed.exists() || folders.iter().any(|folder| folder.join(header).exists())
+    };
+    let all = ["cuda_runtime.h", "crt/host_config.h", "nccl.h"];
+    all.iter().all(|header| has(header)).then_some(folders)
+}
+
+/// Compiles `shim/nccl.cpp`, or returns what went wrong.
+fn run_nccl_compiler(
+    include: &Path,
+    folders: &[PathBuf],
+    library: &Path,
+) -> Result<(), Option<String>> {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(1);
+    build.define("USE_C10D_NCCL", None);
+    // First those that only name types of other CUDA libraries.
+    build.flag("-isystem").flag("shim/names/cuda");
+    for folder in torch_headers(include).iter().chain(folders) {
+        build.flag("-isystem").flag(folder);
+    }
+    let mut command = build.get_compiler().to_command();
+    command.args(["-shared", "-fPIC", "shim/nccl.cpp", "-o"]);
+    match command.arg(library).status() {
+        Ok(status) if status.success() => Ok(()),
+        status => Err(Some(format!("{status:?}"))),
     }
 }
 

@@ -6,6 +6,8 @@
 #   LIBTORCH_USE_PYTORCH=1  use the PyTorch of the `python3` on the PATH
 #   QF_CACHE=DIR            where downloads go (default: ${XDG_CACHE_HOME:-~/.cache}/qformer)
 #   QF_CUDA=0|1             fetch the lean CPU set or the full CUDA set (default: 1 with an NVIDIA GPU)
+#   QF_NCCL=1               also fetch the headers of NCCL and CUDA, so that what is built here with any
+#                           libtorch can train on several GPUs elsewhere (the CUDA set has them)
 #   QF_NO_APT=1             never call apt; name the missing packages instead
 #
 # A choice of libtorch is remembered in .cargo/config.toml; remove that file to forget it.
@@ -21,6 +23,8 @@ readonly CUDA_RUNTIME=nvidia-cuda-runtime==13.0.96
 readonly CUDA_CUPTI=nvidia-cuda-cupti==13.0.85
 # Headers that torch's own package does without, for the NCCL part of model/shim.
 readonly CUDA_HEADERS=(nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85)
+# The version that torch 2.11.0 asks for: structures of its header travel by value.
+readonly NCCL_VERSION=2.28.9
 readonly MIN_PYTHON=3.10 # of the torch wheels
 readonly CMAKE='cmake>=3.20,<5' # builds libjpeg-turbo
 
@@ -245,6 +249,32 @@ fetched_libtorch() { # prints its folder
     printf '%s\n' "$home/site/torch"
 }
 
+# The headers that model/build.rs compiles the NCCL backend with, beside those of libtorch. The build
+# looks again when build-version has changed.
+nccl_headers() { # LIBTORCH_VIEW
+    case "${QF_NCCL:-0}" in
+        0) return ;;
+        1) ;;
+        *) die "QF_NCCL=$QF_NCCL is neither 0 nor 1" ;;
+    esac
+    local home="$cache/nccl-headers-$NCCL_VERSION"
+    if [ ! -e "$home/complete" ]; then
+        say "fetching the headers of NCCL $NCCL_VERSION and CUDA from PyPI into $home (some 200 MB, of which 20 MB stay)"
+        rm -rf "$part" "$home" && mkdir -p "$part/include"
+        python3 -m venv "$part/venv"
+        pip_install "$part/venv/bin/python" "the headers of NCCL" --only-binary=:all: --no-deps \
+            --target "$part/site" "nvidia-nccl-cu13==$NCCL_VERSION" "$CUDA_RUNTIME" "${CUDA_HEADERS[@]}"
+        cp -r "$part/site/nvidia/cu13/include/." "$part/site/nvidia/nccl/include/." "$part/include"
+        rm -rf "$part/venv" "$part/site"
+        touch "$part/complete"
+        publish "$home"
+    fi
+    if [ "$(readlink "$1/nccl-headers")" != "$home/include" ]; then
+        ln -sfn "$home/include" "$1/nccl-headers"
+        touch "$1/build-version"
+    fi
+}
+
 # Sets `torch`, a folder with include and lib, and `chosen`: how the user chose it, if so.
 choose_libtorch() {
     chosen=
@@ -380,6 +410,7 @@ open_cache
 decoder_tools
 choose_libtorch
 view=$(linked "$torch")
+nccl_headers "$view"
 write_cargo_config "$view"
 fetch_crates
 if [ "${1:-}" = --with-test-venv ]; then

@@ -436,7 +436,7 @@ impl Nccl {
         if NCCL_LIBRARY.is_empty() {
             return Err(
                 "this program was compiled without the headers of CUDA and NCCL; run \
-                        `make setup` on a machine with an NVIDIA GPU, then build it again"
+                 `make setup QF_NCCL=1`, then build it again"
                     .into(),
             );
         }
@@ -459,5 +459,25 @@ impl Nccl {
         let address = *symbol;
         std::mem::forget(library);
         Ok(Nccl(address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Half a library would only be found out on a machine with several GPUs.
+    #[test]
+    fn the_nccl_library_is_whole_or_absent() {
+        if NCCL_LIBRARY.is_empty() {
+            let said = Nccl::open().unwrap_err();
+            assert!(said.contains("make setup QF_NCCL=1"), "{said}");
+            return;
+        }
+        assert!(NCCL_LIBRARY.starts_with(b"\x7fELF"));
+        let symbol = b"qf_make_nccl";
+        assert!(NCCL_LIBRARY
+            .windows(symbol.len())
+            .any(|part| part == symbol));
     }
 }

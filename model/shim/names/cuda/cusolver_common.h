@@ -1,0 +1,4 @@
+// See ../README.md.
+#pragma once
+
+typedef enum cusolverStatus : int {} cusolverStatus_t;
