@@ -177,9 +177,35 @@ impl Blip2Qformer {
         device: Device,
         seed: u64,
     ) -> Result<Blip2Qformer, ModelError> {
+        Blip2Qformer::loaded(config, device, seed, |_| Ok(())).map(|(model, ())| model)
+    }
+
+    /// A model on `device` whose values `load` gives. Parameters that it leaves out start as in
+    /// [`Blip2Qformer::new`], but hold anything while it runs; for the others no start values are
+    /// drawn.
+    ///
+    /// # Errors
+    /// Those of [`Blip2Qformer::new`] and of `load`.
+    pub fn loaded<T, E: From<ModelError>>(
+        config: &ModelConfig,
+        device: Device,
+        seed: u64,
+        load: impl FnOnce(&mut Blip2Qformer) -> Result<T, E>,
+    ) -> Result<(Blip2Qformer, T), E> {
+        let mut model = Blip2Qformer::without_values(config, device, seed)?;
+        let loaded = load(&mut model)?;
+        model.params.fill()?;
+        Ok((model, loaded))
+    }
+
+    fn without_values(
+        config: &ModelConfig,
+        device: Device,
+        seed: u64,
+    ) -> Result<Blip2Qformer, ModelError> {
         config.validate()?;
         let sizes = &config.qformer;
-        let mut params = ParamStore::new(device, seed);
+        let mut params = ParamStore::deferred(device, seed);
         let mut root = params.root();
         let query_tokens = root.param(
             "query_tokens",

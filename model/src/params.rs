@@ -4,13 +4,15 @@
 //! state and parameter groups need exact names in a stable order, so this store refuses duplicates
 //! and remembers the order of declaration.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
-use rand_chacha::rand_core::{RngCore, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::ModelError;
+
+mod start;
+
+use start::{Distribution, Filler, Start, Stream};
 
 /// One named tensor of a model.
 #[derive(Debug)]
@@ -37,6 +39,12 @@ pub enum LoadScope {
 pub struct ParamStore {
     params: Vec<Param>,
     index: HashMap<String, usize>,
+    /// What each parameter starts from, in order of declaration.
+    starts: Vec<Start>,
+    /// Parameters that hold no values yet. They get their start values in [`ParamStore::fill`].
+    unfilled: BTreeSet<usize>,
+    /// Whether start values are left to [`ParamStore::fill`].
+    is_deferred: bool,
     device: Device,
     seed: u64,
 }
@@ -47,8 +55,20 @@ impl ParamStore {
         ParamStore {
             params: Vec::new(),
             index: HashMap::new(),
+            starts: Vec::new(),
+            unfilled: BTreeSet::new(),
+            is_deferred: false,
             device,
             seed,
+        }
+    }
+
+    /// A store that leaves start values to [`ParamStore::fill`], so that none are drawn for
+    /// parameters whose values are loaded before.
+    pub(crate) fn deferred(device: Device, seed: u64) -> ParamStore {
+        ParamStore {
+            is_deferred: true,
+            ..ParamStore::new(device, seed)
         }
     }
 
@@ -162,17 +182,93 @@ impl ParamStore {
         if self.index.contains_key(name) {
             return Err(ModelError::DuplicateParameter(name.to_owned()));
         }
-        let tensor = init
-            .tensor(shape, self.seed, name)?
-            .f_to_device(self.device)?
-            .f_set_requires_grad(trainable)?;
-        self.index.insert(name.to_owned(), self.params.len());
+        let start = match init {
+            Init::Constant(value) => Start::Constant(value),
+            Init::Normal { std } => {
+                Start::Drawn(Stream::new(self.seed, name, Distribution::Normal { std }))
+            }
+            Init::Uniform { bound } => Start::Drawn(Stream::new(
+                self.seed,
+                name,
+                Distribution::Uniform { bound },
+            )),
+            Init::CopyOf(other) => self.start_of(other, name)?,
+        };
+        let tensor = Tensor::f_empty(shape, (Kind::Float, self.device))?;
+        let index = self.params.len();
+        if self.is_deferred {
+            self.unfilled.insert(index);
+        } else {
+            Filler::new().fill(&tensor, start)?;
+        }
+        let tensor = tensor.f_set_requires_grad(trainable)?;
+        self.index.insert(name.to_owned(), index);
+        self.starts.push(start);
         self.params.push(Param {
             name: name.to_owned(),
             tensor: tensor.shallow_clone(),
             trainable,
         });
         Ok(tensor)
+    }
+
+    /// What this parameter starts from; `name` is the one that is to start alike.
+    fn start_of(&self, other: &Tensor, name: &str) -> Result<Start, ModelError> {
+        let data = other.data_ptr();
+        let is_it = |param: &Param| param.tensor.data_ptr() == data;
+        match self.params.iter().position(is_it) {
+            Some(index) => Ok(self.starts[index]),
+            None => Err(ModelError::Input {
+                what: "start values",
+                message: format!("`{name}` copies a tensor that is no parameter of this model"),
+            }),
+        }
+    }
+
+    /// Gives every parameter that holds no values yet its start values.
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] where libtorch fails.
+    pub(crate) fn fill(&mut self) -> Result<(), ModelError> {
+        let mut filler = Filler::new();
+        while let Some(&index) = self.unfilled.first() {
+            filler.fill(&self.params[index].tensor, self.starts[index])?;
+            self.unfilled.remove(&index);
+        }
+        Ok(())
+    }
+
+    /// Does without start values, for a caller that overwrites every parameter: a rank that is about
+    /// to receive the first rank's.
+    pub fn skip_start_values(&mut self) {
+        self.unfilled.clear();
+    }
+
+    /// Overwrites the parameter `name`, converting `values` to its kind and device. Values of fewer
+    /// rows go to its first rows; the others keep what they have.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] for a name that is none; [`ModelError::Torch`] for values that do not
+    /// fit.
+    pub(crate) fn set(&mut self, name: &str, values: &Tensor) -> Result<(), ModelError> {
+        let Some(&index) = self.index.get(name) else {
+            return Err(ModelError::Input {
+                what: "parameter",
+                message: format!("the model has no `{name}`"),
+            });
+        };
+        let mut tensor = self.params[index].tensor.f_detach()?;
+        match (values.size().first(), tensor.size().first()) {
+            (Some(rows), Some(own_rows)) if rows < own_rows => {
+                if self.unfilled.contains(&index) {
+                    Filler::new().fill(&tensor, self.starts[index])?;
+                }
+                tensor.f_narrow(0, 0, *rows)?.f_copy_(values)?;
+            }
+            _ => tensor.f_copy_(values)?,
+        }
+        self.unfilled.remove(&index);
+        Ok(())
     }
 
     /// Overwrites the parameters with `tensors`, converted to each parameter's kind and device.
@@ -214,14 +310,10 @@ impl ParamStore {
                 problems,
             });
         }
-        tch::no_grad(|| {
-            for param in &mut self.params {
-                if let Some(tensor) = tensors.get(&param.name) {
-                    param.tensor.f_copy_(tensor)?;
-                }
-            }
-            Ok(())
-        })
+        for (name, values) in tensors {
+            self.set(name, values)?;
+        }
+        Ok(())
     }
 }
 
@@ -291,66 +383,8 @@ pub enum Init<'a> {
         /// Half the width.
         bound: f64,
     },
-    /// The values of another parameter.
+    /// What another parameter of the model starts from.
     CopyOf(&'a Tensor),
-}
-
-impl Init<'_> {
-    fn tensor(self, shape: &[i64], seed: u64, name: &str) -> Result<Tensor, ModelError> {
-        let options = (Kind::Float, Device::Cpu);
-        match self {
-            Init::Constant(value) => Ok(Tensor::f_full(shape, value, options)?),
-            Init::CopyOf(other) => {
-                let mut copy = Tensor::f_empty(shape, options)?;
-                copy.f_copy_(&other.f_detach()?)?;
-                Ok(copy)
-            }
-            Init::Normal { std } => random(shape, seed, name, |rng| normal_pair(rng, std)),
-            Init::Uniform { bound } => random(shape, seed, name, |rng| {
-                let bits = rng.next_u64();
-                let at = |bits: u32| ((f64::from(bits) * 2f64.powi(-31) - 1.0) * bound) as f32;
-                [at(bits as u32), at((bits >> 32) as u32)]
-            }),
-        }
-    }
-}
-
-/// A tensor of `shape` filled two numbers at a time from the stream that belongs to `name`.
-fn random(
-    shape: &[i64],
-    seed: u64,
-    name: &str,
-    draw: impl Fn(&mut ChaCha8Rng) -> [f32; 2],
-) -> Result<Tensor, ModelError> {
-    // Own generator rather than torch's: that one is global to the process and differs by device.
-    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ fnv1a(name));
-    let mut tensor = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
-    let count = tensor.numel();
-    let mut values = Vec::with_capacity(count + 1);
-    while values.len() < count {
-        values.extend(draw(&mut rng));
-    }
-    values.truncate(count);
-    tensor.f_copy_(&Tensor::f_from_slice(&values)?.f_view(shape)?)?;
-    Ok(tensor)
-}
-
-/// Two independent normal numbers (Box and Muller, 1958).
-fn normal_pair(rng: &mut ChaCha8Rng, std: f64) -> [f32; 2] {
-    let bits = rng.next_u64();
-    // In (0, 1], so that the logarithm is finite.
-    let radius_share = (f64::from(bits as u32) + 1.0) * 2f64.powi(-32);
-    let angle = f64::from((bits >> 32) as u32) * 2f64.powi(-32) * std::f64::consts::TAU;
-    let radius = std * (-2.0 * radius_share.ln()).sqrt();
-    let (sin, cos) = angle.sin_cos();
-    [(radius * cos) as f32, (radius * sin) as f32]
-}
-
-/// FNV-1a over the bytes of `text`, 64 bits.
-fn fnv1a(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
 }
 
 #[cfg(test)]
@@ -413,6 +447,63 @@ mod tests {
         assert_eq!(draw(1, "a", false), draw(1, "a", true));
         assert_ne!(draw(1, "a", false), draw(2, "a", false));
         assert_ne!(draw(1, "a", false), draw(1, "b", false));
+    }
+
+    /// A query layer that starts as a copy of a text layer, as in the Q-Former.
+    fn layers(mut store: ParamStore) -> ParamStore {
+        let mut root = store.root();
+        let normal = Init::Normal { std: 1.0 };
+        let text = root.param("text", &[70, 3], normal).unwrap();
+        let _ = root.param("query", &[70, 3], Init::CopyOf(&text)).unwrap();
+        let _ = root.param("gain", &[5], Init::Constant(1.5)).unwrap();
+        store
+    }
+
+    #[test]
+    fn what_is_not_loaded_starts_as_if_nothing_were() {
+        let fresh = layers(ParamStore::new(Device::Cpu, 7));
+        let start = |name: &str| values(&fresh.get(name).unwrap().tensor);
+        assert_eq!(start("query"), start("text"));
+        assert_eq!(start("gain"), [1.5; 5]);
+        // All, and again: what is there is not drawn anew.
+        let mut store = layers(ParamStore::deferred(Device::Cpu, 7));
+        store.fill().unwrap();
+        store
+            .set("gain", &Tensor::zeros([5], (Kind::Float, Device::Cpu)))
+            .unwrap();
+        store.fill().unwrap();
+        for name in ["text", "query"] {
+            assert_eq!(values(&store.get(name).unwrap().tensor), start(name));
+        }
+        assert_eq!(values(&store.get("gain").unwrap().tensor), [0.0; 5]);
+        // The text layer is loaded, its copy not; of the gain the first rows alone are.
+        let mut store = layers(ParamStore::deferred(Device::Cpu, 7));
+        store
+            .set("text", &Tensor::ones([70, 3], (Kind::Double, Device::Cpu)))
+            .unwrap();
+        store
+            .set("gain", &Tensor::ones([2], (Kind::Float, Device::Cpu)))
+            .unwrap();
+        store.fill().unwrap();
+        let now = |name: &str| values(&store.get(name).unwrap().tensor);
+        assert_eq!(now("text"), [1.0; 210]);
+        assert_eq!(now("query"), start("query"));
+        assert_eq!(now("gain"), [1.0, 1.0, 1.5, 1.5, 1.5]);
+        assert!(store
+            .named_parameters()
+            .iter()
+            .all(|p| p.tensor.requires_grad()));
+    }
+
+    #[test]
+    fn only_parameters_of_the_model_are_copied() {
+        let mut store = store();
+        let other = Tensor::zeros([3], (Kind::Float, Device::Cpu));
+        let error = store
+            .root()
+            .param("c", &[3], Init::CopyOf(&other))
+            .unwrap_err();
+        assert!(error.to_string().contains("`c` copies a tensor"), "{error}");
     }
 
     #[test]

@@ -110,7 +110,7 @@ fn load_params(
         resampled: plan.resampled,
     };
     for copy in plan.copies {
-        tch::no_grad(|| copy.run(file))?;
+        tch::no_grad(|| copy.run(file, params))?;
     }
     log_report(file, &report);
     Ok(report)
@@ -170,7 +170,9 @@ fn naming(file: &WeightsFile, part: Part) -> Result<Naming, ModelError> {
 
 /// A parameter and where its values come from.
 struct Copy {
-    param: Tensor,
+    param: String,
+    /// The parameter's last dimension.
+    width: Option<i64>,
     source: Source,
     /// Grid and rule, where positions are resampled.
     resample: Option<(i64, PositionInterpolation)>,
@@ -179,7 +181,7 @@ struct Copy {
 }
 
 impl Copy {
-    fn run(mut self, file: &WeightsFile) -> Result<(), ModelError> {
+    fn run(self, file: &WeightsFile, params: &mut ParamStore) -> Result<(), ModelError> {
         let values = match &self.source {
             Source::Whole(name) => file.tensor(name)?,
             Source::Third(name, index) => {
@@ -206,14 +208,8 @@ impl Copy {
             }
             None => values,
         };
-        match values.size().first() {
-            // A vocabulary of fewer entries; see `Plan::shape_problem`.
-            Some(&rows) if Some(&rows) != self.param.size().first() => {
-                self.param.f_narrow(0, 0, rows)?.f_copy_(&values)?;
-            }
-            _ => self.param.f_copy_(&values)?,
-        }
-        Ok(())
+        // Of a vocabulary of fewer entries the first rows; see `Plan::checked`.
+        params.set(&self.param, &values)
     }
 }
 
@@ -436,7 +432,8 @@ impl<'a> Plan<'a> {
             }
         }
         Some(Copy {
-            param: own.shallow_clone(),
+            param: param.to_owned(),
+            width: expected.last().copied(),
             source,
             resample,
             added_row: None,
@@ -457,7 +454,7 @@ impl<'a> Plan<'a> {
         }
         let name = positions.source.first_name();
         let name = name.replace("position_embeddings", "token_type_embeddings");
-        let width = positions.param.size().last().copied();
+        let width = positions.width;
         match self.file.info(&name) {
             Some(([types, own_width], kind))
                 if *types > 0 && Some(*own_width) == width && is_float(kind) =>

@@ -182,11 +182,14 @@ impl ModelSource<'_> {
             }
         };
         let Checkpoint { folder, state } = args.checkpoint(&run_dir)?;
-        let mut model = Blip2Qformer::new(&config.model, device, config.seed)?;
-        checkpoint::load_model(&folder, &mut model)?;
-        if args.ema {
-            checkpoint::load_averages(&folder, &mut model)?;
-        }
+        let load = |model: &mut Blip2Qformer| {
+            checkpoint::load_model(&folder, model)?;
+            match args.ema {
+                true => checkpoint::load_averages(&folder, model),
+                false => Ok(()),
+            }
+        };
+        let (model, ()) = Blip2Qformer::loaded(&config.model, device, config.seed, load)?;
         Ok(LoadedModel {
             model,
             tokenizer,

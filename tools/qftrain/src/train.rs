@@ -322,17 +322,24 @@ fn train(
     config.model.qformer.fit_to_tokenizer(&tokenizer);
     config.validate()?;
 
-    let mut model = Blip2Qformer::new(&config.model, device, config.seed)?;
-    let mut origins = Vec::new();
-    if let Some(first) = &first {
-        origins = first.weights.load(&mut model)?;
-    }
-    model.params_mut().freeze(&config.freeze)?;
     let newest = first.as_ref().and_then(|first| first.newest.as_ref());
-    if let Some(Checkpoint { folder, state }) = newest {
+    if let Some(Checkpoint { state, .. }) = newest {
         check_random_state(state, &config)?;
-        checkpoint::load_model(folder, &mut model)?;
     }
+    let load = |model: &mut Blip2Qformer| -> anyhow::Result<_> {
+        let Some(first) = &first else {
+            // They come from the first rank, in `share_weights`.
+            model.params_mut().skip_start_values();
+            return Ok(Vec::new());
+        };
+        let origins = first.weights.load(model)?;
+        if let Some(Checkpoint { folder, .. }) = newest {
+            checkpoint::load_model(folder, model)?;
+        }
+        Ok(origins)
+    };
+    let (mut model, origins) = Blip2Qformer::loaded(&config.model, device, config.seed, load)?;
+    model.params_mut().freeze(&config.freeze)?;
     share_weights(&model, ranks)?;
     // Only now: averages start from the weights.
     let mut optimizer = AdamW::for_rank(model.params(), &config.optimizer, ranks)?;

@@ -268,12 +268,13 @@ impl WeightsModel {
     /// Reads the values. Without a language-model head in the file, the model can match and
     /// retrieve, but not caption, and says so.
     pub(crate) fn load(&self, device: Device) -> anyhow::Result<Blip2Qformer> {
-        let mut model = Blip2Qformer::new(&self.config, device, 0)?;
         let absent = Absent {
             tower: false,
             head: true,
         };
-        let report = load_into(&mut model, &self.file, Part::Model(absent))?;
+        let (model, report) = Blip2Qformer::loaded(&self.config, device, 0, |model| {
+            load_into(model, &self.file, Part::Model(absent))
+        })?;
         if !self.file.taken_off().is_empty() {
             let path = self.file.path().display();
             remark(format_args!("{path}{}", taken_off(&self.file)));
