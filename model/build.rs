@@ -55,6 +55,7 @@ fn compile_shim(include: &Path) {
         build.file(file).compile(library);
     };
     build(1, "shim/ops.cpp", "qf_ops");
+    build(1, "shim/low.cpp", "qf_low");
     build(1, "shim/c10d.cpp", "qf_c10d");
     build(1, "shim/stream.cpp", "qf_stream");
     build(1, "shim/profiler.cpp", "qf_profiler");

@@ -361,7 +361,6 @@ fn one_graph(group: &ProcessGroup) {
             token_ids: &ids,
             attention_mask: &mask,
             image_ids: None,
-            lengths: None,
         };
         let negatives = NegativeSampling::Given {
             image_idx: &image_idx,

@@ -339,7 +339,6 @@ impl Step {
             token_ids: &self.token_ids,
             attention_mask: &self.attention_mask,
             image_ids: None,
-            lengths: None,
         };
         let negatives = NegativeSampling::Given {
             image_idx: &self.negative_images,

@@ -100,7 +100,6 @@ fn text_rows(model: &Blip2Qformer, ids: &Tensor, mask: &Tensor) -> Tensor {
         token_ids: ids,
         attention_mask: mask,
         image_ids: None,
-        lengths: None,
     };
     let negatives = NegativeSampling::Multinomial;
     let output = tch::no_grad(|| model.forward_losses(&input, negatives, &SingleProcess, false));

@@ -39,6 +39,11 @@ bool has_kernel(const Tensor& tensor) {
   return tensor.device().is_cpu() && tensor.scalar_type() == at::kFloat;
 }
 
+bool is_low_on_cpu(const Tensor& tensor) {
+  return tensor.device().is_cpu() &&
+         (tensor.scalar_type() == at::kBFloat16 || tensor.scalar_type() == at::kHalf);
+}
+
 // A key for one operation's dropout, from torch's own generator, so that its seed decides.
 qf::Dropout draw_dropout(double probability) {
   if (probability <= 0.0) return {0, 0.0f};
@@ -297,6 +302,16 @@ Tensor apply_attention(const Tensor& query, const Tensor& key, const Tensor& val
       !mask || (has_kernel(*mask) && mask->dim() == 4 && mask->size(1) == 1 && shapes &&
                 mask->size(0) == query.size(0) && mask->size(3) == key.size(2) &&
                 (mask->size(2) == 1 || mask->size(2) == query.size(2)));
+  if (is_low_on_cpu(query) && is_low_on_cpu(key) && is_low_on_cpu(value)) {
+    // No fused kernel of torch takes dropout here.
+    const auto f32 = [](const Tensor& t) {
+      return t.to(at::kFloat, false, false, at::MemoryFormat::Contiguous);
+    };
+    std::optional<Tensor> additive;
+    if (mask) additive = f32(*mask);
+    return apply_attention(f32(query), f32(key), f32(value), additive, probability)
+        .to(query.scalar_type());
+  }
   if (!(shapes && maskable && has_kernel(query) && has_kernel(key) && has_kernel(value))) {
     std::optional<Tensor> additive;
     if (mask) additive = mask->to(query.scalar_type());
@@ -378,12 +393,6 @@ void check_index(const Tensor& index, int64_t size) {
   }
 }
 
-// Rows of `source` at `index`, zeros at -1; torch's own operations.
-Tensor take_rows(const Tensor& source, const Tensor& index) {
-  const Tensor taken = source.index_select(0, index.clamp_min(0));
-  return taken * (index >= 0).unsqueeze(1).to(taken.scalar_type());
-}
-
 Tensor split_rows(const Tensor& rows, const Tensor& slots, const Tensor& places, int64_t batch,
                   int64_t length, int64_t heads) {
   TORCH_CHECK(rows.dim() == 2 && heads > 0 && rows.size(1) % heads == 0, "rows are [M, heads * d]");
@@ -391,11 +400,9 @@ Tensor split_rows(const Tensor& rows, const Tensor& slots, const Tensor& places,
   TORCH_CHECK(places.dim() == 1 && places.size(0) == rows.size(0), "places are [M]");
   check_index(slots, rows.size(0));
   check_index(places, batch * length);
-  if (has_kernel(rows)) {
-    return SplitRows::apply(rows.contiguous(), slots.contiguous(), places.contiguous(), batch,
-                            length, heads);
-  }
-  return take_rows(rows, slots).view({batch, length, heads, -1}).transpose(1, 2);
+  TORCH_CHECK(has_kernel(rows), "rows with gaps are in 32 bits on the CPU");
+  return SplitRows::apply(rows.contiguous(), slots.contiguous(), places.contiguous(), batch, length,
+                          heads);
 }
 
 Tensor merge_rows(const Tensor& x, const Tensor& slots, const Tensor& places) {
@@ -404,10 +411,8 @@ Tensor merge_rows(const Tensor& x, const Tensor& slots, const Tensor& places) {
   TORCH_CHECK(places.dim() == 1, "places are [M]");
   check_index(slots, places.size(0));
   check_index(places, slots.size(0));
-  if (has_kernel(x)) {
-    return MergeRows::apply(x.contiguous(), slots.contiguous(), places.contiguous());
-  }
-  return take_rows(x.transpose(1, 2).reshape({slots.size(0), -1}), places);
+  TORCH_CHECK(has_kernel(x), "rows with gaps are in 32 bits on the CPU");
+  return MergeRows::apply(x.contiguous(), slots.contiguous(), places.contiguous());
 }
 
 // --- For C --------------------------------------------------------------------------------------

@@ -47,6 +47,15 @@ impl Precision {
             _ => Precision::F32,
         }
     }
+
+    /// The element type of products in 16 bits.
+    pub(crate) fn low_kind(self) -> Option<tch::Kind> {
+        match self {
+            Precision::F32 => None,
+            Precision::Bf16 => Some(tch::Kind::BFloat16),
+            Precision::F16 => Some(tch::Kind::Half),
+        }
+    }
 }
 
 /// What turns pixels into image features `[B, M, E]`.

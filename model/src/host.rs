@@ -277,7 +277,6 @@ mod tests {
                         token_ids: &cut(&ids),
                         attention_mask: &cut(&mask),
                         image_ids: None,
-                        lengths: None,
                     },
                     NegativeSampling::Given {
                         image_idx: &negatives,

@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::error::ModelError;
+use crate::low::{FrozenLow, LowCopies, LowLinear};
 use crate::ops;
 use crate::params::{Init, Scope};
 
@@ -24,6 +25,14 @@ pub(crate) enum LinearInit<'a> {
 pub(crate) struct Linear {
     weight: Tensor,       // [out, in]
     bias: Option<Tensor>, // [out]
+    /// What computes the product in 16 bits, if anything does.
+    low: Option<Low>,
+}
+
+#[derive(Debug)]
+enum Low {
+    Trained(LowLinear),
+    Frozen(FrozenLow),
 }
 
 impl Linear {
@@ -51,16 +60,86 @@ impl Linear {
         Ok(Linear {
             weight: scope.param("weight", &[out_features, in_features], weight)?,
             bias: Some(scope.param("bias", &[out_features], bias)?),
+            low: None,
         })
     }
 
     /// A layer of parameters that were declared under other names.
     pub(crate) fn from_tensors(weight: Tensor, bias: Option<Tensor>) -> Linear {
-        Linear { weight, bias }
+        Linear {
+            weight,
+            bias,
+            low: None,
+        }
     }
 
+    /// `[…, in]` → `[…, out]`; in 16 bits where [`Linear::use_copies`] says so.
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, ModelError> {
-        ops::linear(input, &self.weight, self.bias.as_ref())
+        match &self.low {
+            Some(Low::Trained(low)) => low.forward(input),
+            Some(Low::Frozen(low)) => low.forward(input, &self.weight),
+            None => ops::linear(input, &self.weight, self.bias.as_ref()),
+        }
+    }
+
+    /// Computes in 16 bits from here on, with copies of the parameters; in 32 without any.
+    pub(crate) fn use_copies(&mut self, copies: Option<&mut LowCopies>) -> Result<(), ModelError> {
+        let low = copies.map(|copies| copies.joint(&[self])).transpose()?;
+        self.low = low.map(Low::Trained);
+        Ok(())
+    }
+
+    /// Computes in 16 bits from here on, without a gradient, if the weight has become such; in 32
+    /// without `copies`. The bias is put together of `bias` parts, or is the layer's own.
+    pub(crate) fn use_frozen_copies(
+        &mut self,
+        copies: Option<&mut LowCopies>,
+        bias: &[(i64, &Tensor)],
+    ) -> Result<(), ModelError> {
+        let size = self.weight.size()[0];
+        let own: Vec<(i64, &Tensor)> = self.bias.iter().map(|bias| (0, bias)).collect();
+        let parts = if bias.is_empty() { &own } else { bias };
+        let frozen = |copies: &mut LowCopies| -> Result<Low, ModelError> {
+            Ok(Low::Frozen(FrozenLow {
+                kind: copies.kind(),
+                bias: copies.vector(size, parts)?,
+            }))
+        };
+        self.low = copies.map(frozen).transpose()?;
+        Ok(())
+    }
+
+    /// Whether [`Linear::use_frozen_copies`] put a bias in.
+    pub(crate) fn has_frozen_bias(&self) -> bool {
+        matches!(self.low, Some(Low::Frozen(_)))
+    }
+
+    /// Another handle of a layer that is not trained.
+    pub(crate) fn frozen_clone(&self) -> Linear {
+        let low = match &self.low {
+            Some(Low::Frozen(low)) => Some(Low::Frozen(FrozenLow {
+                kind: low.kind,
+                bias: low.bias.shallow_clone(),
+            })),
+            _ => None,
+        };
+        Linear {
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.as_ref().map(Tensor::shallow_clone),
+            low,
+        }
+    }
+
+    /// Weight and bias.
+    pub(crate) fn parameters(&self) -> Result<(Tensor, Tensor), ModelError> {
+        let bias = match &self.bias {
+            Some(bias) => bias.shallow_clone(),
+            None => Tensor::f_zeros(
+                [self.weight.size()[0]],
+                (self.weight.f_kind()?, self.weight.device()),
+            )?,
+        };
+        Ok((self.weight.shallow_clone(), bias))
     }
 
     /// [`Linear::forward`] with another bias.
@@ -82,6 +161,7 @@ impl Linear {
         Ok(Linear {
             weight: self.weight.f_mul(&norm.weight)?,
             bias: Some(shift.f_squeeze_dim(0)?),
+            low: None,
         })
     }
 }
@@ -128,6 +208,20 @@ impl LayerNorm {
     }
 
     /// Computed in 32 bits whatever the input's kind, which the result has again.
+    /// Another handle of the same norm.
+    pub(crate) fn shallow_clone(&self) -> LayerNorm {
+        LayerNorm {
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.shallow_clone(),
+            eps: self.eps,
+        }
+    }
+
+    /// Gain and shift.
+    pub(crate) fn parameters(&self) -> (&Tensor, &Tensor) {
+        (&self.weight, &self.bias)
+    }
+
     pub(crate) fn forward_in_f32(&self, input: &Tensor) -> Result<Tensor, ModelError> {
         let kind = input.f_kind()?;
         Ok(self

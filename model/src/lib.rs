@@ -25,7 +25,6 @@
 //!             token_ids,
 //!             attention_mask,
 //!             image_ids: None,
-//!             lengths: None,
 //!         };
 //!         let negatives = NegativeSampling::Multinomial;
 //!         let output = model.forward_losses(&input, negatives, &SingleProcess, true)?;
@@ -50,6 +49,7 @@ pub mod flops;
 pub mod generate;
 pub mod host;
 mod layers;
+mod low;
 pub mod loss;
 mod ops;
 pub mod optim;

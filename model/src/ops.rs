@@ -15,6 +15,43 @@ pub(crate) fn linear(
     ffi::new_tensor(|out| ffi::linear(input, weight, bias, out))
 }
 
+/// Linear layers of one input as one product in 16 bits: x `[…, K]`, `copies` weight `[N, K]` and bias
+/// `[N]` in 16 bits → `[…, N]`, in 16 bits or, with `f32_out`, in 32.
+///
+/// The gradients go to `weights` and `biases` in 32 bits, of one to three layers, whose rows the copies
+/// hold one after the other.
+pub(crate) fn low_linear(
+    input: &Tensor,
+    copies: (&Tensor, &Tensor),
+    weights: &[&Tensor],
+    biases: &[&Tensor],
+    f32_out: bool,
+) -> Result<Tensor, ModelError> {
+    if weights.len() != biases.len() {
+        return Err(ModelError::Input {
+            what: "layers of one product",
+            message: "lists of different lengths".into(),
+        });
+    }
+    ffi::new_tensor(|out| ffi::low_linear(input, copies, weights, biases, f32_out, out))
+}
+
+/// Copies the sources that have changed to their targets, converted, in one call. `versions` holds of
+/// each source the version that its target has (-1: none).
+pub(crate) fn refresh_copies(
+    sources: &[Tensor],
+    targets: &[Tensor],
+    versions: &mut [i64],
+) -> Result<(), ModelError> {
+    if sources.len() != targets.len() || sources.len() != versions.len() {
+        return Err(ModelError::Input {
+            what: "16-bit copies",
+            message: "lists of different lengths".into(),
+        });
+    }
+    ffi::check(ffi::refresh_copies(sources, targets, versions))
+}
+
 /// Dropout with a mask that is drawn again in the backward pass instead of being kept.
 pub(crate) fn dropout(input: &Tensor, probability: f64) -> Result<Tensor, ModelError> {
     ffi::new_tensor(|out| ffi::dropout(input, probability, out))
@@ -194,6 +231,22 @@ mod ffi {
             bias: *const C_tensor,
             out: *mut *mut C_tensor,
         ) -> Message;
+        fn qf_low_linear(
+            x: *const C_tensor,
+            low_weight: *const C_tensor,
+            low_bias: *const C_tensor,
+            weights: *const *const C_tensor,
+            biases: *const *const C_tensor,
+            layers: usize,
+            f32_out: c_int,
+            out: *mut *mut C_tensor,
+        ) -> Message;
+        fn qf_refresh_copies(
+            sources: *const *const C_tensor,
+            targets: *const *const C_tensor,
+            versions: *mut i64,
+            count: usize,
+        ) -> Message;
         fn qf_dropout(x: *const C_tensor, probability: f64, out: *mut *mut C_tensor) -> Message;
         fn qf_dropout_add_norm(
             x: *const C_tensor,
@@ -303,6 +356,45 @@ mod ffi {
     ) -> Message {
         // SAFETY: the pointers are of live tensors (bias may be null); out is written once.
         unsafe { qf_linear(x.as_ptr(), weight.as_ptr(), optional(bias), out) }
+    }
+
+    pub(super) fn low_linear(
+        x: &Tensor,
+        (low_weight, low_bias): (&Tensor, &Tensor),
+        weights: &[&Tensor],
+        biases: &[&Tensor],
+        f32_out: bool,
+        out: Out<'_>,
+    ) -> Message {
+        let (weights, biases) = (pointers(weights), pointers(biases));
+        // SAFETY: the pointers are of live tensors, two lists of `layers` of them (the caller compared
+        // the lengths); out is written once.
+        unsafe {
+            qf_low_linear(
+                x.as_ptr(),
+                low_weight.as_ptr(),
+                low_bias.as_ptr(),
+                weights.as_ptr(),
+                biases.as_ptr(),
+                weights.len(),
+                c_int::from(f32_out),
+                out,
+            )
+        }
+    }
+
+    pub(super) fn refresh_copies(
+        sources: &[Tensor],
+        targets: &[Tensor],
+        versions: &mut [i64],
+    ) -> Message {
+        let list = |tensors: &[Tensor]| -> Vec<*const C_tensor> {
+            tensors.iter().map(|tensor| tensor.as_ptr()).collect()
+        };
+        let (from, to) = (list(sources), list(targets));
+        // SAFETY: lists of `count` entries each (the caller compared the lengths), pointers of live
+        // tensors.
+        unsafe { qf_refresh_copies(from.as_ptr(), to.as_ptr(), versions.as_mut_ptr(), from.len()) }
     }
 
     pub(super) fn dropout(x: &Tensor, probability: f64, out: Out<'_>) -> Message {

@@ -26,7 +26,6 @@ fn equal_seeds_give_equal_steps_and_others_do_not() {
             token_ids: &ids,
             attention_mask: &ids.ones_like(),
             image_ids: None,
-            lengths: None,
         };
         let negatives = NegativeSampling::Multinomial;
         let output = model

@@ -2,6 +2,8 @@
 
 use tch::{Kind, Tensor};
 
+use crate::error::ModelError;
+
 /// Cosine similarities over temperature, local against gathered samples.
 #[derive(Debug)]
 pub struct Similarities {
@@ -21,20 +23,20 @@ pub(crate) fn similarities(
     all_image_feats: &Tensor,
     all_text_feat: &Tensor,
     temp: &Tensor,
-) -> Similarities {
+) -> Result<Similarities, ModelError> {
     let image_to_text = image_feats
-        .matmul(&all_text_feat.transpose(0, 1)) // [B, Q, N]
-        .max_dim(1, false)
+        .f_matmul(&all_text_feat.f_transpose(0, 1)?)? // [B, Q, N]
+        .f_max_dim(1, false)?
         .0; // [B, N]
     let text_to_image = all_image_feats
-        .matmul(&text_feat.transpose(0, 1)) // [N, Q, B]
-        .max_dim(1, false)
+        .f_matmul(&text_feat.f_transpose(0, 1)?)? // [N, Q, B]
+        .f_max_dim(1, false)?
         .0 // [N, B]
-        .transpose(0, 1); // [B, N]
-    Similarities {
-        image_to_text: image_to_text / temp,
-        text_to_image: text_to_image / temp,
-    }
+        .f_transpose(0, 1)?; // [B, N]
+    Ok(Similarities {
+        image_to_text: image_to_text.f_div(temp)?,
+        text_to_image: text_to_image.f_div(temp)?,
+    })
 }
 
 /// Which columns match each row of the similarities.
@@ -48,14 +50,14 @@ pub enum Targets {
 
 impl Targets {
     /// `[B, N]` bool, true at the matching columns.
-    pub(crate) fn mask(&self, columns: i64) -> Tensor {
-        match self {
+    pub(crate) fn mask(&self, columns: i64) -> Result<Tensor, ModelError> {
+        Ok(match self {
             Targets::Index(index) => {
-                let all = Tensor::arange(columns, (Kind::Int64, index.device()));
-                index.unsqueeze(1).eq_tensor(&all)
+                let all = Tensor::f_arange(columns, (Kind::Int64, index.device()))?;
+                index.f_unsqueeze(1)?.f_eq_tensor(&all)?
             }
             Targets::SameImage(mask) => mask.shallow_clone(),
-        }
+        })
     }
 }
 
@@ -63,26 +65,38 @@ impl Targets {
 ///
 /// Smoothing spreads its share over all N columns, matching ones included. Several matching
 /// columns share the rest evenly.
-pub(crate) fn loss(similarities: &Tensor, targets: &Targets, label_smoothing: f64) -> Tensor {
-    match targets {
-        Targets::Index(index) => similarities.cross_entropy_loss::<Tensor>(
+pub(crate) fn loss(
+    similarities: &Tensor,
+    targets: &Targets,
+    label_smoothing: f64,
+) -> Result<Tensor, ModelError> {
+    Ok(match targets {
+        Targets::Index(index) => similarities.f_cross_entropy_loss::<Tensor>(
             index,
             None,
             tch::Reduction::Mean,
             -100,
             label_smoothing,
-        ),
+        )?,
         Targets::SameImage(mask) => {
             let columns = mask.size()[1];
-            let mask = mask.to_kind(similarities.kind());
-            let shares = &mask / mask.sum_dim_intlist([1i64].as_slice(), true, None);
-            let smoothed = shares * (1.0 - label_smoothing) + label_smoothing / columns as f64;
-            let log_probabilities = similarities.log_softmax(1, None);
-            -(smoothed * log_probabilities)
-                .sum_dim_intlist([1i64].as_slice(), false, None)
-                .mean(None)
+            let mask = mask.f_to_kind(similarities.f_kind()?)?;
+            let along_columns = [1i64];
+            let shares = mask.f_div(&mask.f_sum_dim_intlist(
+                along_columns.as_slice(),
+                true,
+                None,
+            )?)?;
+            let smoothed = shares
+                .f_mul_scalar(1.0 - label_smoothing)?
+                .f_add_scalar(label_smoothing / columns as f64)?;
+            smoothed
+                .f_mul(&similarities.f_log_softmax(1, None)?)?
+                .f_sum_dim_intlist(along_columns.as_slice(), false, None)?
+                .f_mean(None)?
+                .f_neg()?
         }
-    }
+    })
 }
 
 #[cfg(test)]
@@ -105,7 +119,7 @@ mod tests {
             .set_requires_grad(true);
         let text = Tensor::from_slice2(&[[1.0f32, 0.0], [0.0, 1.0]]);
         let temp = Tensor::from(0.5f32);
-        let sims = similarities(&image, &text, &image.detach(), &text, &temp);
+        let sims = similarities(&image, &text, &image.detach(), &text, &temp).unwrap();
         close(&sims.image_to_text, &[2.0, 2.0, 1.6, 1.6]);
         close(&sims.text_to_image, &[2.0, 1.6, 2.0, 1.6]);
         sims.image_to_text
@@ -122,7 +136,7 @@ mod tests {
             Tensor::ones([1, 1, 3], options),
             Tensor::ones([1, 3], options),
         );
-        let sims = similarities(&image, &text, &image, &text, &Tensor::from(1.0f32));
+        let sims = similarities(&image, &text, &image, &text, &Tensor::from(1.0f32)).unwrap();
         assert_eq!(sims.image_to_text.size(), [1, 1]);
         assert_eq!(sims.text_to_image.size(), [1, 1]);
     }
@@ -130,13 +144,13 @@ mod tests {
     #[test]
     fn smoothed_cross_entropy_by_hand() {
         let sims = Tensor::from_slice2(&[[2.0f64, 0.0], [0.0, 0.0]]);
-        let by_index = loss(&sims, &Targets::Index(Tensor::from_slice(&[0i64, 1])), 0.1);
+        let by_index = loss(&sims, &Targets::Index(Tensor::from_slice(&[0i64, 1])), 0.1).unwrap();
         // Row 0: 0.95 · ln(1 + e^-2) + 0.05 · (2 + ln(1 + e^-2)); row 1: ln 2.
         let expected = ((1.0 + (-2f64).exp()).ln() + 0.1 + 2f64.ln()) / 2.0;
         close(&by_index, &[expected]);
         // The same through the other branch.
         let mask = Tensor::from_slice2(&[[true, false], [false, true]]);
-        close(&loss(&sims, &Targets::SameImage(mask), 0.1), &[expected]);
+        close(&loss(&sims, &Targets::SameImage(mask), 0.1).unwrap(), &[expected]);
     }
 
     #[test]
@@ -146,12 +160,12 @@ mod tests {
         let logs = Vec::<f64>::try_from(sims.log_softmax(1, None).view(-1)).unwrap();
         let share = 0.45 + 0.1 / 3.0;
         let expected = -(share * (logs[0] + logs[1]) + 0.1 / 3.0 * logs[2]);
-        close(&loss(&sims, &Targets::SameImage(mask), 0.1), &[expected]);
+        close(&loss(&sims, &Targets::SameImage(mask), 0.1).unwrap(), &[expected]);
     }
 
     #[test]
     fn target_masks() {
-        let mask = Targets::Index(Tensor::from_slice(&[2i64, 3])).mask(4);
+        let mask = Targets::Index(Tensor::from_slice(&[2i64, 3])).mask(4).unwrap();
         let rows = Vec::<bool>::try_from(mask.flatten(0, -1)).unwrap();
         assert_eq!(rows, [false, false, true, false, false, false, false, true]);
     }

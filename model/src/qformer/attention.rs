@@ -5,6 +5,7 @@ use super::KeyValue;
 use crate::config::QformerConfig;
 use crate::error::ModelError;
 use crate::layers::{Dropout, LayerNorm, Linear, LinearInit};
+use crate::low::{LowCopies, LowLinear};
 use crate::ops;
 use crate::params::Scope;
 
@@ -17,6 +18,30 @@ pub(crate) struct Attention {
     dense: Linear, // D → D
     norm: LayerNorm,
     heads: i64,
+    /// Query, key and value of one input as one product in 16 bits.
+    joint: Option<LowLinear>,
+}
+
+/// Queries, keys and values of rows.
+pub(crate) enum Projected {
+    /// Each `[M, D]`; of the queries those that are read.
+    Apart {
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+    },
+    /// `[M, 3 D]`: query, key and value of each row side by side.
+    Joint(Tensor),
+    /// Queries `[M', D]` of the rows that are read, and `[M, 2 D]`: key and value side by side.
+    JointKeyValue { query: Tensor, key_value: Tensor },
+}
+
+/// One segment in attention's layout.
+pub(crate) struct SegmentHeads {
+    /// `[R, heads, L, d]`.
+    pub(crate) query: Tensor,
+    /// Each `[R, heads, S, d]`.
+    pub(crate) key_value: KeyValue,
 }
 
 impl Attention {
@@ -40,17 +65,111 @@ impl Attention {
             dense: Linear::new(output.sub("dense"), width, width, init)?,
             norm: LayerNorm::new(output.sub("LayerNorm"), width, config.eps)?,
             heads: config.heads,
+            joint: None,
         })
     }
 
-    /// Queries of rows `[M, D]`: `[M, D]`.
-    pub(crate) fn query(&self, rows: &Tensor) -> Result<Tensor, ModelError> {
-        self.query.forward(rows)
+    /// Computes self-attention's products in 16 bits from here on, or in 32 again.
+    pub(crate) fn use_copies(
+        &mut self,
+        mut copies: Option<&mut LowCopies>,
+    ) -> Result<(), ModelError> {
+        self.joint = match &mut copies {
+            Some(copies) => Some(copies.joint(&[&self.query, &self.key, &self.value])?),
+            None => None,
+        };
+        self.dense.use_copies(copies)
     }
 
-    /// Keys and values of rows `[M, key_width]`, each `[M, D]`.
-    pub(crate) fn key_value(&self, rows: &Tensor) -> Result<(Tensor, Tensor), ModelError> {
-        Ok((self.key.forward(rows)?, self.value.forward(rows)?))
+    /// The same of cross attention, whose keys and values [`ImageProjection`](super::image)
+    /// computes.
+    pub(crate) fn use_copies_for_queries(
+        &mut self,
+        mut copies: Option<&mut LowCopies>,
+    ) -> Result<(), ModelError> {
+        self.query.use_copies(copies.as_deref_mut())?;
+        self.dense.use_copies(copies)
+    }
+
+    /// Queries, keys and values of self-attention: of rows `[M, D]`, and of `asking`, those of them
+    /// that are read, if not all are.
+    pub(crate) fn project(
+        &self,
+        rows: &Tensor,
+        asking: Option<&Tensor>,
+    ) -> Result<Projected, ModelError> {
+        Ok(match (&self.joint, asking) {
+            (None, _) => Projected::Apart {
+                query: flat(&self.query.forward(asking.unwrap_or(rows))?)?,
+                key: self.key.forward(rows)?,
+                value: self.value.forward(rows)?,
+            },
+            (Some(joint), None) => Projected::Joint(joint.forward(rows)?),
+            (Some(joint), Some(asking)) => Projected::JointKeyValue {
+                query: flat(&joint.part(0..1)?.forward(asking)?)?,
+                key_value: joint.part(1..3)?.forward(rows)?,
+            },
+        })
+    }
+
+    /// The segments of projected rows: rows are keys by `maps`, and ask by `query_maps`.
+    pub(crate) fn segments(
+        &self,
+        projected: &Projected,
+        maps: &[&RowMap],
+        query_maps: &[&RowMap],
+    ) -> Result<Vec<SegmentHeads>, ModelError> {
+        let rows_of = |maps: &[&RowMap]| maps.iter().map(|map| map.rows()).collect::<Vec<_>>();
+        let split = |rows: &Tensor, maps: &[&RowMap]| -> Result<Vec<Tensor>, ModelError> {
+            let parts = rows.f_split_with_sizes(rows_of(maps), 0)?;
+            let parts = parts.iter().zip(maps);
+            parts.map(|(part, map)| map.split(part, self.heads)).collect()
+        };
+        let joint = |rows: &Tensor, count| -> Result<Vec<Vec<Tensor>>, ModelError> {
+            let parts = rows.f_split_with_sizes(rows_of(maps), 0)?;
+            let parts = parts.iter().zip(maps);
+            parts
+                .map(|(part, map)| map.split_joint(part, count, self.heads))
+                .collect()
+        };
+        let (queries, keys_values) = match projected {
+            Projected::Apart { query, key, value } => {
+                let (keys, values) = (split(key, maps)?, split(value, maps)?);
+                let pairs = keys.into_iter().zip(values).map(|(k, v)| vec![k, v]);
+                (split(query, query_maps)?, pairs.collect())
+            }
+            Projected::JointKeyValue { query, key_value } => {
+                (split(query, query_maps)?, joint(key_value, 2)?)
+            }
+            Projected::Joint(rows) => {
+                let mut all = joint(rows, 3)?;
+                let queries = all.iter_mut().map(|heads| heads.remove(0)).collect();
+                (queries, all)
+            }
+        };
+        let segments = queries.into_iter().zip(keys_values);
+        segments
+            .map(|(query, key_value)| {
+                let [key, value] = <[Tensor; 2]>::try_from(key_value).map_err(|_| {
+                    ModelError::Input {
+                        what: "columns of a joint product",
+                        message: "neither two nor three".into(),
+                    }
+                })?;
+                let key_value = KeyValue { key, value };
+                Ok(SegmentHeads { query, key_value })
+            })
+            .collect()
+    }
+
+    /// Queries of rows `[…, D]`: `[M, D]`.
+    pub(crate) fn query(&self, rows: &Tensor) -> Result<Tensor, ModelError> {
+        flat(&self.query.forward(rows)?)
+    }
+
+    /// The projections of keys and values.
+    pub(crate) fn key_value_layers(&self) -> [&Linear; 2] {
+        [&self.key, &self.value]
     }
 
     /// Keys and values of image rows `[B, M, E]` that still miss gain and shift of `norm`: each
@@ -73,19 +192,6 @@ impl Attention {
         })
     }
 
-    /// Keys and values of one segment in attention's layout.
-    pub(crate) fn split_key_value(
-        &self,
-        key: &Tensor,
-        value: &Tensor,
-        map: &RowMap,
-    ) -> Result<KeyValue, ModelError> {
-        Ok(KeyValue {
-            key: map.split(key, self.heads)?,
-            value: map.split(value, self.heads)?,
-        })
-    }
-
     /// What the queries `[M, D]`, placed by `map`, gather from keys and values: `[M, D]`, before the
     /// output block.
     pub(crate) fn gather(
@@ -96,10 +202,21 @@ impl Attention {
         mask: Option<&Tensor>,
         dropout: Dropout,
     ) -> Result<Tensor, ModelError> {
-        let query = map.split(query, self.heads)?; // [R, heads, L, d]
+        self.gather_heads(&map.split(query, self.heads)?, map, key_value, mask, dropout)
+    }
+
+    /// The same of queries in attention's layout, `[R, heads, L, d]`.
+    pub(crate) fn gather_heads(
+        &self,
+        query: &Tensor,
+        map: &RowMap,
+        key_value: &KeyValue,
+        mask: Option<&Tensor>,
+        dropout: Dropout,
+    ) -> Result<Tensor, ModelError> {
         let KeyValue { key, value } = key_value;
         map.merge(&ops::attention(
-            &query,
+            query,
             key,
             value,
             mask,
@@ -107,14 +224,22 @@ impl Attention {
         )?)
     }
 
-    /// The output block: gathered `[M, D]` and the rows that asked `[M, D]` → `[M, D]`.
+    /// The output block: gathered `[M, D]` and the rows that asked `[…, D]` → `[…, D]`.
     pub(crate) fn output(
         &self,
         gathered: &Tensor,
         rows: &Tensor,
         dropout: Dropout,
     ) -> Result<Tensor, ModelError> {
-        self.norm
-            .forward_residual(&self.dense.forward(gathered)?, rows, dropout)
+        let dense = self.dense.forward(gathered)?.f_view_as(rows)?;
+        self.norm.forward_residual(&dense, rows, dropout)
     }
+}
+
+/// `[…, D]` → `[M, D]`.
+fn flat(rows: &Tensor) -> Result<Tensor, ModelError> {
+    Ok(match rows.dim() {
+        2 => rows.shallow_clone(),
+        _ => rows.f_flatten(0, -2)?,
+    })
 }

@@ -32,13 +32,10 @@ impl Qformer {
         position: i64,
         past: &mut [KeyValue],
     ) -> Result<Tensor, ModelError> {
-        let (size, device) = (token_ids.size(), token_ids.device());
-        let rows = TextRows::all(size[0], 1, 0, device)?;
-        let plan = Plan::text(&rows, None, Past::Given)?;
-        let positions = rows.positions().f_full_like(position)?;
-        let words = self
-            .embeddings
-            .words(&token_ids.f_view([-1])?, &positions)?; // [R, D]
+        let size = token_ids.size();
+        let plan = Plan::text(&TextRows::all(size[0], 1), None, Past::Given)?;
+        let words = self.embeddings.words(&token_ids.f_view([-1])?)?; // [R, D]
+        let words = self.embeddings.add_position(&words, position)?;
         let rows = self.embeddings.normalize(&words, self.dropout(false))?;
         let (rows, cache) = self.run(rows, &plan, &[], Some(past), false)?;
         for (past, own) in past.iter_mut().zip(cache.into_iter().flatten()) {

@@ -1,5 +1,6 @@
 use tch::Tensor;
 
+use super::plan::{Positions, TextRows};
 use crate::config::QformerConfig;
 use crate::error::ModelError;
 use crate::layers::{Dropout, LayerNorm};
@@ -42,22 +43,42 @@ impl Embeddings {
         &self.word_embeddings
     }
 
-    /// Ids and positions `[N]` i64 → words with their positions `[N, D]`, before the norm. Queries
-    /// have no position.
-    pub(crate) fn words(
+    /// Ids `[N]` i64 → words `[N, D]`, without positions.
+    pub(crate) fn words(&self, token_ids: &Tensor) -> Result<Tensor, ModelError> {
+        look_up(&self.word_embeddings, token_ids)
+    }
+
+    /// Words `[N, D]` of the rows of texts → with their positions, before the norm. Queries have no
+    /// position.
+    pub(crate) fn add_positions(
         &self,
-        token_ids: &Tensor,
-        positions: &Tensor,
+        words: &Tensor,
+        rows: &TextRows,
     ) -> Result<Tensor, ModelError> {
-        // The ids come from data: one beyond the vocabulary must be an error, not a panic.
-        let look_up =
-            |table: &Tensor, index: &Tensor| Tensor::f_embedding(table, index, -1, false, false);
-        let words = look_up(&self.word_embeddings, token_ids)?;
-        Ok(words.f_add(&look_up(&self.position_embeddings, positions)?)?)
+        match rows.positions() {
+            Positions::Counted { batch, length } => {
+                let table = self.position_embeddings.f_narrow(0, 0, length)?; // [T, D]
+                let words = words.f_view([batch, length, -1])?;
+                Ok(words.f_add(&table)?.f_flatten(0, 1)?)
+            }
+            Positions::Listed(positions) => {
+                Ok(words.f_add(&look_up(&self.position_embeddings, positions)?)?)
+            }
+        }
+    }
+
+    /// Words `[N, D]` that all stand at one position.
+    pub(crate) fn add_position(&self, words: &Tensor, at: i64) -> Result<Tensor, ModelError> {
+        Ok(words.f_add(&self.position_embeddings.f_narrow(0, at, 1)?)?)
     }
 
     /// Norm and dropout of the rows that enter the first layer.
     pub(crate) fn normalize(&self, rows: &Tensor, dropout: Dropout) -> Result<Tensor, ModelError> {
         dropout.apply(&self.norm.forward(rows)?)
     }
+}
+
+/// Rows of a table. The ids come from data: one beyond the table must be an error, not a panic.
+fn look_up(table: &Tensor, index: &Tensor) -> Result<Tensor, ModelError> {
+    Ok(Tensor::f_embedding(table, index, -1, false, false)?)
 }

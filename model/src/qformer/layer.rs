@@ -1,12 +1,13 @@
 use tch::Tensor;
 
 use super::attention::Attention;
-use super::plan::{Past, Plan};
+use super::plan::{Layout, Past, Plan};
 use super::rows::RowMap;
 use super::KeyValue;
 use crate::config::QformerConfig;
 use crate::error::ModelError;
 use crate::layers::{Dropout, LayerNorm, Linear, LinearInit};
+use crate::low::LowCopies;
 use crate::params::Scope;
 
 /// One layer: self-attention of all rows, then cross attention and a feed-forward network of their
@@ -43,6 +44,28 @@ impl Layer {
         })
     }
 
+    /// Computes products in 16 bits from here on, or in 32 again.
+    pub(crate) fn use_copies(
+        &mut self,
+        mut copies: Option<&mut LowCopies>,
+    ) -> Result<(), ModelError> {
+        self.attention.use_copies(copies.as_deref_mut())?;
+        if let Some(attention) = &mut self.cross_attention {
+            attention.use_copies_for_queries(copies.as_deref_mut())?;
+        }
+        for network in [&mut self.text_network, &mut self.query_network] {
+            network.intermediate.use_copies(copies.as_deref_mut())?;
+            network.output.use_copies(copies.as_deref_mut())?;
+        }
+        Ok(())
+    }
+
+    /// The projections of the image's keys and values, if this layer attends to it.
+    pub(crate) fn image_layers(&self) -> Option<[&Linear; 2]> {
+        let attention = self.cross_attention.as_ref()?;
+        Some(attention.key_value_layers())
+    }
+
     pub(crate) fn has_cross_attention(&self) -> bool {
         self.cross_attention.is_some()
     }
@@ -75,85 +98,95 @@ impl Layer {
         past: Option<&KeyValue>,
         dropout: Dropout,
     ) -> Result<(Tensor, Vec<KeyValue>), ModelError> {
-        let (key, value) = self.attention.key_value(rows)?;
         let read = match &plan.last {
             Some(read) if last => Some(read),
             _ => None,
         };
-        let rows = match read {
-            Some(read) => read.select(rows)?,
-            None => rows.shallow_clone(),
-        };
-        let query = self.attention.query(&rows)?;
-
-        let sizes: Vec<i64> = plan.segments.iter().map(|s| s.keys.rows()).collect();
+        let asking = read.map(|read| read.select(rows)).transpose()?;
+        let projected = self.attention.project(rows, asking.as_ref())?;
+        let maps: Vec<&RowMap> = plan.segments.iter().map(|s| &s.keys).collect();
         let query_maps: Vec<&RowMap> = match read {
             Some(read) => read.queries.iter().collect(),
-            None => plan.segments.iter().map(|s| &s.keys).collect(),
+            None => maps.clone(),
         };
-        let query_sizes: Vec<i64> = query_maps.iter().map(|map| map.rows()).collect();
-        let queries = query.f_split_with_sizes(query_sizes, 0)?;
-        let keys = key.f_split_with_sizes(sizes.as_slice(), 0)?;
-        let values = value.f_split_with_sizes(sizes.as_slice(), 0)?;
-        let mut own: Vec<KeyValue> = Vec::with_capacity(sizes.len());
-        let mut gathered = Vec::with_capacity(sizes.len());
-        for (index, segment) in plan.segments.iter().enumerate() {
-            let key_value =
-                self.attention
-                    .split_key_value(&keys[index], &values[index], &segment.keys)?;
+        let mut own: Vec<KeyValue> = Vec::with_capacity(maps.len());
+        let mut gathered = Vec::with_capacity(maps.len());
+        let segments = self.attention.segments(&projected, &maps, &query_maps)?;
+        for (index, (heads, segment)) in segments.into_iter().zip(&plan.segments).enumerate() {
             let before = match segment.past {
                 Past::Nothing => None,
                 Past::Segment(earlier) => own.get(earlier),
                 Past::Given => past,
             };
-            let joined = before.map(|before| before.join(&key_value)).transpose()?;
-            let mixed = self.attention.gather(
-                &queries[index],
+            let joined = before.map(|before| before.join(&heads.key_value)).transpose()?;
+            let mixed = self.attention.gather_heads(
+                &heads.query,
                 query_maps[index],
-                joined.as_ref().unwrap_or(&key_value),
+                joined.as_ref().unwrap_or(&heads.key_value),
                 segment.mask.as_ref(),
                 dropout,
             )?;
             gathered.push(mixed);
-            own.push(key_value);
+            own.push(heads.key_value);
         }
-        let rows = self.attention.output(&cat(&gathered)?, &rows, dropout)?;
-        Ok((self.networks(&rows, plan, images, dropout)?, own))
+        let asking = asking.as_ref().unwrap_or(rows);
+        let rows = self.attention.output(&cat(&gathered)?, asking, dropout)?;
+        let layout = match read {
+            Some(_) => Layout::Stacked {
+                query_rows: plan.layout.query_rows(),
+            },
+            None => plan.layout,
+        };
+        let parts = layout.split(&flat(rows)?)?;
+        let parts = self.networks(parts, plan, images, dropout)?;
+        Ok((layout.join(parts)?, own))
     }
 
     /// Cross attention and the feed-forward networks, of query rows and of text rows.
     fn networks(
         &self,
-        rows: &Tensor,
+        [queries, text]: [Option<Tensor>; 2],
         plan: &Plan,
         images: Option<&[&KeyValue]>,
         dropout: Dropout,
-    ) -> Result<Tensor, ModelError> {
-        let all = rows.size()[0];
-        let num_queries = plan.query_rows;
-        if num_queries == 0 {
-            return self.text_network.forward(rows, dropout);
-        }
-        let mut parts = rows.f_split_with_sizes([num_queries, all - num_queries], 0)?;
-        if let (Some(attention), Some(images)) = (&self.cross_attention, images) {
-            let query = attention.query(&parts[0])?;
-            let sizes: Vec<i64> = plan.images.iter().map(RowMap::rows).collect();
-            let queries = query.f_split_with_sizes(sizes, 0)?;
-            let gathered = queries
-                .iter()
-                .zip(&plan.images)
-                .zip(images)
-                .map(|((query, map), image)| attention.gather(query, map, image, None, dropout))
-                .collect::<Result<Vec<_>, _>>()?;
-            parts[0] = attention.output(&cat(&gathered)?, &parts[0], dropout)?;
-        }
-        parts[0] = self.query_network.forward(&parts[0], dropout)?;
-        if all == num_queries {
-            return Ok(parts.swap_remove(0));
-        }
-        parts[1] = self.text_network.forward(&parts[1], dropout)?;
-        cat(&parts)
+    ) -> Result<[Option<Tensor>; 2], ModelError> {
+        let queries = match (queries, &self.cross_attention, images) {
+            (Some(rows), Some(attention), Some(images)) => {
+                Some(look_at(attention, &rows, plan, images, dropout)?)
+            }
+            (queries, _, _) => queries,
+        };
+        let queries = queries.map(|rows| self.query_network.forward(&rows, dropout));
+        let text = text.map(|rows| self.text_network.forward(&rows, dropout));
+        Ok([queries.transpose()?, text.transpose()?])
     }
+}
+
+/// Cross attention of query rows `[…, D]` to their images.
+fn look_at(
+    attention: &Attention,
+    rows: &Tensor,
+    plan: &Plan,
+    images: &[&KeyValue],
+    dropout: Dropout,
+) -> Result<Tensor, ModelError> {
+    let sizes: Vec<i64> = plan.images.iter().map(RowMap::rows).collect();
+    let queries = attention.query(rows)?.f_split_with_sizes(sizes, 0)?;
+    let gathered = queries
+        .iter()
+        .zip(&plan.images)
+        .zip(images)
+        .map(|((query, map), image)| attention.gather(query, map, image, None, dropout))
+        .collect::<Result<Vec<_>, _>>()?;
+    attention.output(&cat(&gathered)?, rows, dropout)
+}
+
+/// `[…, D]` → `[M, D]`.
+fn flat(rows: Tensor) -> Result<Tensor, ModelError> {
+    Ok(match rows.dim() {
+        2 => rows,
+        _ => rows.f_flatten(0, -2)?,
+    })
 }
 
 /// Parts one under the other; a single one is not copied.

@@ -11,62 +11,27 @@ mod attention;
 mod decode;
 mod embeddings;
 mod head;
+mod image;
 mod layer;
 mod plan;
 mod rows;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::config::QformerConfig;
 use crate::error::ModelError;
 use crate::layers::{Dropout, LayerNorm};
+use crate::low::LowCopies;
 use crate::params::Scope;
 
 use embeddings::Embeddings;
 use head::LmHead;
 use layer::Layer;
-use plan::{causal_mask, key_mask, matching_images, Past, Plan};
+use plan::{causal_mask, key_mask, Layout, Past, Plan};
 use rows::RowMap;
 
+pub(crate) use image::{ImageKeyValues, KeyValue};
 pub(crate) use plan::{TextRows, MASKED};
-
-/// Keys and values of one attention, each `[B, heads, S, d]`.
-#[derive(Debug)]
-pub(crate) struct KeyValue {
-    pub(crate) key: Tensor,
-    pub(crate) value: Tensor,
-}
-
-impl KeyValue {
-    /// The batch entries of `index`, `[N]` i64.
-    pub(crate) fn select(&self, index: &Tensor) -> Result<KeyValue, ModelError> {
-        Ok(KeyValue {
-            key: self.key.f_index_select(0, index)?,
-            value: self.value.f_index_select(0, index)?,
-        })
-    }
-
-    /// The keys and values of `later` after these, of the same batch.
-    fn join(&self, later: &KeyValue) -> Result<KeyValue, ModelError> {
-        Ok(KeyValue {
-            key: Tensor::f_cat(&[&self.key, &later.key], 2)?,
-            value: Tensor::f_cat(&[&self.value, &later.value], 2)?,
-        })
-    }
-}
-
-/// An image as cross attention sees it: keys and values of every layer that has one, in order.
-///
-/// They depend on nothing but the image, so that one computation serves every call of a step.
-#[derive(Debug)]
-pub(crate) struct ImageKeyValues(Vec<KeyValue>);
-
-impl ImageKeyValues {
-    pub(crate) fn select(&self, index: &Tensor) -> Result<ImageKeyValues, ModelError> {
-        let layers = self.0.iter().map(|layer| layer.select(index));
-        Ok(ImageKeyValues(layers.collect::<Result<_, _>>()?))
-    }
-}
 
 /// What queries alone come to.
 pub(crate) struct EncodedImage {
@@ -103,7 +68,10 @@ pub(crate) struct Qformer {
     layers: Vec<Layer>,
     head: LmHead,
     num_queries: i64,
+    heads: i64,
     dropout: f64,
+    /// The element type of products in 16 bits, if they are.
+    low_kind: Option<Kind>,
 }
 
 impl Qformer {
@@ -121,8 +89,24 @@ impl Qformer {
             layers,
             head,
             num_queries: config.num_queries,
+            heads: config.heads,
             dropout: config.dropout,
+            low_kind: None,
         })
+    }
+
+    /// Computes products in 16 bits from here on, with copies of the parameters; in 32 without any.
+    /// Norms, residuals and scores stay in 32.
+    pub(crate) fn use_copies(
+        &mut self,
+        mut copies: Option<&mut LowCopies>,
+    ) -> Result<(), ModelError> {
+        self.low_kind = copies.as_ref().map(|copies| copies.kind());
+        for layer in &mut self.layers {
+            layer.use_copies(copies.as_deref_mut())?;
+        }
+        self.head
+            .use_copies(self.embeddings.word_embeddings(), copies)
     }
 
     fn dropout(&self, train: bool) -> Dropout {
@@ -135,12 +119,10 @@ impl Qformer {
     /// features still miss gain and shift of `norm`.
     pub(crate) fn project_image(
         &self,
-        normalized: &Tensor,
+        features: &Tensor,
         norm: &LayerNorm,
     ) -> Result<ImageKeyValues, ModelError> {
-        let layers = self.layers.iter();
-        let projected = layers.filter_map(|l| l.project_image(normalized, norm).transpose());
-        Ok(ImageKeyValues(projected.collect::<Result<_, _>>()?))
+        self.image_projection(norm)?.project(features)
     }
 
     /// Queries alone, all seeing each other: `query_tokens` `[1, Q, D]` → rows `[B, Q, D]`.
@@ -152,7 +134,7 @@ impl Qformer {
         train: bool,
     ) -> Result<EncodedImage, ModelError> {
         let plan = Plan::queries(batch, self.num_queries);
-        let rows = self.embed(Some((query_tokens, batch)), &[], train)?;
+        let rows = self.embed(Some((query_tokens, batch)), &[], plan.layout, train)?;
         let (rows, cache) = self.run(rows, &plan, &[image], None, train)?;
         Ok(EncodedImage {
             hidden: rows.f_view([batch, self.num_queries, -1])?,
@@ -168,10 +150,10 @@ impl Qformer {
         train: bool,
     ) -> Result<Tensor, ModelError> {
         let size = token_ids.size();
-        let all = TextRows::all(size[0], size[1], 0, token_ids.device())?;
-        let mask = key_mask(attention_mask, 0)?;
+        let all = TextRows::all(size[0], size[1]);
+        let mask = self.mask(key_mask(attention_mask, 0)?)?;
         let plan = Plan::text(&all, Some(mask), Past::Nothing)?;
-        let rows = self.embed(None, &[(token_ids, &all)], train)?;
+        let rows = self.embed(None, &[(token_ids, &all)], plan.layout, train)?;
         let (rows, _) = self.run(rows, &plan, &[], None, train)?;
         Ok(rows.f_view([size[0], size[1], -1])?)
     }
@@ -192,10 +174,10 @@ impl Qformer {
         let batch = text.token_ids.size()[0];
         let plan = Plan::unimodal(
             self.num_queries,
-            (text.rows, key_mask(text.attention_mask, 0)?),
+            (text.rows, self.mask(key_mask(text.attention_mask, 0)?)?),
             (
                 decoder.rows,
-                causal_mask(decoder.attention_mask, self.num_queries)?,
+                self.mask(causal_mask(decoder.attention_mask, self.num_queries)?)?,
             ),
             cut,
         )?;
@@ -203,10 +185,10 @@ impl Qformer {
             (text.token_ids, text.rows),
             (decoder.token_ids, decoder.rows),
         ];
-        let rows = self.embed(Some((query_tokens, batch)), &texts, train)?;
+        let rows = self.embed(Some((query_tokens, batch)), &texts, plan.layout, train)?;
         let (rows, _) = self.run(rows, &plan, &[image], None, train)?;
         let text_rows = if cut { batch } else { text.rows.rows() };
-        let sizes = [plan.query_rows, text_rows, decoder.rows.rows()];
+        let sizes = [plan.layout.query_rows(), text_rows, decoder.rows.rows()];
         let [queries, text, decoder] = three(rows.f_split_with_sizes(sizes, 0)?)?;
         Ok(Unimodal {
             queries: queries.f_view([batch, self.num_queries, -1])?,
@@ -229,8 +211,8 @@ impl Qformer {
         Ok(queries)
     }
 
-    /// The pairs of a matching step: 3 B texts, the first 2 B with the B images twice over, the
-    /// last B with the negative images. → rows of the queries `[3 B, Q, D]` and, unless cut, of the
+    /// The pairs of a matching step: 3 B texts, of which 2 b and 2 b + 1 go with image b, and
+    /// 2 B + b with negative image b. → rows of the queries `[3 B, Q, D]` and, unless cut, of the
     /// text `[N, D]`.
     pub(crate) fn encode_matching(
         &self,
@@ -242,7 +224,11 @@ impl Qformer {
         train: bool,
     ) -> Result<(Tensor, Tensor), ModelError> {
         let size = text.token_ids.size();
-        let maps = matching_images(size[0] / 3, self.num_queries, text.token_ids.device())?;
+        let pairs = size[0] / 3;
+        let maps = vec![
+            RowMap::dense(pairs, 2 * self.num_queries),
+            RowMap::dense(pairs, self.num_queries),
+        ];
         let images = [image, negative_image];
         self.pairs(query_tokens, text, maps, &images, cut, train)
     }
@@ -257,17 +243,22 @@ impl Qformer {
         train: bool,
     ) -> Result<(Tensor, Tensor), ModelError> {
         let batch = text.token_ids.size()[0];
-        let mask = key_mask(text.attention_mask, self.num_queries)?;
+        let mask = self.mask(key_mask(text.attention_mask, self.num_queries)?)?;
         let plan = Plan::pairs(self.num_queries, text.rows, mask, maps, cut)?;
         let texts = [(text.token_ids, text.rows)];
-        let rows = self.embed(Some((query_tokens, batch)), &texts, train)?;
+        let rows = self.embed(Some((query_tokens, batch)), &texts, plan.layout, train)?;
         let (rows, _) = self.run(rows, &plan, images, None, train)?;
-        let text_rows = rows.size()[0] - plan.query_rows;
-        Ok((
-            rows.f_narrow(0, 0, plan.query_rows)?
-                .f_view([batch, self.num_queries, -1])?,
-            rows.f_narrow(0, plan.query_rows, text_rows)?,
-        ))
+        let [queries, text] = match cut {
+            true => [Some(rows), None],
+            false => plan.layout.split(&rows)?,
+        };
+        let width = query_tokens.size()[2];
+        let rows = |rows: Option<Tensor>| match rows {
+            Some(rows) => rows.f_reshape([-1, width]),
+            None => Ok(Tensor::new()),
+        };
+        let queries = rows(queries)?.f_view([batch, self.num_queries, width])?;
+        Ok((queries, rows(text)?))
     }
 
     /// Text that sees the queries through `cache` (of [`Qformer::encode_image`]) and, of itself,
@@ -282,10 +273,10 @@ impl Qformer {
         train: bool,
     ) -> Result<Tensor, ModelError> {
         let size = token_ids.size();
-        let all = TextRows::all(size[0], size[1], 0, token_ids.device())?;
-        let mask = causal_mask(attention_mask, self.num_queries)?;
+        let all = TextRows::all(size[0], size[1]);
+        let mask = self.mask(causal_mask(attention_mask, self.num_queries)?)?;
         let plan = Plan::text(&all, Some(mask), Past::Given)?;
-        let rows = self.embed(None, &[(token_ids, &all)], train)?;
+        let rows = self.embed(None, &[(token_ids, &all)], plan.layout, train)?;
         let (rows, _) = self.run(rows, &plan, &[], Some(cache), train)?;
         Ok(rows.f_view([size[0], size[1], -1])?)
     }
@@ -295,28 +286,54 @@ impl Qformer {
         self.head.forward(hidden, self.embeddings.word_embeddings())
     }
 
-    /// The rows that enter the first layer, `[M, D]`: queries, if any, and texts.
+    /// The rows that enter the first layer, `[M, D]`: queries, if any, and texts, as `layout` says.
     fn embed(
         &self,
         queries: Option<(&Tensor, i64)>,
         texts: &[(&Tensor, &TextRows)],
+        layout: Layout,
         train: bool,
     ) -> Result<Tensor, ModelError> {
-        let mut parts = Vec::with_capacity(2);
+        let mut parts = Vec::with_capacity(3);
         if let Some((tokens, batch)) = queries {
             parts.push(tokens.f_expand([batch, -1, -1], false)?.f_flatten(0, 1)?);
         }
         if !texts.is_empty() {
             let ids = texts.iter().map(|(ids, rows)| rows.select(ids));
             let ids = Tensor::f_cat(&ids.collect::<Result<Vec<_>, _>>()?, 0)?;
-            let positions: Vec<&Tensor> = texts.iter().map(|(_, rows)| rows.positions()).collect();
-            parts.push(
-                self.embeddings
-                    .words(&ids, &Tensor::f_cat(&positions, 0)?)?,
-            );
+            let sizes: Vec<i64> = texts.iter().map(|(_, rows)| rows.rows()).collect();
+            let words = self.embeddings.words(&ids)?.f_split_with_sizes(sizes, 0)?;
+            for (words, (_, rows)) in words.iter().zip(texts) {
+                parts.push(self.embeddings.add_positions(words, rows)?);
+            }
         }
-        self.embeddings
-            .normalize(&Tensor::f_cat(&parts, 0)?, self.dropout(train))
+        let rows = match layout {
+            Layout::Stacked { .. } => Tensor::f_cat(&parts, 0)?,
+            Layout::Sequences {
+                batch,
+                queries,
+                text,
+            } => {
+                let sizes = [queries, text];
+                let parts = parts.iter().zip(sizes);
+                let parts = parts.map(|(part, size)| part.f_view([batch, size, -1]));
+                Tensor::f_cat(&parts.collect::<Result<Vec<_>, _>>()?, 1)?.f_flatten(0, 1)?
+            }
+        };
+        self.embeddings.normalize(&rows, self.dropout(train))
+    }
+
+    /// An additive mask `[R, 1, L or 1, S]` in the element type of the attention that adds it. In 16
+    /// bits its rows lie a multiple of 8 numbers apart, as the kernels of a GPU want them.
+    fn mask(&self, mask: Tensor) -> Result<Tensor, ModelError> {
+        const ALIGNMENT: i64 = 8;
+        let Some(kind) = self.low_kind else {
+            return Ok(mask);
+        };
+        let keys = mask.size()[3];
+        let missing = (ALIGNMENT - keys % ALIGNMENT) % ALIGNMENT;
+        let padded = mask.f_to_kind(kind)?.f_constant_pad_nd([0, missing])?;
+        Ok(padded.f_narrow(3, 0, keys)?)
     }
 
     /// Rows `[M, D]` through all layers: the rows that are read, and keys and values by layer and
@@ -441,7 +458,7 @@ mod tests {
         assert!(!close(&before(&text(&ids), 3), &before(&text(&later), 3)));
 
         let pair = |ids| {
-            let rows = TextRows::all(1, 5, 0, Device::Cpu).unwrap();
+            let rows = TextRows::all(1, 5);
             let text = Text {
                 token_ids: ids,
                 attention_mask: &mask,

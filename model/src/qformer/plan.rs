@@ -10,12 +10,26 @@ use crate::error::ModelError;
 pub(crate) struct TextRows {
     batch: i64,
     length: i64,
+    /// Unless every position has a row.
+    index: Option<TextIndex>,
+}
+
+#[derive(Debug)]
+struct TextIndex {
     /// sequence · T + position of each row.
     places: Vec<i64>,
     /// The same on the device, `[N]` i64.
     index: Tensor,
     /// Position of each row in its text, `[N]` i64.
     positions: Tensor,
+}
+
+/// Where rows stand in their texts.
+pub(crate) enum Positions<'a> {
+    /// 0, 1, …, `length` - 1 in each of `batch` texts.
+    Counted { batch: i64, length: i64 },
+    /// `[N]` i64.
+    Listed(&'a Tensor),
 }
 
 impl TextRows {
@@ -25,6 +39,9 @@ impl TextRows {
         length: i64,
         device: Device,
     ) -> Result<TextRows, ModelError> {
+        if lengths.iter().all(|&rows| rows >= length) {
+            return Ok(TextRows::all(lengths.len() as i64, length));
+        }
         let texts = (0..).zip(lengths);
         let places: Vec<i64> = texts
             .flat_map(|(text, &rows)| (0..rows.clamp(0, length)).map(move |at| text * length + at))
@@ -33,53 +50,80 @@ impl TextRows {
         Ok(TextRows {
             batch: lengths.len() as i64,
             length,
-            positions: index.f_remainder(length.max(1))?,
-            places,
-            index,
+            index: Some(TextIndex {
+                positions: index.f_remainder(length.max(1))?,
+                places,
+                index,
+            }),
         })
     }
 
-    /// Every position of `batch` texts but the last `without`.
-    pub(crate) fn all(
-        batch: i64,
-        length: i64,
-        without: i64,
-        device: Device,
-    ) -> Result<TextRows, ModelError> {
-        let lengths = vec![length - without; usize::try_from(batch).unwrap_or(0)];
-        TextRows::new(&lengths, length, device)
+    /// Every position of `batch` texts.
+    pub(crate) fn all(batch: i64, length: i64) -> TextRows {
+        TextRows {
+            batch,
+            length,
+            index: None,
+        }
     }
 
     /// N.
     pub(crate) fn rows(&self) -> i64 {
-        self.places.len() as i64
+        match &self.index {
+            Some(index) => index.places.len() as i64,
+            None => self.batch * self.length,
+        }
     }
 
-    /// Position of each row in its text, `[N]` i64.
-    pub(crate) fn positions(&self) -> &Tensor {
-        &self.positions
+    pub(crate) fn positions(&self) -> Positions<'_> {
+        match &self.index {
+            Some(index) => Positions::Listed(&index.positions),
+            None => Positions::Counted {
+                batch: self.batch,
+                length: self.length,
+            },
+        }
     }
 
     /// Entries of `[B, T]` where there is a row: `[N]`.
     pub(crate) fn select(&self, values: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(values.f_reshape([-1])?.f_index_select(0, &self.index)?)
+        let flat = values.f_reshape([-1])?;
+        Ok(match &self.index {
+            Some(index) => flat.f_index_select(0, &index.index)?,
+            None => flat,
+        })
+    }
+
+    /// Of rows `[N, D]` the first of each text, `[B, D]`.
+    pub(crate) fn first_of_each(&self, rows: &Tensor) -> Result<Tensor, ModelError> {
+        match &self.index {
+            Some(_) => {
+                let index = Tensor::f_from_slice(&self.first_rows())?;
+                Ok(rows.f_index_select(0, &index.f_to_device(rows.device())?)?)
+            }
+            None => Ok(rows.f_view([self.batch, self.length, -1])?.f_select(1, 0)?),
+        }
     }
 
     /// Index of each text's first row.
-    pub(crate) fn first_rows(&self) -> Vec<i64> {
-        let rows = (0..).zip(&self.places);
+    fn first_rows(&self) -> Vec<i64> {
+        let places = self.index.as_ref().map_or(&[][..], |index| &index.places);
+        let rows = (0..).zip(places);
         rows.filter(|(_, &place)| place % self.length == 0)
             .map(|(row, _)| row)
             .collect()
     }
 
-    /// Where the rows live.
-    fn device(&self) -> Device {
-        self.index.device()
-    }
-
     fn map(&self) -> Result<RowMap, ModelError> {
-        RowMap::sparse(&self.places, self.batch, self.length, self.device())
+        match &self.index {
+            Some(index) => RowMap::sparse(
+                &index.places,
+                self.batch,
+                self.length,
+                index.index.device(),
+            ),
+            None => Ok(RowMap::dense(self.batch, self.length)),
+        }
     }
 }
 
@@ -106,28 +150,55 @@ pub(crate) struct Segment {
 /// The rows that go on after the last layer's self-attention.
 #[derive(Debug)]
 pub(crate) struct Read {
-    /// `[M']` i64; none: the first rows.
-    index: Option<Tensor>,
-    rows: i64,
+    which: Which,
     /// They as queries, one map per segment.
     pub(crate) queries: Vec<RowMap>,
 }
 
+#[derive(Debug)]
+enum Which {
+    /// The query rows.
+    Queries(Layout),
+    /// `[M']` i64.
+    Listed(Tensor),
+    /// All but the later ones of the texts, which stand behind the query rows.
+    FirstOfTexts {
+        query_rows: i64,
+        batch: i64,
+        length: i64,
+    },
+}
+
 impl Read {
+    /// `[M, D]` → `[…, D]`, M' rows, perhaps a view.
     pub(crate) fn select(&self, rows: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(match &self.index {
-            Some(index) => rows.f_index_select(0, index)?,
-            None => rows.f_narrow(0, 0, self.rows)?,
+        Ok(match &self.which {
+            Which::Queries(layout) => {
+                let [queries, _] = layout.split(rows)?;
+                queries.unwrap_or_else(|| rows.shallow_clone())
+            }
+            Which::Listed(index) => rows.f_index_select(0, index)?,
+            Which::FirstOfTexts {
+                query_rows,
+                batch,
+                length,
+            } => {
+                let texts = batch * length;
+                let rest = rows.size()[0] - query_rows - texts;
+                let parts = rows.f_split_with_sizes([*query_rows, texts, rest], 0)?;
+                let first = parts[1].f_view([*batch, *length, -1])?.f_select(1, 0)?;
+                Tensor::f_cat(&[&parts[0], &first, &parts[2]], 0)?
+            }
         })
     }
 }
 
-/// One pass through the layers: rows `[M, D]`, query rows first, cut into segments.
+/// One pass through the layers: rows `[M, D]`, cut into segments.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) segments: Vec<Segment>,
-    /// Query rows at the start, before and after the last layer alike.
-    pub(crate) query_rows: i64,
+    /// Up to the last layer; behind its self-attention, rows that are read apart are stacked.
+    pub(crate) layout: Layout,
     /// Which query rows look at which of the images given, in order.
     pub(crate) images: Vec<RowMap>,
     /// Unless all rows are read.
@@ -143,7 +214,9 @@ impl Plan {
                 mask: None,
                 past: Past::Nothing,
             }],
-            query_rows: batch * queries,
+            layout: Layout::Stacked {
+                query_rows: batch * queries,
+            },
             images: vec![RowMap::dense(batch, queries)],
             last: None,
         }
@@ -161,7 +234,7 @@ impl Plan {
                 mask,
                 past,
             }],
-            query_rows: 0,
+            layout: Layout::Stacked { query_rows: 0 },
             images: Vec::new(),
             last: None,
         })
@@ -190,13 +263,8 @@ impl Plan {
             past: Past::Segment(0),
         });
         if cut {
-            let (first, end) = (plan.query_rows, plan.query_rows + text.0.rows());
-            let mut index: Vec<i64> = (0..first).collect();
-            index.extend(text.0.first_rows().iter().map(|row| first + row));
-            index.extend(end..end + decoder.0.rows());
             plan.last = Some(Read {
-                rows: index.len() as i64,
-                index: Some(Tensor::f_from_slice(&index)?.f_to_device(text.0.device())?),
+                which: Which::without_later_text(batch * queries, text.0, decoder.0)?,
                 queries: vec![
                     RowMap::dense(batch, queries),
                     RowMap::dense(batch, 1),
@@ -216,50 +284,139 @@ impl Plan {
         images: Vec<RowMap>,
         cut: bool,
     ) -> Result<Plan, ModelError> {
-        let (batch, length) = (text.batch, queries + text.length);
-        let places: Vec<i64> = (0..batch * queries)
-            .map(|row| row / queries * length + row % queries)
-            .chain(
-                text.places
-                    .iter()
-                    .map(|place| place / text.length * length + queries + place % text.length),
-            )
-            .collect();
-        let query_rows = batch * queries;
+        let (layout, keys) = pair_layout(queries, text)?;
         Ok(Plan {
             segments: vec![Segment {
-                keys: RowMap::sparse(&places, batch, length, text.device())?,
+                keys,
                 mask: Some(mask),
                 past: Past::Nothing,
             }],
-            query_rows,
+            layout,
             images,
             last: cut.then(|| Read {
-                index: None,
-                rows: query_rows,
-                queries: vec![RowMap::dense(batch, queries)],
+                which: Which::Queries(layout),
+                queries: vec![RowMap::dense(text.batch, queries)],
             }),
         })
     }
 }
 
-/// The maps of the three pairs of a matching step: image b is looked at by the queries of pairs b
-/// and B + b, and negative image b by those of pair 2 B + b.
-pub(crate) fn matching_images(
-    batch: i64,
-    queries: i64,
-    device: Device,
-) -> Result<Vec<RowMap>, ModelError> {
-    let places: Vec<i64> = (0..2 * batch * queries)
-        .map(|row| {
-            let (pair, query) = (row / queries, row % queries);
-            (pair % batch) * 2 * queries + pair / batch * queries + query
+impl Which {
+    /// Query rows, of each text the first row, and the decoder's rows.
+    fn without_later_text(
+        query_rows: i64,
+        text: &TextRows,
+        decoder: &TextRows,
+    ) -> Result<Which, ModelError> {
+        let Some(sparse) = &text.index else {
+            return Ok(Which::FirstOfTexts {
+                query_rows,
+                batch: text.batch,
+                length: text.length,
+            });
+        };
+        let end = query_rows + text.rows();
+        let mut index: Vec<i64> = (0..query_rows).collect();
+        index.extend(text.first_rows().iter().map(|row| query_rows + row));
+        index.extend(end..end + decoder.rows());
+        let index = Tensor::f_from_slice(&index)?.f_to_device(sparse.index.device())?;
+        Ok(Which::Listed(index))
+    }
+}
+
+/// Where the rows of queries and texts `[M, D]` stand.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Layout {
+    /// All query rows, then all text rows.
+    Stacked { query_rows: i64 },
+    /// Sequence after sequence, of each the queries, then its text: what self-attention of both
+    /// together takes as it is.
+    Sequences {
+        batch: i64,
+        queries: i64,
+        text: i64,
+    },
+}
+
+impl Layout {
+    /// Number of query rows.
+    pub(crate) fn query_rows(self) -> i64 {
+        match self {
+            Layout::Stacked { query_rows } => query_rows,
+            Layout::Sequences { batch, queries, .. } => batch * queries,
+        }
+    }
+
+    /// Query rows and text rows, either `[…, D]` or none; views.
+    pub(crate) fn split(self, rows: &Tensor) -> Result<[Option<Tensor>; 2], ModelError> {
+        let (rows, sizes, dim) = match self {
+            Layout::Stacked { query_rows } => {
+                let all = rows.size()[0];
+                (rows.shallow_clone(), [query_rows, all - query_rows], 0)
+            }
+            Layout::Sequences {
+                batch,
+                queries,
+                text,
+            } => {
+                let rows = rows.f_view([batch, queries + text, -1])?;
+                (rows, [queries, text], 1)
+            }
+        };
+        if sizes[1] == 0 {
+            return Ok([Some(rows), None]);
+        }
+        if sizes[0] == 0 {
+            return Ok([None, Some(rows)]);
+        }
+        let mut parts = rows.f_split_with_sizes(sizes, dim)?.into_iter();
+        Ok([parts.next(), parts.next()])
+    }
+
+    /// What [`Layout::split`] took apart: `[M, D]`.
+    pub(crate) fn join(self, parts: [Option<Tensor>; 2]) -> Result<Tensor, ModelError> {
+        let flat = |rows: Tensor| match rows.dim() {
+            2 => Ok(rows),
+            _ => rows.f_flatten(0, 1),
+        };
+        Ok(match parts {
+            [Some(queries), Some(text)] => {
+                let dim = match self {
+                    Layout::Stacked { .. } => 0,
+                    Layout::Sequences { .. } => 1,
+                };
+                flat(Tensor::f_cat(&[queries, text], dim)?)?
+            }
+            [Some(rows), None] | [None, Some(rows)] => flat(rows)?,
+            [None, None] => Tensor::new(),
         })
+    }
+}
+
+/// Where queries and texts that attend to one another stand: as sequences where every position has a
+/// row; stacked, with a map to sequences of Q + T, where padding has none.
+fn pair_layout(queries: i64, text: &TextRows) -> Result<(Layout, RowMap), ModelError> {
+    let (batch, length) = (text.batch, queries + text.length);
+    let query_rows = batch * queries;
+    let Some(sparse) = &text.index else {
+        let layout = Layout::Sequences {
+            batch,
+            queries,
+            text: text.length,
+        };
+        return Ok((layout, RowMap::dense(batch, length)));
+    };
+    let places: Vec<i64> = (0..query_rows)
+        .map(|row| row / queries * length + row % queries)
+        .chain(
+            sparse
+                .places
+                .iter()
+                .map(|place| place / text.length * length + queries + place % text.length),
+        )
         .collect();
-    Ok(vec![
-        RowMap::sparse(&places, batch, 2 * queries, device)?,
-        RowMap::dense(batch, queries),
-    ])
+    let map = RowMap::sparse(&places, batch, length, sparse.index.device())?;
+    Ok((Layout::Stacked { query_rows }, map))
 }
 
 /// Added to attention scores of masked keys. Not -∞: the reference's number.
@@ -338,7 +495,7 @@ mod tests {
     #[test]
     fn rows_of_texts() {
         let text = TextRows::new(&[2, 3, 1], 3, Device::Cpu).unwrap();
-        assert_eq!(text.places, [0, 1, 3, 4, 5, 6]);
+        assert_eq!(text.index.as_ref().unwrap().places, [0, 1, 3, 4, 5, 6]);
         assert_eq!(text.first_rows(), [0, 2, 5]);
         let values = Tensor::arange(9, (Kind::Int64, Device::Cpu)).view([3, 3]) * 10;
         let list = |t: &Tensor| Vec::<i64>::try_from(t).unwrap();
@@ -346,8 +503,12 @@ mod tests {
             list(&text.select(&values).unwrap()),
             [0, 10, 30, 40, 50, 60]
         );
-        assert_eq!(list(text.positions()), [0, 1, 0, 1, 2, 0]);
-        let all = TextRows::all(2, 3, 1, Device::Cpu).unwrap();
-        assert_eq!(all.places, [0, 1, 3, 4]);
+        assert!(matches!(text.positions(), Positions::Listed(at) if list(at) == [0, 1, 0, 1, 2, 0]));
+        assert!(TextRows::new(&[3, 3], 3, Device::Cpu).unwrap().index.is_none());
+        let all = TextRows::all(3, 3);
+        assert_eq!(list(&all.select(&values).unwrap()), list(&values.view(-1)));
+        let rows = Tensor::arange(9, (Kind::Float, Device::Cpu)).view([9, 1]);
+        assert_eq!(list(&all.first_of_each(&rows).unwrap().view(-1).to_kind(Kind::Int64)), [0, 3, 6]);
+        assert_eq!(list(&text.first_of_each(&rows.narrow(0, 0, 6)).unwrap().view(-1).to_kind(Kind::Int64)), [0, 2, 5]);
     }
 }

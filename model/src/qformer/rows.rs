@@ -96,6 +96,24 @@ impl RowMap {
         }
     }
 
+    /// Rows of several layers side by side, `[M, count · D]` → of each `[R, heads, L, d]`, views
+    /// where the rows fill their places in order.
+    pub(crate) fn split_joint(
+        &self,
+        rows: &Tensor,
+        count: i64,
+        heads: i64,
+    ) -> Result<Vec<Tensor>, ModelError> {
+        if self.index.is_some() {
+            let parts = rows.f_chunk(count, 1)?;
+            return parts.iter().map(|part| self.split(part, heads)).collect();
+        }
+        let sequences = rows.f_view([self.batch, self.length, count, heads, -1])?;
+        let parts = sequences.f_unbind(2)?; // each [R, L, heads, d]
+        let parts = parts.iter().map(|part| Ok(part.f_transpose(1, 2)?));
+        parts.collect()
+    }
+
     /// `[R, heads, L, d]` → `[M, D]`.
     pub(crate) fn merge(&self, heads: &Tensor) -> Result<Tensor, ModelError> {
         match &self.index {

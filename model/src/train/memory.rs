@@ -84,7 +84,6 @@ impl Trainer {
                 token_ids: &Tensor::f_zeros(text, (Kind::Int64, device))?,
                 attention_mask: &Tensor::f_ones(text, (Kind::Int64, device))?,
                 image_ids: None,
-                lengths: None,
             },
             NegativeSampling::Multinomial,
             &SingleProcess,

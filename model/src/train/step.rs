@@ -143,7 +143,6 @@ impl Trainer {
                 token_ids: &input.token_ids,
                 attention_mask: &input.attention_mask,
                 image_ids: None,
-                lengths: Some(&lengths),
             };
             let negatives = NegativeSampling::Multinomial;
             let output = self
@@ -186,12 +185,13 @@ impl Trainer {
             // Features as they are given: `[B, M, E]`.
             None => input.images.size().get(1).copied().unwrap_or(0),
         };
+        let text_len = input.token_ids.size().get(1).copied().unwrap_or(0);
         let shape = StepShape {
             lengths,
-            text_len: input.token_ids.size().get(1).copied().unwrap_or(0),
+            text_len,
             image_tokens,
         };
-        StepFlops::step(config, &shape, self.model.compute()).total()
+        StepFlops::step(config, &shape, self.model.applied_compute()).total()
     }
 
     /// The optimiser's step, clipped and unscaled.

@@ -312,7 +312,6 @@ impl MeanLosses {
             token_ids: &ids,
             attention_mask: &mask,
             image_ids: None,
-            lengths: None,
         };
         let negatives = NegativeSampling::Multinomial;
         let output =

@@ -7,6 +7,7 @@ use super::DropPath;
 use crate::config::VitConfig;
 use crate::error::ModelError;
 use crate::layers::{attend, merge_heads, split_heads, xavier, LayerNorm, Linear, LinearInit};
+use crate::low::LowCopies;
 use crate::params::{Init, Scope};
 
 const LAYER_NORM_EPS: f64 = 1e-5;
@@ -50,10 +51,34 @@ impl ClipVit {
 
     /// `[B, 3, S, S]` → `[B, M, E]`, before the first block.
     pub(crate) fn embed(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
-        let class_token = self.class_embedding.view([1, 1, -1]);
-        let rows = super::embed_patches(pixels, &class_token, &self.conv1_weight, None)
-            + &self.positional_embedding;
-        self.ln_pre.forward_in_f32(&rows)
+        let class_token = self.class_embedding.f_view([1, 1, -1])?;
+        let rows = super::embed_patches(pixels, &class_token, &self.conv1_weight, None)?;
+        self.ln_pre
+            .forward_in_f32(&rows.f_add(&self.positional_embedding)?)
+    }
+
+    /// See [`VisionTower::use_copies`](super::VisionTower::use_copies).
+    pub(super) fn use_copies(
+        &mut self,
+        mut copies: Option<&mut LowCopies>,
+    ) -> Result<(), ModelError> {
+        for block in &mut self.blocks {
+            for layer in block.layers() {
+                layer.use_frozen_copies(copies.as_deref_mut(), &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// See [`VisionTower::frozen_clone`](super::VisionTower::frozen_clone).
+    pub(super) fn frozen_clone(&self) -> ClipVit {
+        ClipVit {
+            class_embedding: self.class_embedding.shallow_clone(),
+            positional_embedding: self.positional_embedding.shallow_clone(),
+            conv1_weight: self.conv1_weight.shallow_clone(),
+            ln_pre: self.ln_pre.shallow_clone(),
+            blocks: self.blocks.iter().map(Block::frozen_clone).collect(),
+        }
     }
 
     /// Rows `[B, M, E]` through block `index`.
@@ -104,22 +129,43 @@ impl Block {
         })
     }
 
+    fn layers(&mut self) -> [&mut Linear; 4] {
+        [
+            &mut self.in_proj,
+            &mut self.out_proj,
+            &mut self.c_fc,
+            &mut self.c_proj,
+        ]
+    }
+
+    fn frozen_clone(&self) -> Block {
+        Block {
+            in_proj: self.in_proj.frozen_clone(),
+            out_proj: self.out_proj.frozen_clone(),
+            ln_1: self.ln_1.shallow_clone(),
+            c_fc: self.c_fc.frozen_clone(),
+            c_proj: self.c_proj.frozen_clone(),
+            ln_2: self.ln_2.shallow_clone(),
+            heads: self.heads,
+        }
+    }
+
     fn forward(&self, rows: &Tensor, drop_path: &DropPath) -> Result<Tensor, ModelError> {
         let qkv = self
             .in_proj
             .forward(&self.ln_1.forward_in_f32(rows)?)?
-            .chunk(3, 2); // 3 × [B, M, E]
+            .f_chunk(3, 2)?; // 3 × [B, M, E]
         let part = |index: usize| split_heads(&qkv[index], self.heads); // [B, heads, M, d]
         let mixed = attend(&part(0)?, &part(1)?, &part(2)?)?;
         let rows = drop_path.add(0, rows, &self.out_proj.forward(&merge_heads(&mixed)?)?)?;
-        let hidden = quick_gelu(&self.c_fc.forward(&self.ln_2.forward_in_f32(&rows)?)?);
+        let hidden = quick_gelu(&self.c_fc.forward(&self.ln_2.forward_in_f32(&rows)?)?)?;
         drop_path.add(1, &rows, &self.c_proj.forward(&hidden)?)
     }
 }
 
 /// x · σ(1.702 x).
-fn quick_gelu(input: &Tensor) -> Tensor {
-    input * (input * 1.702).sigmoid()
+fn quick_gelu(input: &Tensor) -> Result<Tensor, ModelError> {
+    Ok(input.f_mul(&input.f_mul_scalar(1.702)?.f_sigmoid()?)?)
 }
 
 #[cfg(test)]
@@ -174,7 +220,7 @@ mod tests {
             .collect();
         let mixed = Tensor::cat(&heads, 1);
         let rows = &rows + dense(&mixed, &format!("{block}.attn.out_proj"), ".");
-        let hidden = quick_gelu(&dense(&norm(&rows), &format!("{block}.mlp.c_fc"), "."));
+        let hidden = quick_gelu(&dense(&norm(&rows), &format!("{block}.mlp.c_fc"), ".")).unwrap();
         let expected = &rows + dense(&hidden, &format!("{block}.mlp.c_proj"), ".");
 
         let rows = vit.embed(&pixels).unwrap();
@@ -187,7 +233,7 @@ mod tests {
 
     #[test]
     fn quick_gelu_values() {
-        let output = quick_gelu(&Tensor::from_slice(&[-1.0f64, 0.0, 1.0, 3.0]));
+        let output = quick_gelu(&Tensor::from_slice(&[-1.0f64, 0.0, 1.0, 3.0])).unwrap();
         // 1 / (1 + e^(-1.702 x)) by hand.
         let expected = [-0.154_204_2, 0.0, 0.845_795_8, 2.981_928_7];
         for (index, expected) in expected.iter().enumerate() {

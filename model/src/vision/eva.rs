@@ -7,6 +7,7 @@ use super::DropPath;
 use crate::config::VitConfig;
 use crate::error::ModelError;
 use crate::layers::{attend, merge_heads, split_heads, LayerNorm, Linear, LinearInit};
+use crate::low::LowCopies;
 use crate::params::{Init, Scope};
 
 const INIT_STD: f64 = 0.02;
@@ -46,12 +47,29 @@ impl EvaVit {
 
     /// `[B, 3, S, S]` → `[B, M, E]`, before the first block.
     pub(crate) fn embed(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(super::embed_patches(
-            pixels,
-            &self.cls_token,
-            &self.patch_weight,
-            Some(&self.patch_bias),
-        ) + &self.pos_embed)
+        let bias = Some(&self.patch_bias);
+        let rows = super::embed_patches(pixels, &self.cls_token, &self.patch_weight, bias)?;
+        Ok(rows.f_add(&self.pos_embed)?)
+    }
+
+    /// See [`VisionTower::use_copies`](super::VisionTower::use_copies).
+    pub(super) fn use_copies(
+        &mut self,
+        mut copies: Option<&mut LowCopies>,
+    ) -> Result<(), ModelError> {
+        let mut blocks = self.blocks.iter_mut();
+        blocks.try_for_each(|block| block.use_copies(copies.as_deref_mut()))
+    }
+
+    /// See [`VisionTower::frozen_clone`](super::VisionTower::frozen_clone).
+    pub(super) fn frozen_clone(&self) -> EvaVit {
+        EvaVit {
+            cls_token: self.cls_token.shallow_clone(),
+            pos_embed: self.pos_embed.shallow_clone(),
+            patch_weight: self.patch_weight.shallow_clone(),
+            patch_bias: self.patch_bias.shallow_clone(),
+            blocks: self.blocks.iter().map(Block::frozen_clone).collect(),
+        }
     }
 
     /// Rows `[B, M, E]` through block `index`.
@@ -107,16 +125,47 @@ impl Block {
         })
     }
 
+    fn use_copies(&mut self, mut copies: Option<&mut LowCopies>) -> Result<(), ModelError> {
+        let width = self.q_bias.size()[0];
+        let bias = [(0, &self.q_bias), (2 * width, &self.v_bias)];
+        self.qkv.use_frozen_copies(copies.as_deref_mut(), &bias)?;
+        for layer in [&mut self.proj, &mut self.fc1, &mut self.fc2] {
+            layer.use_frozen_copies(copies.as_deref_mut(), &[])?;
+        }
+        Ok(())
+    }
+
+    fn frozen_clone(&self) -> Block {
+        Block {
+            norm1: self.norm1.shallow_clone(),
+            q_bias: self.q_bias.shallow_clone(),
+            v_bias: self.v_bias.shallow_clone(),
+            qkv: self.qkv.frozen_clone(),
+            proj: self.proj.frozen_clone(),
+            norm2: self.norm2.shallow_clone(),
+            fc1: self.fc1.frozen_clone(),
+            fc2: self.fc2.frozen_clone(),
+            heads: self.heads,
+        }
+    }
+
+    /// Q, K and V of rows, `[B, M, 3 E]`.
+    fn project(&self, rows: &Tensor) -> Result<Tensor, ModelError> {
+        if self.qkv.has_frozen_bias() {
+            return self.qkv.forward(rows);
+        }
+        let none = self.v_bias.f_zeros_like()?;
+        let bias = Tensor::f_cat(&[&self.q_bias, &none, &self.v_bias], 0)?;
+        self.qkv.forward_with_bias(rows, &bias)
+    }
+
     fn forward(&self, rows: &Tensor, drop_path: &DropPath) -> Result<Tensor, ModelError> {
-        let bias = Tensor::cat(&[&self.q_bias, &self.v_bias.zeros_like(), &self.v_bias], 0);
-        let qkv = self
-            .qkv
-            .forward_with_bias(&self.norm1.forward(rows)?, &bias)?
-            .chunk(3, 2); // 3 × [B, M, E]
+        let qkv = self.project(&self.norm1.forward(rows)?)?.f_chunk(3, 2)?; // 3 × [B, M, E]
         let part = |index: usize| split_heads(&qkv[index], self.heads); // [B, heads, M, d]
         let mixed = attend(&part(0)?, &part(1)?, &part(2)?)?;
         let rows = drop_path.add(0, rows, &self.proj.forward(&merge_heads(&mixed)?)?)?;
-        let hidden = self.fc1.forward(&self.norm2.forward(&rows)?)?.gelu("none");
+        let hidden = self.fc1.forward(&self.norm2.forward(&rows)?)?;
+        let hidden = hidden.f_gelu("none")?;
         drop_path.add(1, &rows, &self.fc2.forward(&hidden)?)
     }
 }

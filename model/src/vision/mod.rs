@@ -11,6 +11,7 @@ use tch::Tensor;
 
 use crate::config::VisionConfig;
 use crate::error::{check_floats, check_shape, ModelError};
+use crate::low::LowCopies;
 use crate::params::Scope;
 
 use clip::ClipVit;
@@ -85,6 +86,27 @@ impl VisionTower {
                 paths,
             })
         })
+    }
+
+    /// Computes products in 16 bits from here on, of a tower that is not trained and whose matrices are
+    /// kept so; in 32 without `copies`.
+    pub(crate) fn use_copies(&mut self, copies: Option<&mut LowCopies>) -> Result<(), ModelError> {
+        match self {
+            VisionTower::Eva(vit) => vit.use_copies(copies),
+            VisionTower::Clip(vit) => vit.use_copies(copies),
+            VisionTower::Small(vit) => vit.use_copies(copies),
+            VisionTower::Features => Ok(()),
+        }
+    }
+
+    /// Another handle of a tower that is not trained, for another thread.
+    pub(crate) fn frozen_clone(&self) -> VisionTower {
+        match self {
+            VisionTower::Eva(vit) => VisionTower::Eva(vit.frozen_clone()),
+            VisionTower::Clip(vit) => VisionTower::Clip(vit.frozen_clone()),
+            VisionTower::Small(vit) => VisionTower::Small(vit.frozen_clone()),
+            VisionTower::Features => VisionTower::Features,
+        }
     }
 
     fn embed(&self, input: &Tensor) -> Result<Tensor, ModelError> {
@@ -212,23 +234,25 @@ fn check_input(input: &Tensor, config: &VisionConfig) -> Result<(), ModelError> 
 
 /// Patches as rows with the class token before them: `[B, 3, S, S]` → `[B, 1 + patches, E]`.
 ///
-/// `class_token` is `[1, 1, E]`, `weight` `[E, 3, patch, patch]`.
+/// `class_token` is `[1, 1, E]`, `weight` `[E, 3, patch, patch]`; the rows have the kind of the weight.
 fn embed_patches(
     pixels: &Tensor,
     class_token: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
-) -> Tensor {
-    let size = weight.size();
+) -> Result<Tensor, ModelError> {
+    let (size, kind) = (weight.size(), weight.f_kind()?);
     let (width, patch) = (size[0], size[2]);
+    let bias = bias.map(|bias| bias.f_to_kind(kind)).transpose()?;
     let patches = pixels
-        .conv2d(weight, bias, [patch, patch], [0, 0], [1, 1], 1) // [B, E, g, g]
-        .flatten(2, 3)
-        .transpose(1, 2); // [B, g², E]
+        .f_to_kind(kind)?
+        .f_conv2d(weight, bias.as_ref(), [patch, patch], [0, 0], [1, 1], 1)? // [B, E, g, g]
+        .f_flatten(2, 3)?
+        .f_transpose(1, 2)?; // [B, g², E]
     let class_token = class_token
-        .to_kind(patches.kind())
-        .expand([patches.size()[0], 1, width], false);
-    Tensor::cat(&[class_token, patches], 1) // [B, 1 + g², E]
+        .f_to_kind(patches.f_kind()?)?
+        .f_expand([patches.size()[0], 1, width], false)?;
+    Ok(Tensor::f_cat(&[class_token, patches], 1)?) // [B, 1 + g², E]
 }
 
 /// How a table of patch positions is resampled to another grid.

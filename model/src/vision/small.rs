@@ -7,6 +7,7 @@ use super::DropPath;
 use crate::config::VitConfig;
 use crate::error::ModelError;
 use crate::layers::{attend, merge_heads, split_heads, xavier, LayerNorm, Linear, LinearInit};
+use crate::low::LowCopies;
 use crate::params::{Init, Scope};
 
 const POSITION_STD: f64 = 0.02;
@@ -48,12 +49,33 @@ impl SmallVit {
 
     /// `[B, 3, S, S]` → `[B, M, E]`, before the first block.
     pub(crate) fn embed(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(super::embed_patches(
-            pixels,
-            &self.cls_token,
-            &self.patch_weight,
-            Some(&self.patch_bias),
-        ) + &self.pos_embed)
+        let bias = Some(&self.patch_bias);
+        let rows = super::embed_patches(pixels, &self.cls_token, &self.patch_weight, bias)?;
+        Ok(rows.f_add(&self.pos_embed)?)
+    }
+
+    /// See [`VisionTower::use_copies`](super::VisionTower::use_copies).
+    pub(super) fn use_copies(
+        &mut self,
+        mut copies: Option<&mut LowCopies>,
+    ) -> Result<(), ModelError> {
+        for block in &mut self.blocks {
+            for layer in [&mut block.qkv, &mut block.proj, &mut block.fc1, &mut block.fc2] {
+                layer.use_frozen_copies(copies.as_deref_mut(), &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// See [`VisionTower::frozen_clone`](super::VisionTower::frozen_clone).
+    pub(super) fn frozen_clone(&self) -> SmallVit {
+        SmallVit {
+            cls_token: self.cls_token.shallow_clone(),
+            pos_embed: self.pos_embed.shallow_clone(),
+            patch_weight: self.patch_weight.shallow_clone(),
+            patch_bias: self.patch_bias.shallow_clone(),
+            blocks: self.blocks.iter().map(Block::frozen_clone).collect(),
+        }
     }
 
     /// Rows `[B, M, E]` through block `index`.
@@ -93,12 +115,24 @@ impl Block {
         })
     }
 
+    fn frozen_clone(&self) -> Block {
+        Block {
+            norm1: self.norm1.shallow_clone(),
+            qkv: self.qkv.frozen_clone(),
+            proj: self.proj.frozen_clone(),
+            norm2: self.norm2.shallow_clone(),
+            fc1: self.fc1.frozen_clone(),
+            fc2: self.fc2.frozen_clone(),
+            heads: self.heads,
+        }
+    }
+
     fn forward(&self, rows: &Tensor, drop_path: &DropPath) -> Result<Tensor, ModelError> {
-        let qkv = self.qkv.forward(&self.norm1.forward(rows)?)?.chunk(3, 2); // 3 × [B, M, E]
+        let qkv = self.qkv.forward(&self.norm1.forward(rows)?)?.f_chunk(3, 2)?; // 3 × [B, M, E]
         let part = |index: usize| split_heads(&qkv[index], self.heads); // [B, heads, M, d]
         let mixed = attend(&part(0)?, &part(1)?, &part(2)?)?;
         let rows = drop_path.add(0, rows, &self.proj.forward(&merge_heads(&mixed)?)?)?;
-        let hidden = self.fc1.forward(&self.norm2.forward(&rows)?)?.gelu("none");
+        let hidden = self.fc1.forward(&self.norm2.forward(&rows)?)?.f_gelu("none")?;
         drop_path.add(1, &rows, &self.fc2.forward(&hidden)?)
     }
 }

@@ -231,7 +231,6 @@ fn one_step(
         token_ids: &batch.token_ids,
         attention_mask: &batch.attention_mask,
         image_ids: None,
-        lengths: Some(&batch.lengths),
     };
     let output =
         model.forward_losses(&input, NegativeSampling::Multinomial, &SingleProcess, true)?;

@@ -260,7 +260,6 @@ fn gradients_count_and_waiting_is_bounded() {
             token_ids: &input.token_ids,
             attention_mask: &input.attention_mask,
             image_ids: None,
-            lengths: None,
         };
         let negatives = crate::NegativeSampling::Multinomial;
         let model = &trainer.model;

@@ -1,0 +1,182 @@
+//! 16-bit copies of 32-bit parameters, and linear layers that multiply with them.
+//!
+//! The numbers are those of torch's automatic mixed precision (Micikevicius et al., arXiv
+//! 1710.03740): products in 16 bits over parameters in 32. The copies are made once a step instead of
+//! in every forward and backward pass, and weight gradients stay in 32 bits.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use tch::{Kind, Tensor};
+
+use crate::error::ModelError;
+use crate::layers::Linear;
+use crate::ops;
+
+/// All copies of a model.
+#[derive(Debug)]
+pub(crate) struct LowCopies {
+    kind: Kind,
+    sources: Vec<Tensor>,
+    targets: Vec<Tensor>,
+    /// Of each source, the version that its target holds.
+    versions: RefCell<Vec<i64>>,
+}
+
+impl LowCopies {
+    /// No copies yet; they will be of `kind`, `BFloat16` or `Half`.
+    pub(crate) fn new(kind: Kind) -> LowCopies {
+        LowCopies {
+            kind,
+            sources: Vec::new(),
+            targets: Vec::new(),
+            versions: RefCell::new(Vec::new()),
+        }
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Up to three layers of one input as a single product: outputs one after the other.
+    pub(crate) fn joint(&mut self, layers: &[&Linear]) -> Result<LowLinear, ModelError> {
+        let parameters = layers.iter().map(|layer| layer.parameters());
+        let parameters: Vec<(Tensor, Tensor)> = parameters.collect::<Result<_, _>>()?;
+        self.copies_of(parameters, 1)
+    }
+
+    /// A product with `weight` `[N, K]` and `bias` `[N]`, N filled up with zeros to a multiple of
+    /// `multiple`: the result has that many columns.
+    pub(crate) fn padded(
+        &mut self,
+        weight: &Tensor,
+        bias: &Tensor,
+        multiple: i64,
+    ) -> Result<LowLinear, ModelError> {
+        let parameters = (weight.shallow_clone(), bias.shallow_clone());
+        self.copies_of(vec![parameters], multiple)
+    }
+
+    fn copies_of(
+        &mut self,
+        layers: Vec<(Tensor, Tensor)>,
+        multiple: i64,
+    ) -> Result<LowLinear, ModelError> {
+        let sizes: Vec<i64> = layers.iter().map(|(_, bias)| bias.size()[0]).collect();
+        let outputs: i64 = sizes.iter().sum();
+        let rows = (outputs + multiple - 1) / multiple * multiple;
+        let first = &layers[0].0;
+        let options = (self.kind, first.device());
+        let weight = Tensor::f_zeros([rows, first.size()[1]], options)?;
+        let bias = Tensor::f_zeros([rows], options)?;
+        let mut at = 0;
+        for ((own_weight, own_bias), size) in layers.iter().zip(sizes) {
+            for (source, copy) in [(own_weight, &weight), (own_bias, &bias)] {
+                self.sources.push(source.shallow_clone());
+                self.targets.push(copy.f_narrow(0, at, size)?);
+                // No version: stale.
+                self.versions.borrow_mut().push(-1);
+            }
+            at += size;
+        }
+        Ok(LowLinear {
+            weight,
+            bias,
+            layers,
+        })
+    }
+
+    /// A vector of `size` numbers, zeros but for copies of `parts` from each one's index on.
+    pub(crate) fn vector(
+        &mut self,
+        size: i64,
+        parts: &[(i64, &Tensor)],
+    ) -> Result<Tensor, ModelError> {
+        let device = parts.first().map_or(tch::Device::Cpu, |(_, part)| part.device());
+        let vector = Tensor::f_zeros([size], (self.kind, device))?;
+        for (at, source) in parts {
+            self.sources.push(source.shallow_clone());
+            self.targets.push(vector.f_narrow(0, *at, source.size()[0])?);
+            self.versions.borrow_mut().push(-1);
+        }
+        Ok(vector)
+    }
+
+    /// Brings the copies of parameters that have changed up to date, all in one call.
+    pub(crate) fn refresh(&self) -> Result<(), ModelError> {
+        ops::refresh_copies(
+            &self.sources,
+            &self.targets,
+            &mut self.versions.borrow_mut(),
+        )
+    }
+}
+
+/// A linear layer that is not trained, with its weight in 16 bits.
+#[derive(Debug)]
+pub(crate) struct FrozenLow {
+    pub(crate) kind: Kind,
+    /// `[N]` in 16 bits.
+    pub(crate) bias: Tensor,
+}
+
+impl FrozenLow {
+    /// `[…, K]` in 16 or 32 bits → `[…, N]` in 16; `weight` `[N, K]` in 16. No gradient.
+    pub(crate) fn forward(&self, input: &Tensor, weight: &Tensor) -> Result<Tensor, ModelError> {
+        ops::linear(&input.f_to_kind(self.kind)?, weight, Some(&self.bias))
+    }
+}
+
+/// Linear layers of one input that are computed as one product in 16 bits.
+#[derive(Debug)]
+pub(crate) struct LowLinear {
+    /// `[N, K]` in 16 bits.
+    weight: Tensor,
+    /// `[N]` in 16 bits.
+    bias: Tensor,
+    /// Weight `[n, K]` and bias `[n]` of each layer, in 32 bits: the gradients go there.
+    layers: Vec<(Tensor, Tensor)>,
+}
+
+impl LowLinear {
+    /// A layer of values that are computed anew in every step: the copies are made here.
+    pub(crate) fn of(weight: Tensor, bias: Tensor, kind: Kind) -> Result<LowLinear, ModelError> {
+        Ok(LowLinear {
+            weight: weight.f_detach()?.f_to_kind(kind)?,
+            bias: bias.f_detach()?.f_to_kind(kind)?,
+            layers: vec![(weight, bias)],
+        })
+    }
+
+    /// `[…, K]` in 16 or 32 bits → `[…, N]` in 16.
+    pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, ModelError> {
+        self.multiply(input, false)
+    }
+
+    /// `[…, K]` → `[…, N]` in 32 bits.
+    pub(crate) fn forward_f32(&self, input: &Tensor) -> Result<Tensor, ModelError> {
+        self.multiply(input, true)
+    }
+
+    /// Some of the layers, which are all of one size.
+    pub(crate) fn part(&self, layers: Range<usize>) -> Result<LowLinear, ModelError> {
+        let clone = |(weight, bias): &(Tensor, Tensor)| {
+            let clones = (weight.shallow_clone(), bias.shallow_clone());
+            clones
+        };
+        let size = self.layers[0].1.size()[0];
+        let (first, count) = (layers.start as i64 * size, layers.len() as i64 * size);
+        Ok(LowLinear {
+            weight: self.weight.f_narrow(0, first, count)?,
+            bias: self.bias.f_narrow(0, first, count)?,
+            layers: self.layers[layers].iter().map(clone).collect(),
+        })
+    }
+
+    fn multiply(&self, input: &Tensor, f32_out: bool) -> Result<Tensor, ModelError> {
+        let copies = (&self.weight, &self.bias);
+        let weights: Vec<&Tensor> = self.layers.iter().map(|(weight, _)| weight).collect();
+        let biases: Vec<&Tensor> = self.layers.iter().map(|(_, bias)| bias).collect();
+        ops::low_linear(input, copies, &weights, &biases, f32_out)
+    }
+}

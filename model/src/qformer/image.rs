@@ -1,0 +1,116 @@
+//! Images as cross attention sees them.
+
+use tch::Tensor;
+
+use super::layer::Layer;
+use super::Qformer;
+use crate::error::ModelError;
+use crate::layers::{split_heads, LayerNorm, Linear};
+use crate::low::LowLinear;
+
+/// Keys and values of one attention, each `[B, heads, S, d]`.
+#[derive(Debug)]
+pub(crate) struct KeyValue {
+    pub(crate) key: Tensor,
+    pub(crate) value: Tensor,
+}
+
+impl KeyValue {
+    /// The batch entries of `index`, `[N]` i64.
+    pub(crate) fn select(&self, index: &Tensor) -> Result<KeyValue, ModelError> {
+        Ok(KeyValue {
+            key: self.key.f_index_select(0, index)?,
+            value: self.value.f_index_select(0, index)?,
+        })
+    }
+
+    /// The keys and values of `later` after these, of the same batch.
+    pub(super) fn join(&self, later: &KeyValue) -> Result<KeyValue, ModelError> {
+        Ok(KeyValue {
+            key: Tensor::f_cat(&[&self.key, &later.key], 2)?,
+            value: Tensor::f_cat(&[&self.value, &later.value], 2)?,
+        })
+    }
+}
+
+/// An image as cross attention sees it: keys and values of every layer that has one, in order.
+///
+/// They depend on nothing but the image, so that one computation serves every call of a step.
+#[derive(Debug)]
+pub(crate) struct ImageKeyValues(pub(super) Vec<KeyValue>);
+
+impl ImageKeyValues {
+    /// The images of `index`, `[N]` i64.
+    pub(crate) fn select(&self, index: &Tensor) -> Result<ImageKeyValues, ModelError> {
+        let layers = self.0.iter().map(|layer| layer.select(index));
+        Ok(ImageKeyValues(layers.collect::<Result<_, _>>()?))
+    }
+}
+
+/// Computes keys and values of images; one serves a whole step.
+pub(crate) struct ImageProjection<'a> {
+    qformer: &'a Qformer,
+    norm: &'a LayerNorm,
+    /// All layers as one product in 16 bits, unless they are computed one by one in 32.
+    joint: Option<LowLinear>,
+}
+
+impl Qformer {
+    /// For image features `[B, M, E]` that still miss gain and shift of `norm`.
+    pub(crate) fn image_projection<'a>(
+        &'a self,
+        norm: &'a LayerNorm,
+    ) -> Result<ImageProjection<'a>, ModelError> {
+        Ok(ImageProjection {
+            qformer: self,
+            norm,
+            joint: self
+                .low_kind
+                .map(|kind| {
+                    let layers = self.layers.iter().filter_map(Layer::image_layers);
+                    let (weight, bias) = folded(&layers.flatten().collect::<Vec<_>>(), norm)?;
+                    LowLinear::of(weight, bias, kind)
+                })
+                .transpose()?,
+        })
+    }
+}
+
+/// The layers one under the other, with gain γ and shift β of the norm before in them: weight
+/// W ∘ γ and bias W β + b.
+fn folded(layers: &[&Linear], norm: &LayerNorm) -> Result<(Tensor, Tensor), ModelError> {
+    let parameters = layers.iter().map(|layer| layer.parameters());
+    let (weights, biases): (Vec<Tensor>, Vec<Tensor>) =
+        parameters.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+    let (weight, bias) = (Tensor::f_cat(&weights, 0)?, Tensor::f_cat(&biases, 0)?);
+    let (gain, shift) = norm.parameters();
+    Ok((weight.f_mul(gain)?, bias.f_addmv(&weight, shift)?))
+}
+
+impl ImageProjection<'_> {
+    /// Whether keys and values are views of one tensor: then it is as cheap to project an image
+    /// twice as to copy its keys and values, and the gradient is a product instead of a scattered sum.
+    pub(crate) fn is_joint(&self) -> bool {
+        self.joint.is_some()
+    }
+
+    /// Keys and values of image features `[B, M, E]` for every layer with cross attention.
+    pub(crate) fn project(&self, features: &Tensor) -> Result<ImageKeyValues, ModelError> {
+        let layers = self.qformer.layers.iter();
+        let Some(joint) = &self.joint else {
+            let projected = layers.filter_map(|l| l.project_image(features, self.norm).transpose());
+            return Ok(ImageKeyValues(projected.collect::<Result<_, _>>()?));
+        };
+        let count = layers.filter(|layer| layer.has_cross_attention()).count() as i64;
+        let columns = joint.forward(features)?; // [B, M, 2 layers · D]
+        let mut parts = columns.f_unflatten(2, [2 * count, -1])?.f_unbind(2)?.into_iter();
+        let mut all = Vec::with_capacity(parts.len() / 2);
+        while let (Some(key), Some(value)) = (parts.next(), parts.next()) {
+            all.push(KeyValue {
+                key: split_heads(&key, self.qformer.heads)?,
+                value: split_heads(&value, self.qformer.heads)?,
+            });
+        }
+        Ok(ImageKeyValues(all))
+    }
+}
