@@ -19,17 +19,48 @@ c10::Device cuda(int index) {
   return c10::Device(at::kCUDA, static_cast<c10::DeviceIndex>(index));
 }
 
+void pack(const c10::Stream& stream, int64_t out[3]) {
+  const auto packed = stream.pack3();
+  out[0] = static_cast<int64_t>(packed.stream_id);
+  out[1] = static_cast<int64_t>(packed.device_index);
+  out[2] = static_cast<int64_t>(packed.device_type);
+}
+
 }  // namespace
 
 extern "C" {
 
-// Makes a stream of the pool the present one of this thread, ahead of others where the GPU has a
-// choice: its work is short.
+// Makes a stream of the pool the present one of this thread.
 char* qf_stream_enter(int index) {
   return protect([&] {
     const c10::impl::VirtualGuardImpl guard(at::kCUDA);
     guard.setDevice(cuda(index));
-    guard.exchangeStream(guard.getStreamFromGlobalPool(cuda(index), /*isHighPriority=*/true));
+    guard.exchangeStream(guard.getStreamFromGlobalPool(cuda(index), /*isHighPriority=*/false));
+  });
+}
+
+// A stream of the pool, as three numbers, that goes ahead of others where the GPU has a choice.
+char* qf_stream_urgent(int index, int64_t out[3]) {
+  return protect([&] {
+    const c10::impl::VirtualGuardImpl guard(at::kCUDA);
+    pack(guard.getStreamFromGlobalPool(cuda(index), /*isHighPriority=*/true), out);
+  });
+}
+
+// Makes the stream `to` the present one of this thread, `before` until now; what it is given comes
+// after what that one was.
+char* qf_stream_switch(int index, const int64_t to[3], int64_t before[3]) {
+  return protect([&] {
+    const c10::impl::VirtualGuardImpl guard(at::kCUDA);
+    const auto stream = c10::Stream::unpack3(
+        static_cast<c10::StreamId>(to[0]), static_cast<c10::DeviceIndex>(to[1]),
+        static_cast<c10::DeviceType>(to[2]));
+    const auto present = guard.getStream(cuda(index));
+    c10::Event event(at::kCUDA);
+    event.record(present);
+    event.block(stream);
+    guard.exchangeStream(stream);
+    pack(present, before);
   });
 }
 
@@ -43,12 +74,12 @@ char* qf_stream_wait(int index) {
   });
 }
 
-// The device's default stream reads this tensor of another stream: its memory is not used again
-// before what that stream was given up to the tensor's end is done.
+// This thread's present stream reads this tensor of another stream: its memory is not used again
+// before what the stream was given up to the tensor's end is done.
 char* qf_stream_share(const Tensor* tensor) {
   return protect([&] {
     const c10::impl::VirtualGuardImpl guard(tensor->device().type());
-    tensor->record_stream(guard.getDefaultStream(tensor->device()));
+    tensor->record_stream(guard.getStream(tensor->device()));
   });
 }
 

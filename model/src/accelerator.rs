@@ -64,27 +64,73 @@ impl OwnStream {
         Ok(OwnStream { device })
     }
 
+    /// Waits for all that was given to the stream.
+    pub(crate) fn wait(&self) -> Result<(), ModelError> {
+        match self.device {
+            Device::Cuda(index) => ffi::wait_for_stream(index),
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn device(&self) -> Device {
         self.device
     }
 
-    /// Begins a copy of `source` to the device; it is complete after [`OwnStream::hand_over`], until
-    /// when `source` must stay as it is.
+    /// Begins a copy of `source` to the device; it is complete after [`OwnStream::wait`], until when `source` must stay as it is.
     pub(crate) fn copy(&self, source: &Tensor) -> Result<Tensor, ModelError> {
         match self.device {
             Device::Cuda(index) => ffi::begin_copy(source, index),
             _ => Ok(source.f_detach_copy()?),
         }
     }
+}
 
-    /// Waits for all that was given to the stream. `tensors` made on it may then be used on the
-    /// device's default stream, and dropped at any time.
-    pub(crate) fn hand_over(&self, tensors: &[&Tensor]) -> Result<(), ModelError> {
-        let Device::Cuda(index) = self.device else {
-            return Ok(());
+/// Says that this thread's present stream reads a tensor that was made on another: its memory is not
+/// used again before what that stream was given up to the tensor's end is done.
+pub(crate) fn use_here(tensor: &Tensor) -> Result<(), ModelError> {
+    match tensor.device() {
+        Device::Cuda(_) => ffi::share(tensor),
+        _ => Ok(()),
+    }
+}
+
+/// A stream for training steps whose kernels go ahead of those of other streams where the GPU has a
+/// choice: a step is many small kernels in a row, beside which a tower's large ones fill the gaps.
+///
+/// What a step computes stands in order with this thread's other work, before and after.
+#[derive(Debug)]
+pub(crate) struct StepStream(Option<(usize, [i64; 3])>);
+
+impl StepStream {
+    /// On the CPU nothing at all.
+    pub(crate) fn new(device: Device) -> Result<StepStream, ModelError> {
+        let stream = match device {
+            Device::Cuda(index) => Some((index, ffi::urgent_stream(index)?)),
+            _ => None,
         };
-        ffi::wait_for_stream(index)?;
-        tensors.iter().try_for_each(|tensor| ffi::share(tensor))
+        Ok(StepStream(stream))
+    }
+
+    /// Runs `step` with this stream as the thread's present one.
+    pub(crate) fn run<T, E: From<ModelError>>(
+        &self,
+        step: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let Some((index, stream)) = self.0 else {
+            return step();
+        };
+        /// Returns to the stream before, whatever happens.
+        struct Back(usize, [i64; 3]);
+        impl Drop for Back {
+            fn drop(&mut self) {
+                if let Err(error) = ffi::switch_stream(self.0, self.1) {
+                    log::error!("cannot leave the stream of training steps: {error}");
+                }
+            }
+        }
+        let before = ffi::switch_stream(index, stream)?;
+        let _back = Back(index, before);
+        step()
     }
 }
 
@@ -103,6 +149,8 @@ mod ffi {
     extern "C" {
         fn qf_stream_enter(index: c_int) -> *mut c_char;
         fn qf_stream_wait(index: c_int) -> *mut c_char;
+        fn qf_stream_urgent(index: c_int, out: &mut [i64; 3]) -> *mut c_char;
+        fn qf_stream_switch(index: c_int, to: &[i64; 3], before: &mut [i64; 3]) -> *mut c_char;
         fn qf_stream_share(tensor: *const C_tensor) -> *mut c_char;
         fn qf_copy_begin(
             source: *const C_tensor,
@@ -134,6 +182,23 @@ mod ffi {
         let index = number(index)?;
         // SAFETY: as above.
         shim_result(unsafe { qf_stream_wait(index) })
+    }
+
+    pub(super) fn urgent_stream(index: usize) -> Result<[i64; 3], ModelError> {
+        let index = number(index)?;
+        let mut stream = [0; 3];
+        // SAFETY: the shim writes three numbers.
+        shim_result(unsafe { qf_stream_urgent(index, &mut stream) })?;
+        Ok(stream)
+    }
+
+    /// Returns the stream before.
+    pub(super) fn switch_stream(index: usize, to: [i64; 3]) -> Result<[i64; 3], ModelError> {
+        let index = number(index)?;
+        let mut before = [0; 3];
+        // SAFETY: the shim reads three numbers and writes three.
+        shim_result(unsafe { qf_stream_switch(index, &to, &mut before) })?;
+        Ok(before)
     }
 
     pub(super) fn share(tensor: &Tensor) -> Result<(), ModelError> {
@@ -174,7 +239,10 @@ mod tests {
         let stream = OwnStream::enter(Device::Cpu).unwrap();
         let source = Tensor::from_slice(&[1u8, 2, 3]);
         let copy = stream.copy(&source).unwrap();
-        stream.hand_over(&[&copy]).unwrap();
+        stream.wait().unwrap();
+        use_here(&copy).unwrap();
+        let step = StepStream::new(Device::Cpu).unwrap();
+        assert_eq!(step.run(|| Ok::<_, ModelError>(3)).unwrap(), 3);
         assert_eq!(Vec::<u8>::try_from(&copy).unwrap(), [1, 2, 3]);
         assert_ne!(source.data_ptr(), copy.data_ptr());
         assert_eq!(memory(Device::Cpu), None);
@@ -193,7 +261,9 @@ mod tests {
             device: Device::Cuda(0),
         };
         assert!(stream.copy(&Tensor::from_slice(&[1u8])).is_err());
-        assert!(stream.hand_over(&[]).is_err());
+        assert!(stream.wait().is_err());
+        assert!(StepStream::new(Device::Cuda(0)).is_err());
+        assert!(ffi::switch_stream(0, [0; 3]).is_err());
         assert!(ffi::share(&Tensor::from_slice(&[1u8])).is_err());
         assert_eq!(memory(Device::Cuda(0)), None);
         assert!(restart_memory(Device::Cuda(0)).is_err());

@@ -7,21 +7,23 @@
 
 mod decode;
 mod score;
+mod tower;
 
 use tch::{Device, Kind, Tensor};
 
 #[cfg(test)]
 pub(crate) use decode::tests as decode_tests;
 pub use decode::DecodeCache;
+pub use tower::FrozenTower;
 
 use crate::collective::Collective;
 use crate::config::{ModelConfig, Precision};
 use crate::error::{check_floats, check_integers, check_shape, ModelError};
 use crate::layers::{LayerNorm, Linear, LinearInit};
-use crate::low::LowCopies;
 use crate::loss::itc::{self, Targets};
 use crate::loss::itg;
 use crate::loss::itm::{self, MatchLogits};
+use crate::low::LowCopies;
 use crate::ops;
 use crate::params::{Init, ParamStore};
 use crate::qformer::{EncodedImage, ImageKeyValues, Qformer, Text, TextRows};
@@ -356,6 +358,14 @@ impl Blip2Qformer {
     pub fn encode_image(&self, input: &Tensor) -> Result<Tensor, ModelError> {
         let features = self.vision_features(input)?;
         self.ln_vision.normalize(&features)
+    }
+
+    /// Image features that were computed before, of a tower that is not trained.
+    pub(crate) fn given_training_image(features: Tensor) -> TrainingImages {
+        TrainingImages {
+            features,
+            recomputed: None,
+        }
     }
 
     /// [`Blip2Qformer::encode_image`] for a training step: with drop path, and recomputation where
@@ -1245,7 +1255,10 @@ mod tests {
     ) {
         for (got, expected) in losses.iter().zip(expected) {
             let error = (got - expected).abs();
-            assert!(error <= tolerance * expected.abs(), "{what}: {got} {expected}");
+            assert!(
+                error <= tolerance * expected.abs(),
+                "{what}: {got} {expected}"
+            );
         }
         for ((name, got), (_, expected)) in gradients.iter().zip(expected_gradients) {
             let largest = expected.abs().max().double_value(&[]);

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! While a step computes, one batch waits on the device and the next is on its way. The CPU takes the
-//! same path, with plain memory.
+//! same path, with plain memory. On a GPU a tower that is not trained belongs to the way: it runs one
+//! batch ahead of the steps, beside them.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{sync_channel, Receiver, RecvTimeoutError, SyncSender};
@@ -18,9 +19,10 @@ use qf_pipeline::loader::{
 };
 use qf_pipeline::trace::{Arg, Trace};
 use qf_pipeline::{Batch, Loader, PipelineError};
-use tch::Device;
+use tch::{Device, Tensor};
 
-use crate::accelerator::OwnStream;
+use crate::accelerator::{use_here, OwnStream};
+use crate::blip2::FrozenTower;
 use crate::error::ModelError;
 use crate::host::{upload_on, DeviceBatch};
 
@@ -41,6 +43,29 @@ pub struct ReadyBatch {
     pub host: Batch,
     /// Its images and texts.
     pub input: DeviceBatch,
+    /// `[B, M, E]` f32, where the feed has a tower.
+    pub features: Option<Tensor>,
+    /// How long the feed waited for the loader to give this batch.
+    loader_wait: Duration,
+}
+
+impl ReadyBatch {
+    /// Has this thread's present stream read the tensors, which another one made.
+    pub(crate) fn use_here(&self) -> Result<(), ModelError> {
+        let input = &self.input;
+        let tensors = [&input.images, &input.token_ids, &input.attention_mask];
+        let mut tensors = tensors.into_iter().chain(&self.features);
+        tensors.try_for_each(use_here)
+    }
+}
+
+/// How long a step waited for its batch.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BatchWait {
+    /// For the loader.
+    pub data: Duration,
+    /// For the tower, and for the copy to the device.
+    pub tower: Duration,
 }
 
 /// Takes batches from a loader and puts them on a device, on a thread of its own. Dropping it stops
@@ -55,7 +80,10 @@ pub struct DeviceFeed {
     taken: u64,
     /// Those that lay there when they were asked for.
     were_ready: u64,
-    wait: Duration,
+    /// All waiting of steps for a batch.
+    empty_wait: Duration,
+    /// That for the last batch.
+    wait: BatchWait,
 }
 
 enum Message {
@@ -71,23 +99,30 @@ struct Meter {
     images: AtomicU64,
     bytes: AtomicU64,
     busy_ns: AtomicU64,
+    tower_ns: AtomicU64,
     full_wait_ns: AtomicU64,
 }
 
 impl DeviceFeed {
     /// Begins to take batches. The loader should have the device's
-    /// [allocator](crate::host::batch_allocator).
+    /// [allocator](crate::host::batch_allocator). A `tower` is for a GPU: on the CPU it would contend with
+    /// the steps for the cores.
     ///
     /// # Errors
     /// [`ModelError::Pipeline`] when no thread can be started.
-    pub fn start(loader: Loader, device: Device) -> Result<DeviceFeed, ModelError> {
-        DeviceFeed::start_with(loader, device, Loader::next_batch)
+    pub fn start(
+        loader: Loader,
+        device: Device,
+        tower: Option<FrozenTower>,
+    ) -> Result<DeviceFeed, ModelError> {
+        DeviceFeed::start_with(loader, device, tower, Loader::next_batch)
     }
 
     /// The same with another way of asking for the next batch.
     pub(crate) fn start_with(
         loader: Loader,
         device: Device,
+        tower: Option<FrozenTower>,
         mut next: impl FnMut(&mut Loader) -> Result<Option<Batch>, PipelineError> + Send + 'static,
     ) -> Result<DeviceFeed, ModelError> {
         let meter = Arc::new(Meter {
@@ -95,6 +130,7 @@ impl DeviceFeed {
             images: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             busy_ns: AtomicU64::new(0),
+            tower_ns: AtomicU64::new(0),
             full_wait_ns: AtomicU64::new(0),
         });
         let (sender, batches) = sync_channel(WAITING);
@@ -107,7 +143,13 @@ impl DeviceFeed {
                 let mut loader = loader;
                 let trace = loader.monitor().trace();
                 let mut next = || next(&mut loader);
-                let result = feed(&mut next, device, &shared, &sender, trace.as_ref());
+                let result = feed(
+                    &mut next,
+                    (device, tower.as_ref()),
+                    &shared,
+                    &sender,
+                    trace.as_ref(),
+                );
                 let last = match result {
                     Ok(Closed::ByLoader) => Message::End(Box::new(loader.state().clone())),
                     Ok(Closed::ByReceiver) => return,
@@ -128,7 +170,8 @@ impl DeviceFeed {
             state,
             taken: 0,
             were_ready: 0,
-            wait: Duration::ZERO,
+            empty_wait: Duration::ZERO,
+            wait: BatchWait::default(),
         })
     }
 
@@ -156,6 +199,7 @@ impl DeviceFeed {
         let message = match batches.try_recv() {
             Ok(message) => {
                 self.were_ready += 1;
+                self.wait = BatchWait::default();
                 Some(message)
             }
             Err(_) => {
@@ -169,7 +213,9 @@ impl DeviceFeed {
                         message => break Some(message.ok()),
                     }
                 };
-                self.wait += start.elapsed();
+                let waited = start.elapsed();
+                self.empty_wait += waited;
+                self.wait = split(waited, message.as_ref().and_then(Option::as_ref));
                 match message {
                     Some(message) => message,
                     None => return Ok(None),
@@ -194,6 +240,11 @@ impl DeviceFeed {
         };
         self.batches = None;
         last
+    }
+
+    /// How long the last call of [`DeviceFeed::next_batch`] waited.
+    pub fn last_wait(&self) -> BatchWait {
+        self.wait
     }
 
     /// The loader's state after the last batch that was handed out: what is on its way does not count.
@@ -222,13 +273,23 @@ impl DeviceFeed {
             secs(&meter.busy_ns),
             meter.started.elapsed().as_secs_f64(),
         ));
+        if load(&meter.tower_ns) > 0 {
+            report.stages.push(StageReport::new(
+                "tower",
+                1,
+                load(&meter.images),
+                0,
+                secs(&meter.tower_ns),
+                meter.started.elapsed().as_secs_f64(),
+            ));
+        }
         report.queues.push(QueueReport {
             name: QUEUE.into(),
             capacity_items: Some(WAITING),
             items: self.taken,
             mean_items: self.were_ready as f64 / self.taken.max(1) as f64,
             full_wait_secs: secs(&meter.full_wait_ns),
-            empty_wait_secs: self.wait.as_secs_f64(),
+            empty_wait_secs: self.empty_wait.as_secs_f64(),
         });
         report
     }
@@ -252,39 +313,37 @@ enum Closed {
     ByReceiver,
 }
 
+/// Of a step's wait, what the loader took and what came after.
+fn split(waited: Duration, message: Option<&Message>) -> BatchWait {
+    let data = match message {
+        Some(Message::Batch(batch)) => waited.min(batch.loader_wait),
+        _ => waited,
+    };
+    BatchWait {
+        data,
+        tower: waited - data,
+    }
+}
+
+fn add(total: &AtomicU64, elapsed: Duration) {
+    let elapsed = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+    total.fetch_add(elapsed, Ordering::Relaxed);
+}
+
 fn feed(
     next: &mut dyn FnMut() -> Result<Option<Batch>, PipelineError>,
-    device: Device,
+    (device, tower): (Device, Option<&FrozenTower>),
     meter: &Meter,
     ready: &SyncSender<Message>,
     trace: Option<&Trace>,
 ) -> Result<Closed, ModelError> {
     let stream = OwnStream::enter(device)?;
-    let add = |total: &AtomicU64, elapsed: Duration| {
-        let elapsed = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-        total.fetch_add(elapsed, Ordering::Relaxed);
-    };
+    let mut asked = Instant::now();
     while let Some(host) = next()? {
+        let loader_wait = asked.elapsed();
+        let batch = prepare(host, loader_wait, (&stream, tower), meter, trace)?;
         let start = Instant::now();
-        let input = tch::no_grad(|| upload_on(&stream, &host))?;
-        let elapsed = start.elapsed();
-        add(&meter.busy_ns, elapsed);
-        let texts = size_of_val(host.tokens.ids()) + size_of_val(host.tokens.mask());
-        let bytes = host.pixels().len() + texts;
-        meter
-            .images
-            .fetch_add(host.batch_size as u64, Ordering::Relaxed);
-        meter.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        if let Some(trace) = trace {
-            trace.record(
-                "upload",
-                start,
-                elapsed,
-                &[("bytes", Arg::from(bytes as u64))],
-            );
-        }
-        let start = Instant::now();
-        let sent = ready.send(Message::Batch(Box::new(ReadyBatch { host, input })));
+        let sent = ready.send(Message::Batch(Box::new(batch)));
         let waited = start.elapsed();
         add(&meter.full_wait_ns, waited);
         if let Some(trace) = trace.filter(|_| waited >= TRACED_WAIT) {
@@ -293,6 +352,47 @@ fn feed(
         if sent.is_err() {
             return Ok(Closed::ByReceiver);
         }
+        asked = Instant::now();
     }
     Ok(Closed::ByLoader)
+}
+
+/// Copies a batch to the device, and has the tower look at its images.
+fn prepare(
+    host: Batch,
+    loader_wait: Duration,
+    (stream, tower): (&OwnStream, Option<&FrozenTower>),
+    meter: &Meter,
+    trace: Option<&Trace>,
+) -> Result<ReadyBatch, ModelError> {
+    let start = Instant::now();
+    let input = tch::no_grad(|| upload_on(stream, &host))?;
+    let elapsed = start.elapsed();
+    add(&meter.busy_ns, elapsed);
+    let texts = size_of_val(host.tokens.ids()) + size_of_val(host.tokens.mask());
+    let bytes = (host.pixels().len() + texts) as u64;
+    meter
+        .images
+        .fetch_add(host.batch_size as u64, Ordering::Relaxed);
+    meter.bytes.fetch_add(bytes, Ordering::Relaxed);
+    if let Some(trace) = trace {
+        trace.record("upload", start, elapsed, &[("bytes", Arg::from(bytes))]);
+    }
+    let start = Instant::now();
+    let features = tower.map(|tower| tower.features(&input.images));
+    let features = features.transpose()?;
+    if features.is_some() {
+        stream.wait()?;
+        let elapsed = start.elapsed();
+        add(&meter.tower_ns, elapsed);
+        if let Some(trace) = trace {
+            trace.record("tower", start, elapsed, &[]);
+        }
+    }
+    Ok(ReadyBatch {
+        host,
+        input,
+        features,
+        loader_wait,
+    })
 }

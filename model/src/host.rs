@@ -80,7 +80,8 @@ pub fn upload(batch: &Batch, device: Device) -> Result<DeviceBatch, ModelError> 
     DeviceBatch::of(batch.pixels(), &batch.tokens, device)
 }
 
-/// [`upload`] by way of this thread's own stream: beside what the device computes.
+/// [`upload`] by way of this thread's own stream: beside what the device computes. The stream that
+/// reads it has to [say so](crate::accelerator::use_here).
 pub(crate) fn upload_on(stream: &OwnStream, batch: &Batch) -> Result<DeviceBatch, ModelError> {
     let (ids, mask) = text_tensors(&batch.tokens)?;
     let uploaded = DeviceBatch {
@@ -90,11 +91,7 @@ pub(crate) fn upload_on(stream: &OwnStream, batch: &Batch) -> Result<DeviceBatch
         token_ids: stream.copy(&ids)?,
         attention_mask: stream.copy(&mask)?,
     };
-    stream.hand_over(&[
-        &uploaded.images,
-        &uploaded.token_ids,
-        &uploaded.attention_mask,
-    ])?;
+    stream.wait()?;
     Ok(uploaded)
 }
 

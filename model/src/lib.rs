@@ -49,8 +49,8 @@ pub mod flops;
 pub mod generate;
 pub mod host;
 mod layers;
-mod low;
 pub mod loss;
+mod low;
 mod ops;
 pub mod optim;
 pub mod params;
@@ -64,7 +64,7 @@ pub mod vision;
 pub mod weights;
 
 pub use blip2::{
-    Blip2Qformer, ComputeOptions, HiddenRows, NegativeSampling, StepInput, StepOutput,
+    Blip2Qformer, ComputeOptions, FrozenTower, HiddenRows, NegativeSampling, StepInput, StepOutput,
     TrainingImages,
 };
 pub use collective::{Collective, ProcessGroup, RankPlace, RankTimeouts, Ranks, SingleProcess};

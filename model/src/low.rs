@@ -92,11 +92,14 @@ impl LowCopies {
         size: i64,
         parts: &[(i64, &Tensor)],
     ) -> Result<Tensor, ModelError> {
-        let device = parts.first().map_or(tch::Device::Cpu, |(_, part)| part.device());
+        let device = parts
+            .first()
+            .map_or(tch::Device::Cpu, |(_, part)| part.device());
         let vector = Tensor::f_zeros([size], (self.kind, device))?;
         for (at, source) in parts {
             self.sources.push(source.shallow_clone());
-            self.targets.push(vector.f_narrow(0, *at, source.size()[0])?);
+            self.targets
+                .push(vector.f_narrow(0, *at, source.size()[0])?);
             self.versions.borrow_mut().push(-1);
         }
         Ok(vector)

@@ -394,7 +394,14 @@ mod ffi {
         let (from, to) = (list(sources), list(targets));
         // SAFETY: lists of `count` entries each (the caller compared the lengths), pointers of live
         // tensors.
-        unsafe { qf_refresh_copies(from.as_ptr(), to.as_ptr(), versions.as_mut_ptr(), from.len()) }
+        unsafe {
+            qf_refresh_copies(
+                from.as_ptr(),
+                to.as_ptr(),
+                versions.as_mut_ptr(),
+                from.len(),
+            )
+        }
     }
 
     pub(super) fn dropout(x: &Tensor, probability: f64, out: Out<'_>) -> Message {

@@ -82,11 +82,8 @@ pub(crate) fn loss(
             let columns = mask.size()[1];
             let mask = mask.f_to_kind(similarities.f_kind()?)?;
             let along_columns = [1i64];
-            let shares = mask.f_div(&mask.f_sum_dim_intlist(
-                along_columns.as_slice(),
-                true,
-                None,
-            )?)?;
+            let shares =
+                mask.f_div(&mask.f_sum_dim_intlist(along_columns.as_slice(), true, None)?)?;
             let smoothed = shares
                 .f_mul_scalar(1.0 - label_smoothing)?
                 .f_add_scalar(label_smoothing / columns as f64)?;
@@ -150,7 +147,10 @@ mod tests {
         close(&by_index, &[expected]);
         // The same through the other branch.
         let mask = Tensor::from_slice2(&[[true, false], [false, true]]);
-        close(&loss(&sims, &Targets::SameImage(mask), 0.1).unwrap(), &[expected]);
+        close(
+            &loss(&sims, &Targets::SameImage(mask), 0.1).unwrap(),
+            &[expected],
+        );
     }
 
     #[test]
@@ -160,12 +160,17 @@ mod tests {
         let logs = Vec::<f64>::try_from(sims.log_softmax(1, None).view(-1)).unwrap();
         let share = 0.45 + 0.1 / 3.0;
         let expected = -(share * (logs[0] + logs[1]) + 0.1 / 3.0 * logs[2]);
-        close(&loss(&sims, &Targets::SameImage(mask), 0.1).unwrap(), &[expected]);
+        close(
+            &loss(&sims, &Targets::SameImage(mask), 0.1).unwrap(),
+            &[expected],
+        );
     }
 
     #[test]
     fn target_masks() {
-        let mask = Targets::Index(Tensor::from_slice(&[2i64, 3])).mask(4).unwrap();
+        let mask = Targets::Index(Tensor::from_slice(&[2i64, 3]))
+            .mask(4)
+            .unwrap();
         let rows = Vec::<bool>::try_from(mask.flatten(0, -1)).unwrap();
         assert_eq!(rows, [false, false, true, false, false, false, false, true]);
     }

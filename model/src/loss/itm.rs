@@ -46,10 +46,7 @@ impl MatchLogits {
 ///
 /// A matching column ends at exactly 0, unless all columns match: then none can be told from the
 /// others and all are equally likely, as in the reference.
-pub(crate) fn sampling_weights(
-    similarities: &Tensor,
-    mask: &Tensor,
-) -> Result<Tensor, ModelError> {
+pub(crate) fn sampling_weights(similarities: &Tensor, mask: &Tensor) -> Result<Tensor, ModelError> {
     Ok(similarities
         .f_detach()?
         .f_masked_fill(mask, MASKED)?

@@ -123,7 +123,9 @@ impl Attention {
         let split = |rows: &Tensor, maps: &[&RowMap]| -> Result<Vec<Tensor>, ModelError> {
             let parts = rows.f_split_with_sizes(rows_of(maps), 0)?;
             let parts = parts.iter().zip(maps);
-            parts.map(|(part, map)| map.split(part, self.heads)).collect()
+            parts
+                .map(|(part, map)| map.split(part, self.heads))
+                .collect()
         };
         let joint = |rows: &Tensor, count| -> Result<Vec<Vec<Tensor>>, ModelError> {
             let parts = rows.f_split_with_sizes(rows_of(maps), 0)?;
@@ -150,12 +152,11 @@ impl Attention {
         let segments = queries.into_iter().zip(keys_values);
         segments
             .map(|(query, key_value)| {
-                let [key, value] = <[Tensor; 2]>::try_from(key_value).map_err(|_| {
-                    ModelError::Input {
+                let [key, value] =
+                    <[Tensor; 2]>::try_from(key_value).map_err(|_| ModelError::Input {
                         what: "columns of a joint product",
                         message: "neither two nor three".into(),
-                    }
-                })?;
+                    })?;
                 let key_value = KeyValue { key, value };
                 Ok(SegmentHeads { query, key_value })
             })
@@ -202,7 +203,13 @@ impl Attention {
         mask: Option<&Tensor>,
         dropout: Dropout,
     ) -> Result<Tensor, ModelError> {
-        self.gather_heads(&map.split(query, self.heads)?, map, key_value, mask, dropout)
+        self.gather_heads(
+            &map.split(query, self.heads)?,
+            map,
+            key_value,
+            mask,
+            dropout,
+        )
     }
 
     /// The same of queries in attention's layout, `[R, heads, L, d]`.

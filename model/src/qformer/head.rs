@@ -42,9 +42,7 @@ impl LmHead {
         mut copies: Option<&mut LowCopies>,
     ) -> Result<(), ModelError> {
         self.low = match &mut copies {
-            Some(copies) => {
-                Some(copies.padded(word_embeddings, &self.bias, COLUMN_MULTIPLE)?)
-            }
+            Some(copies) => Some(copies.padded(word_embeddings, &self.bias, COLUMN_MULTIPLE)?),
             None => None,
         };
         self.dense.use_copies(copies)

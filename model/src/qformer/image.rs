@@ -80,8 +80,10 @@ impl Qformer {
 /// W ∘ γ and bias W β + b.
 fn folded(layers: &[&Linear], norm: &LayerNorm) -> Result<(Tensor, Tensor), ModelError> {
     let parameters = layers.iter().map(|layer| layer.parameters());
-    let (weights, biases): (Vec<Tensor>, Vec<Tensor>) =
-        parameters.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+    let (weights, biases): (Vec<Tensor>, Vec<Tensor>) = parameters
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .unzip();
     let (weight, bias) = (Tensor::f_cat(&weights, 0)?, Tensor::f_cat(&biases, 0)?);
     let (gain, shift) = norm.parameters();
     Ok((weight.f_mul(gain)?, bias.f_addmv(&weight, shift)?))
@@ -103,7 +105,10 @@ impl ImageProjection<'_> {
         };
         let count = layers.filter(|layer| layer.has_cross_attention()).count() as i64;
         let columns = joint.forward(features)?; // [B, M, 2 layers · D]
-        let mut parts = columns.f_unflatten(2, [2 * count, -1])?.f_unbind(2)?.into_iter();
+        let mut parts = columns
+            .f_unflatten(2, [2 * count, -1])?
+            .f_unbind(2)?
+            .into_iter();
         let mut all = Vec::with_capacity(parts.len() / 2);
         while let (Some(key), Some(value)) = (parts.next(), parts.next()) {
             all.push(KeyValue {

@@ -118,7 +118,9 @@ impl Layer {
                 Past::Segment(earlier) => own.get(earlier),
                 Past::Given => past,
             };
-            let joined = before.map(|before| before.join(&heads.key_value)).transpose()?;
+            let joined = before
+                .map(|before| before.join(&heads.key_value))
+                .transpose()?;
             let mixed = self.attention.gather_heads(
                 &heads.query,
                 query_maps[index],

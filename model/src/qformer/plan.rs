@@ -116,12 +116,9 @@ impl TextRows {
 
     fn map(&self) -> Result<RowMap, ModelError> {
         match &self.index {
-            Some(index) => RowMap::sparse(
-                &index.places,
-                self.batch,
-                self.length,
-                index.index.device(),
-            ),
+            Some(index) => {
+                RowMap::sparse(&index.places, self.batch, self.length, index.index.device())
+            }
             None => Ok(RowMap::dense(self.batch, self.length)),
         }
     }
@@ -331,11 +328,7 @@ pub(crate) enum Layout {
     Stacked { query_rows: i64 },
     /// Sequence after sequence, of each the queries, then its text: what self-attention of both
     /// together takes as it is.
-    Sequences {
-        batch: i64,
-        queries: i64,
-        text: i64,
-    },
+    Sequences { batch: i64, queries: i64, text: i64 },
 }
 
 impl Layout {
@@ -503,12 +496,34 @@ mod tests {
             list(&text.select(&values).unwrap()),
             [0, 10, 30, 40, 50, 60]
         );
-        assert!(matches!(text.positions(), Positions::Listed(at) if list(at) == [0, 1, 0, 1, 2, 0]));
-        assert!(TextRows::new(&[3, 3], 3, Device::Cpu).unwrap().index.is_none());
+        assert!(
+            matches!(text.positions(), Positions::Listed(at) if list(at) == [0, 1, 0, 1, 2, 0])
+        );
+        assert!(TextRows::new(&[3, 3], 3, Device::Cpu)
+            .unwrap()
+            .index
+            .is_none());
         let all = TextRows::all(3, 3);
         assert_eq!(list(&all.select(&values).unwrap()), list(&values.view(-1)));
         let rows = Tensor::arange(9, (Kind::Float, Device::Cpu)).view([9, 1]);
-        assert_eq!(list(&all.first_of_each(&rows).unwrap().view(-1).to_kind(Kind::Int64)), [0, 3, 6]);
-        assert_eq!(list(&text.first_of_each(&rows.narrow(0, 0, 6)).unwrap().view(-1).to_kind(Kind::Int64)), [0, 2, 5]);
+        assert_eq!(
+            list(
+                &all.first_of_each(&rows)
+                    .unwrap()
+                    .view(-1)
+                    .to_kind(Kind::Int64)
+            ),
+            [0, 3, 6]
+        );
+        assert_eq!(
+            list(
+                &text
+                    .first_of_each(&rows.narrow(0, 0, 6))
+                    .unwrap()
+                    .view(-1)
+                    .to_kind(Kind::Int64)
+            ),
+            [0, 2, 5]
+        );
     }
 }

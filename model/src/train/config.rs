@@ -101,6 +101,10 @@ pub struct TrainConfig {
     /// a GPU, `f32` on the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
+    /// Whether a tower that is not trained runs one batch ahead of the steps, beside them, on a GPU. The
+    /// numbers are the same. Default true.
+    #[serde(default = "default_tower_ahead")]
+    pub tower_ahead: bool,
     /// Parameters that are not trained, by name with `*` for anything, e.g.
     /// `["Qformer.bert.embeddings.*"]`.
     #[serde(default)]
@@ -170,6 +174,10 @@ fn default_seed() -> u64 {
 
 fn default_vocab_size() -> usize {
     8192
+}
+
+fn default_tower_ahead() -> bool {
+    true
 }
 
 fn default_log_every() -> u64 {

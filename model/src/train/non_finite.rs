@@ -33,6 +33,8 @@ const MAX_PENDING: usize = 8;
 /// Batches that a run keeps for inspection; later ones are named in the log alone.
 const MAX_SAVED: usize = 16;
 
+const NORM: &str = "the norm of all gradients";
+
 /// Watches the steps of a run. All ranks come to the same verdict.
 pub(super) struct Guard<'a> {
     ranks: &'a dyn Ranks,
@@ -72,7 +74,7 @@ pub(super) struct MicroStep {
 
 /// A step whose numbers have not been looked at yet.
 struct Watched {
-    /// One flag per tensor of [`outputs`], and one for the gradients.
+    /// One flag per tensor of [`losses`], and one for the gradients.
     finite: Tensor,
     names: Vec<&'static str>,
     suspect: Suspect,
@@ -187,12 +189,8 @@ impl<'a> Guard<'a> {
         let count = pending.len();
         let mut broken = (count, None);
         for (index, watched) in pending.iter().enumerate() {
-            let finite = Vec::<bool>::try_from(&watched.finite)?;
-            if let Some(first) = finite.iter().position(|finite| !finite) {
-                broken = (
-                    index,
-                    watched.names.get(first).map(|name| format!("`{name}`")),
-                );
+            if let Some(name) = watched.first_non_finite()? {
+                broken = (index, Some(name));
                 break;
             }
         }
@@ -206,7 +204,7 @@ impl<'a> Guard<'a> {
         };
         let own = broken.1.filter(|_| broken.0 == index);
         let finding = self.share(own.is_some(), || {
-            let first_tensor = own.unwrap_or_else(|| "the norm of all gradients".to_string());
+            let first_tensor = own.unwrap_or_else(|| NORM.to_string());
             self.report(&watched.suspect, first_tensor)
         })?;
         Err(finding.error(watched.suspect.step, 0))
@@ -298,20 +296,36 @@ fn unreadable(error: &serde_json::Error) -> ModelError {
 }
 
 impl Watched {
+    /// Looks at losses and norm alone: whatever is not finite before them makes them so, and every
+    /// tensor more would cost each step some kernels.
     fn new(view: &StepView<'_>) -> Result<Watched, ModelError> {
-        let outputs: Vec<_> = view.batches.iter().flat_map(outputs).collect();
-        let mut flags = Vec::with_capacity(outputs.len() + 1);
-        for (_, tensor) in &outputs {
-            flags.push(tensor.f_detach()?.f_isfinite()?.f_all()?);
-        }
-        if let Some(norm) = view.gradient_norm {
-            flags.push(norm.f_isfinite()?);
-        }
+        let losses = view.batches.iter().flat_map(losses);
+        let (names, losses): (Vec<_>, Vec<_>) = losses.unzip();
+        let watched = losses.into_iter().chain(view.gradient_norm);
+        let watched = watched.map(|tensor| Ok(tensor.f_detach()?.f_to_kind(Kind::Float)?));
+        let watched = watched.collect::<Result<Vec<Tensor>, ModelError>>()?;
         Ok(Watched {
-            finite: Tensor::f_stack(&flags, 0)?,
-            names: outputs.into_iter().map(|(name, _)| name).collect(),
+            finite: Tensor::f_stack(&watched, 0)?.f_isfinite()?,
+            names,
             suspect: Suspect::new(view)?,
         })
+    }
+
+    /// Names the first that is not finite of what the step was given and what it is watched by.
+    fn first_non_finite(&self) -> Result<Option<String>, ModelError> {
+        let finite = Vec::<bool>::try_from(&self.finite)?;
+        let Some(first) = finite.iter().position(|finite| !finite) else {
+            return Ok(None);
+        };
+        for (name, tensor) in &self.suspect.tensors {
+            if !all_finite(tensor)? {
+                return Ok(Some(format!("`{name}`")));
+            }
+        }
+        Ok(Some(match self.names.get(first) {
+            Some(name) => format!("`{name}`"),
+            None => NORM.to_string(),
+        }))
     }
 }
 
@@ -393,6 +407,17 @@ impl Suspect {
     }
 }
 
+/// What a step comes to.
+fn losses(done: &MicroStep) -> [(&'static str, &Tensor); 4] {
+    let output = &done.output;
+    [
+        ("loss_itc", &output.loss_itc),
+        ("loss_itm", &output.loss_itm),
+        ("loss_lm", &output.loss_lm),
+        ("loss", &output.loss),
+    ]
+}
+
 /// What a step computes, in order.
 fn outputs(done: &MicroStep) -> Vec<(&'static str, &Tensor)> {
     let output = &done.output;
@@ -445,7 +470,7 @@ fn first_non_finite(view: &StepView<'_>) -> Result<String, ModelError> {
     Ok(match broken_parameter(view)? {
         Some(parameter) => format!("parameter `{parameter}`"),
         // Each gradient is finite, but the sum of their squares is beyond 32 bits.
-        None => "the norm of all gradients".to_string(),
+        None => NORM.to_string(),
     })
 }
 

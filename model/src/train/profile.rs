@@ -13,7 +13,7 @@ use super::step_trace::TraceReport;
 use crate::accelerator::memory;
 use crate::config::Precision;
 use crate::error::ModelError;
-use crate::feed::DeviceFeed;
+use crate::feed::{BatchWait, DeviceFeed};
 use crate::flops::matmul_peak;
 
 /// What the training thread does in a step, in order.
@@ -21,9 +21,11 @@ use crate::flops::matmul_peak;
 pub enum Phase {
     /// Waiting for a batch on the device.
     Wait,
+    /// Waiting for the tower that runs ahead of the steps.
+    Tower,
     /// Agreeing with the other ranks on a step.
     Agree,
-    /// Vision tower, Q-Former passes and losses.
+    /// Vision tower (unless it runs ahead), Q-Former passes and losses.
     Forward,
     /// Gradients.
     Backward,
@@ -35,8 +37,9 @@ pub enum Phase {
     Validate,
 }
 
-const PHASE_NAMES: [&str; 7] = [
+const PHASE_NAMES: [&str; 8] = [
     "wait",
+    "tower",
     "agree",
     "forward",
     "backward",
@@ -100,10 +103,29 @@ impl Phases {
         if let Some(trace) = &self.trace {
             trace.record(PHASE_NAMES[phase as usize], start, elapsed, &[]);
         }
-        let busy = elapsed.as_secs_f64();
-        match (phase, self.first_batch_secs) {
-            (Phase::Wait, None) => self.first_batch_secs = Some(busy),
-            _ => self.busy_secs[phase as usize] += busy,
+        self.busy_secs[phase as usize] += elapsed.as_secs_f64();
+        result
+    }
+
+    /// Runs `wait`, which says how long it waited for what.
+    pub(super) fn time_wait<T>(&mut self, wait: impl FnOnce() -> (T, BatchWait)) -> T {
+        let start = Instant::now();
+        let (result, waited) = wait();
+        let parts = [(Phase::Wait, waited.data), (Phase::Tower, waited.tower)];
+        let mut at = start;
+        for (phase, elapsed) in parts {
+            if let Some(trace) = self.trace.as_ref().filter(|_| !elapsed.is_zero()) {
+                trace.record(PHASE_NAMES[phase as usize], at, elapsed, &[]);
+            }
+            at += elapsed;
+        }
+        match self.first_batch_secs {
+            None => self.first_batch_secs = Some(start.elapsed().as_secs_f64()),
+            Some(_) => {
+                for (phase, elapsed) in parts {
+                    self.busy_secs[phase as usize] += elapsed.as_secs_f64();
+                }
+            }
         }
         result
     }

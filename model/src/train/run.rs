@@ -15,6 +15,7 @@ use super::{
     record, step_seed, KeepBest, LossScaler, MetricsRecord, Outcome, Phase, Phases, RunContext,
     RunEnd, RunFailure, Saved, StepTrace, TrainConfig, Trainer, ValidationRecord, Validator,
 };
+use crate::accelerator::StepStream;
 use crate::checkpoint::{
     BestCheckpoint, CheckpointWriter, RandomState, SchedulePosition, TrainState,
 };
@@ -36,6 +37,8 @@ struct Run<'a> {
     guard: Guard<'a>,
     peers: Peers<'a>,
     phases: Phases,
+    /// Where steps compute.
+    stream: StepStream,
     /// Where the data stands behind the last batch that was used: those that were taken and not used
     /// come again when the run goes on.
     data: LoaderState,
@@ -106,6 +109,7 @@ impl<'a> Run<'a> {
                 columns: Vec::new(),
             },
             phases,
+            stream: StepStream::new(trainer.model.params().device())?,
             started_at: trainer.step,
             saved_at: Some(trainer.step),
             stops: false,
@@ -215,9 +219,10 @@ impl<'a> Run<'a> {
         let mut batches: Vec<ReadyBatch> = Vec::with_capacity(expected);
         while batches.len() < expected && self.failure.is_none() {
             let (feed, stop) = (&mut *self.feed, self.stop);
-            let next = self
-                .phases
-                .time(Phase::Wait, || feed.next_batch_unless(stop));
+            let next = self.phases.time_wait(|| {
+                let next = feed.next_batch_unless(stop);
+                (next, feed.last_wait())
+            });
             match self.note(next).flatten() {
                 Some(batch) => batches.push(batch),
                 None => break,
@@ -376,14 +381,17 @@ impl Trainer {
         let images: u64 = batches.iter().map(|b| b.host.batch_size as u64).sum();
         let begun = run.trace.as_mut().map(|trace| trace.begin_step(device));
         run.note(begun.transpose());
-        let done = self.train_step(
-            batches,
-            config.seed,
-            lr,
-            &run.peers,
-            &mut run.guard,
-            &mut run.phases,
-        );
+        let stream = &run.stream;
+        let done = stream.run(|| {
+            self.train_step(
+                batches,
+                config.seed,
+                lr,
+                &run.peers,
+                &mut run.guard,
+                &mut run.phases,
+            )
+        });
         let done = match done {
             Ok(done) => done,
             Err(StepFailure {

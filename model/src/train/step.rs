@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use super::non_finite::{Guard, MicroStep, StepView, Verdict};
 use super::parallel::{rank_seed, Peers};
 use super::{step_seed, Phase, Phases, Trainer};
-use crate::blip2::{NegativeSampling, StepInput};
+use crate::blip2::{Blip2Qformer, NegativeSampling, StepInput};
 use crate::error::ModelError;
 use crate::feed::ReadyBatch;
 use crate::flops::{StepFlops, StepShape};
@@ -129,7 +129,13 @@ impl Trainer {
         peers: &Peers<'_>,
         phases: &mut Phases,
     ) -> Result<MicroStep, ModelError> {
-        let ReadyBatch { host, input } = batch;
+        batch.use_here()?;
+        let ReadyBatch {
+            host,
+            input,
+            features,
+            ..
+        } = batch;
         let lengths = text_lengths(&host);
         let input = match peers.columns.get(index) {
             Some(&columns) => input.with_text_columns(columns)?,
@@ -137,7 +143,10 @@ impl Trainer {
         };
         phases.add_flop(self.flop(&lengths, &input));
         let (images, output) = phases.time(Phase::Forward, || {
-            let images = self.model.encode_training_image(&input.images)?;
+            let images = match features {
+                Some(features) => Blip2Qformer::given_training_image(features),
+                None => self.model.encode_training_image(&input.images)?,
+            };
             let step = StepInput {
                 image_embeds: &images.features,
                 token_ids: &input.token_ids,

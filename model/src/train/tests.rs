@@ -48,7 +48,7 @@ fn run_in(
     // With two pairs the negatives are certain, whatever other tests draw from torch's generator.
     let (mut trainer, loader) = trainer_and_loader(folder, 2);
     let mut asked = 0;
-    let mut feed = DeviceFeed::start_with(loader, Device::Cpu, move |loader| {
+    let mut feed = DeviceFeed::start_with(loader, Device::Cpu, None, move |loader| {
         asked += 1;
         match before_batch(asked) {
             Some(error) => Err(error),
@@ -201,7 +201,7 @@ const PAUSES: [u64; 4] = [50, 100, 300, 900];
 fn take(step: Duration, load: Duration) -> (f64, f64) {
     let folder = tempfile::tempdir().unwrap();
     let (_, loader) = trainer_and_loader(folder.path(), 2);
-    let mut feed = DeviceFeed::start_with(loader, Device::Cpu, move |loader| {
+    let mut feed = DeviceFeed::start_with(loader, Device::Cpu, None, move |loader| {
         std::thread::sleep(load);
         loader.next_batch()
     })
@@ -261,7 +261,7 @@ fn a_feed_that_nobody_reads_ends_when_it_is_dropped() {
     for reads in 0..3 {
         let (_, loader) = trainer_and_loader(folder.path(), 2);
         let expected = loader.state().clone();
-        let mut feed = DeviceFeed::start(loader, Device::Cpu).unwrap();
+        let mut feed = DeviceFeed::start(loader, Device::Cpu, None).unwrap();
         assert_eq!(feed.state(), &expected);
         for _ in 0..reads {
             let batch = feed.next_batch().unwrap().unwrap();
@@ -277,7 +277,7 @@ fn a_failing_loader_says_so_once() {
     let folder = tempfile::tempdir().unwrap();
     let (_, loader) = trainer_and_loader(folder.path(), 2);
     let mut left = 2;
-    let mut feed = DeviceFeed::start_with(loader, Device::Cpu, move |loader| {
+    let mut feed = DeviceFeed::start_with(loader, Device::Cpu, None, move |loader| {
         left -= 1;
         match left {
             0 => Err(qf_pipeline::PipelineError::Thread("gone".into())),

@@ -60,7 +60,12 @@ impl SmallVit {
         mut copies: Option<&mut LowCopies>,
     ) -> Result<(), ModelError> {
         for block in &mut self.blocks {
-            for layer in [&mut block.qkv, &mut block.proj, &mut block.fc1, &mut block.fc2] {
+            for layer in [
+                &mut block.qkv,
+                &mut block.proj,
+                &mut block.fc1,
+                &mut block.fc2,
+            ] {
                 layer.use_frozen_copies(copies.as_deref_mut(), &[])?;
             }
         }
@@ -128,11 +133,17 @@ impl Block {
     }
 
     fn forward(&self, rows: &Tensor, drop_path: &DropPath) -> Result<Tensor, ModelError> {
-        let qkv = self.qkv.forward(&self.norm1.forward(rows)?)?.f_chunk(3, 2)?; // 3 × [B, M, E]
+        let qkv = self
+            .qkv
+            .forward(&self.norm1.forward(rows)?)?
+            .f_chunk(3, 2)?; // 3 × [B, M, E]
         let part = |index: usize| split_heads(&qkv[index], self.heads); // [B, heads, M, d]
         let mixed = attend(&part(0)?, &part(1)?, &part(2)?)?;
         let rows = drop_path.add(0, rows, &self.proj.forward(&merge_heads(&mixed)?)?)?;
-        let hidden = self.fc1.forward(&self.norm2.forward(&rows)?)?.f_gelu("none")?;
+        let hidden = self
+            .fc1
+            .forward(&self.norm2.forward(&rows)?)?
+            .f_gelu("none")?;
         drop_path.add(1, &rows, &self.fc2.forward(&hidden)?)
     }
 }

@@ -184,7 +184,6 @@ struct Inputs {
     images: Tensor,
     token_ids: Tensor,
     attention_mask: Tensor,
-    lengths: Vec<i64>,
 }
 
 impl Inputs {
@@ -212,7 +211,6 @@ impl Inputs {
             images,
             token_ids: ids.f_to_device(device)?,
             attention_mask: attention_mask.f_to_device(device)?,
-            lengths: shape.lengths.to_vec(),
         })
     }
 }

@@ -409,7 +409,12 @@ fn train(
     if ranks.is_first() {
         data::note(&loader);
     }
-    let mut feed = DeviceFeed::start(loader, device)?;
+    // On the CPU it would contend with the steps for the cores.
+    let tower = match device.is_cuda() && config.tower_ahead {
+        true => model.frozen_tower()?,
+        false => None,
+    };
+    let mut feed = DeviceFeed::start(loader, device, tower)?;
     if ranks.is_first() {
         // Only now: settings that do not fit the checkpoint must not replace those that do.
         write_file(&run_dir.config(), toml::to_string(&config)?.as_bytes())?;

@@ -43,7 +43,10 @@ fn setup(folder: &Path) -> (Trainer, DeviceFeed) {
 /// The same for batches of another size.
 pub(in crate::train) fn setup_of(folder: &Path, batch_size: usize) -> (Trainer, DeviceFeed) {
     let (trainer, loader) = trainer_and_loader(folder, batch_size);
-    (trainer, DeviceFeed::start(loader, Device::Cpu).unwrap())
+    (
+        trainer,
+        DeviceFeed::start(loader, Device::Cpu, None).unwrap(),
+    )
 }
 
 /// The same with the loader itself.
@@ -252,7 +255,7 @@ fn gradients_count_and_waiting_is_bounded() {
     let name = "Qformer.bert.encoder.layer.0.attention.self.query.weight";
     let param = &trainer.model.params().get(name).unwrap().tensor;
     let _ = param.grad().fill_(f64::INFINITY);
-    let ReadyBatch { host, input } = batch;
+    let ReadyBatch { host, input, .. } = batch;
     let embeds = trainer.model.encode_image(&input.images).unwrap();
     let output = tch::no_grad(|| {
         let input = crate::StepInput {
