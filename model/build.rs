@@ -59,6 +59,7 @@ fn compile_shim(include: &Path) {
     build(1, "shim/c10d.cpp", "qf_c10d");
     build(1, "shim/stream.cpp", "qf_stream");
     build(1, "shim/profiler.cpp", "qf_profiler");
+    build(1, "shim/context.cpp", "qf_context");
     build(3, "shim/kernels.cpp", "qf_kernels");
 }
 

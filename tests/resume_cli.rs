@@ -412,3 +412,44 @@ fn skipped_updates_are_logged_and_bounded() {
     assert!(model(3) == model(4));
     assert!(!checkpoint(run, 5).exists());
 }
+
+/// On the CPU every run is deterministic: the setting changes no number, and may change on the way.
+/// Rounding to TF32 would change numbers.
+#[test]
+fn deterministic_runs_on_the_cpu_are_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plain, strict) = (path(&folder, "plain"), path(&folder, "strict"));
+    let held = glob("arrow");
+    let more = ["--steps", "4", "--val-shards", &held, "--val-every", "2"];
+    succeeds(&small_run(&plain, &glob("tar"), &more));
+    let deterministic = [
+        "--set",
+        "deterministic=true",
+        "--set",
+        "checkpoint_every_steps=2",
+    ];
+    let strictly = [&more[..], &deterministic].concat();
+    succeeds(&small_run(&strict, &glob("tar"), &strictly));
+    let (plain, strict_run) = (Path::new(&plain), Path::new(&strict));
+    same_run(plain, strict_run, 4);
+    assert_eq!(validations(plain), validations(strict_run));
+
+    let resume = [
+        "--run-dir",
+        &strict,
+        "--resume",
+        "--steps",
+        "6",
+        "--allow-changes",
+    ];
+    succeeds(&[&resume[..], &["--set", "deterministic=false"]].concat());
+    let on = [
+        "--run-dir",
+        strict.as_str(),
+        "--resume",
+        "--set",
+        "allow_tf32=true",
+    ];
+    let message = fails(1, &on);
+    assert!(message.contains("allow_tf32"), "{message}");
+}

@@ -484,3 +484,48 @@ fn scores_of_texts() {
     let message = fails(1, &["score", "--run-dir", &none, &image, "a disc"]);
     assert!(message.contains("holds no run"), "{message}");
 }
+
+/// A run in 16 bits is used in 16 bits, unless the command says otherwise.
+#[test]
+fn precision_is_that_of_the_run_or_of_the_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let run_dir = path(&folder, "run");
+    let in_16_bits = ["--steps", "2", "--set", "precision=bf16"];
+    succeeds(&small_run(&run_dir, &glob("tar"), &in_16_bits));
+    let (held, image) = (glob("arrow"), scene(3));
+    let commands: [&[&str]; 3] = [
+        &["score", "--json", &image, "a small red disc", "two squares"],
+        &["eval", "--json", "--shards", &held, "--rerank", "0"],
+        &["caption", "--json", &image, "--max-length", "8"],
+    ];
+    for command in commands {
+        let with = |more: &[&str]| {
+            let run = ["--run-dir", run_dir.as_str()];
+            succeeds(&[&command[..1], &run, &command[1..], more].concat())
+        };
+        let own = with(&[]);
+        assert_eq!(own, with(&["--precision", "bf16"]));
+        if command[0] == "eval" {
+            // Ranks of few images; they need not differ.
+            with(&["--precision", "f32"]);
+            continue;
+        }
+        let exact = with(&["--precision", "f32"]);
+        assert_ne!(own, exact, "{command:?}");
+        let number = |text: &str| match command[0] {
+            "score" => {
+                let report: Value = serde_json::from_str(text).unwrap();
+                report["scores"][0]["itc_cosine"].as_f64().unwrap()
+            }
+            _ => lines(text)[0]["captions"][0]["score"].as_f64().unwrap(),
+        };
+        let (own, exact) = (number(&own), number(&exact));
+        assert!(
+            (own - exact).abs() < 0.05 * exact.abs().max(1.0),
+            "{own} {exact}"
+        );
+    }
+    let run = ["score", "--run-dir", &run_dir, &image, "a disc"];
+    let message = fails(2, &[&run[..], &["--precision", "f64"]].concat());
+    assert!(message.contains("expected f32, bf16 or f16"), "{message}");
+}

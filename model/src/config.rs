@@ -25,7 +25,7 @@ pub struct ModelConfig {
     pub qformer: QformerConfig,
 }
 
-/// Element type of matrix products in training. Parameters, moments, norms, softmax and losses stay
+/// Element type of matrix products. Parameters, moments, norms, softmax and losses stay
 /// in 32 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -54,6 +54,19 @@ impl Precision {
             Precision::F32 => None,
             Precision::Bf16 => Some(tch::Kind::BFloat16),
             Precision::F16 => Some(tch::Kind::Half),
+        }
+    }
+}
+
+impl std::str::FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Precision, String> {
+        match text {
+            "f32" => Ok(Precision::F32),
+            "bf16" => Ok(Precision::Bf16),
+            "f16" => Ok(Precision::F16),
+            _ => Err("expected f32, bf16 or f16".into()),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use tch::Device;
 
+use crate::context::{choose_kernels, Kernels};
 use crate::error::ModelError;
 
 /// The device a user asks for.
@@ -46,7 +47,8 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
-/// Opens what the choice needs and returns the device.
+/// Opens what the choice needs and returns the device. libtorch's kernels on a GPU are
+/// [chosen](choose_kernels) by the defaults of [`Kernels`].
 ///
 /// [`DeviceChoice::Auto`] logs a warning where there is a GPU that cannot be used.
 ///
@@ -68,7 +70,10 @@ pub fn open_device(choice: DeviceChoice) -> Result<Device, ModelError> {
         gpus: usize::try_from(gpus).unwrap_or(0),
     };
     match (choice, choose(choice, &found)) {
-        (_, Ok(device)) => Ok(device),
+        (_, Ok(device)) => {
+            choose_kernels(Kernels::default())?;
+            Ok(device)
+        }
         (DeviceChoice::Auto, Err(missing)) => {
             // A machine without a GPU misses nothing.
             if found.driver {

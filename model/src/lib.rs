@@ -41,6 +41,7 @@ pub mod blip2;
 pub mod checkpoint;
 pub mod collective;
 pub mod config;
+pub mod context;
 pub mod device;
 pub mod error;
 pub mod eval;

@@ -52,6 +52,7 @@ impl Blip2Qformer {
         copies: i64,
     ) -> Result<DecodeCache, ModelError> {
         let batch = self.check_image(image_embeds)?;
+        self.refresh_copies()?;
         tch::no_grad(|| {
             let queries = self.encode_queries(image_embeds, batch)?;
             let repeat = |tensor: &Tensor| tensor.f_repeat_interleave_self_int(copies, 0, None);
@@ -91,6 +92,7 @@ impl Blip2Qformer {
                 message: format!("it has {positions} tokens, the most that the model takes"),
             });
         }
+        self.refresh_copies()?;
         tch::no_grad(|| {
             let ids = token_ids.f_unsqueeze(1)?; // [R, 1]
             let hidden = self

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::non_finite::OnNonFinite;
 use super::validation::ValidationConfig;
 use crate::config::{ModelConfig, Precision};
+use crate::context::Kernels;
 use crate::error::ModelError;
 use crate::optim::AdamWConfig;
 use crate::schedule::Schedule;
@@ -105,6 +106,15 @@ pub struct TrainConfig {
     /// numbers are the same. Default true.
     #[serde(default = "default_tower_ahead")]
     pub tower_ahead: bool,
+    /// Lets products and convolutions of 32-bit numbers round their inputs to TF32 on a GPU: faster,
+    /// with 10 bits of mantissa. Default false.
+    #[serde(default)]
+    pub allow_tf32: bool,
+    /// On a GPU, lets every operator give the same bits for the same inputs, so that a resumed run
+    /// equals one that was never interrupted. Slower. On the CPU a run does that anyhow. Default
+    /// false.
+    #[serde(default)]
+    pub deterministic: bool,
     /// Parameters that are not trained, by name with `*` for anything, e.g.
     /// `["Qformer.bert.embeddings.*"]`.
     #[serde(default)]
@@ -201,6 +211,14 @@ fn default_max_skips() -> u64 {
 }
 
 impl TrainConfig {
+    /// How libtorch chooses kernels.
+    pub fn kernels(&self) -> Kernels {
+        Kernels {
+            allow_tf32: self.allow_tf32,
+            deterministic: self.deterministic,
+        }
+    }
+
     /// Checks what can be checked before any data is read.
     ///
     /// # Errors

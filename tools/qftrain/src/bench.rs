@@ -5,6 +5,7 @@ use std::time::Instant;
 use anyhow::{bail, Context};
 use clap::Args;
 use qf_model::config::FeaturesConfig;
+use qf_model::context::choose_kernels;
 use qf_model::device::{open_device, DeviceChoice};
 use qf_model::flops::{matmul_peak, savings, StepFlops, StepShape};
 use qf_model::{
@@ -62,7 +63,7 @@ pub(crate) struct BenchArgs {
     threads: Option<u32>,
 
     /// Element type of matrix products: f32, bf16 or f16 [default: bf16 on a GPU, f32 on the CPU]
-    #[arg(long, value_name = "TYPE", value_parser = parse_precision)]
+    #[arg(long, value_name = "TYPE")]
     precision: Option<Precision>,
 
     /// auto, cpu, cuda or cuda:N
@@ -94,6 +95,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         settings.set_from_text(text)?;
     }
     let config = settings.resolve()?;
+    choose_kernels(config.kernels())?;
     let mut model_config = config.model.clone();
     let Some(vit) = config.model.vision.vit() else {
         bail!(
@@ -168,15 +170,6 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         &times,
         matmul_peak(device, precision)?,
     )
-}
-
-fn parse_precision(text: &str) -> Result<Precision, String> {
-    match text {
-        "f32" => Ok(Precision::F32),
-        "bf16" => Ok(Precision::Bf16),
-        "f16" => Ok(Precision::F16),
-        _ => Err("expected f32, bf16 or f16".into()),
-    }
 }
 
 /// A batch that stays the same.

@@ -18,13 +18,13 @@ use tch::Tensor;
 
 use crate::data::{self, ColumnArgs};
 use crate::image_paths::image_paths;
-use crate::model_source::{LoadedModel, ModelArgs, ModelSource};
+use crate::model_source::{InferenceArgs, LoadedModel, ModelSource};
 use crate::output::{remark, say, InPart};
 
 #[derive(Args)]
 pub(crate) struct CaptionArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    model: InferenceArgs,
 
     /// Image files, and folders of them
     #[arg(required_unless_present = "shards", conflicts_with = "shards")]
@@ -156,7 +156,7 @@ fn caption_files(args: &CaptionArgs, model: ModelSource<'_>) -> anyhow::Result<(
             continue;
         }
         if let Some(model) = model.take() {
-            captioner = Some(Captioner::new(args, model.load()?));
+            captioner = Some(Captioner::new(args, args.model.load(model)?));
         }
         let Some(captioner) = &captioner else {
             continue;
@@ -191,7 +191,7 @@ fn caption_shards(args: &CaptionArgs, model: ModelSource<'_>) -> anyhow::Result<
             .columns
             .over(model.config.data.clone().for_evaluation())
     };
-    let captioner = Captioner::new(args, model.load()?);
+    let captioner = Captioner::new(args, args.model.load(model)?);
     let LoadedModel {
         tokenizer, device, ..
     } = &captioner.loaded;

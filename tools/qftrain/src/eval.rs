@@ -14,14 +14,14 @@ use qf_pipeline::words::counted;
 use qf_pipeline::LoaderConfig;
 
 use crate::data::{self, ColumnArgs};
-use crate::model_source::{check_text_len, LoadedModel, ModelArgs};
+use crate::model_source::{check_text_len, InferenceArgs, LoadedModel};
 use crate::output::say;
 use crate::progress::Count;
 
 #[derive(Args)]
 pub(crate) struct EvalArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    model: InferenceArgs,
 
     /// Held-out shards: files, globs, {000..012} ranges; several allowed
     #[arg(
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         (Some(file), Some(images)) => Input::Files(read_annotations(file)?, images.clone()),
         _ => Input::Shards(data::resolve(&args.shards, &model.config.remote)?),
     };
-    let loaded = model.load()?;
+    let loaded = args.model.load(model)?;
     let LoadedModel { model, .. } = &loaded;
     let mut source = input.start(data, &loaded)?;
 

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use anyhow::bail;
 use clap::Args;
 use qf_model::checkpoint::{self, Checkpoint};
+use qf_model::context::choose_kernels;
 use qf_model::device::{open_device, DeviceChoice};
 use qf_model::run_dir::RunDir;
 use qf_model::train::TrainConfig;
-use qf_model::Blip2Qformer;
+use qf_model::{Blip2Qformer, Precision};
 use qf_pipeline::text::{CaptionProcessor, CaptionTokenizer};
 use tch::Device;
 
@@ -62,6 +63,36 @@ impl FromStr for StepChoice {
             Err(_) if text == "best" => Ok(StepChoice::Best),
             Err(_) => Err("take the number of a step, or best".into()),
         }
+    }
+}
+
+/// A model that is to be computed with, and the precision in which it is.
+#[derive(Args)]
+pub(crate) struct InferenceArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// Element type of matrix products: f32, bf16 or f16 [default: the run's; with --weights bf16 on a
+    /// GPU, f32 on the CPU]
+    #[arg(long, value_name = "TYPE")]
+    precision: Option<Precision>,
+}
+
+impl InferenceArgs {
+    /// [`ModelArgs::open`].
+    pub(crate) fn open(&self) -> anyhow::Result<ModelSource<'_>> {
+        self.model.open()
+    }
+
+    /// Reads the values of what was opened.
+    pub(crate) fn load(&self, source: ModelSource<'_>) -> anyhow::Result<LoadedModel> {
+        let mut loaded = source.load()?;
+        choose_kernels(loaded.config.kernels())?;
+        let of_run = loaded.config.precision.filter(|_| loaded.step.is_some());
+        let precision = self.precision.or(of_run);
+        let precision = precision.unwrap_or(Precision::for_device(loaded.device));
+        loaded.model.set_precision(precision)?;
+        Ok(loaded)
     }
 }
 
@@ -159,7 +190,7 @@ impl ModelArgs {
 }
 
 impl ModelSource<'_> {
-    /// Reads the values.
+    /// Reads the values, in 32 bits.
     pub(crate) fn load(self) -> anyhow::Result<LoadedModel> {
         let ModelSource {
             config,

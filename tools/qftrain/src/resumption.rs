@@ -67,6 +67,8 @@ const EFFECTS: &[(&str, Effect)] = &[
     ("max_skips_in_a_row", Effect::None),
     ("accumulate_steps", Effect::Numbers),
     ("precision", Effect::Numbers),
+    ("allow_tf32", Effect::Numbers),
+    ("deterministic", Effect::None), // Other bits on a GPU, from kernels that promise none.
     ("freeze", Effect::Numbers),
     ("validation.", Effect::None),
     ("optimizer.shard_state", Effect::None),

@@ -10,13 +10,13 @@ use qf_pipeline::text::TokenRows;
 use serde_json::json;
 use tch::Kind;
 
-use crate::model_source::ModelArgs;
+use crate::model_source::InferenceArgs;
 use crate::output::say;
 
 #[derive(Args)]
 pub(crate) struct ScoreArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    model: InferenceArgs,
 
     /// Image file
     image: PathBuf,
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &ScoreArgs) -> anyhow::Result<()> {
     let data = model.config.data.clone();
     // What the user gave is looked at before the model is loaded.
     let pixels = ImageReader::new(&data)?.read(&args.image)?;
-    let loaded = model.load()?;
+    let loaded = args.model.load(model)?;
     let processor = loaded.caption_processor()?;
     let mut tokens = TokenRows::with_capacity(data.text_len, args.texts.len());
     for (number, text) in args.texts.iter().enumerate() {

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{bail, Context};
 use clap::{Args, ValueEnum};
 use qf_model::checkpoint::{self, Checkpoint, TrainState};
+use qf_model::context::choose_kernels;
 use qf_model::device::{open_device, DeviceChoice};
 use qf_model::feed::DeviceFeed;
 use qf_model::host::batch_allocator;
@@ -259,6 +260,7 @@ fn train(
     let resume = args.resume == Some(Resume::Always) || goes_on;
     let mut config = configuration(args, resume, &run_dir, device, ranks)?;
     config.validate()?;
+    choose_kernels(config.kernels())?;
     let sets = data::data_sets(&config);
     let sets = sets.map_err(|error| match check_relative(&config).filter(|_| resume) {
         Some(advice) => error.context(advice),

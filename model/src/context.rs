@@ -1,0 +1,92 @@
+//! Switches of libtorch that hold for the whole process: which kernels it may choose.
+
+use crate::error::ModelError;
+
+/// Settings of libtorch's kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kernels {
+    /// Whether products and convolutions of 32-bit numbers may round their inputs to TF32 (10 bits
+    /// of mantissa) on a GPU. libtorch's own default has it in convolutions.
+    pub allow_tf32: bool,
+    /// Whether every operator gives the same bits for the same inputs, on the same card with the same
+    /// libraries. On the CPU they do anyhow. cuBLAS wants `CUBLAS_WORKSPACE_CONFIG=:4096:8` in the
+    /// environment before its first product.
+    pub deterministic: bool,
+}
+
+/// Makes libtorch choose kernels by `kernels` from here on, in all threads. cuDNN's attention is left
+/// out: in this version it plans anew for each shape, which takes about a second, and rounds the
+/// probability of dropout to a multiple of 1/16.
+///
+/// # Errors
+/// [`ModelError::Torch`] where libtorch fails.
+pub fn choose_kernels(kernels: Kernels) -> Result<(), ModelError> {
+    ffi::use_cudnn_attention(false)?;
+    ffi::allow_tf32(kernels.allow_tf32)?;
+    ffi::use_deterministic(kernels.deterministic)
+}
+
+#[allow(unsafe_code)]
+mod ffi {
+    //! The C functions of `shim/context.cpp`.
+
+    use std::ffi::{c_char, c_int};
+
+    use crate::error::ModelError;
+    use crate::ops::shim_result;
+
+    extern "C" {
+        fn qf_use_cudnn_attention(on: c_int) -> *mut c_char;
+        fn qf_allow_tf32(on: c_int) -> *mut c_char;
+        fn qf_use_deterministic(on: c_int) -> *mut c_char;
+        #[cfg(test)]
+        fn qf_context(out: *mut c_int) -> *mut c_char;
+    }
+
+    pub(super) fn use_cudnn_attention(on: bool) -> Result<(), ModelError> {
+        // SAFETY: a plain call; the shim catches exceptions.
+        shim_result(unsafe { qf_use_cudnn_attention(c_int::from(on)) })
+    }
+
+    pub(super) fn allow_tf32(on: bool) -> Result<(), ModelError> {
+        // SAFETY: as above.
+        shim_result(unsafe { qf_allow_tf32(c_int::from(on)) })
+    }
+
+    pub(super) fn use_deterministic(on: bool) -> Result<(), ModelError> {
+        // SAFETY: as above.
+        shim_result(unsafe { qf_use_deterministic(c_int::from(on)) })
+    }
+
+    /// What libtorch says of itself: cuDNN's attention, TF32 in products, TF32 in convolutions,
+    /// deterministic.
+    #[cfg(test)]
+    pub(super) fn context() -> Result<[bool; 4], ModelError> {
+        let mut out = [0; 4];
+        // SAFETY: the shim writes four numbers.
+        shim_result(unsafe { qf_context(out.as_mut_ptr()) })?;
+        Ok(out.map(|value| value != 0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libtorch_says_what_was_chosen() {
+        let choose = |allow_tf32, deterministic| {
+            choose_kernels(Kernels {
+                allow_tf32,
+                deterministic,
+            })
+            .unwrap();
+            ffi::context().unwrap()
+        };
+        // As libtorch starts, unless a test before this one chose: cuDNN's attention and TF32 in
+        // convolutions are on.
+        assert_eq!(choose(true, true), [false, true, true, true]);
+        assert_eq!(choose(true, false), [false, true, true, false]);
+        assert_eq!(choose(false, false), [false; 4]);
+    }
+}
