@@ -69,6 +69,7 @@ const EFFECTS: &[(&str, Effect)] = &[
     ("precision", Effect::Numbers),
     ("allow_tf32", Effect::Numbers),
     ("deterministic", Effect::None), // Other bits on a GPU, from kernels that promise none.
+    ("tower_ahead", Effect::None),
     ("freeze", Effect::Numbers),
     ("validation.", Effect::None),
     ("optimizer.shard_state", Effect::None),
