@@ -33,7 +33,7 @@ fn main() {
     }
     let libtorch = PathBuf::from(&lib_dir).join("..");
     compile_shim(&libtorch.join("include"));
-    compile_nccl(&libtorch, torch_lib);
+    compile_for_gpus(&libtorch, torch_lib);
 }
 
 /// The loops without torch for speed, the code on torch's headers for a quick build: all its time
@@ -67,10 +67,10 @@ fn torch_headers(include: &Path) -> [PathBuf; 2] {
     [include.to_owned(), include.join("torch/csrc/api/include")]
 }
 
-/// The NCCL backend as a shared library, which the program carries along and opens on a GPU: its
-/// symbols are in libtorch_cuda.so, which the program does not link. Without the headers of CUDA and
-/// NCCL (`QF_NCCL=1 scripts/setup.sh` fetches them for any libtorch) it is empty.
-fn compile_nccl(libtorch: &Path, torch_lib: &Path) {
+/// The NCCL backend and CUDA graphs as shared libraries, which the program carries along and opens on a
+/// GPU: their symbols are in libtorch_cuda.so, which the program does not link. Without the headers of
+/// CUDA and NCCL (`QF_NCCL=1 scripts/setup.sh` fetches them for any libtorch) they are empty.
+fn compile_for_gpus(libtorch: &Path, torch_lib: &Path) {
     println!("cargo:rerun-if-env-changed=CUDA_HOME");
     // Set-up touches this file where it adds headers. A file that is not there would be a change.
     let stamp = libtorch.join("build-version");
@@ -80,14 +80,18 @@ fn compile_nccl(libtorch: &Path, torch_lib: &Path) {
     let Some(out_dir) = std::env::var_os("OUT_DIR") else {
         return;
     };
-    let library = Path::new(&out_dir).join("libqf_nccl.so");
-    let compiled = match header_folders(libtorch, torch_lib) {
-        Some(folders) => run_nccl_compiler(&libtorch.join("include"), &folders, &library),
-        None => Err(None),
-    };
-    if let Err(problem) = compiled {
+    let folders = header_folders(libtorch, torch_lib);
+    for name in ["nccl", "graph"] {
+        let library = Path::new(&out_dir).join(format!("libqf_{name}.so"));
+        let compiled = match &folders {
+            Some(folders) => run_compiler(name, &libtorch.join("include"), folders, &library),
+            None => Err(None),
+        };
+        let Err(problem) = compiled else {
+            continue;
+        };
         if let Some(problem) = problem {
-            println!("cargo:warning=NCCL is left out: its shim does not compile ({problem})");
+            println!("cargo:warning=shim/{name}.cpp is left out: it does not compile ({problem})");
         }
         // Half a library would be opened.
         if let Err(error) = std::fs::write(&library, "") {
@@ -115,8 +119,9 @@ fn header_folders(libtorch: &Path, torch_lib: &Path) -> Option<Vec<PathBuf>> {
     all.iter().all(|header| has(header)).then_some(folders)
 }
 
-/// Compiles `shim/nccl.cpp`, or returns what went wrong.
-fn run_nccl_compiler(
+/// Compiles `shim/NAME.cpp`, or returns what went wrong.
+fn run_compiler(
+    name: &str,
     include: &Path,
     folders: &[PathBuf],
     library: &Path,
@@ -130,7 +135,7 @@ fn run_nccl_compiler(
         build.flag("-isystem").flag(folder);
     }
     let mut command = build.get_compiler().to_command();
-    command.args(["-shared", "-fPIC", "shim/nccl.cpp", "-o"]);
+    command.args(["-shared", "-fPIC", &format!("shim/{name}.cpp"), "-o"]);
     match command.arg(library).status() {
         Ok(status) if status.success() => Ok(()),
         status => Err(Some(format!("{status:?}"))),

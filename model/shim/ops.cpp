@@ -473,11 +473,11 @@ char* qf_clear_gradients(Tensor* const* tensors, size_t count) {
 }
 
 // One AdamW step of all parameters, as torch.optim's _fused_adamw drives it. `steps` are f32 scalars
-// and grow by one. Gradients are divided by `divisor` (null for 1), in place; nothing else changes
+// and grow by one. The rate is `lr_on_device`, an f32 scalar, unless that is null. Gradients are divided by `divisor` (null for 1), in place; nothing else changes
 // if `skip` (null for 0) is 1.
 char* qf_fused_adamw(Tensor* const* params, Tensor* const* grads, Tensor* const* means,
                      Tensor* const* squares, Tensor* const* steps, size_t count, double lr,
-                     double beta1, double beta2, double weight_decay, double eps,
+                     const Tensor* lr_on_device, double beta1, double beta2, double weight_decay, double eps,
                      const Tensor* divisor, const Tensor* skip) {
   return protect([&] {
     if (count == 0) return;
@@ -486,8 +486,13 @@ char* qf_fused_adamw(Tensor* const* params, Tensor* const* grads, Tensor* const*
          v = list(squares, count), s = list(steps, count);
     const auto by = optional(divisor), found = optional(skip);
     at::_foreach_add_(s, 1);
-    at::_fused_adamw_(p, g, m, v, {}, s, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false,
-                      /*maximize=*/false, by, found);
+    if (lr_on_device) {
+      at::_fused_adamw_(p, g, m, v, {}, s, *lr_on_device, beta1, beta2, weight_decay, eps,
+                        /*amsgrad=*/false, /*maximize=*/false, by, found);
+    } else {
+      at::_fused_adamw_(p, g, m, v, {}, s, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false,
+                        /*maximize=*/false, by, found);
+    }
     if (found) at::_foreach_sub_(s, std::vector<Tensor>(count, *found));
   });
 }

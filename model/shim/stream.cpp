@@ -105,6 +105,11 @@ char* qf_memory(int index, uint64_t out[4]) {
   });
 }
 
+// Gives memory that no tensor holds back to the device.
+char* qf_memory_empty_cache() {
+  return protect([] { c10::getDeviceAllocator(at::kCUDA)->emptyCache(); });
+}
+
 // Gives memory that no tensor holds back to the device, and begins a new peak.
 char* qf_memory_restart(int index) {
   return protect([&] {

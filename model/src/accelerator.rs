@@ -48,6 +48,14 @@ pub fn restart_memory(device: Device) -> Result<(), ModelError> {
     }
 }
 
+/// Gives memory that no tensor holds back to a GPU.
+pub(crate) fn empty_cache(device: Device) -> Result<(), ModelError> {
+    match device {
+        Device::Cuda(_) => ffi::empty_cache(),
+        _ => Ok(()),
+    }
+}
+
 /// A stream for this thread alone, on which its work overlaps that of other threads.
 ///
 /// It stays the thread's present stream.
@@ -158,6 +166,7 @@ mod ffi {
             out: &mut *mut C_tensor,
         ) -> *mut c_char;
         fn qf_memory(index: c_int, out: &mut [u64; 4]) -> *mut c_char;
+        fn qf_memory_empty_cache() -> *mut c_char;
         fn qf_memory_restart(index: c_int) -> *mut c_char;
     }
 
@@ -221,6 +230,11 @@ mod ffi {
         // SAFETY: the shim writes four numbers.
         shim_result(unsafe { qf_memory(index, &mut out) })?;
         Ok(out)
+    }
+
+    pub(super) fn empty_cache() -> Result<(), ModelError> {
+        // SAFETY: no pointers; the shim turns every exception into a message.
+        shim_result(unsafe { qf_memory_empty_cache() })
     }
 
     pub(super) fn restart_memory(index: usize) -> Result<(), ModelError> {

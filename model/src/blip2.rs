@@ -308,6 +308,13 @@ impl Blip2Qformer {
         self.refresh_copies()
     }
 
+    /// Says that parameters may have changed without torch's knowing, as by a recording.
+    pub(crate) fn forget_copies(&self) {
+        if let Some(copies) = &self.copies {
+            copies.forget();
+        }
+    }
+
     /// Brings 16-bit copies of parameters up to date: to be called before anything is computed.
     fn refresh_copies(&self) -> Result<(), ModelError> {
         match &self.copies {

@@ -40,30 +40,27 @@ impl DeviceBatch {
         })
     }
 
-    /// Leaves out the columns of ids and mask that are padding in every row: `[N, L]`, where `L <= T`
-    /// is the longest of `lengths` (of [`text_lengths`]).
-    ///
-    /// Masked keys and unread rows change no loss and no gradient, and most captions are much
-    /// shorter than `T`.
-    ///
-    /// # Errors
-    /// [`ModelError::Torch`] when the device has no room.
-    pub fn without_padding_columns(self, lengths: &[i64]) -> Result<DeviceBatch, ModelError> {
-        self.with_text_columns(lengths.iter().copied().max().unwrap_or(0))
-    }
-
-    /// Keeps the first `columns` columns of ids and mask: `[N, L]`, `L = columns`. With several ranks
-    /// those of the longest text of any, so that what they gather has one shape.
+    /// Keeps the first `columns` columns of ids and mask: `[N, L]`, `L = columns`. Masked keys and unread
+    /// rows change no loss and no gradient, and most captions are much shorter than `T`. With several
+    /// ranks those of the longest text of any, so that what they gather has one shape.
     ///
     /// # Errors
     /// [`ModelError::Torch`] for more columns than there are, or when the device has no room.
     pub fn with_text_columns(self, columns: i64) -> Result<DeviceBatch, ModelError> {
-        let cut = |tensor: &Tensor| tensor.f_narrow(1, 0, columns)?.f_contiguous();
+        let [token_ids, attention_mask] = self.text_columns(columns)?;
         Ok(DeviceBatch {
-            token_ids: cut(&self.token_ids)?,
-            attention_mask: cut(&self.attention_mask)?,
+            token_ids: token_ids.f_contiguous()?,
+            attention_mask: attention_mask.f_contiguous()?,
             images: self.images,
         })
+    }
+
+    /// The first `columns` columns of ids and mask, views.
+    pub(crate) fn text_columns(&self, columns: i64) -> Result<[Tensor; 2], ModelError> {
+        Ok([
+            self.token_ids.f_narrow(1, 0, columns)?,
+            self.attention_mask.f_narrow(1, 0, columns)?,
+        ])
     }
 }
 

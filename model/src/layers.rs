@@ -202,12 +202,13 @@ impl LayerNorm {
         })
     }
 
+    /// Computed in the kind of the parameters, 32 bits, which the result has: a GPU takes no mixture.
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, ModelError> {
         let shape = self.weight.size();
+        let input = input.f_to_kind(self.weight.f_kind()?)?;
         Ok(input.f_layer_norm(shape, Some(&self.weight), Some(&self.bias), self.eps, true)?)
     }
 
-    /// Computed in 32 bits whatever the input's kind, which the result has again.
     /// Another handle of the same norm.
     pub(crate) fn shallow_clone(&self) -> LayerNorm {
         LayerNorm {

@@ -105,6 +105,11 @@ impl LowCopies {
         Ok(vector)
     }
 
+    /// Has the next [`LowCopies::refresh`] make all copies anew.
+    pub(crate) fn forget(&self) {
+        self.versions.borrow_mut().fill(-1);
+    }
+
     /// Brings the copies of parameters that have changed up to date, all in one call.
     pub(crate) fn refresh(&self) -> Result<(), ModelError> {
         ops::refresh_copies(

@@ -120,10 +120,18 @@ pub(crate) struct AdamWTensors<'a> {
     pub(crate) steps: Vec<&'a Tensor>,
 }
 
+/// A learning rate.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Rate<'a> {
+    Number(f64),
+    /// An f32 scalar on the device.
+    OnDevice(&'a Tensor),
+}
+
 /// Numbers of one AdamW step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AdamWStep<'a> {
-    pub(crate) lr: f64,
+    pub(crate) lr: Rate<'a>,
     pub(crate) beta1: f64,
     pub(crate) beta2: f64,
     pub(crate) weight_decay: f64,
@@ -216,7 +224,7 @@ mod ffi {
     use tch::Tensor;
     use torch_sys::C_tensor;
 
-    use super::{AdamWStep, AdamWTensors};
+    use super::{AdamWStep, AdamWTensors, Rate};
     use crate::config::Precision;
     use crate::error::ModelError;
 
@@ -289,6 +297,7 @@ mod ffi {
             steps: *const *const C_tensor,
             count: usize,
             lr: f64,
+            lr_on_device: *const C_tensor,
             beta1: f64,
             beta2: f64,
             weight_decay: f64,
@@ -494,8 +503,12 @@ mod ffi {
         let exp_avgs = pointers(&tensors.exp_avgs);
         let exp_avg_sqs = pointers(&tensors.exp_avg_sqs);
         let steps = pointers(&tensors.steps);
+        let (lr, lr_on_device) = match step.lr {
+            Rate::Number(lr) => (lr, None),
+            Rate::OnDevice(lr) => (0.0, Some(lr)),
+        };
         // SAFETY: five lists of `count` pointers of live tensors (the caller compared the lengths);
-        // divisor and skip may be null.
+        // rate, divisor and skip may be null.
         unsafe {
             qf_fused_adamw(
                 params.as_ptr(),
@@ -504,7 +517,8 @@ mod ffi {
                 exp_avg_sqs.as_ptr(),
                 steps.as_ptr(),
                 params.len(),
-                step.lr,
+                lr,
+                optional(lr_on_device),
                 step.beta1,
                 step.beta2,
                 step.weight_decay,

@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::collective::{Ranks, SingleProcess};
 use crate::error::ModelError;
-use crate::ops::{self, AdamWStep, AdamWTensors};
+use crate::ops::{self, AdamWStep, AdamWTensors, Rate};
 use crate::params::{misfit, Param, ParamStore};
 
 /// Settings of [`AdamW`].
@@ -356,6 +356,16 @@ impl AdamW {
                 message: format!("{lr} is out of range; take 0 or more"),
             });
         }
+        self.step_at(Rate::Number(lr), divisor, skip)
+    }
+
+    /// [`AdamW::step_scaled`] at a rate that may be on the device, 0 or more.
+    pub(crate) fn step_at(
+        &mut self,
+        lr: Rate<'_>,
+        divisor: Option<&Tensor>,
+        skip: Option<&Tensor>,
+    ) -> Result<(), ModelError> {
         let config = &self.config;
         let gradients = self.gradients()?;
         let mut groups: Vec<(bool, f64)> = Vec::new();
@@ -378,8 +388,16 @@ impl AdamW {
                     tensors.steps.push(&moments.step);
                 }
             }
+            let scaled;
+            let lr = match lr {
+                Rate::Number(lr) => Rate::Number(lr * rate),
+                Rate::OnDevice(lr) => {
+                    scaled = lr.f_mul_scalar(rate)?;
+                    Rate::OnDevice(&scaled)
+                }
+            };
             let step = AdamWStep {
-                lr: lr * rate,
+                lr,
                 beta1: config.beta1,
                 beta2: config.beta2,
                 weight_decay: if decays { config.weight_decay } else { 0.0 },

@@ -10,6 +10,7 @@ use tch::Tensor;
 use torch_sys::C_tensor;
 
 use super::Reduction;
+use crate::cuda_library::CudaLibrary;
 use crate::error::ModelError;
 use crate::ops::shim_message;
 
@@ -428,35 +429,9 @@ impl Nccl {
     /// Opens the library, which is part of the program, once `libtorch_cuda.so` is loaded. It stays
     /// for the rest of the process.
     pub(super) fn open() -> Result<Nccl, Said> {
-        use std::io::Write;
-        use std::os::fd::{AsRawFd, FromRawFd};
-
-        use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-
-        if NCCL_LIBRARY.is_empty() {
-            return Err(
-                "this program was compiled without the headers of CUDA and NCCL; run \
-                 `make setup QF_NCCL=1`, then build it again"
-                    .into(),
-            );
-        }
-        let in_memory = |error: std::io::Error| format!("cannot unpack its library ({error})");
-        // SAFETY: the name is a C string; the call makes a file descriptor or returns -1.
-        let fd = unsafe { libc::memfd_create(c"libqf_nccl.so".as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(in_memory(std::io::Error::last_os_error()));
-        }
-        // SAFETY: the descriptor is new and nobody else's.
-        let mut file = unsafe { std::fs::File::from_raw_fd(fd) };
-        file.write_all(NCCL_LIBRARY).map_err(in_memory)?;
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        // SAFETY: the library has no initialisers of its own but those of torch's headers.
-        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
-        let library = library.map_err(|error| format!("cannot open its library ({error})"))?;
+        let library = CudaLibrary::open(NCCL_LIBRARY)?;
         // SAFETY: only the address is taken; the shim calls it with the type that both share.
-        let symbol = unsafe { library.get::<*const Opaque>(b"qf_make_nccl") };
-        let symbol = symbol.map_err(|error| format!("cannot use its library ({error})"))?;
-        let address = *symbol;
+        let address = unsafe { library.function::<*const Opaque>(b"qf_make_nccl")? };
         std::mem::forget(library);
         Ok(Nccl(address))
     }

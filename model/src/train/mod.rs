@@ -7,6 +7,7 @@ mod output;
 mod parallel;
 mod profile;
 mod record;
+mod recorded;
 mod run;
 mod scaler;
 mod skip_log;

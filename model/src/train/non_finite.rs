@@ -74,7 +74,7 @@ pub(super) struct MicroStep {
 
 /// A step whose numbers have not been looked at yet.
 struct Watched {
-    /// One flag per tensor of [`losses`], and one for the gradients.
+    /// As in [`Watch`].
     finite: Tensor,
     names: Vec<&'static str>,
     suspect: Suspect,
@@ -157,7 +157,9 @@ impl<'a> Guard<'a> {
                 Some(name) => name,
                 None => first_non_finite(view)?,
             };
-            self.report(&Suspect::new(view)?, first_tensor)
+            let outputs: Vec<&StepOutput> = view.batches.iter().map(|done| &done.output).collect();
+            let watch = Watch::of(&outputs, view.gradient_norm)?;
+            self.report(&Suspect::of(view, watch.parts)?, first_tensor)
         })?;
         let limit_reached = self.skipped_in_a_row >= self.max_skips_in_a_row;
         if self.policy == OnNonFinite::Stop || limit_reached {
@@ -175,6 +177,30 @@ impl<'a> Guard<'a> {
             log::warn!("{record}");
         }
         Ok(Verdict::Skip(record))
+    }
+
+    /// Whether steps are looked at later.
+    pub(super) fn defers(&self) -> bool {
+        self.defers
+    }
+
+    /// Leaves a step for [`settle`](Self::settle) that has made its update, by its [`Watch`].
+    pub(super) fn leave(
+        &mut self,
+        step: u64,
+        (batch, input): (&Batch, &DeviceBatch),
+        watch: Watch,
+    ) -> Result<(), ModelError> {
+        let suspect = Suspect::new(step, &[(batch, input)], watch.parts)?;
+        self.pending.push(Watched {
+            finite: watch.finite,
+            names: watch.names,
+            suspect,
+        });
+        match self.pending.len() >= MAX_PENDING {
+            true => self.settle(),
+            false => Ok(()),
+        }
     }
 
     /// Looks at all steps that were left.
@@ -295,19 +321,48 @@ fn unreadable(error: &serde_json::Error) -> ModelError {
     }
 }
 
-impl Watched {
-    /// Looks at losses and norm alone: whatever is not finite before them makes them so, and every
-    /// tensor more would cost each step some kernels.
-    fn new(view: &StepView<'_>) -> Result<Watched, ModelError> {
-        let losses = view.batches.iter().flat_map(losses);
+/// The numbers by which a step is watched.
+pub(super) struct Watch {
+    /// One flag per name, and one for the norm of the gradients, if that is watched.
+    pub(super) finite: Tensor,
+    pub(super) names: Vec<&'static str>,
+    /// Contrastive, matching, language-model loss: `[3]`.
+    pub(super) parts: Tensor,
+}
+
+impl Watch {
+    /// Losses and norm alone: whatever is not finite before them makes them so, and every tensor more
+    /// would cost each step some kernels.
+    pub(super) fn of(
+        outputs: &[&StepOutput],
+        gradient_norm: Option<&Tensor>,
+    ) -> Result<Watch, ModelError> {
+        let losses = outputs.iter().flat_map(|output| losses(output));
         let (names, losses): (Vec<_>, Vec<_>) = losses.unzip();
-        let watched = losses.into_iter().chain(view.gradient_norm);
+        let watched = losses.into_iter().chain(gradient_norm);
         let watched = watched.map(|tensor| Ok(tensor.f_detach()?.f_to_kind(Kind::Float)?));
         let watched = watched.collect::<Result<Vec<Tensor>, ModelError>>()?;
-        Ok(Watched {
+        let parts = outputs.iter().map(|output| {
+            let parts = [&output.loss_itc, &output.loss_itm, &output.loss_lm];
+            Ok(Tensor::f_stack(&parts, 0)?.f_detach()?)
+        });
+        let parts = parts.collect::<Result<Vec<Tensor>, ModelError>>()?;
+        Ok(Watch {
             finite: Tensor::f_stack(&watched, 0)?.f_isfinite()?,
             names,
-            suspect: Suspect::new(view)?,
+            parts: Tensor::f_stack(&parts, 0)?.f_mean_dim([0i64].as_slice(), false, None)?,
+        })
+    }
+}
+
+impl Watched {
+    fn new(view: &StepView<'_>) -> Result<Watched, ModelError> {
+        let outputs: Vec<&StepOutput> = view.batches.iter().map(|done| &done.output).collect();
+        let watch = Watch::of(&outputs, view.gradient_norm)?;
+        Ok(Watched {
+            finite: watch.finite,
+            names: watch.names,
+            suspect: Suspect::of(view, watch.parts)?,
         })
     }
 
@@ -330,41 +385,46 @@ impl Watched {
 }
 
 impl Suspect {
-    fn new(view: &StepView<'_>) -> Result<Suspect, ModelError> {
-        let mut losses = Vec::with_capacity(view.batches.len());
-        let mut tensors = Vec::with_capacity(3 * view.batches.len());
-        for (index, done) in view.batches.iter().enumerate() {
-            let output = &done.output;
-            let parts = [&output.loss_itc, &output.loss_itm, &output.loss_lm];
-            losses.push(Tensor::f_stack(&parts, 0)?.f_detach()?);
+    fn of(view: &StepView<'_>, losses: Tensor) -> Result<Suspect, ModelError> {
+        let batches = view.batches.iter().map(|done| (&done.batch, &done.input));
+        Suspect::new(view.step, &batches.collect::<Vec<_>>(), losses)
+    }
+
+    fn new(
+        step: u64,
+        batches: &[(&Batch, &DeviceBatch)],
+        losses: Tensor,
+    ) -> Result<Suspect, ModelError> {
+        let mut tensors = Vec::with_capacity(3 * batches.len());
+        for (index, (_, input)) in batches.iter().enumerate() {
             // One of several is named by its place in the step.
-            let suffix = match view.batches.len() {
+            let suffix = match batches.len() {
                 1 => String::new(),
                 _ => format!(".{index}"),
             };
             for (name, tensor) in [
-                ("pixels", &done.input.images),
-                ("token_ids", &done.input.token_ids),
-                ("attention_mask", &done.input.attention_mask),
+                ("pixels", &input.images),
+                ("token_ids", &input.token_ids),
+                ("attention_mask", &input.attention_mask),
             ] {
                 tensors.push((format!("{name}{suffix}"), tensor.shallow_clone()));
             }
         }
-        let batches = || view.batches.iter().map(|done| &done.batch);
-        let Some(last) = batches().next_back() else {
+        let Some((last, _)) = batches.last() else {
             return Err(ModelError::Input {
                 what: "step",
                 message: "it has no batch".into(),
             });
         };
+        let all = || batches.iter().map(|(batch, _)| batch);
         Ok(Suspect {
-            step: view.step,
+            step,
             epoch: last.epoch,
-            losses: Tensor::f_stack(&losses, 0)?.f_mean_dim([0i64].as_slice(), false, None)?,
-            samples: batches()
+            losses,
+            samples: all()
                 .flat_map(|batch| batch.ids.iter().map(|id| id.to_string()))
                 .collect(),
-            captions: batches()
+            captions: all()
                 .flat_map(|batch| batch.captions.iter().cloned())
                 .collect(),
             loader: last.state.clone(),
@@ -408,8 +468,7 @@ impl Suspect {
 }
 
 /// What a step comes to.
-fn losses(done: &MicroStep) -> [(&'static str, &Tensor); 4] {
-    let output = &done.output;
+fn losses(output: &StepOutput) -> [(&'static str, &Tensor); 4] {
     [
         ("loss_itc", &output.loss_itc),
         ("loss_itm", &output.loss_itm),

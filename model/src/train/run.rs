@@ -10,7 +10,8 @@ use super::non_finite::{Guard, Verdict};
 use super::output::Output;
 use super::parallel::{self, Agreed, GradientMean, Peers};
 use super::profile::Place;
-use super::step::StepFailure;
+use super::recorded::RecordedSteps;
+use super::step::{StepFailure, StepResult};
 use super::{
     record, step_seed, KeepBest, LossScaler, MetricsRecord, Outcome, Phase, Phases, RunContext,
     RunEnd, RunFailure, Saved, StepTrace, TrainConfig, Trainer, ValidationRecord, Validator,
@@ -39,6 +40,7 @@ struct Run<'a> {
     phases: Phases,
     /// Where steps compute.
     stream: StepStream,
+    recorded: RecordedSteps,
     /// Where the data stands behind the last batch that was used: those that were taken and not used
     /// come again when the run goes on.
     data: LoaderState,
@@ -90,6 +92,13 @@ impl<'a> Run<'a> {
             run_dir.non_finite(),
             trainer.model.params().device(),
         );
+        let guard = guard.among(ranks);
+        let is_recordable = config.cuda_graphs
+            && guard.defers()
+            && ranks.world_size() == 1
+            && ranks.process_group().is_none()
+            && config.accumulate_steps == 1
+            && trainer.scaler.is_none();
         let mut phases = Phases::start();
         phases.set_trace(trace.as_ref().and_then(StepTrace::trace));
         Ok(Run {
@@ -102,7 +111,7 @@ impl<'a> Run<'a> {
             trace,
             on_record,
             output,
-            guard: guard.among(ranks),
+            guard,
             peers: Peers {
                 ranks,
                 mean: GradientMean::new(ranks, &trainer.model)?,
@@ -110,6 +119,7 @@ impl<'a> Run<'a> {
             },
             phases,
             stream: StepStream::new(trainer.model.params().device())?,
+            recorded: RecordedSteps::new(is_recordable),
             started_at: trainer.step,
             saved_at: Some(trainer.step),
             stops: false,
@@ -381,17 +391,7 @@ impl Trainer {
         let images: u64 = batches.iter().map(|b| b.host.batch_size as u64).sum();
         let begun = run.trace.as_mut().map(|trace| trace.begin_step(device));
         run.note(begun.transpose());
-        let stream = &run.stream;
-        let done = stream.run(|| {
-            self.train_step(
-                batches,
-                config.seed,
-                lr,
-                &run.peers,
-                &mut run.guard,
-                &mut run.phases,
-            )
-        });
+        let done = self.step_on_stream(batches, lr, run);
         let done = match done {
             Ok(done) => done,
             Err(StepFailure {
@@ -428,6 +428,26 @@ impl Trainer {
             Verdict::Update => {}
         }
         Ok(())
+    }
+
+    /// A step on the run's stream, from a recording where it can be.
+    fn step_on_stream(
+        &mut self,
+        batches: Vec<ReadyBatch>,
+        lr: f64,
+        run: &mut Run<'_>,
+    ) -> Result<StepResult, StepFailure> {
+        let (seed, stream) = (run.config.seed, &run.stream);
+        let (recorded, guard, phases) = (&mut run.recorded, &mut run.guard, &mut run.phases);
+        stream.run(|| {
+            if let (true, [batch]) = (recorded.takes(&batches), &batches[..]) {
+                let done = self.recorded_step(batch, seed, lr, recorded, guard, phases)?;
+                if let Some(done) = done {
+                    return Ok(done);
+                }
+            }
+            self.train_step(batches, seed, lr, &run.peers, guard, phases)
+        })
     }
 
     /// Whether a validation beats all before it; it is then remembered as the best.

@@ -1,6 +1,6 @@
 //! One step: batches in, weights changed.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::non_finite::{Guard, MicroStep, StepView, Verdict};
 use super::parallel::{rank_seed, Peers};
@@ -137,11 +137,13 @@ impl Trainer {
             ..
         } = batch;
         let lengths = text_lengths(&host);
-        let input = match peers.columns.get(index) {
-            Some(&columns) => input.with_text_columns(columns)?,
-            None => input.without_padding_columns(&lengths)?,
+        let longest = match peers.columns.get(index) {
+            Some(&columns) => columns,
+            None => lengths.iter().copied().max().unwrap_or(0),
         };
-        phases.add_flop(self.flop(&lengths, &input));
+        let columns = step_columns(longest, &input)?;
+        let input = input.with_text_columns(columns)?;
+        phases.add_flop(self.flop(&lengths, columns));
         let (images, output) = phases.time(Phase::Forward, || {
             let images = match features {
                 Some(features) => Blip2Qformer::given_training_image(features),
@@ -186,15 +188,11 @@ impl Trainer {
         })
     }
 
-    /// Operations of forward and backward on a batch.
-    fn flop(&self, lengths: &[i64], input: &DeviceBatch) -> f64 {
+    /// Operations of forward and backward on a batch whose texts have `text_len` columns.
+    pub(super) fn flop(&self, lengths: &[i64], text_len: i64) -> f64 {
         let config = self.model.config();
-        let image_tokens = match config.vision.vit() {
-            Some(vit) => vit.tokens(),
-            // Features as they are given: `[B, M, E]`.
-            None => input.images.size().get(1).copied().unwrap_or(0),
-        };
-        let text_len = input.token_ids.size().get(1).copied().unwrap_or(0);
+        // A run has images, so it has a tower.
+        let image_tokens = config.vision.vit().map_or(0, |vit| vit.tokens());
         let shape = StepShape {
             lengths,
             text_len,
@@ -228,6 +226,17 @@ impl Trainer {
     }
 }
 
+/// Text columns of a step whose longest text, of any rank, has `longest` tokens. A GPU gets a multiple
+/// of 8, as the masks of its attention want it; masked columns change no loss.
+pub(super) fn step_columns(longest: i64, input: &DeviceBatch) -> Result<i64, ModelError> {
+    const MULTIPLE: i64 = 8;
+    let (_, all) = input.token_ids.size2()?;
+    Ok(match input.token_ids.device() {
+        Device::Cuda(_) => ((longest + MULTIPLE - 1) / MULTIPLE * MULTIPLE).min(all),
+        _ => longest,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::non_finite::tests::setup_of;
@@ -235,7 +244,6 @@ mod tests {
     use super::*;
     use crate::checkpoint::ScalerState;
     use crate::{AdamW, AdamWConfig, Precision};
-    use tch::Device;
 
     /// With two pairs the negatives are certain, whatever other tests draw from torch's generator.
     const PAIR: usize = 2;

@@ -70,6 +70,7 @@ const EFFECTS: &[(&str, Effect)] = &[
     ("allow_tf32", Effect::Numbers),
     ("deterministic", Effect::None), // Other bits on a GPU, from kernels that promise none.
     ("tower_ahead", Effect::None),
+    ("cuda_graphs", Effect::None),
     ("freeze", Effect::Numbers),
     ("validation.", Effect::None),
     ("optimizer.shard_state", Effect::None),
