@@ -104,6 +104,12 @@ struct Quiet : public c10::WarningHandler {
   void process(const c10::Warning&) override {}
 };
 
+// Collectives write to tensors behind autograd's back. Copies that were made of a tensor before, in 16 bits say,
+// are found to be old by its version.
+void was_written(const std::vector<Tensor>& tensors) {
+  for (const Tensor& tensor : tensors) tensor.unsafeGetTensorImpl()->bump_version();
+}
+
 std::vector<Tensor> list(Tensor* const* tensors, size_t count) {
   std::vector<Tensor> all;
   all.reserve(count);
@@ -142,6 +148,7 @@ struct Parcel {
 
   void arrive(const c10d::ProcessGroup& group) {
     finish(work);
+    was_written(tensors);
     if (owner == group.getRank() || flat.is_same(tensors[0])) return;
     std::vector<Tensor> parts;
     int64_t at = 0;
@@ -297,6 +304,7 @@ char* qf_group_reduce(const Group* group, Tensor* tensor, int operation) {
     options.reduceOp = operation == 1 ? c10d::ReduceOp::MAX : c10d::ReduceOp::SUM;
     std::vector<Tensor> tensors{*tensor};
     finish(group->group->allreduce(tensors, options));
+    was_written(tensors);
   });
 }
 
@@ -308,6 +316,7 @@ char* qf_group_broadcast(const Group* group, Tensor* const* tensors, size_t coun
     std::vector<Tensor> all;
     for (const Tensor& tensor : list(tensors, count)) all.push_back(tensor.detach());
     c10d::broadcast_coalesced(group->group, all, MESSAGE_BYTES, root);
+    was_written(all);
   });
 }
 
@@ -366,6 +375,7 @@ char* qf_group_receive(const Group* group, Tensor* const* tensors, const int* fr
       works.push_back(group->group->recv(into, from[i], received.at(from[i])++));
     }
     for (const auto& work : works) finish(work);
+    was_written(list(tensors, count));
   });
 }
 

@@ -493,6 +493,8 @@ char* qf_fused_adamw(Tensor* const* params, Tensor* const* grads, Tensor* const*
       at::_fused_adamw_(p, g, m, v, {}, s, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false,
                         /*maximize=*/false, by, found);
     }
+    // The fused kernel does not: what is kept of a parameter elsewhere is to be seen as old.
+    for (const Tensor& param : p) param.unsafeGetTensorImpl()->bump_version();
     if (found) at::_foreach_sub_(s, std::vector<Tensor>(count, *found));
   });
 }

@@ -600,6 +600,30 @@ mod tests {
         x
     }
 
+    /// Copies of parameters in 16 bits are made anew where a parameter's version says so.
+    #[test]
+    fn a_step_is_seen_by_the_version_of_every_parameter() {
+        let store = store(&[("a", &[2, 3], 1.0), ("b.bias", &[3], 1.0)]);
+        let mut optimizer = AdamW::new(&store, &CONFIG).unwrap();
+        let versions = || -> Vec<i64> {
+            let params = store.named_parameters().iter();
+            params
+                .map(|param| param.tensor.internal_version())
+                .collect()
+        };
+        for _ in 0..2 {
+            let before = versions();
+            for param in store.named_parameters() {
+                param.tensor.square().sum(Kind::Float).backward();
+            }
+            optimizer.step(1e-3).unwrap();
+            assert!(versions()
+                .iter()
+                .zip(&before)
+                .all(|(now, before)| now > before));
+        }
+    }
+
     #[test]
     fn steps_equal_a_hand_computation() {
         let store = store(&[
