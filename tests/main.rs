@@ -28,6 +28,8 @@ mod profile_cli;
 mod published;
 /// Checkpoints of runs that were killed or damaged, and numbers that are none.
 mod resume_cli;
+/// `qftrain selfcheck` as a user runs it.
+mod selfcheck_cli;
 /// `qfdata shard` as a user runs it.
 mod shard_cli;
 /// `qfdata synth` as a user runs it.

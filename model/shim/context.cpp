@@ -1,12 +1,26 @@
-// Switches of libtorch that hold for the whole process.
+// Switches and states of libtorch that hold for the whole process.
 //
 // Every function returns null, or an error message that the caller frees with qf_free_message.
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+
+#include <mutex>
 
 #include "protect.h"
 
 using qf::protect;
+
+namespace {
+
+void seed(const at::Generator& shared, uint64_t number) {
+  at::Generator generator = shared;
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  generator.set_current_seed(number);
+}
+
+}  // namespace
 
 extern "C" {
 
@@ -41,6 +55,29 @@ char* qf_context(int* out) {
     out[2] = context.allowTF32CuDNN(at::Float32Op::CONV);
     out[3] = context.deterministicAlgorithms() && !context.deterministicAlgorithmsWarnOnly() &&
              !context.deterministicFillUninitializedMemory();
+  });
+}
+
+// Versions of the CUDA runtime and of cuDNN as libtorch's CUDA part has them, like 13000 and 91900.
+// An error where libtorch has no CUDA part, or looked for it before it was opened: the answer to
+// the first look stays.
+char* qf_cuda_versions(int64_t out[2]) {
+  return protect([&] {
+    const auto& hooks = at::detail::getCUDAHooks();
+    out[0] = hooks.versionCUDART();
+    out[1] = hooks.hasCuDNN() ? hooks.versionRuntimeCuDNN() : 0;
+  });
+}
+
+// Seeds the generator of the CPU and, from index 0 on, that of a GPU. torch::manual_seed looks for an
+// accelerator, finds none as long as the CUDA libraries are not opened, and that stays so.
+char* qf_seed(uint64_t number, int index) {
+  return protect([&] {
+    seed(at::detail::getDefaultCPUGenerator(), number);
+    if (index >= 0) {
+      const c10::Device device(at::kCUDA, static_cast<c10::DeviceIndex>(index));
+      seed(at::globalContext().defaultGenerator(device), number);
+    }
   });
 }
 

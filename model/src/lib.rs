@@ -60,6 +60,7 @@ pub mod params;
 mod qformer;
 pub mod run_dir;
 pub mod schedule;
+pub mod selfcheck;
 pub mod tensor_file;
 pub mod torch_profiler;
 pub mod train;

@@ -425,6 +425,12 @@ pub(super) struct Nccl(*const Opaque);
 /// The library of `shim/nccl.cpp`; empty if this build found no CUDA headers.
 static NCCL_LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libqf_nccl.so"));
 
+/// Whether this program was built with NCCL's headers, which [`ProcessGroup`](super::ProcessGroup) on
+/// GPUs needs.
+pub fn carries_nccl() -> bool {
+    !NCCL_LIBRARY.is_empty()
+}
+
 impl Nccl {
     /// Opens the library, which is part of the program, once `libtorch_cuda.so` is loaded. It stays
     /// for the rest of the process.
@@ -444,7 +450,7 @@ mod tests {
     /// Half a library would only be found out on a machine with several GPUs.
     #[test]
     fn the_nccl_library_is_whole_or_absent() {
-        if NCCL_LIBRARY.is_empty() {
+        if !carries_nccl() {
             let said = Nccl::open().unwrap_err();
             assert!(said.contains("make setup QF_NCCL=1"), "{said}");
             return;

@@ -12,7 +12,7 @@ mod group;
 mod store;
 mod watch;
 
-pub use c10d::Reducer;
+pub use c10d::{carries_nccl, Reducer};
 pub use group::{ProcessGroup, RankPlace, RankTimeouts};
 
 use sha2::{Digest, Sha256};

@@ -23,6 +23,7 @@ mod progress;
 mod ranks;
 mod resumption;
 mod score;
+mod selfcheck;
 mod session;
 mod settings;
 mod signals;
@@ -73,6 +74,8 @@ enum Command {
     Score(score::ScoreArgs),
     /// Write a trained model for transformers or LAVIS
     Export(export::ExportArgs),
+    /// Check that this machine computes what it should: every gradient, uploads, checkpoints, ranks
+    Selfcheck(selfcheck::SelfCheckArgs),
 }
 
 fn main() -> ExitCode {
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
         Some(Command::Caption(args)) => caption::run(args),
         Some(Command::Score(args)) => score::run(args),
         Some(Command::Export(args)) => export::run(args),
+        Some(Command::Selfcheck(args)) => selfcheck::run(args),
         None => train::run(&cli.train),
     };
     match result {
