@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::Value;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::compare::{norm, on_host, Comparison, F32};
 use super::reference::is_zero_gradient;

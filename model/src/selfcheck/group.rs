@@ -78,8 +78,19 @@ fn collectives(group: &ProcessGroup, device: Device) -> Result<(), Fault> {
     }
     same_bits("all_gather of one", &group.all_gather(&values)?, &values)?;
     let sent = values.f_detach_copy()?;
+    let version = sent.f_internal_version()?;
     group.broadcast(&[&sent])?;
+    group.share(&[(&sent, 0)])?;
     same_bits("broadcast of one", &sent, &values)?;
+    // Copies in 16 bits are made anew by the version of what they are copies of.
+    if sent.f_internal_version()? < version + 2 {
+        return Err(Fault {
+            what: "the version of a tensor that was received twice".into(),
+            got: format!("{} after {version}", sent.f_internal_version()?),
+            expected: "two more".into(),
+            advice: ADVICE.into(),
+        });
+    }
     let leaf = values.f_detach_copy()?.f_set_requires_grad(true)?;
     let gathered = group.all_gather_with_grad(&leaf)?;
     gathered.f_mul(&values)?.f_sum(Kind::Float)?.f_backward()?;
