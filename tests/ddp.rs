@@ -506,8 +506,8 @@ fn sharded(group: &ProcessGroup) {
                 assert_eq!(a.tensor.detach(), b.tensor.detach(), "{} {step}", a.name);
             }
         }
-        let expected: HashMap<String, Tensor> = single.state().into_iter().collect();
-        let kept = spread.state();
+        let expected: HashMap<String, Tensor> = single.state().unwrap().into_iter().collect();
+        let kept = spread.state().unwrap();
         for (name, tensor) in &kept {
             assert_eq!(tensor, &expected[name], "{name}");
         }

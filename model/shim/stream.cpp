@@ -4,6 +4,7 @@
 // Every function returns null, or an error message that the caller frees with qf_free_message.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -87,6 +88,15 @@ char* qf_stream_share(const Tensor* tensor) {
 char* qf_copy_begin(const Tensor* source, int index, Tensor** out) {
   return protect([&] {
     *out = new Tensor(source->to(cuda(index), source->scalar_type(), /*non_blocking=*/true));
+  });
+}
+
+// Begins to write `source`, on a device, to `target`, on the host; under way when this returns, if that
+// is page-locked.
+char* qf_copy_into(const Tensor* source, Tensor* target) {
+  return protect([&] {
+    const at::NoGradGuard no_grad;
+    target->copy_(*source, /*non_blocking=*/true);
   });
 }
 

@@ -102,6 +102,35 @@ pub(crate) fn use_here(tensor: &Tensor) -> Result<(), ModelError> {
     }
 }
 
+/// Copies tensors of a device to the host, one behind the other, without waiting for each.
+#[derive(Debug)]
+pub(crate) struct HostCopies {
+    device: Device,
+}
+
+impl HostCopies {
+    pub(crate) fn new(device: Device) -> HostCopies {
+        HostCopies { device }
+    }
+
+    /// Begins to write the values of `source` to `target`, a tensor of its shape and kind on the host,
+    /// page-locked where it is to take no time. They are there after [`HostCopies::wait`].
+    pub(crate) fn begin(&self, source: &Tensor, target: &mut Tensor) -> Result<(), ModelError> {
+        match self.device {
+            Device::Cuda(_) => ffi::copy_into(source, target),
+            _ => tch::no_grad(|| Ok(target.f_copy_(source)?)),
+        }
+    }
+
+    /// Waits for all of them.
+    pub(crate) fn wait(self) -> Result<(), ModelError> {
+        match self.device {
+            Device::Cuda(index) => ffi::wait_for_stream(index),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// A stream for training steps whose kernels go ahead of those of other streams where the GPU has a
 /// choice: a step is many small kernels in a row, beside which a tower's large ones fill the gaps.
 ///
@@ -165,6 +194,7 @@ mod ffi {
             index: c_int,
             out: &mut *mut C_tensor,
         ) -> *mut c_char;
+        fn qf_copy_into(source: *const C_tensor, target: *mut C_tensor) -> *mut c_char;
         fn qf_memory(index: c_int, out: &mut [u64; 4]) -> *mut c_char;
         fn qf_memory_empty_cache() -> *mut c_char;
         fn qf_memory_restart(index: c_int) -> *mut c_char;
@@ -222,6 +252,11 @@ mod ffi {
         shim_result(unsafe { qf_copy_begin(source.as_ptr(), index, &mut out) })?;
         // SAFETY: without a message `out` is a new tensor, which nobody else owns.
         Ok(unsafe { Tensor::from_ptr(out) })
+    }
+
+    pub(super) fn copy_into(source: &Tensor, target: &mut Tensor) -> Result<(), ModelError> {
+        // SAFETY: both live during the call; libtorch keeps page-locked memory until the copy is done.
+        shim_result(unsafe { qf_copy_into(source.as_ptr(), target.as_mut_ptr()) })
     }
 
     pub(super) fn memory(index: usize) -> Result<[u64; 4], ModelError> {

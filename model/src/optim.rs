@@ -440,16 +440,31 @@ impl AdamW {
     /// The state by name: `NAME.exp_avg`, `NAME.exp_avg_sq`, `NAME.ema` if averages are kept, and
     /// `NAME.step` (a scalar i64) of every parameter whose state this rank keeps. The moments share
     /// storage with the optimiser: a later step changes them.
-    pub fn state(&self) -> Vec<(String, Tensor)> {
-        let parts = self.state_parts().into_iter();
-        parts
-            .filter_map(|part| Some((part.name, part.value?)))
-            .collect()
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] where libtorch fails.
+    pub fn state(&self) -> Result<Vec<(String, Tensor)>, ModelError> {
+        let parts = self.state_parts()?.into_iter();
+        let values = parts.filter_map(|part| Some((part.name, part.value?)));
+        Ok(values.collect())
+    }
+
+    /// The counters of steps, scalars i64 on the host, in the order of the entries that have one: read
+    /// from the device in one transfer.
+    fn step_counters(&self) -> Result<Vec<Tensor>, ModelError> {
+        let kept = self.entries.iter().filter_map(|e| e.moments.as_ref());
+        let steps: Vec<&Tensor> = kept.map(|moments| &moments.step).collect();
+        if steps.is_empty() {
+            return Ok(Vec::new());
+        }
+        let steps = Tensor::f_stack(&steps, 0)?.f_to_device(Device::Cpu)?;
+        Ok(steps.f_to_kind(Kind::Int64)?.f_unbind(0)?)
     }
 
     /// The state of all ranks, with the values of this one's.
-    pub(crate) fn state_parts(&self) -> Vec<StatePart> {
+    pub(crate) fn state_parts(&self) -> Result<Vec<StatePart>, ModelError> {
         let names = self.moment_names();
+        let mut steps = self.step_counters()?.into_iter();
         let mut parts = Vec::with_capacity(self.entries.len() * (names.len() + 1));
         for entry in &self.entries {
             let Param { name, tensor, .. } = &entry.param;
@@ -463,16 +478,16 @@ impl AdamW {
                     value: values.next().map(Tensor::shallow_clone),
                 });
             }
-            let step = entry.moments.as_ref().map(|moments| &moments.step);
+            let step = entry.moments.as_ref().and_then(|_| steps.next());
             parts.push(StatePart {
                 name: format!("{name}.step"),
                 shape: Vec::new(),
                 kind: Kind::Int64,
                 owner: entry.owner,
-                value: step.map(|step| step.to_device(Device::Cpu).to_kind(Kind::Int64)),
+                value: step,
             });
         }
-        parts
+        Ok(parts)
     }
 
     fn moment_names(&self) -> &'static [&'static str] {
@@ -694,6 +709,7 @@ mod tests {
                 if split && step == 2 {
                     let state: HashMap<_, _> = optimizer
                         .state()
+                        .unwrap()
                         .into_iter()
                         .map(|(name, tensor)| (name, tensor.copy()))
                         .collect();
@@ -776,7 +792,7 @@ mod tests {
                     .step_scaled(0.01, divisor.as_ref(), skip.as_ref())
                     .unwrap();
             }
-            let state: HashMap<_, _> = optimizer.state().into_iter().collect();
+            let state: HashMap<_, _> = optimizer.state().unwrap().into_iter().collect();
             (value(&store, "a"), state["a.step"].int64_value(&[]))
         };
         assert_eq!(run(Some(8.0), None, 2.0), run(None, None, 0.25));
@@ -821,13 +837,14 @@ mod tests {
             optimizer.step(0.1).unwrap();
             expected = 0.75 * expected + 0.25 * value(&store, "a");
         }
-        let state: HashMap<_, _> = optimizer.state().into_iter().collect();
+        let state: HashMap<_, _> = optimizer.state().unwrap().into_iter().collect();
         let average = state["a.ema"].mean(Kind::Double).double_value(&[]);
         assert!((average - expected).abs() < 1e-6, "{average} {expected}");
         // A checkpoint without averages does not fit an optimiser that keeps them.
         let plain: HashMap<_, _> = AdamW::new(&store, &CONFIG)
             .unwrap()
             .state()
+            .unwrap()
             .into_iter()
             .collect();
         let error = optimizer.load_state(&plain, "x").unwrap_err().to_string();

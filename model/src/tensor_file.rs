@@ -55,8 +55,10 @@ pub fn write_safetensors(
     };
     write(&(json.len() as u64).to_le_bytes())?;
     write(&json)?;
-    for (_, view) in &header.views {
-        write(&view.bytes())?;
+    for (name, view) in &header.views {
+        let bytes = view.bytes();
+        let bytes = bytes.map_err(|error| unwritable(format!("cannot write `{name}`: {error}")))?;
+        write(&bytes)?;
     }
     Ok(file.commit_unsynced()?)
 }
@@ -128,11 +130,11 @@ impl HostView {
     }
 
     /// Its elements, row by row.
-    fn bytes(&self) -> Vec<u8> {
-        let host = self.tensor.to_device(Device::Cpu).contiguous();
+    fn bytes(&self) -> Result<Vec<u8>, tch::TchError> {
+        let host = self.tensor.f_to_device(Device::Cpu)?.f_contiguous()?;
         let mut bytes = vec![0u8; self.len];
-        host.copy_data_u8(&mut bytes, host.numel());
-        bytes
+        host.f_copy_data_u8(&mut bytes, host.numel())?;
+        Ok(bytes)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::accelerator::HostCopies;
 use crate::blip2::Blip2Qformer;
 use crate::collective::Ranks;
 use crate::error::ModelError;
@@ -18,9 +19,16 @@ pub(super) struct Snapshot {
     pub(super) optimizer: Vec<(String, Tensor)>,
     /// How many of the parameters are copies: those that are trained come first.
     num_copies: usize,
+    /// Where the frozen parameters are.
+    device: Option<Device>,
 }
 
 impl Snapshot {
+    /// Where the parameters are that are no copies, once something was taken.
+    pub(super) fn device(&self) -> Option<Device> {
+        self.device
+    }
+
     /// Copies the present values. Buffers of an earlier snapshot are used again where they fit, so
     /// a run allocates them once. Complete when it returns. What other ranks keep of the optimiser's
     /// state comes from their [`AdamW::send_state`].
@@ -31,27 +39,30 @@ impl Snapshot {
         ranks: &dyn Ranks,
     ) -> Result<(), ModelError> {
         let device = model.params().device();
+        let copies = HostCopies::new(device);
+        self.device = Some(device);
         let named = |param: &Param| (param.name.clone(), param.tensor.shallow_clone());
         let all = model.params().named_parameters();
         self.model.truncate(self.num_copies);
         let mut old = std::mem::take(&mut self.model).into_iter();
         for (name, value) in model.params().trainable().map(named) {
             let mut buffer = fitting(old.next(), &value.size(), value.f_kind()?, device)?;
-            tch::no_grad(|| buffer.f_copy_(&value))?;
+            copies.begin(&value, &mut buffer)?;
             self.model.push((name, buffer));
         }
         self.num_copies = self.model.len();
         let frozen = all.iter().filter(|param| !param.trainable);
         self.model.extend(frozen.map(named));
-        let parts = optimizer.state_parts();
+        let parts = optimizer.state_parts()?;
         let mut old = std::mem::take(&mut self.optimizer).into_iter();
         for part in &parts {
             let mut buffer = fitting(old.next(), &part.shape, part.kind, device)?;
             if let Some(value) = &part.value {
-                tch::no_grad(|| buffer.f_copy_(value))?;
+                copies.begin(value, &mut buffer)?;
             }
             self.optimizer.push((part.name.clone(), buffer));
         }
+        copies.wait()?;
         optimizer.receive_state(&parts, &self.optimizer, ranks)
     }
 

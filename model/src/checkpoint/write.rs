@@ -6,13 +6,14 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::snapshot::Snapshot;
 use super::{
     at, list, manifest, sync, BestCheckpoint, TrainState, BEST_FILE, CONFIG_FILE, MANIFEST_FILE,
     MODEL_FILE, OPTIMIZER_FILE, STATE_FILE,
 };
+use crate::accelerator::OwnStream;
 use crate::blip2::Blip2Qformer;
 use crate::collective::Ranks;
 use crate::error::ModelError;
@@ -47,6 +48,17 @@ pub struct CheckpointWriter {
     snapshot: Option<Snapshot>,
 }
 
+/// Gives this thread, which copies frozen parameters, a stream beside that of training, which would
+/// otherwise wait for those copies.
+fn enter_stream(stream: &mut Option<OwnStream>, device: Option<Device>) {
+    if let (None, Some(device)) = (&stream, device) {
+        match OwnStream::enter(device) {
+            Ok(own) => *stream = Some(own),
+            Err(error) => log::warn!("checkpoints share the stream of training: {error}"),
+        }
+    }
+}
+
 struct Job {
     snapshot: Snapshot,
     /// Of the file of weights: which vocabulary they belong to.
@@ -72,7 +84,9 @@ impl CheckpointWriter {
         let thread = std::thread::Builder::new()
             .name("qf-checkpoint".into())
             .spawn(move || {
+                let mut stream = None;
                 for job in job_receiver {
+                    enter_stream(&mut stream, job.snapshot.device());
                     let result = write(&checkpoints, &job, retention);
                     if done_sender.send((job.snapshot, result)).is_err() {
                         return;

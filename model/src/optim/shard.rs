@@ -74,7 +74,7 @@ impl AdamW {
         let Some(group) = self.peers(ranks)? else {
             return Ok(());
         };
-        let state = self.state();
+        let state = self.state()?;
         let values: Vec<&Tensor> = state.iter().map(|(_, value)| value).collect();
         group.send(&values, 0)
     }
@@ -119,7 +119,7 @@ impl AdamW {
             let all = kept.flat_map(|m| std::iter::once(&m.step).chain(m.tensors()));
             return ranks.broadcast(&all.collect::<Vec<_>>());
         };
-        let parts = self.state_parts();
+        let parts = self.state_parts()?;
         let Some((state, _)) = state else {
             let mut own = HashMap::new();
             for part in parts.iter().filter(|part| part.value.is_some()) {

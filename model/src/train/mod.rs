@@ -166,11 +166,14 @@ fn record(
     lr: f64,
     phases: &Phases,
 ) -> Result<StepRecord, ModelError> {
-    let losses = Vec::<f64>::try_from(losses.f_to_kind(Kind::Double)?)?;
-    let [loss, loss_itc, loss_itm, loss_lm] = losses[..] else {
+    // In one transfer.
+    let norm = done.gradient_norm.f_to_kind(losses.f_kind()?)?.f_view(1)?;
+    let numbers = Tensor::f_cat(&[losses, &norm], 0)?.f_to_kind(Kind::Double)?;
+    let numbers = Vec::<f64>::try_from(numbers)?;
+    let [loss, loss_itc, loss_itm, loss_lm, grad_norm] = numbers[..] else {
         return Err(ModelError::Input {
-            what: "losses",
-            message: format!("expected 4 numbers, got {}", losses.len()),
+            what: "losses and norm",
+            message: format!("expected 5 numbers, got {}", numbers.len()),
         });
     };
     Ok(StepRecord {
@@ -180,7 +183,7 @@ fn record(
         loss_itc,
         loss_itm,
         loss_lm,
-        grad_norm: done.gradient_norm.f_double_value(&[])?,
+        grad_norm,
         lr,
         images_per_s: phases.images_per_s(),
         data_wait_share: phases.wait_share(),

@@ -214,8 +214,13 @@ impl<'a> Guard<'a> {
         }
         let count = pending.len();
         let mut broken = (count, None);
+        // All flags in one transfer.
+        let flags: Vec<&Tensor> = pending.iter().map(|watched| &watched.finite).collect();
+        let flags = Vec::<bool>::try_from(&Tensor::f_cat(&flags, 0)?)?;
+        let mut flags = flags.into_iter();
         for (index, watched) in pending.iter().enumerate() {
-            if let Some(name) = watched.first_non_finite()? {
+            let own = flags.by_ref().take(watched.finite.numel());
+            if let Some(name) = watched.first_non_finite(&own.collect::<Vec<_>>())? {
                 broken = (index, Some(name));
                 break;
             }
@@ -366,9 +371,8 @@ impl Watched {
         })
     }
 
-    /// Names the first that is not finite of what the step was given and what it is watched by.
-    fn first_non_finite(&self) -> Result<Option<String>, ModelError> {
-        let finite = Vec::<bool>::try_from(&self.finite)?;
+    /// Names, by the flags of `finite`, the first that is not finite of what the step was given and what it is watched by.
+    fn first_non_finite(&self, finite: &[bool]) -> Result<Option<String>, ModelError> {
         let Some(first) = finite.iter().position(|finite| !finite) else {
             return Ok(None);
         };
