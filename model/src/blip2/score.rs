@@ -53,6 +53,7 @@ mod tests {
     use super::*;
     use crate::blip2::decode::tests::opinionated;
     use crate::config::Precision;
+    use crate::optim::{AdamW, AdamWConfig};
 
     /// Everything that inference gives, computed in `precision`.
     fn inference(precision: Precision) -> Vec<(&'static str, Tensor)> {
@@ -168,6 +169,32 @@ mod tests {
             .into_iter()
             .zip(results(&fresh, &embeds));
         for ((what, own), (_, expected)) in all {
+            assert_eq!(own, expected, "{what}");
+        }
+    }
+
+    /// The optimiser's kernel does not count its changes as torch's other operations do.
+    #[test]
+    fn inference_in_16_bits_sees_the_steps_of_the_optimiser() {
+        let stepped = |precision_first: bool| {
+            let (mut model, embeds) = opinionated(20);
+            if precision_first {
+                model.set_precision(Precision::Bf16).unwrap();
+            }
+            let mut optimizer = AdamW::new(model.params(), &AdamWConfig::default()).unwrap();
+            for _ in 0..3 {
+                optimizer.zero_grad().unwrap();
+                for param in model.params().trainable() {
+                    param.tensor.square().sum(Kind::Float).backward();
+                }
+                optimizer.step(0.05).unwrap();
+            }
+            if !precision_first {
+                model.set_precision(Precision::Bf16).unwrap();
+            }
+            results(&model, &embeds)
+        };
+        for ((what, own), (_, expected)) in stepped(true).into_iter().zip(stepped(false)) {
             assert_eq!(own, expected, "{what}");
         }
     }
