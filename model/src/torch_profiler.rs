@@ -26,6 +26,16 @@ struct Operation {
     duration_ns: i64,
 }
 
+/// What a [`TorchProfiler`] records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// Operators and what they start on a GPU. Recording an operator takes the host about as long as
+    /// starting it.
+    Operators,
+    /// What runs on a GPU alone, with hardly any cost to the host: for times that count.
+    Gpu,
+}
+
 /// What ran between start and end of a [`TorchProfiler`].
 #[derive(Clone, Debug)]
 pub struct Operations {
@@ -40,12 +50,13 @@ pub struct TorchProfiler {
 }
 
 impl TorchProfiler {
-    /// Begins to record the operators of this thread, and what a GPU does. There is one at a time.
+    /// Begins to record the operators of this thread, and what a GPU does, or the latter alone. There
+    /// is one at a time.
     ///
     /// # Errors
     /// [`ModelError::Torch`] where libtorch fails, such as when it is running already.
-    pub fn start(device: Device) -> Result<TorchProfiler, ModelError> {
-        ffi::start(device.is_cuda())?;
+    pub fn start(device: Device, recorded: Recorded) -> Result<TorchProfiler, ModelError> {
+        ffi::start(recorded == Recorded::Operators, device.is_cuda())?;
         Ok(TorchProfiler {
             began: (Instant::now(), SystemTime::now()),
             is_running: true,
@@ -92,14 +103,22 @@ impl Operations {
     }
 
     /// Share of the time, from the first to the last operation on GPUs, in which a GPU did nothing;
-    /// `None` where no GPU did anything.
-    pub fn gpu_idle_share(&self) -> Option<f64> {
-        let on_gpu = |op: &&Operation| matches!(op.lane, Lane::Stream { .. });
-        let spans = self.all.iter().filter(on_gpu);
-        let spans: Vec<_> = spans
-            .map(|op| (op.start_ns, op.start_ns + op.duration_ns))
-            .collect();
-        idle_share(spans)
+    /// `None` where no GPU did anything. Of that time the part `left_out`, from 0 to 1, is passed over
+    /// at the beginning: until the host is ahead of the GPU again.
+    pub fn gpu_idle_share(&self, left_out: f64) -> Option<f64> {
+        let spans = self.on_gpu();
+        let spans = spans.map(|op| (op.start_ns, op.start_ns + op.duration_ns));
+        idle_share(without_beginning(spans.collect(), left_out))
+    }
+
+    /// Kernels, copies and fills on GPUs.
+    pub fn gpu_operations(&self) -> usize {
+        self.on_gpu().count()
+    }
+
+    fn on_gpu(&self) -> impl Iterator<Item = &Operation> {
+        let all = self.all.iter();
+        all.filter(|op| matches!(op.lane, Lane::Stream { .. }))
     }
 
     /// Writes everything to a trace: a track for each stream of a GPU, and one for the operators of
@@ -142,6 +161,17 @@ impl Operations {
     }
 }
 
+/// The spans without the part `left_out` of the time that they take from first to last.
+fn without_beginning(spans: Vec<(i64, i64)>, left_out: f64) -> Vec<(i64, i64)> {
+    let first = spans.iter().map(|(start, _)| *start).min().unwrap_or(0);
+    let last = spans.iter().map(|(_, stop)| *stop).max().unwrap_or(0);
+    let begin = first + ((last - first) as f64 * left_out) as i64;
+    let after = spans.into_iter().filter(|(_, stop)| *stop > begin);
+    after
+        .map(|(start, stop)| (start.max(begin), stop))
+        .collect()
+}
+
 /// Share of the time between the first beginning and the last end that no span covers.
 fn idle_share(mut spans: Vec<(i64, i64)>) -> Option<f64> {
     spans.sort_unstable();
@@ -168,13 +198,13 @@ mod ffi {
     type Visit = extern "C" fn(*mut c_void, *const c_char, i64, i64, c_int, i64);
 
     extern "C" {
-        fn qf_profiler_start(cuda: c_int) -> *mut c_char;
+        fn qf_profiler_start(cpu: c_int, cuda: c_int) -> *mut c_char;
         fn qf_profiler_stop(visit: Visit, context: *mut c_void) -> *mut c_char;
     }
 
-    pub(super) fn start(cuda: bool) -> Result<(), ModelError> {
+    pub(super) fn start(cpu: bool, cuda: bool) -> Result<(), ModelError> {
         // SAFETY: no pointers; the shim turns every exception into a message.
-        shim_result(unsafe { qf_profiler_start(c_int::from(cuda)) })
+        shim_result(unsafe { qf_profiler_start(c_int::from(cpu), c_int::from(cuda)) })
     }
 
     /// Every operation, its start in ns since 1970.
@@ -215,7 +245,7 @@ mod tests {
 
     #[test]
     fn operators_are_seen_with_their_backward_pass() {
-        let profiler = TorchProfiler::start(Device::Cpu).unwrap();
+        let profiler = TorchProfiler::start(Device::Cpu, Recorded::Operators).unwrap();
         let x = Tensor::ones([64, 64], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         x.matmul(&x).sum(Kind::Float).backward();
         let elapsed = profiler.began.0.elapsed();
@@ -237,10 +267,11 @@ mod tests {
                 "{op:?}, {elapsed:?}"
             );
         }
-        assert_eq!(operations.gpu_idle_share(), None);
+        assert_eq!(operations.gpu_idle_share(0.0), None);
+        assert_eq!(operations.gpu_operations(), 0);
         // Another can follow, also after one that was given up.
-        drop(TorchProfiler::start(Device::Cpu).unwrap());
-        let profiler = TorchProfiler::start(Device::Cpu).unwrap();
+        drop(TorchProfiler::start(Device::Cpu, Recorded::Operators).unwrap());
+        let profiler = TorchProfiler::start(Device::Cpu, Recorded::Operators).unwrap();
         assert!(profiler.stop(Device::Cpu).unwrap().all.len() < operations.all.len());
     }
 
@@ -251,6 +282,13 @@ mod tests {
         assert_eq!(idle_share(vec![(0, 10)]), Some(0.0));
         // Two streams at once, a gap, one within another.
         let spans = vec![(60, 100), (10, 30), (20, 40), (62, 70)];
-        assert!((idle_share(spans).unwrap() - 20.0 / 90.0).abs() < 1e-12);
+        assert!((idle_share(spans.clone()).unwrap() - 20.0 / 90.0).abs() < 1e-12);
+        // From 55 on: a gap of 5, which the beginning is then no part of, and 40 of work.
+        let rest = without_beginning(spans.clone(), 0.5);
+        assert_eq!(rest, [(60, 100), (62, 70)]);
+        assert_eq!(idle_share(rest), Some(0.0));
+        assert_eq!(without_beginning(spans.clone(), 0.25)[1], (32, 40));
+        assert_eq!(without_beginning(spans.clone(), 0.0), spans);
+        assert_eq!(without_beginning(vec![], 0.5), []);
     }
 }

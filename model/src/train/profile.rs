@@ -1,6 +1,6 @@
 //! Where a run's time went, step by step and stage by stage.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use qf_pipeline::loader::{LoaderReport, StageReport};
@@ -69,8 +69,16 @@ pub struct Phases {
     flop: f64,
     trace: Option<Trace>,
     step_started: Instant,
-    /// End and images of recent steps.
-    recent: VecDeque<(Instant, u64)>,
+    /// Ends of recent steps.
+    recent: VecDeque<StepEnd>,
+}
+
+/// Where a step ended.
+struct StepEnd {
+    at: Instant,
+    images: u64,
+    /// Of each phase until then.
+    busy_secs: [f64; PHASE_NAMES.len()],
 }
 
 impl Phases {
@@ -86,7 +94,11 @@ impl Phases {
             flop: 0.0,
             trace: None,
             step_started: started,
-            recent: VecDeque::from([(started, 0)]),
+            recent: VecDeque::from([StepEnd {
+                at: started,
+                images: 0,
+                busy_secs: [0.0; PHASE_NAMES.len()],
+            }]),
         }
     }
 
@@ -150,7 +162,11 @@ impl Phases {
         }
         self.steps += 1;
         self.images += images;
-        self.recent.push_back((now, images));
+        self.recent.push_back(StepEnd {
+            at: now,
+            images,
+            busy_secs: self.busy_secs,
+        });
         if self.recent.len() > RECENT_STEPS + 1 {
             self.recent.pop_front();
         }
@@ -158,11 +174,27 @@ impl Phases {
 
     /// Images per second over the last 50 steps.
     pub fn images_per_s(&self) -> f64 {
-        let (Some((first, _)), Some((last, _))) = (self.recent.front(), self.recent.back()) else {
-            return 0.0;
+        self.last_steps().images_per_s
+    }
+
+    /// The last 50 steps.
+    fn last_steps(&self) -> LastSteps {
+        let (Some(first), Some(last)) = (self.recent.front(), self.recent.back()) else {
+            return LastSteps::default();
         };
-        let images: u64 = self.recent.iter().skip(1).map(|(_, images)| images).sum();
-        images as f64 / last.duration_since(*first).as_secs_f64().max(1e-9)
+        let secs = last.at.duration_since(first.at).as_secs_f64();
+        let images: u64 = self.recent.iter().skip(1).map(|end| end.images).sum();
+        let of_phase = |at: usize| last.busy_secs[at] - first.busy_secs[at];
+        let phases = PHASE_NAMES.iter().enumerate();
+        LastSteps {
+            steps: self.recent.len() as u64 - 1,
+            secs,
+            images_per_s: images as f64 / secs.max(1e-9),
+            data_wait_share: of_phase(Phase::Wait as usize) / secs.max(1e-9),
+            phase_secs: phases
+                .map(|(at, name)| (name.to_string(), of_phase(at)))
+                .collect(),
+        }
     }
 
     /// Share of the time since the first batch that was spent waiting for the next ones.
@@ -193,6 +225,7 @@ impl Phases {
             images_per_s: self.images as f64 / wall_secs.max(1e-9),
             first_batch_secs,
             data_wait_share: self.wait_share(),
+            last_steps: self.last_steps(),
             flop_per_step: self.flop / self.steps.max(1) as f64,
             flop_per_s: self.flop / stepping,
             bottleneck: bottleneck(&phases, &loader, self.wait_share(), place),
@@ -227,6 +260,9 @@ pub struct RunProfile {
     pub first_batch_secs: f64,
     /// Share of the time after that which was spent waiting for data.
     pub data_wait_share: f64,
+    /// The last steps, when everything had settled.
+    #[serde(default)]
+    pub last_steps: LastSteps,
     /// Floating-point operations of a step on this rank, forward and backward, counted from its
     /// shapes.
     pub flop_per_step: f64,
@@ -245,6 +281,22 @@ pub struct RunProfile {
     pub roofline: Option<Roofline>,
     /// The trace of its first steps, where one was written.
     pub trace: Option<TraceReport>,
+}
+
+/// Throughput of the last 50 steps, from the end of the one before them to the end of the last one;
+/// what follows a step, such as a last checkpoint, does not count.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LastSteps {
+    /// Steps, 50 unless the run had fewer.
+    pub steps: u64,
+    /// Wall time.
+    pub secs: f64,
+    /// Images per second.
+    pub images_per_s: f64,
+    /// Share of the time that was spent waiting for data.
+    pub data_wait_share: f64,
+    /// Time of the training thread by phase. On a GPU the host starts work and goes on.
+    pub phase_secs: BTreeMap<String, f64>,
 }
 
 /// What a run reaches of what the machine can do.
