@@ -114,7 +114,7 @@ fn same_state(when: &str, run: &Run, resumed: &Run) -> Result<usize, Fault> {
         let what = format!("parameter {} of {when}", param.name);
         same_bits(&what, &restored.tensor, &param.tensor)?;
     }
-    let (moments, restored) = (run.optimizer.state(), resumed.optimizer.state());
+    let (moments, restored) = (run.optimizer.state()?, resumed.optimizer.state()?);
     for ((name, moment), (_, restored)) in moments.iter().zip(&restored) {
         same_bits(&format!("{name} of {when}"), restored, moment)?;
     }

@@ -84,7 +84,7 @@ fn worst_state(
     optimizer: &AdamW,
     plain: &PlainAdamW,
 ) -> Result<(String, f64), Fault> {
-    let moments = optimizer.state();
+    let moments = optimizer.state()?;
     let moment = |name: &str| moments.iter().find(|(found, _)| found == name);
     let mut worst = (String::new(), 0.0);
     for (name, value, mean, square) in plain.state() {
