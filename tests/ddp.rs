@@ -276,13 +276,14 @@ fn golden(group: &ProcessGroup) {
         for ((label, compute), overlaps) in
             COMPUTE.into_iter().flat_map(|c| [(c, true), (c, false)])
         {
-            let mut model = load_model(&golden, &tensors);
+            let mut model = load_model(&golden, &tensors, Device::Cpu);
             model.set_compute(compute);
+            let negatives = ["image", "text"].map(|of| format!("r{rank}.neg.{of}_idx"));
             let step = Step::new(
                 &tensors,
                 &format!("r{rank}.input."),
-                &format!("r{rank}.neg.image_idx"),
-                &format!("r{rank}.neg.text_idx"),
+                [&negatives[0], &negatives[1]],
+                Device::Cpu,
             );
             let images = step.vit_output.copy().set_requires_grad(true);
             let result = step.run(&model, &images, group);

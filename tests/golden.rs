@@ -3,13 +3,19 @@
 //! Reads every `golden_*.json` of the folder `QF_GOLDEN` (default: `shared/golden` beside the
 //! workspace) and prints one line a file. Sizes come from the files; files of a known layout under
 //! other names are run too. Tolerances are those of the folder's README.
+//!
+//! The model computes on `QF_DEVICE` (default: `cpu`). The tolerances are those for 32 bits, and the
+//! same on a GPU, where TF32 is off. These tests need nothing but the folder, so their program runs
+//! by itself on another machine with libtorch: `QF_GOLDEN=folder QF_DEVICE=cuda all golden`. A folder
+//! that is named so may hold some of the files; tests of others are skipped.
 
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Barrier, Mutex, OnceLock};
 
 use qf_model::config::{FeaturesConfig, ModelConfig, QformerConfig, VisionConfig};
+use qf_model::device::{open_device, DeviceChoice};
 use qf_model::loss::itc::Targets;
 use qf_model::vision::{interpolate_positions, PositionInterpolation};
 use qf_model::weights::{load_into, read_config, read_safetensors, Absent, Part, WeightsFile};
@@ -36,6 +42,8 @@ pub(crate) type Tensors = HashMap<String, Tensor>;
 /// The folder of golden files, or `None` (after a word) where there is none and none is demanded.
 #[allow(clippy::disallowed_methods)] // A test's settings come from the environment.
 pub(crate) fn folder(test: &str) -> Option<PathBuf> {
+    // Before any test of this program uses libtorch.
+    let _ = device();
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let folder = match (std::env::var_os("QF_GOLDEN"), std::env::var_os("QF_SHARED")) {
         (Some(folder), _) => PathBuf::from(folder),
@@ -48,6 +56,36 @@ pub(crate) fn folder(test: &str) -> Option<PathBuf> {
     let required = std::env::var("QF_REQUIRE_SHARED").is_ok_and(|value| value == "1");
     assert!(!required, "{} is missing", folder.display());
     say(&format!("skipped: {test}: no shared folder"));
+    None
+}
+
+/// Where the models of these tests compute.
+#[allow(clippy::disallowed_methods)] // As above.
+fn device() -> Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    *DEVICE.get_or_init(|| match std::env::var("QF_DEVICE") {
+        Ok(name) => open_device(name.parse::<DeviceChoice>().unwrap()).unwrap(),
+        Err(_) => Device::Cpu,
+    })
+}
+
+/// Whether the folder was named for this run, so that it need not hold everything.
+#[allow(clippy::disallowed_methods)] // As above.
+fn may_be_partial() -> bool {
+    let is = |name: &str| std::env::var_os(name);
+    is("QF_GOLDEN").is_some() && is("QF_REQUIRE_SHARED").is_none_or(|value| value != "1")
+}
+
+/// A file or folder of the golden folder; `None` where it is missing and may be.
+fn part_of(folder: &Path, name: &str, test: &str) -> Option<PathBuf> {
+    let path = folder.join(name);
+    if path.exists() || !may_be_partial() {
+        return Some(path);
+    }
+    say(&format!(
+        "skipped: {test}: no {name} in {}",
+        folder.display()
+    ));
     None
 }
 
@@ -74,7 +112,7 @@ impl Golden {
     }
 }
 
-/// The golden files whose JSON satisfies `is_layout`; at least one.
+/// The golden files whose JSON satisfies `is_layout`; at least one, unless the folder may be partial.
 pub(crate) fn goldens(folder: &Path, is_layout: impl Fn(&Value) -> bool) -> Vec<Golden> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -94,6 +132,13 @@ pub(crate) fn goldens(folder: &Path, is_layout: impl Fn(&Value) -> bool) -> Vec<
                 json,
             });
         }
+    }
+    if found.is_empty() && may_be_partial() {
+        say(&format!(
+            "skipped: no file of a layout in {}",
+            folder.display()
+        ));
+        return found;
     }
     assert!(!found.is_empty(), "no such file in {}", folder.display());
     found.sort_by(|a, b| a.name.cmp(&b.name));
@@ -156,9 +201,9 @@ fn model_config(golden: &Golden) -> ModelConfig {
     }
 }
 
-/// A model with the parameters that `tensors` holds under `param.`.
-pub(crate) fn load_model(golden: &Golden, tensors: &Tensors) -> Blip2Qformer {
-    let mut model = Blip2Qformer::new(&model_config(golden), Device::Cpu, 0).unwrap();
+/// A model on `device` with the parameters that `tensors` holds under `param.`.
+pub(crate) fn load_model(golden: &Golden, tensors: &Tensors, device: Device) -> Blip2Qformer {
+    let mut model = Blip2Qformer::new(&model_config(golden), device, 0).unwrap();
     let params = under(tensors, "param.");
     model
         .params_mut()
@@ -219,7 +264,8 @@ impl Line {
             return;
         }
         if expected.kind() == Kind::Int64 {
-            let differ = got.ne_tensor(expected).any().int64_value(&[]);
+            let (got, expected) = (got.to_device(Device::Cpu), expected.to_device(Device::Cpu));
+            let differ = got.ne_tensor(&expected).any().int64_value(&[]);
             self.note(what, differ as f64, 0.0);
             return;
         }
@@ -272,8 +318,10 @@ fn is_key_bias(name: &str) -> bool {
     name.ends_with(".self.key.bias")
 }
 
+/// In 64 bits on the host, where errors are computed.
 fn double(tensor: &Tensor) -> Tensor {
-    tensor.detach().to_kind(Kind::Double)
+    let host = tensor.detach().to_device(Device::Cpu);
+    host.to_kind(Kind::Double)
 }
 
 fn largest(tensor: &Tensor) -> f64 {
@@ -315,8 +363,14 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    pub(crate) fn new(tensors: &Tensors, input: &str, image_idx: &str, text_idx: &str) -> Step {
-        let tensor = |name: &str| tensors[name].shallow_clone();
+    /// On `device`: inputs under `input`, and the names of the negatives.
+    pub(crate) fn new(
+        tensors: &Tensors,
+        input: &str,
+        [image_idx, text_idx]: [&str; 2],
+        device: Device,
+    ) -> Step {
+        let tensor = |name: &str| tensors[name].to_device(device);
         Step {
             vit_output: tensor(&format!("{input}vit_output")),
             token_ids: tensor(&format!("{input}input_ids")),
@@ -459,9 +513,10 @@ fn golden_steps() {
     };
     for golden in goldens(&folder, is_step) {
         let tensors = golden.tensors();
-        let mut model = load_model(&golden, &tensors);
+        let mut model = load_model(&golden, &tensors, device());
         check_param_order(&model, &golden.json);
-        let step = Step::new(&tensors, "input.", "neg.image_idx", "neg.text_idx");
+        let negatives = ["neg.image_idx", "neg.text_idx"];
+        let step = Step::new(&tensors, "input.", negatives, device());
         let outputs = under(&tensors, "out.");
         assert!(outputs.len() > 15);
         for (label, compute) in COMPUTE {
@@ -547,7 +602,7 @@ fn golden_full_size() {
     };
     for golden in goldens(&folder, is_full_size) {
         let json = &golden.json;
-        let mut model = Blip2Qformer::new(&model_config(&golden), Device::Cpu, 0).unwrap();
+        let mut model = Blip2Qformer::new(&model_config(&golden), device(), 0).unwrap();
         check_param_order(&model, json);
         let params: Tensors = model
             .params()
@@ -582,11 +637,12 @@ fn golden_full_size() {
                 mask.push(i64::from(column < tokens));
             }
         }
-        let neg = |key: &str| numbers(&json["neg"][key]).to_kind(Kind::Int64);
+        let here = |tensor: Tensor| tensor.to_device(device());
+        let neg = |key: &str| here(numbers(&json["neg"][key]).to_kind(Kind::Int64));
         let step = Step {
-            vit_output: images.set_requires_grad(true),
-            token_ids: Tensor::from_slice(&ids).view([batch, length]),
-            attention_mask: Tensor::from_slice(&mask).view([batch, length]),
+            vit_output: here(images).set_requires_grad(true),
+            token_ids: here(Tensor::from_slice(&ids).view([batch, length])),
+            attention_mask: here(Tensor::from_slice(&mask).view([batch, length])),
             negative_images: neg("neg_image_idx"),
             negative_texts: neg("neg_text_idx"),
         };
@@ -707,7 +763,7 @@ fn golden_trajectories() {
         // "param.* of FILE"
         let start = json["start"].as_str().unwrap().rsplit(' ').next().unwrap();
         let start = read_safetensors(&folder.join(start)).unwrap();
-        let model = load_model(&golden, &start);
+        let model = load_model(&golden, &start, device());
 
         let number = |key: &str| hyper[key].as_f64().unwrap();
         let config = AdamWConfig {
@@ -746,12 +802,8 @@ fn golden_trajectories() {
 
             let prefix = format!("step{index}.");
             let image_idx = format!("{prefix}neg_image_idx");
-            let step = Step::new(
-                &tensors,
-                &prefix,
-                &image_idx,
-                &format!("{prefix}neg_text_idx"),
-            );
+            let text_idx = format!("{prefix}neg_text_idx");
+            let step = Step::new(&tensors, &prefix, [&image_idx, &text_idx], device());
             let result = step.run(&model, &step.vit_output, &SingleProcess);
             optimizer.zero_grad().unwrap();
             result.output.loss.backward();
@@ -852,13 +904,14 @@ fn golden_several_ranks() {
         let shared = Rendezvous::new(world);
         let threads: Vec<_> = (0..world)
             .map(|rank| {
-                let mut model = load_model(golden, &tensors);
+                let mut model = load_model(golden, &tensors, device());
                 model.set_compute(compute);
+                let negatives = ["image", "text"].map(|of| format!("r{rank}.neg.{of}_idx"));
                 let step = Step::new(
                     &tensors,
                     &format!("r{rank}.input."),
-                    &format!("r{rank}.neg.image_idx"),
-                    &format!("r{rank}.neg.text_idx"),
+                    [&negatives[0], &negatives[1]],
+                    device(),
                 );
                 let shared = Arc::clone(&shared);
                 std::thread::spawn(move || {
@@ -952,7 +1005,9 @@ fn golden_start_from_bert() {
     let Some(folder) = folder("golden_start_from_bert") else {
         return;
     };
-    let folder = folder.join("hf_bert_tiny");
+    let Some(folder) = part_of(&folder, "hf_bert_tiny", "golden_start_from_bert") else {
+        return;
+    };
     let sizes = hugging_face_sizes(&read_json(&folder.join("config.json")), "layer_norm_eps");
     let expected = read_safetensors(&folder.join("expected_qformer_init.safetensors")).unwrap();
     let expected = under(&expected, "expect.");
@@ -1002,10 +1057,12 @@ fn golden_hugging_face_inference() {
     let Some(folder) = folder("golden_hugging_face_inference") else {
         return;
     };
-    let folder = folder.join("hf_tiny");
+    let Some(folder) = part_of(&folder, "hf_tiny", "golden_hugging_face_inference") else {
+        return;
+    };
     let file = WeightsFile::open(&folder).unwrap();
     let config = read_config(&folder, &file).unwrap();
-    let mut model = Blip2Qformer::new(&config, Device::Cpu, 0).unwrap();
+    let mut model = Blip2Qformer::new(&config, device(), 0).unwrap();
     // The file has no temperature and no language-model head, and neither is needed here.
     let strict = Part::Model(Absent::default());
     let error = load_into(&mut model, &file, strict).unwrap_err();
@@ -1019,8 +1076,9 @@ fn golden_hugging_face_inference() {
 
     let io = read_safetensors(&folder.join("golden_io.safetensors")).unwrap();
     let mut line = Line::new("hf_tiny");
-    let images = model.encode_image(&io["pixel_values"]).unwrap();
-    let (ids, mask) = (&io["input_ids"], &io["attention_mask"]);
+    let input = |name: &str| io[name].to_device(device());
+    let images = model.encode_image(&input("pixel_values")).unwrap();
+    let (ids, mask) = (&input("input_ids"), &input("attention_mask"));
     let image_feats = model.image_features(&images).unwrap();
     let text_feats = model.text_features(ids, mask).unwrap();
     let scores = image_feats

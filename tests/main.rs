@@ -10,8 +10,6 @@ mod cases;
 mod ddp;
 /// The network, the optimiser and the processors against numbers of the reference.
 mod golden;
-/// The same batches from every shard format and any number of threads.
-mod golden_batches;
 /// Archives and images made to break readers.
 mod hostile;
 /// Image files and the same images in shards, on real photographs.
@@ -28,6 +26,8 @@ mod profile_cli;
 mod published;
 /// Checkpoints of runs that were killed or damaged, and numbers that are none.
 mod resume_cli;
+/// The same batches from every shard format and any number of threads.
+mod same_batches;
 /// `qftrain selfcheck` as a user runs it.
 mod selfcheck_cli;
 /// `qfdata shard` as a user runs it.

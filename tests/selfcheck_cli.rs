@@ -73,8 +73,8 @@ fn copy(from: &Path, to: &Path, prefix: &str) {
 }
 
 #[test]
-fn golden_selfcheck_compares_with_the_reference_and_finds_a_changed_number() {
-    let Some(golden) = folder("golden_selfcheck") else {
+fn the_reference_is_compared_and_a_changed_number_found() {
+    let Some(golden) = folder("the_reference_is_compared_and_a_changed_number_found") else {
         return;
     };
     let check = |folder: &Path| {

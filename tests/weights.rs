@@ -297,11 +297,11 @@ fn we_to_transformers() {
 
 /// The golden model of transformers, in and out again, scores as in the golden file.
 #[test]
-fn golden_model_in_and_out() {
-    let Some(python) = python("golden_model_in_and_out") else {
+fn a_model_of_transformers_in_and_out() {
+    let Some(python) = python("a_model_of_transformers_in_and_out") else {
         return;
     };
-    let Some(golden) = bin::shared("golden_model_in_and_out", "golden/hf_tiny") else {
+    let Some(golden) = bin::shared("a_model_of_transformers_in_and_out", "golden/hf_tiny") else {
         return;
     };
     let file = WeightsFile::open(&golden).unwrap();
