@@ -9,7 +9,7 @@ use crate::golden::folder;
 use crate::train_cli::{fails, qftrain, succeeds};
 
 /// Every check, in order.
-const CHECKS: [&str; 12] = [
+const CHECKS: [&str; 14] = [
     "libraries",
     "step in f32",
     "step in bf16",
@@ -20,6 +20,8 @@ const CHECKS: [&str; 12] = [
     "upload",
     "checkpoint",
     "process group",
+    "run in f32",
+    "run in bf16",
     "copy rate",
     "product rate",
 ];
@@ -58,7 +60,7 @@ fn a_cpu_passes() {
             "{line}"
         );
     }
-    assert!(table.contains("all is well: 12 checks"), "{table}");
+    assert!(table.contains("all is well: 14 checks"), "{table}");
 }
 
 /// Copies the files of a folder that begin with `prefix`.

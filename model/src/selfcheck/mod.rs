@@ -6,6 +6,7 @@
 //!   step      losses, outputs, every gradient          group   all_reduce, all_gather, Reducer
 //!   train     AdamW, five steps                        rates   copies to the device, products
 //!   upload    loader, page-locked memory, pixels       golden  the numbers of the reference
+//!   runs      the whole loop, CUDA graphs
 //! ```
 //!
 //! Steps on the device are compared with [`reference`]: the same network on the CPU in 64 bits with
@@ -18,6 +19,7 @@ mod machine;
 mod network;
 mod rates;
 mod reference;
+mod runs;
 mod state;
 mod step;
 mod train;
@@ -183,7 +185,7 @@ impl<E: Into<Fault>> From<E> for NotOk {
 type Check = fn(&mut Bench) -> Result<(), NotOk>;
 
 /// All checks, in the order in which they are made.
-const CHECKS: [(&str, Check); 12] = [
+const CHECKS: [(&str, Check); 14] = [
     ("libraries", machine::libraries),
     ("step in f32", step::in_f32),
     ("step in bf16", step::in_bf16),
@@ -194,6 +196,8 @@ const CHECKS: [(&str, Check); 12] = [
     ("upload", upload::bits),
     ("checkpoint", state::restored),
     ("process group", group::of_one),
+    ("run in f32", runs::in_f32),
+    ("run in bf16", runs::in_bf16),
     ("copy rate", rates::copies),
     ("product rate", rates::products),
 ];

@@ -63,7 +63,7 @@ fn restore(bench: &mut Bench) -> Result<(), NotOk> {
     ] {
         let folder = tempfile::tempdir()?;
         let checkpoints = folder.path().join("checkpoints");
-        let state = TrainState::new(2, loader(folder.path(), bench.device)?.state().clone());
+        let state = TrainState::new(2, loader(folder.path(), bench.device, 4)?.state().clone());
         let mut run = start(tower, precision, bench)?;
         run.step(bench, 0)?;
         run.step(bench, 1)?;

@@ -48,11 +48,22 @@ fn bitmap(number: usize, width: u32, height: u32) -> Vec<u8> {
     bytes
 }
 
-/// A loader without end on a shard of pictures of several sizes, which is written into `folder`.
-pub(super) fn loader(folder: &Path, device: Device) -> Result<Loader, Fault> {
+fn caption(number: usize) -> String {
+    format!("picture number {number} of noise")
+}
+
+/// A tokenizer of the captions.
+pub(super) fn tokenizer() -> Result<CaptionTokenizer, Fault> {
+    let options = VocabularyOptions::default();
+    let vocabulary = train_vocabulary((0..SAMPLES).map(caption), &options);
+    Ok(CaptionTokenizer::from_vocab(vocabulary)?)
+}
+
+/// A loader without end of batches of `size` on a shard of pictures of several sizes, which is written
+/// into `folder`.
+pub(super) fn loader(folder: &Path, device: Device, size: usize) -> Result<Loader, Fault> {
     let path = folder.join("pictures.tar");
     let mut writer = ShardWriter::create(&path, &ShardOptions::new(ShardFormat::Tar))?;
-    let caption = |number: usize| format!("picture number {number} of noise");
     for number in 0..SAMPLES {
         let (width, height) = (60 + 7 * (number as u32 % 5), 90 - 5 * (number as u32 % 7));
         writer.write(&ShardSample {
@@ -65,11 +76,8 @@ pub(super) fn loader(folder: &Path, device: Device) -> Result<Loader, Fault> {
         })?;
     }
     writer.finish()?;
-    let options = VocabularyOptions::default();
-    let vocabulary = train_vocabulary((0..SAMPLES).map(caption), &options);
-    let tokenizer = CaptionTokenizer::from_vocab(vocabulary)?;
     let config = LoaderConfig {
-        batch_size: BATCH,
+        batch_size: size,
         image_size: usize::try_from(IMAGE_SIZE).unwrap_or(0),
         threads: 2,
         ..LoaderConfig::default()
@@ -77,7 +85,7 @@ pub(super) fn loader(folder: &Path, device: Device) -> Result<Loader, Fault> {
     let loader = Loader::builder(config)
         .shards(resolve_shards(&[path.to_string_lossy()])?)
         .allocator(batch_allocator(device));
-    Ok(loader.batches(Arc::new(tokenizer))?)
+    Ok(loader.batches(Arc::new(tokenizer()?))?)
 }
 
 /// What a batch has to be on the device.
@@ -124,7 +132,7 @@ impl Expected {
 /// is filled with another. A frozen tower runs ahead, as in a run on a GPU.
 pub(super) fn bits(bench: &mut Bench) -> Result<(), NotOk> {
     let folder = tempfile::tempdir()?;
-    let loader = loader(folder.path(), bench.device)?;
+    let loader = loader(folder.path(), bench.device, BATCH)?;
     let config = config(Tower::FrozenEva);
     let compute = ComputeOptions::default();
     let model = model(&config, bench.device, bench.precision, compute)?;
