@@ -68,7 +68,7 @@ bench-peers: build ## Build, then qfdata beside other loaders (PAIRS=folder: you
 	@bench/peers/run.py --qfdata target/release/qfdata --cache '$(QF_PEERS)' \
 		$(if $(PAIRS),--pairs '$(PAIRS)') --rounds $(ROUNDS) --seconds $(SECONDS_EACH)
 
-bench-gpu: build ## Build, then train ViT-g on a GPU: images/s, share of peak, idle time (SHARDS=...: yours)
+bench-gpu: build ## Build, then ViT-g on a GPU beside PyTorch: images/s, idle time, resume (SHARDS=...: yours)
 	@bench/gpu.sh target/release/qfdata target/release/qftrain $(SHARDS)
 
 bench-start: build ## Build, then the time to the first batch of 10,000 shards, and to resume

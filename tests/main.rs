@@ -2,6 +2,8 @@
 
 /// Archives of every kind, against Python's tarfile.
 mod archives;
+/// `bench/gpu.sh`, rehearsed on the CPU.
+mod bench_gpu;
 /// Finds the programs under test.
 mod bin;
 /// Inputs that once went wrong.
