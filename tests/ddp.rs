@@ -717,6 +717,37 @@ fn says(arguments: &[&str]) -> String {
     stderr
 }
 
+/// With one rank everything that several do is done: the store, gathers, the reducer's buckets.
+#[test]
+fn a_group_of_one_trains_as_a_single_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let shards = glob("tar");
+    for (name, more) in [
+        ("plain", &["--steps", "5"][..]),
+        (
+            "more",
+            &[
+                "--steps",
+                "4",
+                "--set",
+                "accumulate_steps=2",
+                "--set",
+                "optimizer.max_grad_norm=1.0",
+            ],
+        ),
+    ] {
+        let alone = path(&folder, name);
+        succeeds(&small_run(&alone, &shards, more));
+        for group in [&["--force-group"][..], &["--force-group", "--nproc", "1"]] {
+            let run_dir = path(&folder, &format!("{name}-{}", group.len()));
+            let said = says(&small_run(&run_dir, &shards, &[more, group].concat()));
+            assert!(said.contains("[rank 0] training on the CPU"), "{said}");
+            let (one, other) = (Path::new(&alone), Path::new(&run_dir));
+            same_run(one, other, more[1].parse().unwrap());
+        }
+    }
+}
+
 /// What sharding may not change: a rate that does not depend on the length of the run.
 const STEADY: [&str; 6] = [
     "--set",

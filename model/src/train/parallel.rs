@@ -136,7 +136,7 @@ impl<'a> GradientMean<'a> {
         ranks: &'a dyn Ranks,
         model: &Blip2Qformer,
     ) -> Result<GradientMean<'a>, ModelError> {
-        let Some(group) = ranks.process_group().filter(|_| ranks.world_size() > 1) else {
+        let Some(group) = ranks.process_group() else {
             return Ok(GradientMean::Single);
         };
         let tower = model.config().vision.vit();

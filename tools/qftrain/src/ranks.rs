@@ -48,16 +48,19 @@ impl TimeoutArgs {
     }
 }
 
-/// This process among the ranks; `None` where it is alone.
+/// This process among the ranks; `None` where it is alone, unless `is_forced` and the environment names
+/// it as the one rank of a group.
 #[allow(clippy::disallowed_methods)] // The environment belongs to the tools.
-pub(crate) fn from_environment() -> anyhow::Result<Option<Ranks>> {
-    find(&|name| {
+pub(crate) fn from_environment(is_forced: bool) -> anyhow::Result<Option<Ranks>> {
+    let smallest = if is_forced { 1 } else { 2 };
+    find(smallest, &|name| {
         let value = std::env::var_os(name)?;
         Some(value.to_string_lossy().into_owned())
     })
 }
 
-fn find(get: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Option<Ranks>> {
+/// The ranks of a group of `smallest` or more.
+fn find(smallest: i64, get: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Option<Ranks>> {
     let is_torchrun = ["RANK", "WORLD_SIZE", "LOCAL_RANK"]
         .iter()
         .any(|name| get(name).is_some());
@@ -70,7 +73,7 @@ fn find(get: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Option<Ranks>> {
     };
     ranks.place.validate()?;
     // One rank is a single process, whoever started it.
-    Ok(Some(ranks).filter(|ranks| ranks.place.world_size > 1))
+    Ok(Some(ranks).filter(|ranks| ranks.place.world_size >= smallest))
 }
 
 fn number<T: std::str::FromStr>(name: &str, text: &str) -> anyhow::Result<T> {
@@ -213,7 +216,7 @@ mod tests {
     use super::*;
 
     fn find_in(variables: &[(&str, &str)]) -> anyhow::Result<Option<Ranks>> {
-        find(&|name| {
+        find(2, &|name| {
             let found = variables.iter().find(|(key, _)| *key == name);
             found.map(|(_, value)| value.to_string())
         })
@@ -264,6 +267,13 @@ mod tests {
         assert_eq!(ranks.place.attempt, "qftrain/2");
         let one = [("RANK", "0"), ("WORLD_SIZE", "1")];
         assert_eq!(find_in(&with(&one)).unwrap(), None);
+        let one = with(&one);
+        let get = |name: &str| {
+            let found = one.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| value.to_string())
+        };
+        let forced = find(1, &get).unwrap().unwrap();
+        assert_eq!(forced.place.world_size, 1);
     }
 
     #[test]

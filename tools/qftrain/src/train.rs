@@ -130,6 +130,10 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     nproc: Option<u32>,
 
+    /// Form a group even of one process: what several need (NCCL, Gloo) can be tried on one device
+    #[arg(long)]
+    force_group: bool,
+
     /// Write a trace of the first steps to RUN_DIR/trace.json (open it in ui.perfetto.dev), and
     /// compare the run with what the machine can do
     #[arg(long)]
@@ -163,13 +167,14 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         check_start_options(args).unwrap_or_else(|error| error.exit());
         check_tokenizer(args)?;
     }
-    match (ranks::from_environment()?, args.nproc) {
+    match (ranks::from_environment(args.force_group)?, args.nproc) {
         (Some(_), Some(_)) => bail!(
             "--nproc starts ranks itself, but this process is one already (RANK or SLURM_PROCID is \
              set); leave --nproc out, or unset them"
         ),
         (Some(ranks), None) => run_as_rank(args, ranks),
-        (None, Some(nproc)) if nproc > 1 => launch::run(nproc),
+        (None, Some(nproc)) if nproc > 1 || args.force_group => launch::run(nproc),
+        (None, None) if args.force_group => launch::run(1),
         (None, _) => train(args, open_device(args.device)?, None, &SingleProcess),
     }
 }
