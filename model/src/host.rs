@@ -123,13 +123,17 @@ fn pixels_to(
 }
 
 /// `(x / 255 - mean) / std` per channel: `[B, 3, S, S]` u8 → f32, as torchvision computes it.
+///
+/// The divisors are tensors: by a number a GPU multiplies with its reciprocal, which is not the same.
 fn normalise(pixels: &Tensor) -> Result<Tensor, ModelError> {
     let channels = |values: &[f32; 3]| -> Result<Tensor, ModelError> {
         Ok(Tensor::f_from_slice(values)?
             .f_view([1, 3, 1, 1])?
             .f_to_device(pixels.device())?)
     };
-    let mut scaled = pixels.f_to_kind(Kind::Float)?.f_divide_scalar(255.0)?;
+    let mut scaled = pixels
+        .f_to_kind(Kind::Float)?
+        .f_divide(&channels(&[255.0; 3])?)?;
     Ok(scaled
         .f_sub_(&channels(&CLIP_MEAN)?)?
         .f_divide_(&channels(&CLIP_STD)?)?)

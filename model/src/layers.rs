@@ -109,9 +109,12 @@ impl Linear {
         Ok(())
     }
 
-    /// Whether [`Linear::use_frozen_copies`] put a bias in.
-    pub(crate) fn has_frozen_bias(&self) -> bool {
-        matches!(self.low, Some(Low::Frozen(_)))
+    /// The element type of products of [`Linear::use_frozen_copies`].
+    pub(crate) fn frozen_kind(&self) -> Option<Kind> {
+        match &self.low {
+            Some(Low::Frozen(low)) => Some(low.kind),
+            _ => None,
+        }
     }
 
     /// Another handle of a layer that is not trained.
@@ -249,18 +252,65 @@ impl LayerNorm {
     pub(crate) fn forward_residual(
         &self,
         input: &Tensor,
-        residual: &Tensor,
+        residual: &Rows,
         dropout: Dropout,
-    ) -> Result<Tensor, ModelError> {
-        let probability = dropout.probability;
-        ops::dropout_add_norm(
-            input,
-            residual,
-            &self.weight,
-            &self.bias,
-            self.eps,
-            probability,
-        )
+    ) -> Result<Rows, ModelError> {
+        let (rows, probability) = (&residual.full, dropout.probability);
+        let (weight, bias, eps) = (&self.weight, &self.bias, self.eps);
+        let Some(low) = &residual.low else {
+            let full = ops::dropout_add_norm(input, rows, weight, bias, eps, probability)?;
+            return Ok(Rows { full, low: None });
+        };
+        let kind = low.f_kind()?;
+        let [full, low] =
+            ops::low_dropout_add_norm(input, rows, (weight, bias), eps, probability, kind)?;
+        Ok(Rows {
+            full,
+            low: Some(low),
+        })
+    }
+
+    /// Adds `branch` to rows in 32 bits: the sum, and its norm in `kind`. No gradient.
+    pub(crate) fn add_and_normalize(
+        &self,
+        rows: &Tensor,
+        branch: Option<&Tensor>,
+        kind: Kind,
+    ) -> Result<[Tensor; 2], ModelError> {
+        ops::low_add_norm(branch, rows, (&self.weight, &self.bias), self.eps, kind)
+    }
+}
+
+/// Rows between layers: in 32 bits, for sums, and in 16, where products read them so.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    /// `[…, D]` f32.
+    pub(crate) full: Tensor,
+    /// The same numbers in 16 bits.
+    pub(crate) low: Option<Tensor>,
+}
+
+impl Rows {
+    /// Rows in 32 bits alone, or in `low` too.
+    pub(crate) fn new(full: Tensor, low: Option<Kind>) -> Result<Rows, ModelError> {
+        let low = low.map(|kind| full.f_to_kind(kind)).transpose()?;
+        Ok(Rows { full, low })
+    }
+
+    /// What products read.
+    pub(crate) fn for_products(&self) -> &Tensor {
+        self.low.as_ref().unwrap_or(&self.full)
+    }
+
+    /// The same rows in another arrangement.
+    pub(crate) fn map(
+        &self,
+        arrange: impl Fn(&Tensor) -> Result<Tensor, ModelError>,
+    ) -> Result<Rows, ModelError> {
+        Ok(Rows {
+            full: arrange(&self.full)?,
+            low: self.low.as_ref().map(&arrange).transpose()?,
+        })
     }
 }
 

@@ -105,9 +105,14 @@ impl LowCopies {
         Ok(vector)
     }
 
-    /// Has the next [`LowCopies::refresh`] make all copies anew.
+    /// Has the next [`LowCopies::refresh`] make the copies of trained parameters anew.
     pub(crate) fn forget(&self) {
-        self.versions.borrow_mut().fill(-1);
+        let mut versions = self.versions.borrow_mut();
+        for (source, version) in self.sources.iter().zip(versions.iter_mut()) {
+            if source.requires_grad() {
+                *version = -1;
+            }
+        }
     }
 
     /// Brings the copies of parameters that have changed up to date, all in one call.

@@ -1,7 +1,7 @@
 //! Operations beside those that tch wraps: on the CPU in 32 bits fused loops and oneDNN's matrix
 //! products (`shim/`), anywhere else the same of torch's own operations.
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::config::Precision;
 use crate::error::ModelError;
@@ -69,6 +69,50 @@ pub(crate) fn dropout_add_norm(
     ffi::new_tensor(|out| {
         ffi::dropout_add_norm(input, residual, weight, bias, eps, probability, out)
     })
+}
+
+/// [`dropout_add_norm`] in 32 bits, and the same numbers in `kind`.
+pub(crate) fn low_dropout_add_norm(
+    input: &Tensor,
+    residual: &Tensor,
+    (weight, bias): (&Tensor, &Tensor),
+    eps: f64,
+    probability: f64,
+    kind: Kind,
+) -> Result<[Tensor; 2], ModelError> {
+    ffi::new_tensors(|full, low| {
+        let norm = (weight, bias, eps);
+        ffi::low_dropout_add_norm(input, residual, norm, probability, number(kind), full, low)
+    })
+}
+
+/// rows + branch in 32 bits, and its layer norm in `kind`. No gradient.
+pub(crate) fn low_add_norm(
+    branch: Option<&Tensor>,
+    rows: &Tensor,
+    (weight, bias): (&Tensor, &Tensor),
+    eps: f64,
+    kind: Kind,
+) -> Result<[Tensor; 2], ModelError> {
+    ffi::new_tensors(|sum, low| {
+        let norm = (weight, bias, eps);
+        ffi::low_add_norm(branch, rows, norm, number(kind), sum, low)
+    })
+}
+
+/// Makes the fused kernels for rows of `width` numbers ready on a GPU; where it cannot, torch's own
+/// operations do their work.
+pub(crate) fn prepare_fused_kernels(index: usize, width: i64) -> Result<(), ModelError> {
+    ffi::check(ffi::prepare_fused_kernels(index, width))
+}
+
+/// An element type as the shim counts them.
+fn number(kind: Kind) -> i32 {
+    match kind {
+        Kind::BFloat16 => 1,
+        Kind::Half => 2,
+        _ => 0,
+    }
 }
 
 /// softmax(Q Kᵀ / √d + mask) V, dropout on the softmax: query `[R, H, L, d]`, key and value
@@ -249,6 +293,28 @@ mod ffi {
             f32_out: c_int,
             out: *mut *mut C_tensor,
         ) -> Message;
+        fn qf_low_dropout_add_norm(
+            branch: *const C_tensor,
+            residual: *const C_tensor,
+            gain: *const C_tensor,
+            shift: *const C_tensor,
+            eps: f64,
+            probability: f64,
+            kind: c_int,
+            full: *mut *mut C_tensor,
+            low: *mut *mut C_tensor,
+        ) -> Message;
+        fn qf_low_add_norm(
+            branch: *const C_tensor,
+            x: *const C_tensor,
+            gain: *const C_tensor,
+            shift: *const C_tensor,
+            eps: f64,
+            kind: c_int,
+            sum: *mut *mut C_tensor,
+            low: *mut *mut C_tensor,
+        ) -> Message;
+        fn qf_fused_prepare(index: c_int, width: i64) -> Message;
         fn qf_refresh_copies(
             sources: *const *const C_tensor,
             targets: *const *const C_tensor,
@@ -355,6 +421,71 @@ mod ffi {
         check(call(&mut out))?;
         // SAFETY: without a message the shim has put a new tensor there, which this handle owns.
         Ok(unsafe { Tensor::from_ptr(out) })
+    }
+
+    /// The two tensors that `call` makes.
+    pub(super) fn new_tensors(
+        call: impl FnOnce(Out<'_>, Out<'_>) -> Message,
+    ) -> Result<[Tensor; 2], ModelError> {
+        let (mut first, mut second) = (std::ptr::null_mut(), std::ptr::null_mut());
+        check(call(&mut first, &mut second))?;
+        // SAFETY: without a message the shim has put new tensors there, which these handles own.
+        Ok(unsafe { [Tensor::from_ptr(first), Tensor::from_ptr(second)] })
+    }
+
+    pub(super) fn low_dropout_add_norm(
+        branch: &Tensor,
+        residual: &Tensor,
+        (gain, shift, eps): (&Tensor, &Tensor, f64),
+        probability: f64,
+        kind: c_int,
+        full: Out<'_>,
+        low: Out<'_>,
+    ) -> Message {
+        // SAFETY: the pointers are of live tensors; full and low are written once.
+        unsafe {
+            qf_low_dropout_add_norm(
+                branch.as_ptr(),
+                residual.as_ptr(),
+                gain.as_ptr(),
+                shift.as_ptr(),
+                eps,
+                probability,
+                kind,
+                full,
+                low,
+            )
+        }
+    }
+
+    pub(super) fn low_add_norm(
+        branch: Option<&Tensor>,
+        x: &Tensor,
+        (gain, shift, eps): (&Tensor, &Tensor, f64),
+        kind: c_int,
+        sum: Out<'_>,
+        low: Out<'_>,
+    ) -> Message {
+        // SAFETY: the pointers are of live tensors (branch may be null); sum and low are written once.
+        unsafe {
+            qf_low_add_norm(
+                optional(branch),
+                x.as_ptr(),
+                gain.as_ptr(),
+                shift.as_ptr(),
+                eps,
+                kind,
+                sum,
+                low,
+            )
+        }
+    }
+
+    pub(super) fn prepare_fused_kernels(index: usize, width: i64) -> Message {
+        // libtorch counts devices in 8 bits; one beyond them is an error there.
+        let index = c_int::try_from(index).unwrap_or(c_int::MAX);
+        // SAFETY: no pointers; the shim turns every exception into a message.
+        unsafe { qf_fused_prepare(index, width) }
     }
 
     pub(super) fn linear(

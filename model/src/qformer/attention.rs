@@ -4,7 +4,7 @@ use super::rows::RowMap;
 use super::KeyValue;
 use crate::config::QformerConfig;
 use crate::error::ModelError;
-use crate::layers::{Dropout, LayerNorm, Linear, LinearInit};
+use crate::layers::{Dropout, LayerNorm, Linear, LinearInit, Rows};
 use crate::low::{LowCopies, LowLinear};
 use crate::ops;
 use crate::params::Scope;
@@ -95,9 +95,11 @@ impl Attention {
     /// that are read, if not all are.
     pub(crate) fn project(
         &self,
-        rows: &Tensor,
-        asking: Option<&Tensor>,
+        rows: &Rows,
+        asking: Option<&Rows>,
     ) -> Result<Projected, ModelError> {
+        let asking = asking.map(Rows::for_products);
+        let rows = rows.for_products();
         Ok(match (&self.joint, asking) {
             (None, _) => Projected::Apart {
                 query: flat(&self.query.forward(asking.unwrap_or(rows))?)?,
@@ -164,8 +166,8 @@ impl Attention {
     }
 
     /// Queries of rows `[…, D]`: `[M, D]`.
-    pub(crate) fn query(&self, rows: &Tensor) -> Result<Tensor, ModelError> {
-        flat(&self.query.forward(rows)?)
+    pub(crate) fn query(&self, rows: &Rows) -> Result<Tensor, ModelError> {
+        flat(&self.query.forward(rows.for_products())?)
     }
 
     /// The projections of keys and values.
@@ -235,10 +237,10 @@ impl Attention {
     pub(crate) fn output(
         &self,
         gathered: &Tensor,
-        rows: &Tensor,
+        rows: &Rows,
         dropout: Dropout,
-    ) -> Result<Tensor, ModelError> {
-        let dense = self.dense.forward(gathered)?.f_view_as(rows)?;
+    ) -> Result<Rows, ModelError> {
+        let dense = self.dense.forward(gathered)?.f_view_as(&rows.full)?;
         self.norm.forward_residual(&dense, rows, dropout)
     }
 }

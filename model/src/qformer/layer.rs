@@ -6,7 +6,7 @@ use super::rows::RowMap;
 use super::KeyValue;
 use crate::config::QformerConfig;
 use crate::error::ModelError;
-use crate::layers::{Dropout, LayerNorm, Linear, LinearInit};
+use crate::layers::{Dropout, LayerNorm, Linear, LinearInit, Rows};
 use crate::low::LowCopies;
 use crate::params::Scope;
 
@@ -91,18 +91,20 @@ impl Layer {
     /// somebody reads.
     pub(crate) fn forward(
         &self,
-        rows: &Tensor,
+        rows: &Rows,
         plan: &Plan,
         last: bool,
         images: Option<&[&KeyValue]>,
         past: Option<&KeyValue>,
         dropout: Dropout,
-    ) -> Result<(Tensor, Vec<KeyValue>), ModelError> {
+    ) -> Result<(Rows, Vec<KeyValue>), ModelError> {
         let read = match &plan.last {
             Some(read) if last => Some(read),
             _ => None,
         };
-        let asking = read.map(|read| read.select(rows)).transpose()?;
+        let asking = read
+            .map(|read| rows.map(|rows| read.select(rows)))
+            .transpose()?;
         let projected = self.attention.project(rows, asking.as_ref())?;
         let maps: Vec<&RowMap> = plan.segments.iter().map(|s| &s.keys).collect();
         let query_maps: Vec<&RowMap> = match read {
@@ -139,19 +141,19 @@ impl Layer {
             },
             None => plan.layout,
         };
-        let parts = layout.split(&flat(rows)?)?;
+        let parts = layout.split_rows(&rows.map(flat)?)?;
         let parts = self.networks(parts, plan, images, dropout)?;
-        Ok((layout.join(parts)?, own))
+        Ok((layout.join_rows(parts)?, own))
     }
 
     /// Cross attention and the feed-forward networks, of query rows and of text rows.
     fn networks(
         &self,
-        [queries, text]: [Option<Tensor>; 2],
+        [queries, text]: [Option<Rows>; 2],
         plan: &Plan,
         images: Option<&[&KeyValue]>,
         dropout: Dropout,
-    ) -> Result<[Option<Tensor>; 2], ModelError> {
+    ) -> Result<[Option<Rows>; 2], ModelError> {
         let queries = match (queries, &self.cross_attention, images) {
             (Some(rows), Some(attention), Some(images)) => {
                 Some(look_at(attention, &rows, plan, images, dropout)?)
@@ -167,11 +169,11 @@ impl Layer {
 /// Cross attention of query rows `[…, D]` to their images.
 fn look_at(
     attention: &Attention,
-    rows: &Tensor,
+    rows: &Rows,
     plan: &Plan,
     images: &[&KeyValue],
     dropout: Dropout,
-) -> Result<Tensor, ModelError> {
+) -> Result<Rows, ModelError> {
     let sizes: Vec<i64> = plan.images.iter().map(RowMap::rows).collect();
     let queries = attention.query(rows)?.f_split_with_sizes(sizes, 0)?;
     let gathered = queries
@@ -184,9 +186,9 @@ fn look_at(
 }
 
 /// `[…, D]` → `[M, D]`.
-fn flat(rows: Tensor) -> Result<Tensor, ModelError> {
+fn flat(rows: &Tensor) -> Result<Tensor, ModelError> {
     Ok(match rows.dim() {
-        2 => rows,
+        2 => rows.shallow_clone(),
         _ => rows.f_flatten(0, -2)?,
     })
 }
@@ -242,8 +244,9 @@ impl FeedForward {
         })
     }
 
-    fn forward(&self, rows: &Tensor, dropout: Dropout) -> Result<Tensor, ModelError> {
-        let hidden = self.intermediate.forward(rows)?.f_gelu("none")?;
+    fn forward(&self, rows: &Rows, dropout: Dropout) -> Result<Rows, ModelError> {
+        let hidden = self.intermediate.forward(rows.for_products())?;
+        let hidden = hidden.f_gelu("none")?;
         self.norm
             .forward_residual(&self.output.forward(&hidden)?, rows, dropout)
     }

@@ -20,7 +20,7 @@ use tch::{Kind, Tensor};
 
 use crate::config::QformerConfig;
 use crate::error::ModelError;
-use crate::layers::{Dropout, LayerNorm};
+use crate::layers::{Dropout, LayerNorm, Rows};
 use crate::low::LowCopies;
 use crate::params::Scope;
 
@@ -347,7 +347,7 @@ impl Qformer {
         train: bool,
     ) -> Result<(Tensor, Vec<Vec<KeyValue>>), ModelError> {
         let dropout = self.dropout(train);
-        let mut rows = rows;
+        let mut rows = Rows::new(rows, self.low_kind)?;
         let mut cache = Vec::with_capacity(self.layers.len());
         let mut cross = 0;
         for (index, layer) in self.layers.iter().enumerate() {
@@ -365,7 +365,7 @@ impl Qformer {
             rows = next;
             cache.push(own);
         }
-        Ok((rows, cache))
+        Ok((rows.full, cache))
     }
 }
 

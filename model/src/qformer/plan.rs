@@ -4,6 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::rows::RowMap;
 use crate::error::ModelError;
+use crate::layers::Rows;
 
 /// Texts as single rows, in order, with or without their padding.
 #[derive(Debug)]
@@ -364,6 +365,32 @@ impl Layout {
         }
         let mut parts = rows.f_split_with_sizes(sizes, dim)?.into_iter();
         Ok([parts.next(), parts.next()])
+    }
+
+    /// [`Layout::split`] of rows in both kinds.
+    pub(crate) fn split_rows(self, rows: &Rows) -> Result<[Option<Rows>; 2], ModelError> {
+        let [queries, text] = self.split(&rows.full)?;
+        let low = rows.low.as_ref().map(|low| self.split(low)).transpose()?;
+        let [low_queries, low_text] = low.unwrap_or_default();
+        let both = |full: Option<Tensor>, low| full.map(|full| Rows { full, low });
+        Ok([both(queries, low_queries), both(text, low_text)])
+    }
+
+    /// [`Layout::join`] of rows in both kinds.
+    pub(crate) fn join_rows(self, [queries, text]: [Option<Rows>; 2]) -> Result<Rows, ModelError> {
+        let both = |rows: Option<Rows>| match rows {
+            Some(rows) => (Some(rows.full), rows.low),
+            None => (None, None),
+        };
+        let ((queries, low_queries), (text, low_text)) = (both(queries), both(text));
+        let low = match low_queries.is_some() || low_text.is_some() {
+            true => Some(self.join([low_queries, low_text])?),
+            false => None,
+        };
+        Ok(Rows {
+            full: self.join([queries, text])?,
+            low,
+        })
     }
 
     /// What [`Layout::split`] took apart: `[M, D]`.

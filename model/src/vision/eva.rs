@@ -52,6 +52,28 @@ impl EvaVit {
         Ok(rows.f_add(&self.pos_embed)?)
     }
 
+    /// All blocks of a tower whose products run in 16 bits and that is not trained: `[B, M, E]` f32 →
+    /// the same. A sum and the norm behind it are one pass over the rows. `None` of any other tower.
+    pub(crate) fn frozen_blocks(&self, rows: &Tensor) -> Result<Option<Tensor>, ModelError> {
+        let mut rows = rows.shallow_clone();
+        let mut branch: Option<Tensor> = None;
+        for block in &self.blocks {
+            let Some(kind) = block.qkv.frozen_kind() else {
+                return Ok(None);
+            };
+            let norm = &block.norm1;
+            let [sum, normed] = norm.add_and_normalize(&rows, branch.as_ref(), kind)?;
+            let mixed = block.attention(&normed)?;
+            let norm = &block.norm2;
+            let [sum, normed] = norm.add_and_normalize(&sum, Some(&mixed), kind)?;
+            (rows, branch) = (sum, Some(block.network(&normed)?));
+        }
+        match branch {
+            Some(branch) => Ok(Some(rows.f_add(&branch)?)),
+            None => Ok(None),
+        }
+    }
+
     /// See [`VisionTower::use_copies`](super::VisionTower::use_copies).
     pub(super) fn use_copies(
         &mut self,
@@ -151,7 +173,7 @@ impl Block {
 
     /// Q, K and V of rows, `[B, M, 3 E]`.
     fn project(&self, rows: &Tensor) -> Result<Tensor, ModelError> {
-        if self.qkv.has_frozen_bias() {
+        if self.qkv.frozen_kind().is_some() {
             return self.qkv.forward(rows);
         }
         let none = self.v_bias.f_zeros_like()?;
@@ -159,13 +181,21 @@ impl Block {
         self.qkv.forward_with_bias(rows, &bias)
     }
 
-    fn forward(&self, rows: &Tensor, drop_path: &DropPath) -> Result<Tensor, ModelError> {
-        let qkv = self.project(&self.norm1.forward(rows)?)?.f_chunk(3, 2)?; // 3 × [B, M, E]
+    /// The attention branch of rows behind the first norm.
+    fn attention(&self, normed: &Tensor) -> Result<Tensor, ModelError> {
+        let qkv = self.project(normed)?.f_chunk(3, 2)?; // 3 × [B, M, E]
         let part = |index: usize| split_heads(&qkv[index], self.heads); // [B, heads, M, d]
         let mixed = attend(&part(0)?, &part(1)?, &part(2)?)?;
-        let rows = drop_path.add(0, rows, &self.proj.forward(&merge_heads(&mixed)?)?)?;
-        let hidden = self.fc1.forward(&self.norm2.forward(&rows)?)?;
-        let hidden = hidden.f_gelu("none")?;
-        drop_path.add(1, &rows, &self.fc2.forward(&hidden)?)
+        self.proj.forward(&merge_heads(&mixed)?)
+    }
+
+    /// The feed-forward branch of rows behind the second norm.
+    fn network(&self, normed: &Tensor) -> Result<Tensor, ModelError> {
+        self.fc2.forward(&self.fc1.forward(normed)?.f_gelu("none")?)
+    }
+
+    fn forward(&self, rows: &Tensor, drop_path: &DropPath) -> Result<Tensor, ModelError> {
+        let rows = drop_path.add(0, rows, &self.attention(&self.norm1.forward(rows)?)?)?;
+        drop_path.add(1, &rows, &self.network(&self.norm2.forward(&rows)?)?)
     }
 }

@@ -54,6 +54,11 @@ impl VisionTower {
         check_input(input, config)?;
         let paths = drop_paths(input, config, train)?;
         let rows = self.embed(input)?;
+        if let VisionTower::Eva(vit) = self {
+            if let Some(rows) = vit.frozen_blocks(&rows)? {
+                return Ok(rows);
+            }
+        }
         let mut blocks = paths.iter().enumerate();
         blocks.try_fold(rows, |rows, (index, path)| self.block(index, &rows, path))
     }
