@@ -69,7 +69,7 @@ pub fn open_device(choice: DeviceChoice) -> Result<Device, ModelError> {
     };
     let found = Found {
         driver: cuda::has_driver(),
-        came_too_late: libraries.is_ok() && cuda_versions().is_none(),
+        came_too_late: libraries.is_ok() && gpus == 0 && cuda_versions().is_none(),
         libraries: libraries.map_err(|error| error.to_string()),
         gpus: usize::try_from(gpus).unwrap_or(0),
     };
@@ -122,7 +122,7 @@ fn choose(choice: DeviceChoice, found: &Found) -> Result<Device, String> {
         (false, Ok(())) => Err("the CUDA libraries are there, but no NVIDIA driver (libcuda.so.1); \
              install it, or give a container access to the GPU"
             .into()),
-        (true, Ok(())) if found.came_too_late => Err(
+        (true, Ok(())) if found.gpus == 0 && found.came_too_late => Err(
             "libtorch was used before its CUDA libraries were opened, and does not see them; call \
              open_device before anything that draws random numbers or asks for an accelerator"
                 .into(),
@@ -325,14 +325,14 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_said() {
+        let found = |driver, libraries: Result<(), &str>, gpus| Found {
+            driver,
+            libraries: libraries.map_err(String::from),
+            came_too_late: false,
+            gpus,
+        };
         let choose = |choice, driver, libraries: Result<(), &str>, gpus| {
-            let found = Found {
-                driver,
-                libraries: libraries.map_err(String::from),
-                came_too_late: false,
-                gpus,
-            };
-            super::choose(choice, &found)
+            super::choose(choice, &found(driver, libraries, gpus))
         };
         use DeviceChoice::{Auto, Cpu, Cuda};
         let none = Err("no such file");
@@ -349,5 +349,13 @@ mod tests {
             let missing = choose(choice, driver, libraries, gpus).unwrap_err();
             assert!(missing.contains(words), "{missing}");
         }
+        let late = |gpus| Found {
+            came_too_late: true,
+            ..found(true, Ok(()), gpus)
+        };
+        let missing = super::choose(Cuda(0), &late(0)).unwrap_err();
+        assert!(missing.contains("call open_device before"), "{missing}");
+        // Libraries that tell no version are no reason to refuse GPUs that are seen.
+        assert_eq!(super::choose(Cuda(0), &late(1)), Ok(Device::Cuda(0)));
     }
 }
