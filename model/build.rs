@@ -58,6 +58,7 @@ fn compile_shim(include: &Path) {
     build(1, "shim/low.cpp", "qf_low");
     build(1, "shim/add_norm.cpp", "qf_add_norm");
     build(1, "shim/fused.cpp", "qf_fused");
+    build(1, "shim/gradients.cpp", "qf_gradients");
     build(1, "shim/c10d.cpp", "qf_c10d");
     build(1, "shim/stream.cpp", "qf_stream");
     build(1, "shim/profiler.cpp", "qf_profiler");

@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "fused.h"
+#include "gradients.h"
 #include "protect.h"
 
 namespace {
@@ -71,11 +72,44 @@ bool is_fused(const Tensor& branch, const Tensor& x, const Tensor& gain, at::Sca
          qf::add_norm_kernels(x.device(), x.size(-1)) != nullptr;
 }
 
+// The sums of the blocks' shares, for gain, shift and bias: added to the gradients of `parameters`, or,
+// without any, returned.
+variable_list add_shares(const Tensor& partial, const std::vector<Tensor>& parameters) {
+  const int64_t width = partial.size(2);
+  Tensor targets[3];
+  bool is_there = !parameters.empty();
+  for (const Tensor& parameter : parameters) {
+    const Tensor& grad = parameter.grad();
+    is_there = is_there && grad.defined() && grad.is_contiguous() && grad.numel() == width &&
+               grad.scalar_type() == at::kFloat;
+  }
+  const Tensor made = is_there ? Tensor() : at::empty({3, width}, partial.options());
+  for (int i = 0; i < 3; ++i) targets[i] = is_there ? parameters[i].grad() : made.select(0, i);
+  const void* shares = data(partial);
+  int blocks = static_cast<int>(partial.size(0)), grows = is_there;
+  void *t0 = out_data(targets[0]), *t1 = out_data(targets[1]), *t2 = out_data(targets[2]);
+  void* arguments[] = {&shares, &blocks, &t0, &t1, &t2, &grows};
+  qf::launch(qf::add_norm_kernels(partial.device(), width)->shares, partial.device(),
+             (3 * width + 127) / 128, arguments);
+  if (parameters.empty()) return {targets[0], targets[1], targets[2]};
+  for (int i = 0; i < 3 && !is_there; ++i) {
+    Tensor& gradient = parameters[i].mutable_grad();
+    if (gradient.defined()) {
+      gradient.add_(targets[i]);
+    } else {
+      gradient = targets[i];
+    }
+  }
+  return {Tensor(), Tensor(), Tensor()};
+}
+
 struct DropoutAddNorm : public Function<DropoutAddNorm> {
   // branch bf16 and residual f32 of one shape → the norm of dropout(branch) + residual in f32 and bf16.
+  // bias was added to the branch by the product before: its gradient is made here, where it costs next
+  // to nothing.
   static variable_list forward(AutogradContext* ctx, const Tensor& branch, const Tensor& residual,
-                               const Tensor& gain, const Tensor& shift, double eps,
-                               double probability) {
+                               const Tensor& bias, const Tensor& gain, const Tensor& shift,
+                               double eps, double probability) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->set_materialize_grads(false);
     Tensor dropped = branch.contiguous(), mask;
@@ -88,6 +122,9 @@ struct DropoutAddNorm : public Function<DropoutAddNorm> {
     forward_kernel(dropped, residual, gain, shift, eps, sum, full, low, stats);
     ctx->save_for_backward({sum, stats, gain, mask});
     ctx->saved_data["probability"] = probability;
+    if (qf::adds_gradients_to(gain) && qf::adds_gradients_to(shift) && qf::adds_gradients_to(bias)) {
+      ctx->saved_data["parameters"] = c10::List<Tensor>({gain, shift, bias});
+    }
     return {full, low};
   }
 
@@ -103,7 +140,7 @@ struct DropoutAddNorm : public Function<DropoutAddNorm> {
     Tensor grad_branch = at::empty(sum.sizes(), sum.options().dtype(at::kBFloat16));
     // Two blocks for each of some 132 multiprocessors; each adds up the rows it meets.
     const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>((all + 3) / 4, 264));
-    Tensor partial = at::empty({blocks, 2, width}, sum.options());
+    Tensor partial = at::empty({blocks, 3, width}, sum.options());
     const double probability = ctx->saved_data["probability"].toDouble();
     const void *f = data(full), *l = data(low), *s = data(sum), *t = data(stats), *g = data(gain),
                *m = data(mask);
@@ -114,9 +151,11 @@ struct DropoutAddNorm : public Function<DropoutAddNorm> {
     void* arguments[] = {&f, &full_rows, &l,    &low_rows,    &s,         &t,         &g,
                          &m, &factor,    &rows, &to_residual, &to_branch, &to_partial};
     qf::launch(qf::add_norm_kernels(sum.device(), width)->backward, sum.device(), blocks, arguments);
-    const Tensor totals = partial.sum(0);
-    return {grad_branch,         grad_residual, totals.select(0, 0),
-            totals.select(0, 1), Tensor(),      Tensor()};
+    const bool adds = ctx->saved_data.count("parameters");
+    const auto totals =
+        adds ? add_shares(partial, ctx->saved_data["parameters"].toTensorVector()) : add_shares(partial, {});
+    // What was added to the parameters' gradients is not handed on.
+    return {grad_branch, grad_residual, totals[2], totals[0], totals[1], Tensor(), Tensor()};
   }
 };
 
@@ -124,15 +163,25 @@ struct DropoutAddNorm : public Function<DropoutAddNorm> {
 
 extern "C" {
 
+// Whether qf_low_dropout_add_norm makes the gradient of a bias.
+int qf_low_has_bias_gradient(const Tensor* residual, const Tensor* gain, int kind) {
+  return kind == 1 && is_fused(Tensor(), *residual, *gain, at::kBFloat16);
+}
+
 // The norm of dropout(branch) + residual, in 32 bits and in `kind` (1: bfloat16, 2: float16, 0: float32).
-char* qf_low_dropout_add_norm(const Tensor* branch, const Tensor* residual, const Tensor* gain,
-                              const Tensor* shift, double eps, double probability, int kind,
-                              Tensor** full, Tensor** low) {
+// `bias`, perhaps null, is part of the branch, which has no path to it: its gradient is made here. Only
+// where qf_low_has_bias_gradient says so.
+char* qf_low_dropout_add_norm(const Tensor* branch, const Tensor* residual, const Tensor* bias,
+                              const Tensor* gain, const Tensor* shift, double eps,
+                              double probability, int kind, Tensor** full, Tensor** low) {
   return protect([&] {
     const auto type = kind == 0 ? at::kFloat : kind == 1 ? at::kBFloat16 : at::kHalf;
-    if (is_fused(*branch, *residual, *gain, type) && residual->numel() > 0) {
-      const auto made =
-          DropoutAddNorm::apply(*branch, *residual, *gain, *shift, eps, probability);
+    const bool fuses = is_fused(*branch, *residual, *gain, type) && residual->numel() > 0;
+    TORCH_CHECK(fuses || !bias, "the gradient of a bias is left to a kernel that is not there");
+    if (fuses) {
+      const Tensor none = at::empty({0}, residual->options());
+      const auto made = DropoutAddNorm::apply(*branch, *residual, bias ? *bias : none, *gain, *shift,
+                                              eps, probability);
       *full = new Tensor(made[0]);
       *low = new Tensor(made[1]);
       return;

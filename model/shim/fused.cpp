@@ -176,6 +176,7 @@ char* qf_fused_prepare(int index, int64_t width) {
     qf::AddNormKernels made{};
     check(driver().function(&made.forward, module, "qf_add_norm"), "cuModuleGetFunction");
     check(driver().function(&made.backward, module, "qf_add_norm_backward"), "cuModuleGetFunction");
+    check(driver().function(&made.shares, module, "qf_add_shares"), "cuModuleGetFunction");
     kernels.emplace(key, made);
   });
 }

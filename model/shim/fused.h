@@ -14,6 +14,7 @@ using Kernel = void*;
 struct AddNormKernels {
   Kernel forward;
   Kernel backward;
+  Kernel shares;
 };
 
 // The kernels for rows of this width on this device, or null: they were not prepared.

@@ -11,6 +11,7 @@
 #include <optional>
 #include <vector>
 
+#include "gradients.h"
 #include "protect.h"
 
 namespace {
@@ -28,8 +29,56 @@ Tensor product_f32(const Tensor& a, const Tensor& b) {
   return at::mm(a, b).to(at::kFloat);
 }
 
+// Two 16-bit factors added to 32-bit numbers.
+void add_product(const Tensor& sum, const Tensor& a, const Tensor& b) {
+  Tensor out = sum;
+  at::addmm_out(out, sum, a, b, at::kFloat);
+}
+
+// The gradients of layers whose parameters lie one under the other, as one matrix: they were made so.
+// Undefined where they were not.
+Tensor joined(const std::vector<Tensor>& parameters) {
+  const Tensor& first = parameters[0].grad();
+  if (!first.defined() || !first.is_contiguous()) return {};
+  int64_t next = first.storage_offset(), rows = 0;
+  for (const Tensor& parameter : parameters) {
+    const Tensor& grad = parameter.grad();
+    if (!grad.defined() || !grad.is_contiguous() || grad.scalar_type() != at::kFloat ||
+        !grad.is_alias_of(first) || grad.storage_offset() != next) {
+      return {};
+    }
+    next += grad.numel();
+    rows += grad.size(0);
+  }
+  return first.as_strided({rows, first.size(1)}, {first.size(1), 1}, first.storage_offset());
+}
+
 // Up to this many layers share a product: query, key and value of an attention.
 constexpr int64_t MAX_LAYERS = 3;
+
+// Adds the product that is the gradient of `weights`, one under the other, to their gradients.
+void add_weight_gradients(const std::vector<Tensor>& weights, const Tensor& grad, const Tensor& rows,
+                          const std::vector<int64_t>& sizes) {
+  int64_t outputs = 0;
+  for (const int64_t size : sizes) outputs += size;
+  // Behind the layers' own columns there may be padding.
+  const Tensor own = grad.size(1) == outputs ? grad : grad.narrow(1, 0, outputs);
+  if (const Tensor there = joined(weights); there.defined()) {
+    add_product(there, own.t(), rows);
+    return;
+  }
+  const Tensor made = product_f32(own.t(), rows);
+  int64_t first = 0;
+  for (size_t i = 0; i < weights.size(); first += sizes[i++]) {
+    const Tensor part = made.narrow(0, first, sizes[i]);
+    Tensor& gradient = weights[i].mutable_grad();
+    if (gradient.defined()) {
+      gradient.add_(part);
+    } else {
+      gradient = part;
+    }
+  }
+}
 
 struct LowLinear : public Function<LowLinear> {
   // x [..., K]; low_weight [N, K] and low_bias [N] hold copies of the layers' parameters one under the
@@ -50,6 +99,14 @@ struct LowLinear : public Function<LowLinear> {
     if (weight1) sizes.push_back(weight1->size(0));
     if (weight2) sizes.push_back(weight2->size(0));
     ctx->saved_data["sizes"] = sizes;
+    if (qf::adds_gradients_to(weight0) && (!weight1 || qf::adds_gradients_to(*weight1)) &&
+        (!weight2 || qf::adds_gradients_to(*weight2))) {
+      c10::List<Tensor> weights;
+      weights.push_back(weight0);
+      if (weight1) weights.push_back(*weight1);
+      if (weight2) weights.push_back(*weight2);
+      ctx->saved_data["weights"] = weights;
+    }
     ctx->saved_data["x_is_f32"] = x.scalar_type() == at::kFloat;
     if (f32_out) return product_f32(rows, low_weight.t()).add_(low_bias);
     return at::addmm(low_bias, rows, low_weight.t());
@@ -72,11 +129,17 @@ struct LowLinear : public Function<LowLinear> {
       any_weight |= ctx->needs_input_grad(3 + 2 * i);
       any_bias |= ctx->needs_input_grad(4 + 2 * i);
     }
+    if (any_weight && ctx->saved_data.count("weights")) {
+      add_weight_gradients(ctx->saved_data["weights"].toTensorVector(), grad, rows, sizes);
+      any_weight = false;
+    }
     const Tensor weights = any_weight ? product_f32(grad.t(), rows) : Tensor();
     const Tensor biases = any_bias ? at::sum(grad, {0}, /*keepdim=*/false, at::kFloat) : Tensor();
     int64_t first = 0;
     for (size_t i = 0; i < sizes.size(); first += sizes[i++]) {
-      if (ctx->needs_input_grad(3 + 2 * i)) out[3 + 2 * i] = weights.narrow(0, first, sizes[i]);
+      if (weights.defined() && ctx->needs_input_grad(3 + 2 * i)) {
+        out[3 + 2 * i] = weights.narrow(0, first, sizes[i]);
+      }
       if (ctx->needs_input_grad(4 + 2 * i)) out[4 + 2 * i] = biases.narrow(0, first, sizes[i]);
     }
     return out;

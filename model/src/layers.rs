@@ -248,22 +248,32 @@ impl LayerNorm {
         Ok(normalized.f_mul(&self.weight)?.f_add(&self.bias)?)
     }
 
-    /// Of dropout(input) + residual.
-    pub(crate) fn forward_residual(
+    /// Of dropout(`linear` of input) + residual: BERT's output block. The input has the residual's rows.
+    pub(crate) fn after_linear(
         &self,
+        linear: &Linear,
         input: &Tensor,
         residual: &Rows,
         dropout: Dropout,
     ) -> Result<Rows, ModelError> {
         let (rows, probability) = (&residual.full, dropout.probability);
-        let (weight, bias, eps) = (&self.weight, &self.bias, self.eps);
         let Some(low) = &residual.low else {
-            let full = ops::dropout_add_norm(input, rows, weight, bias, eps, probability)?;
+            let branch = linear.forward(input)?.f_view_as(rows)?;
+            let (weight, bias, eps) = (&self.weight, &self.bias, self.eps);
+            let full = ops::dropout_add_norm(&branch, rows, weight, bias, eps, probability)?;
             return Ok(Rows { full, low: None });
         };
         let kind = low.f_kind()?;
-        let [full, low] =
-            ops::low_dropout_add_norm(input, rows, (weight, bias), eps, probability, kind)?;
+        let (branch, bias) = match &linear.low {
+            Some(Low::Trained(low)) if ops::has_bias_gradient(rows, &self.weight, kind) => {
+                let (branch, bias) = low.forward_apart_from_bias(input)?;
+                (branch, Some(bias))
+            }
+            _ => (linear.forward(input)?, None),
+        };
+        let branch = branch.f_view_as(rows)?;
+        let norm = (&self.weight, &self.bias, self.eps);
+        let [full, low] = ops::low_dropout_add_norm(&branch, rows, bias, norm, probability, kind)?;
         Ok(Rows {
             full,
             low: Some(low),
@@ -277,7 +287,7 @@ impl LayerNorm {
         branch: Option<&Tensor>,
         kind: Kind,
     ) -> Result<[Tensor; 2], ModelError> {
-        ops::low_add_norm(branch, rows, (&self.weight, &self.bias), self.eps, kind)
+        ops::low_add_norm(branch, rows, (&self.weight, &self.bias, self.eps), kind)
     }
 }
 

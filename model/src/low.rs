@@ -171,6 +171,18 @@ impl LowLinear {
         self.multiply(input, true)
     }
 
+    /// [`LowLinear::forward`] of a single layer without a gradient of the bias, and the bias: whoever reads
+    /// the result makes it.
+    pub(crate) fn forward_apart_from_bias(
+        &self,
+        input: &Tensor,
+    ) -> Result<(Tensor, &Tensor), ModelError> {
+        let (weight, bias) = &self.layers[0];
+        let copies = (&self.weight, &self.bias);
+        let output = ops::low_linear(input, copies, &[weight], &[&bias.f_detach()?], false)?;
+        Ok((output, bias))
+    }
+
     /// Some of the layers, which are all of one size.
     pub(crate) fn part(&self, layers: Range<usize>) -> Result<LowLinear, ModelError> {
         let clone = |(weight, bias): &(Tensor, Tensor)| {

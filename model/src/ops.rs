@@ -71,18 +71,27 @@ pub(crate) fn dropout_add_norm(
     })
 }
 
-/// [`dropout_add_norm`] in 32 bits, and the same numbers in `kind`.
+/// Gain and shift of a layer norm, and what is added to the variance.
+pub(crate) type NormParameters<'a> = (&'a Tensor, &'a Tensor, f64);
+
+/// Whether [`low_dropout_add_norm`] makes the gradient of a bias that is part of its input.
+pub(crate) fn has_bias_gradient(residual: &Tensor, gain: &Tensor, kind: Kind) -> bool {
+    ffi::has_bias_gradient(residual, gain, number(kind))
+}
+
+/// [`dropout_add_norm`] in 32 bits, and the same numbers in `kind`. The gradient of `bias`, which was
+/// added to the input outside of its graph, is made here; only where [`has_bias_gradient`] says so.
 pub(crate) fn low_dropout_add_norm(
     input: &Tensor,
     residual: &Tensor,
-    (weight, bias): (&Tensor, &Tensor),
-    eps: f64,
+    bias: Option<&Tensor>,
+    norm: NormParameters<'_>,
     probability: f64,
     kind: Kind,
 ) -> Result<[Tensor; 2], ModelError> {
     ffi::new_tensors(|full, low| {
-        let norm = (weight, bias, eps);
-        ffi::low_dropout_add_norm(input, residual, norm, probability, number(kind), full, low)
+        let kind = number(kind);
+        ffi::low_dropout_add_norm(input, residual, bias, norm, probability, kind, full, low)
     })
 }
 
@@ -90,14 +99,28 @@ pub(crate) fn low_dropout_add_norm(
 pub(crate) fn low_add_norm(
     branch: Option<&Tensor>,
     rows: &Tensor,
-    (weight, bias): (&Tensor, &Tensor),
-    eps: f64,
+    norm: NormParameters<'_>,
     kind: Kind,
 ) -> Result<[Tensor; 2], ModelError> {
-    ffi::new_tensors(|sum, low| {
-        let norm = (weight, bias, eps);
-        ffi::low_add_norm(branch, rows, norm, number(kind), sum, low)
-    })
+    ffi::new_tensors(|sum, low| ffi::low_add_norm(branch, rows, norm, number(kind), sum, low))
+}
+
+/// While there is one, every gradient goes through autograd, where a reducer is told of it; on a GPU they
+/// are else added to where they belong by those who make them.
+#[derive(Debug)]
+pub(crate) struct GradientsThroughAutograd(());
+
+impl GradientsThroughAutograd {
+    pub(crate) fn new() -> Self {
+        ffi::count_reducers(1);
+        GradientsThroughAutograd(())
+    }
+}
+
+impl Drop for GradientsThroughAutograd {
+    fn drop(&mut self) {
+        ffi::count_reducers(-1);
+    }
 }
 
 /// Makes the fused kernels for rows of `width` numbers ready on a GPU; where it cannot, torch's own
@@ -268,7 +291,7 @@ mod ffi {
     use tch::Tensor;
     use torch_sys::C_tensor;
 
-    use super::{AdamWStep, AdamWTensors, Rate};
+    use super::{AdamWStep, AdamWTensors, NormParameters, Rate};
     use crate::config::Precision;
     use crate::error::ModelError;
 
@@ -293,9 +316,15 @@ mod ffi {
             f32_out: c_int,
             out: *mut *mut C_tensor,
         ) -> Message;
+        fn qf_low_has_bias_gradient(
+            residual: *const C_tensor,
+            gain: *const C_tensor,
+            kind: c_int,
+        ) -> c_int;
         fn qf_low_dropout_add_norm(
             branch: *const C_tensor,
             residual: *const C_tensor,
+            bias: *const C_tensor,
             gain: *const C_tensor,
             shift: *const C_tensor,
             eps: f64,
@@ -314,6 +343,7 @@ mod ffi {
             sum: *mut *mut C_tensor,
             low: *mut *mut C_tensor,
         ) -> Message;
+        fn qf_count_reducers(change: c_int);
         fn qf_fused_prepare(index: c_int, width: i64) -> Message;
         fn qf_refresh_copies(
             sources: *const *const C_tensor,
@@ -433,20 +463,28 @@ mod ffi {
         Ok(unsafe { [Tensor::from_ptr(first), Tensor::from_ptr(second)] })
     }
 
+    pub(super) fn has_bias_gradient(residual: &Tensor, gain: &Tensor, kind: c_int) -> bool {
+        // SAFETY: the pointers are of live tensors.
+        unsafe { qf_low_has_bias_gradient(residual.as_ptr(), gain.as_ptr(), kind) != 0 }
+    }
+
+    #[allow(clippy::too_many_arguments)] // Those of the C function.
     pub(super) fn low_dropout_add_norm(
         branch: &Tensor,
         residual: &Tensor,
-        (gain, shift, eps): (&Tensor, &Tensor, f64),
+        bias: Option<&Tensor>,
+        (gain, shift, eps): NormParameters<'_>,
         probability: f64,
         kind: c_int,
         full: Out<'_>,
         low: Out<'_>,
     ) -> Message {
-        // SAFETY: the pointers are of live tensors; full and low are written once.
+        // SAFETY: the pointers are of live tensors (bias may be null); full and low are written once.
         unsafe {
             qf_low_dropout_add_norm(
                 branch.as_ptr(),
                 residual.as_ptr(),
+                optional(bias),
                 gain.as_ptr(),
                 shift.as_ptr(),
                 eps,
@@ -461,7 +499,7 @@ mod ffi {
     pub(super) fn low_add_norm(
         branch: Option<&Tensor>,
         x: &Tensor,
-        (gain, shift, eps): (&Tensor, &Tensor, f64),
+        (gain, shift, eps): NormParameters<'_>,
         kind: c_int,
         sum: Out<'_>,
         low: Out<'_>,
@@ -479,6 +517,11 @@ mod ffi {
                 low,
             )
         }
+    }
+
+    pub(super) fn count_reducers(change: c_int) {
+        // SAFETY: no pointers; the function adds a number.
+        unsafe { qf_count_reducers(change) }
     }
 
     pub(super) fn prepare_fused_kernels(index: usize, width: i64) -> Message {

@@ -12,7 +12,7 @@ use torch_sys::C_tensor;
 use super::Reduction;
 use crate::cuda_library::CudaLibrary;
 use crate::error::ModelError;
-use crate::ops::shim_message;
+use crate::ops::{shim_message, GradientsThroughAutograd};
 
 type Message = *mut c_char;
 
@@ -365,6 +365,7 @@ impl Group {
         })?;
         Ok(Reducer {
             handle: out,
+            _told: GradientsThroughAutograd::new(),
             _group: PhantomData,
         })
     }
@@ -383,6 +384,7 @@ impl Drop for Group {
 #[derive(Debug)]
 pub struct Reducer<'a> {
     handle: *mut Opaque,
+    _told: GradientsThroughAutograd,
     _group: PhantomData<&'a Group>,
 }
 

@@ -240,8 +240,7 @@ impl Attention {
         rows: &Rows,
         dropout: Dropout,
     ) -> Result<Rows, ModelError> {
-        let dense = self.dense.forward(gathered)?.f_view_as(&rows.full)?;
-        self.norm.forward_residual(&dense, rows, dropout)
+        self.norm.after_linear(&self.dense, gathered, rows, dropout)
     }
 }
 

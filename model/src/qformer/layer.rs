@@ -247,7 +247,6 @@ impl FeedForward {
     fn forward(&self, rows: &Rows, dropout: Dropout) -> Result<Rows, ModelError> {
         let hidden = self.intermediate.forward(rows.for_products())?;
         let hidden = hidden.f_gelu("none")?;
-        self.norm
-            .forward_residual(&self.output.forward(&hidden)?, rows, dropout)
+        self.norm.after_linear(&self.output, &hidden, rows, dropout)
     }
 }

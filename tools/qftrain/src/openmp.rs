@@ -11,23 +11,40 @@
 //!
 //! So is the workspace of cuBLAS, which reads it when its first product comes: with eight buffers of 4 MiB,
 //! libtorch's own size on Hopper, its products give the same bits each time (`deterministic = true`).
+//!
+//! CUDA's profiler (CUPTI) must not be taken down between recordings and set up again: with CUDA graphs that
+//! ends in a crash (torch/profiler sets the same where it knows of graphs).
 
 use std::ffi::OsStr;
 
-const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
-const TORCH_LOG: &str = "TORCH_CPP_LOG_LEVEL";
-const PROFILER_LOG: &str = "KINETO_LOG_LEVEL";
-const CUBLAS_WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
+/// What is set unless the user has: name and value.
+const SETTINGS: [(&str, &str); 6] = [
+    (WAIT_POLICY, "passive"),
+    ("TORCH_CPP_LOG_LEVEL", "FATAL"),
+    // Above all its levels.
+    ("KINETO_LOG_LEVEL", "99"),
+    ("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
+    ("DISABLE_CUPTI_LAZY_REINIT", "1"),
+    ("TEARDOWN_CUPTI", "0"),
+];
 
-/// Returns at once when policy and log levels are set; else they are, and the program starts over in the
-/// same process.
+const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
+
+/// Another setting of the same.
+const SPIN_COUNT: &str = "GOMP_SPINCOUNT";
+
+/// Returns at once when everything is set; else it is, and the program starts over in the same process.
 #[cfg(unix)]
 #[allow(clippy::disallowed_methods)] // The environment belongs to the tools.
 pub(crate) fn wait_passively() {
     use std::os::unix::process::CommandExt;
-    let is_set = |name: &str| std::env::var_os(name).is_some();
-    let waits = is_set(WAIT_POLICY) || is_set("GOMP_SPINCOUNT");
-    if waits && is_set(TORCH_LOG) && is_set(PROFILER_LOG) && is_set(CUBLAS_WORKSPACE) {
+    let is_set = |name: &str| {
+        let other = name == WAIT_POLICY && std::env::var_os(SPIN_COUNT).is_some();
+        other || std::env::var_os(name).is_some()
+    };
+    let missing = SETTINGS.iter().filter(|(name, _)| !is_set(name));
+    let missing: Vec<&(&str, &str)> = missing.collect();
+    if missing.is_empty() {
         return;
     }
     let Ok(program) = std::env::current_exe() else {
@@ -39,23 +56,12 @@ pub(crate) fn wait_passively() {
         .unwrap_or_else(|| OsStr::new("qftrain").to_owned());
     let mut command = std::process::Command::new(program);
     command.arg0(name).args(args);
-    if !waits {
-        command.env(WAIT_POLICY, "passive");
-    }
-    if !is_set(TORCH_LOG) {
-        command.env(TORCH_LOG, "FATAL");
-    }
-    if !is_set(PROFILER_LOG) {
-        command.env(PROFILER_LOG, "99"); // Above all its levels.
-    }
-    if !is_set(CUBLAS_WORKSPACE) {
-        command.env(CUBLAS_WORKSPACE, ":4096:8");
+    for (name, value) in &missing {
+        command.env(name, value);
     }
     let error = command.exec();
     // `exec` returns only when it failed; training works all the same.
-    log::debug!(
-        "cannot set {WAIT_POLICY}, {TORCH_LOG}, {PROFILER_LOG} and {CUBLAS_WORKSPACE}: {error}"
-    );
+    log::debug!("cannot set {missing:?}: {error}");
 }
 
 /// Other systems keep their default.
