@@ -84,7 +84,7 @@ mod tests {
                     "matching of pairs",
                     match_of(
                         model
-                            .itm_logits_of_pairs(&embeds, &pairs, &ids, &mask)
+                            .itm_logits_of_pairs(embeds, &pairs, &ids, &mask)
                             .unwrap(),
                     ),
                 ),

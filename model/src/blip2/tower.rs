@@ -24,7 +24,7 @@ impl Blip2Qformer {
     /// # Errors
     /// [`ModelError::Torch`] where libtorch fails.
     pub fn frozen_tower(&self) -> Result<Option<FrozenTower>, ModelError> {
-        if !self.config.vision.vit().is_some_and(|vit| !vit.trainable) {
+        if self.config.vision.vit().is_none_or(|vit| vit.trainable) {
             return Ok(None);
         }
         self.refresh_copies()?;

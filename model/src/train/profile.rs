@@ -126,7 +126,9 @@ impl Phases {
         let parts = [(Phase::Wait, waited.data), (Phase::Tower, waited.tower)];
         let mut at = start;
         for (phase, elapsed) in parts {
-            if let Some(trace) = self.trace.as_ref().filter(|_| !elapsed.is_zero()) {
+            // A wait in each step, also for a batch that was there.
+            let is_told = phase == Phase::Wait || !elapsed.is_zero();
+            if let Some(trace) = self.trace.as_ref().filter(|_| is_told) {
                 trace.record(PHASE_NAMES[phase as usize], at, elapsed, &[]);
             }
             at += elapsed;
