@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use qf_model::collective::Reduction;
+use qf_model::collective::{Gradients, Reduction};
 use qf_model::config::{FeaturesConfig, ModelConfig, VisionConfig};
 use qf_model::params::Init;
 use qf_model::{
@@ -213,24 +213,35 @@ fn point_to_point(group: &ProcessGroup) {
     }
 }
 
-/// The mean of gradients with accumulation, an unused parameter and a frozen one, over several steps;
-/// during the backward pass and after it.
+/// The mean of gradients with accumulation and a frozen parameter, with an unused one and without, over
+/// several steps; during the backward pass and after it.
 fn averages(group: &ProcessGroup) {
+    averages_of(group, Gradients::OfSome);
+    averages_of(group, Gradients::OfAll);
+}
+
+fn averages_of(group: &ProcessGroup, gives: Gradients) {
     let (rank, world) = (group.rank() as f64, group.world_size() as f64);
     let options = (Kind::Float, Device::Cpu);
     let param = |size: i64| Tensor::ones([size], options).set_requires_grad(true);
     // Larger than the first bucket of 1 MiB.
     let (a, b, unused) = (param(400_000), param(3), param(2));
     let frozen = Tensor::ones([3], options);
-    let params = [&a, &b, &unused];
-    let reducer = group.reducer(&params).unwrap();
+    let all = [&a, &b, &unused];
+    let params = match gives {
+        Gradients::OfSome => &all[..],
+        Gradients::OfAll => &all[..2],
+    };
+    let reducer = group.reducer(params, gives).unwrap();
+    // Making it leaves nothing.
+    assert!(params.iter().all(|param| !param.grad().defined()));
     let loss = |weight: f64| {
         let sum = |t: &Tensor| t.sum(Kind::Float);
         (sum(&a) * 2.0 + sum(&(&b * &frozen))) * weight
     };
     for (step, overlaps) in [(0.0, true), (1.0, true), (2.0, false), (3.0, true)] {
         // Gradients lie in the buckets, so they are zeroed and not taken out of the graph.
-        for mut gradient in params.map(Tensor::grad) {
+        for mut gradient in params.iter().map(|param| param.grad()) {
             if gradient.defined() {
                 let _ = gradient.zero_();
             }
@@ -244,7 +255,7 @@ fn averages(group: &ProcessGroup) {
             reducer.check().unwrap();
         } else {
             last.backward();
-            group.average_gradients(&params).unwrap();
+            group.average_gradients(params).unwrap();
         }
         let mean_rank = (world - 1.0) / 2.0;
         let expected = (mean_rank + 1.0) + 10.0 * (mean_rank + step);
@@ -304,7 +315,7 @@ fn golden(group: &ProcessGroup) {
 fn backward(group: &ProcessGroup, model: &Blip2Qformer, loss: &Tensor, overlaps: bool) {
     let params: Vec<&Tensor> = model.params().trainable().map(|p| &p.tensor).collect();
     if overlaps {
-        let reducer = group.reducer(&params).unwrap();
+        let reducer = group.reducer(&params, Gradients::OfAll).unwrap();
         reducer.prepare(loss).unwrap();
         loss.backward();
         reducer.check().unwrap();

@@ -8,6 +8,8 @@
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -21,6 +23,7 @@
 #include <deque>
 #include <memory>
 #include <string>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -184,6 +187,23 @@ std::vector<Parcel> pack(const std::vector<Tensor>& tensors, const int* owners, 
     }
   }
   return all;
+}
+
+void arrange_buckets(c10d::Reducer& reducer, const std::vector<Tensor>& params) {
+  at::AutoGradMode with_grad(true);
+  Tensor loss;
+  for (const Tensor& param : params) {
+    TORCH_CHECK(!param.grad().defined(), "a parameter has a gradient already");
+    const Tensor sum = param.sum();
+    loss = loss.defined() ? loss + sum : sum;
+  }
+  if (!loss.defined()) return;
+  reducer.prepare_for_forward();
+  reducer.prepare_for_backward({loss});
+  loss.backward();
+  reducer.check_finalized();
+  reducer.rebuild_buckets();
+  for (const Tensor& param : params) param.mutable_grad() = Tensor();
 }
 
 std::string text(const char* bytes, size_t length) { return std::string(bytes, length); }
@@ -411,22 +431,53 @@ char* qf_group_average(const Group* group, Tensor* const* gradients, size_t coun
 
 // --- Reducer ------------------------------------------------------------------------------------
 
-// Averages the gradients of `params` over all ranks while the backward pass runs, in buckets of
-// about `bucket_bytes`, the last parameters first: their gradients come first.
+// How many of `params` the backward pass from `loss` gives no gradient.
+char* qf_unreached(Tensor* const* params, size_t count, const Tensor* loss, size_t* out) {
+  return protect([&] {
+    using torch::autograd::Node;
+    std::unordered_set<const Node*> seen;
+    std::vector<const Node*> waiting;
+    const auto reach = [&](const Node* node) {
+      if (node && seen.insert(node).second) waiting.push_back(node);
+    };
+    reach(loss->grad_fn().get());
+    while (!waiting.empty()) {
+      const Node* node = waiting.back();
+      waiting.pop_back();
+      for (const auto& edge : node->next_edges()) reach(edge.function.get());
+    }
+    *out = 0;
+    for (size_t i = 0; i < count; ++i) {
+      const auto node = torch::autograd::impl::grad_accumulator(*params[i]);
+      if (seen.count(node.get()) == 0) ++*out;
+    }
+  });
+}
+
+// Averages the gradients of `params`, which have none yet, over all ranks while the backward pass runs,
+// in buckets of about `bucket_bytes`, the last parameters first: their gradients come first.
+//
+// With `may_miss` a pass may leave some without a gradient: each is then searched for them, and the
+// ranks tell each other of theirs. Without, the reducer would arrange its buckets anew by the order in
+// which the first pass gave gradients, and sums of many ranks could round otherwise from the second
+// step on; a resumed run's first step would be none of those. So this happens here, by a pass
+// of no consequence, which all ranks make.
 char* qf_reducer_new(const Group* group, Tensor* const* params, size_t count, size_t bucket_bytes,
-                     Reducer** out) {
+                     int may_miss, Reducer** out) {
   return protect([&] {
     const auto all = list(params, count);
     const std::vector<bool> sparse(count, false);
     const auto [buckets, limits] = c10d::compute_bucket_assignment_by_size(
         all, {static_cast<size_t>(c10d::kDefaultFirstBucketBytes), bucket_bytes}, sparse);
     std::vector<std::vector<size_t>> reversed(buckets.rbegin(), buckets.rend());
-    *out = new Reducer{std::make_unique<c10d::Reducer>(
+    auto reducer = std::make_unique<c10d::Reducer>(
         all, reversed, group->group, sparse, static_cast<int64_t>(bucket_bytes),
-        /*find_unused_parameters=*/true, /*gradient_as_bucket_view=*/true,
+        /*find_unused_parameters=*/may_miss != 0, /*gradient_as_bucket_view=*/true,
         std::unordered_map<size_t, std::string>(), c10d::kDefaultFirstBucketBytes,
         /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false,
-        std::vector<int64_t>())};
+        std::vector<int64_t>());
+    if (!may_miss) arrange_buckets(*reducer, all);
+    *out = new Reducer{std::move(reducer)};
   });
 }
 

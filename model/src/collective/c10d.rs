@@ -122,7 +122,14 @@ extern "C" {
         params: *const *const C_tensor,
         count: usize,
         bucket_bytes: usize,
+        may_miss: c_int,
         out: *mut *mut Opaque,
+    ) -> Message;
+    fn qf_unreached(
+        params: *const *const C_tensor,
+        count: usize,
+        loss: *const C_tensor,
+        out: *mut usize,
     ) -> Message;
     fn qf_reducer_free(reducer: *mut Opaque);
     fn qf_reducer_prepare(reducer: *const Opaque, loss: *const C_tensor) -> Message;
@@ -356,12 +363,24 @@ impl Group {
         check(unsafe { qf_group_average(self.0, pointers.as_ptr(), pointers.len(), bucket_bytes) })
     }
 
-    pub(super) fn reducer(&self, params: &[&Tensor], bytes: usize) -> Result<Reducer<'_>, Said> {
+    pub(super) fn reducer(
+        &self,
+        params: &[&Tensor],
+        bytes: usize,
+        gives: Gradients,
+    ) -> Result<Reducer<'_>, Said> {
         let pointers = pointers(params);
         let mut out = std::ptr::null_mut();
         // SAFETY: the pointers are of live tensors, which the reducer keeps alive.
         check(unsafe {
-            qf_reducer_new(self.0, pointers.as_ptr(), pointers.len(), bytes, &mut out)
+            qf_reducer_new(
+                self.0,
+                pointers.as_ptr(),
+                pointers.len(),
+                bytes,
+                c_int::from(gives == Gradients::OfSome),
+                &mut out,
+            )
         })?;
         Ok(Reducer {
             handle: out,
@@ -376,6 +395,15 @@ impl Drop for Group {
         // SAFETY: the handle is this value's alone.
         unsafe { qf_group_leave(self.0) }
     }
+}
+
+/// What a backward pass gives gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gradients {
+    /// Every parameter, on every rank and in every pass; one that is missed is an error.
+    OfAll,
+    /// Some of them, which each pass is searched for, and the ranks tell each other.
+    OfSome,
 }
 
 /// Averages the gradients of parameters over all ranks while the backward pass computes them
@@ -418,6 +446,20 @@ impl Drop for Reducer<'_> {
 
 fn torch(said: Said) -> ModelError {
     ModelError::Torch(tch::TchError::Torch(said))
+}
+
+/// How many of `params` the backward pass from `loss` gives no gradient.
+///
+/// # Errors
+/// [`ModelError::Torch`] where libtorch fails.
+pub(crate) fn unreached(params: &[&Tensor], loss: &Tensor) -> Result<usize, ModelError> {
+    let pointers = pointers(params);
+    let mut count = 0;
+    // SAFETY: the pointers are of live tensors; the shim writes one number.
+    let said =
+        unsafe { qf_unreached(pointers.as_ptr(), pointers.len(), loss.as_ptr(), &mut count) };
+    check(said).map_err(torch)?;
+    Ok(count)
 }
 
 /// The NCCL backend, opened.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use super::c10d::{Group, Nccl, Network, Reducer, Said, Store};
+use super::c10d::{Gradients, Group, Nccl, Network, Reducer, Said, Store};
 use super::store::Board;
 use super::watch::{first_line, OnLost, Watch, BEAT, LAST_WORDS};
 use super::{Collective, Ranks, Reduction};
@@ -194,14 +194,14 @@ impl ProcessGroup {
             .map_err(|said| self.lost(&said))
     }
 
-    /// Averages the gradients of `params` over all ranks during those backward passes that are
-    /// announced to it.
+    /// Averages the gradients of `params`, which have none yet, over all ranks during those backward
+    /// passes that are announced to it. All ranks make it at the same time.
     ///
     /// # Errors
     /// [`ModelError::RankLost`] when a rank cannot be reached.
-    pub fn reducer(&self, params: &[&Tensor]) -> Result<Reducer<'_>, ModelError> {
+    pub fn reducer(&self, params: &[&Tensor], gives: Gradients) -> Result<Reducer<'_>, ModelError> {
         self.gradients
-            .reducer(params, BUCKET_BYTES)
+            .reducer(params, BUCKET_BYTES, gives)
             .map_err(|said| self.lost(&said))
     }
 

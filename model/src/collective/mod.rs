@@ -12,7 +12,8 @@ mod group;
 mod store;
 mod watch;
 
-pub use c10d::{carries_nccl, Reducer};
+pub(crate) use c10d::unreached;
+pub use c10d::{carries_nccl, Gradients, Reducer};
 pub use group::{ProcessGroup, RankPlace, RankTimeouts};
 
 use sha2::{Digest, Sha256};

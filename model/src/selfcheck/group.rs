@@ -13,7 +13,7 @@ use super::step::{against, forward, note, numbers};
 use super::{Bench, Fault, NotOk, ADVICE};
 use crate::blip2::ComputeOptions;
 use crate::collective::{
-    carries_nccl, Collective, ProcessGroup, RankPlace, RankTimeouts, Ranks, Reduction,
+    carries_nccl, Collective, Gradients, ProcessGroup, RankPlace, RankTimeouts, Ranks, Reduction,
     SingleProcess,
 };
 use crate::config::Precision;
@@ -138,7 +138,7 @@ fn reducer(group: &ProcessGroup, device: Device) -> Result<(), Fault> {
     let alone = model(&config, device, Precision::F32, ComputeOptions::default())?;
     let reduced = model(&config, device, Precision::F32, ComputeOptions::default())?;
     let params: Vec<&Tensor> = reduced.params().trainable().map(|p| &p.tensor).collect();
-    let reducer = group.reducer(&params)?;
+    let reducer = group.reducer(&params, Gradients::OfAll)?;
     for number in 0..2 {
         let inputs = Inputs::new(number, device, Kind::Float)?;
         let expected = numbers(&alone, &inputs, &SingleProcess)?;

@@ -105,3 +105,36 @@ fn a_check_that_breaks_ends_no_other() {
     let fine = make("fine", |_| Ok(()), &settings(), TIME_LIMIT);
     assert_eq!(fine.outcome, Outcome::Ok);
 }
+
+/// Which is why the ranks of a run need not look for those without a gradient in every step.
+#[test]
+fn every_trained_parameter_gets_a_gradient() {
+    use crate::collective::unreached;
+    for tower in [Tower::FrozenEva, Tower::Eva, Tower::Clip, Tower::Small] {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let compute = ComputeOptions::default();
+            let model = model(&config(tower), Device::Cpu, precision, compute).unwrap();
+            let inputs = Inputs::new(0, Device::Cpu, Kind::Float).unwrap();
+            let (_, output) = step::forward(&model, &inputs, &SingleProcess).unwrap();
+            let params: Vec<&tch::Tensor> = model
+                .params()
+                .trainable()
+                .map(|param| &param.tensor)
+                .collect();
+            assert_eq!(unreached(&params, &output.loss).unwrap(), 0, "{tower:?}");
+            // Not all belong to each loss.
+            assert!(
+                unreached(&params, &output.loss_itc).unwrap() > 2,
+                "{tower:?}"
+            );
+            let other = tch::Tensor::ones([2], (Kind::Float, Device::Cpu));
+            let other = other.set_requires_grad(true).sum(Kind::Float);
+            assert_eq!(unreached(&params, &other).unwrap(), params.len());
+            // A loss without a graph reaches nothing.
+            assert_eq!(
+                unreached(&params, &output.loss.detach()).unwrap(),
+                params.len()
+            );
+        }
+    }
+}

@@ -1,10 +1,12 @@
 //! What a step of several ranks adds to one of a single process.
 
+use std::cell::{Cell, RefCell};
+
 use qf_pipeline::loader::{LoaderState, TakenReports};
 use tch::{Device, Tensor};
 
 use crate::blip2::Blip2Qformer;
-use crate::collective::{Ranks, Reducer, Reduction};
+use crate::collective::{unreached, Gradients, ProcessGroup, Ranks, Reducer, Reduction};
 use crate::error::ModelError;
 
 /// Where the data of all ranks stands, from this one's `own` state: what each of them skipped, and the
@@ -126,7 +128,7 @@ pub(super) enum GradientMean<'a> {
     /// One process: its gradients are the mean.
     Single,
     /// While the backward pass runs.
-    Overlapped(Reducer<'a>),
+    Overlapped(Overlapped<'a>),
     /// After the backward pass, where it is made of several.
     After(&'a dyn Ranks),
 }
@@ -145,14 +147,18 @@ impl<'a> GradientMean<'a> {
         if tower.is_some_and(|tower| tower.trainable && tower.checkpoint_activations) {
             return Ok(GradientMean::After(ranks));
         }
-        let params: Vec<&Tensor> = model.params().trainable().map(|p| &p.tensor).collect();
-        Ok(GradientMean::Overlapped(group.reducer(&params)?))
+        Ok(GradientMean::Overlapped(Overlapped {
+            ranks,
+            group,
+            reducer: RefCell::new(group.reducer(&trained(model), Gradients::OfAll)?),
+            is_first: Cell::new(true),
+        }))
     }
 
     /// Before the last backward pass of a step, from `loss`.
-    pub(super) fn prepare(&self, loss: &Tensor) -> Result<(), ModelError> {
+    pub(super) fn prepare(&self, model: &Blip2Qformer, loss: &Tensor) -> Result<(), ModelError> {
         match self {
-            GradientMean::Overlapped(reducer) => reducer.prepare(loss),
+            GradientMean::Overlapped(overlapped) => overlapped.prepare(model, loss),
             _ => Ok(()),
         }
     }
@@ -161,15 +167,46 @@ impl<'a> GradientMean<'a> {
     pub(super) fn finish(&self, model: &Blip2Qformer) -> Result<(), ModelError> {
         match self {
             GradientMean::Single => Ok(()),
-            GradientMean::Overlapped(reducer) => reducer.check(),
-            GradientMean::After(ranks) => {
-                let params: Vec<&Tensor> = model.params().trainable().map(|p| &p.tensor).collect();
-                match ranks.process_group() {
-                    Some(group) => group.average_gradients(&params),
-                    None => Ok(()),
-                }
+            GradientMean::Overlapped(overlapped) => overlapped.reducer.borrow().check(),
+            GradientMean::After(ranks) => match ranks.process_group() {
+                Some(group) => group.average_gradients(&trained(model)),
+                None => Ok(()),
+            },
+        }
+    }
+}
+
+fn trained(model: &Blip2Qformer) -> Vec<&Tensor> {
+    let params = model.params().trainable();
+    params.map(|param| &param.tensor).collect()
+}
+
+/// A reducer, and whether it fits the losses.
+pub(super) struct Overlapped<'a> {
+    ranks: &'a dyn Ranks,
+    group: &'a ProcessGroup,
+    reducer: RefCell<Reducer<'a>>,
+    is_first: Cell<bool>,
+}
+
+impl Overlapped<'_> {
+    /// Prepares for the backward pass from `loss`. Which parameters it reaches depends on the model
+    /// alone, so the first one tells: the ranks agree on whether there are some that it does not.
+    fn prepare(&self, model: &Blip2Qformer, loss: &Tensor) -> Result<(), ModelError> {
+        if self.is_first.replace(false) {
+            let params = trained(model);
+            let own = unreached(&params, loss)? as i64;
+            let most = self.ranks.max(&[own])?.first().copied().unwrap_or(0);
+            if most > 0 {
+                log::info!(
+                    "{most} of {} trained parameters get no gradient: they are looked for in each step",
+                    params.len()
+                );
+                let other = self.group.reducer(&params, Gradients::OfSome)?;
+                self.reducer.replace(other);
             }
         }
+        self.reducer.borrow().prepare(loss)
     }
 }
 

@@ -171,7 +171,7 @@ impl Trainer {
             }
             let is_last = index + 1 == parts;
             if is_last {
-                peers.mean.prepare(&loss)?;
+                peers.mean.prepare(&self.model, &loss)?;
             }
             loss.f_backward()?;
             self.model.finish_backward(&images)?;

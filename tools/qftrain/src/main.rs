@@ -15,8 +15,8 @@ mod export;
 mod hub;
 mod image_paths;
 mod launch;
+mod library_environment;
 mod model_source;
-mod openmp;
 mod output;
 mod paths;
 mod progress;
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
-    openmp::wait_passively();
+    library_environment::prepare();
     output::start_log();
     let result = match &cli.command {
         Some(Command::Eval(args)) => eval::run(args),
