@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use qf_model::collective::{Gradients, Reduction};
 use qf_model::config::{FeaturesConfig, ModelConfig, VisionConfig};
+use qf_model::device::seed;
 use qf_model::params::Init;
 use qf_model::{
     AdamW, AdamWConfig, Blip2Qformer, Collective, ComputeOptions, ModelError, NegativeSampling,
@@ -493,7 +494,7 @@ fn sharded(group: &ProcessGroup) {
         assert!(spread.is_sharded() && !single.is_sharded());
         for step in 0..5 {
             for (store, optimizer) in [(&own, &mut spread), (&other, &mut single)] {
-                tch::manual_seed(step);
+                seed(step, Device::Cpu).unwrap();
                 optimizer.zero_grad().unwrap();
                 for param in store.trainable().filter(|param| param.name != "unused") {
                     let gradient = Tensor::randn_like(&param.tensor) * scale.unwrap_or(1.0);

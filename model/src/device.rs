@@ -145,7 +145,7 @@ fn choose(choice: DeviceChoice, found: &Found) -> Result<Device, String> {
 ///
 /// # Errors
 /// [`ModelError::Torch`] for a GPU that is not opened.
-pub fn seed(number: u64, device: Device) -> Result<(), ModelError> {
+pub fn seed(number: i64, device: Device) -> Result<(), ModelError> {
     let index = match device {
         Device::Cuda(index) => i32::try_from(index).unwrap_or(i32::MAX),
         _ => -1,
@@ -222,9 +222,9 @@ mod cuda {
         Ok(out)
     }
 
-    pub(super) fn seed(number: u64, index: i32) -> Result<(), ModelError> {
-        // SAFETY: no pointers.
-        shim_result(unsafe { qf_seed(number, index) })
+    pub(super) fn seed(number: i64, index: i32) -> Result<(), ModelError> {
+        // SAFETY: no pointers. torch takes the same bits for a number without sign.
+        shim_result(unsafe { qf_seed(number as u64, index) })
     }
 
     /// Asks through the driver's own interface, whose functions have kept their types since CUDA 3.2.

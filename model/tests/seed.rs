@@ -20,7 +20,7 @@ fn equal_seeds_give_equal_steps_and_others_do_not() {
     let images = model.encode_image(&images).unwrap();
     let ids = Tensor::randint_low(1, 48, [6, 9], (Kind::Int64, Device::Cpu));
     let step = |seed: i64| {
-        tch::manual_seed(seed);
+        qf_model::device::seed(seed, Device::Cpu).unwrap();
         let input = StepInput {
             image_embeds: &images,
             token_ids: &ids,

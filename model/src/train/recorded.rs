@@ -15,6 +15,7 @@ use super::{step_seed, Phase, Phases, Trainer};
 use crate::accelerator::empty_cache;
 use crate::blip2::{NegativeSampling, StepInput};
 use crate::collective::SingleProcess;
+use crate::device;
 use crate::error::ModelError;
 use crate::feed::ReadyBatch;
 use crate::graph::{Recorder, Recording};
@@ -113,7 +114,8 @@ impl Trainer {
         let Some(features) = &batch.features else {
             return Ok(None);
         };
-        tch::manual_seed(step_seed(rank_seed(seed, 0), self.step));
+        let number = step_seed(rank_seed(seed, 0), self.step);
+        device::seed(number, self.model.params().device())?;
         if !recorded.steps.contains_key(&shape) {
             if recorded.steps.is_empty() {
                 // The recordings have memory of their own.

@@ -6,6 +6,7 @@ use super::non_finite::{Guard, MicroStep, StepView, Verdict};
 use super::parallel::{rank_seed, Peers};
 use super::{step_seed, Phase, Phases, Trainer};
 use crate::blip2::{Blip2Qformer, NegativeSampling, StepInput};
+use crate::device;
 use crate::error::ModelError;
 use crate::feed::ReadyBatch;
 use crate::flops::{StepFlops, StepShape};
@@ -54,7 +55,8 @@ impl Trainer {
     ) -> Result<StepResult, StepFailure> {
         // Dropout and negatives depend on the run's seed, the rank and the step alone, so a resumed
         // run draws what the unbroken one drew.
-        tch::manual_seed(step_seed(rank_seed(seed, peers.ranks.rank()), self.step));
+        let number = step_seed(rank_seed(seed, peers.ranks.rank()), self.step);
+        device::seed(number, self.model.params().device())?;
         self.model.clamp_temperature()?;
         self.optimizer.zero_grad()?;
         let parts = batches.len();

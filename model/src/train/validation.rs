@@ -14,6 +14,7 @@ use tch::{Kind, Tensor};
 use super::{secs, step_seed, TrainConfig};
 use crate::blip2::{Blip2Qformer, NegativeSampling, StepInput};
 use crate::collective::SingleProcess;
+use crate::device::seed;
 use crate::error::ModelError;
 use crate::eval::{EvalBatch, EvalSource, FeatureBankBuilder, RecallPair};
 use crate::host::batch_allocator;
@@ -261,7 +262,7 @@ impl Validator {
             }
             let embeds = builder.add(model, &batch.input, &batch.caption_image)?;
             if size >= 2 {
-                tch::manual_seed(step_seed(self.seed, losses.batches));
+                seed(step_seed(self.seed, losses.batches), device)?;
                 losses.add(model, &batch, &embeds, size)?;
             }
         }

@@ -6,7 +6,7 @@ use anyhow::{bail, Context};
 use clap::Args;
 use qf_model::config::FeaturesConfig;
 use qf_model::context::choose_kernels;
-use qf_model::device::{open_device, DeviceChoice};
+use qf_model::device::{open_device, seed, DeviceChoice};
 use qf_model::flops::{matmul_peak, savings, StepFlops, StepShape};
 use qf_model::{
     AdamW, Blip2Qformer, ComputeOptions, ModelConfig, NegativeSampling, Precision, SingleProcess,
@@ -186,7 +186,7 @@ impl Inputs {
         image_size: i64,
         device: Device,
     ) -> anyhow::Result<Inputs> {
-        tch::manual_seed(0);
+        seed(0, device)?;
         let batch = shape.lengths.len() as i64;
         let image_shape = match &config.vision {
             VisionConfig::Features(features) => vec![batch, shape.image_tokens, features.width],

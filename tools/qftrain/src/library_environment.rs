@@ -8,6 +8,8 @@
 //!   the names `torch`, `kineto` and `nccl`. Without it they are silent: what goes wrong between ranks
 //!   libtorch logs with its stack, beside the error that this program prints, and its profiler calls a
 //!   machine without a GPU an error.
+//! * That CUDA's profiler (CUPTI) is not taken down between recordings and set up again: with CUDA graphs
+//!   that ends in a crash (torch/profiler sets the same where it knows of graphs).
 //! * The workspace of cuBLAS, which reads it when its first product comes: with eight buffers of 4 MiB,
 //!   libtorch's own size on Hopper, its products give the same bits each time (`deterministic = true`).
 
@@ -82,6 +84,8 @@ fn wanted(rust_log: Option<&str>, stderr_reopens: bool) -> Vec<(&'static str, &'
         ("TORCH_CPP_LOG_LEVEL", torch),
         ("KINETO_LOG_LEVEL", kineto),
         ("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
+        ("DISABLE_CUPTI_LAZY_REINIT", "1"),
+        ("TEARDOWN_CUPTI", "0"),
     ];
     let nccl = match level("nccl") {
         Some(Level::Debug | Level::Info) => Some("INFO"),
