@@ -69,12 +69,17 @@ mod ffi {
     }
 }
 
+/// Held by tests that choose kernels: the choice is one for all threads.
+#[cfg(test)]
+pub(crate) static CHOOSING: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn libtorch_says_what_was_chosen() {
+        let _alone = CHOOSING.lock();
         let choose = |allow_tf32, deterministic| {
             choose_kernels(Kernels {
                 allow_tf32,

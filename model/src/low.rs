@@ -185,10 +185,8 @@ impl LowLinear {
 
     /// Some of the layers, which are all of one size.
     pub(crate) fn part(&self, layers: Range<usize>) -> Result<LowLinear, ModelError> {
-        let clone = |(weight, bias): &(Tensor, Tensor)| {
-            let clones = (weight.shallow_clone(), bias.shallow_clone());
-            clones
-        };
+        let clone =
+            |(weight, bias): &(Tensor, Tensor)| (weight.shallow_clone(), bias.shallow_clone());
         let size = self.layers[0].1.size()[0];
         let (first, count) = (layers.start as i64 * size, layers.len() as i64 * size);
         Ok(LowLinear {

@@ -7,6 +7,7 @@ use super::step::{against, numbers};
 use super::*;
 use crate::blip2::{Blip2Qformer, ComputeOptions};
 use crate::collective::SingleProcess;
+use crate::context::CHOOSING;
 
 fn settings() -> SelfCheck {
     SelfCheck {
@@ -18,6 +19,7 @@ fn settings() -> SelfCheck {
 
 #[test]
 fn a_cpu_passes() {
+    let _alone = CHOOSING.lock();
     let mut names = Vec::new();
     let reports = run(&settings(), &mut |report| names.push(report.name));
     assert_eq!(names, CHECKS.map(|(name, _)| name));
