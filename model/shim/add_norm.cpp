@@ -90,7 +90,7 @@ variable_list add_shares(const Tensor& partial, const std::vector<Tensor>& param
   void *t0 = out_data(targets[0]), *t1 = out_data(targets[1]), *t2 = out_data(targets[2]);
   void* arguments[] = {&shares, &blocks, &t0, &t1, &t2, &grows};
   qf::launch(qf::add_norm_kernels(partial.device(), width)->shares, partial.device(),
-             (3 * width + 127) / 128, arguments);
+             3 * width / 32, arguments);
   if (parameters.empty()) return {targets[0], targets[1], targets[2]};
   for (int i = 0; i < 3 && !is_there; ++i) {
     Tensor& gradient = parameters[i].mutable_grad();

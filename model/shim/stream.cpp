@@ -40,11 +40,11 @@ char* qf_stream_enter(int index) {
   });
 }
 
-// A stream of the pool, as three numbers, that goes ahead of others where the GPU has a choice.
-char* qf_stream_urgent(int index, int64_t out[3]) {
+// A stream of the pool, as three numbers; an urgent one goes ahead of others where the GPU has a choice.
+char* qf_stream_of_pool(int index, int is_urgent, int64_t out[3]) {
   return protect([&] {
     const c10::impl::VirtualGuardImpl guard(at::kCUDA);
-    pack(guard.getStreamFromGlobalPool(cuda(index), /*isHighPriority=*/true), out);
+    pack(guard.getStreamFromGlobalPool(cuda(index), /*isHighPriority=*/is_urgent != 0), out);
   });
 }
 

@@ -131,21 +131,29 @@ impl HostCopies {
     }
 }
 
-/// A stream for training steps whose kernels go ahead of those of other streams where the GPU has a
-/// choice: a step is many small kernels in a row, beside which a tower's large ones fill the gaps.
-///
-/// What a step computes stands in order with this thread's other work, before and after.
+/// A stream beside the default one, for work that stands in order with this thread's other work, before
+/// and after. On the CPU nothing at all.
 #[derive(Debug)]
-pub(crate) struct StepStream(Option<(usize, [i64; 3])>);
+pub(crate) struct SideStream(Option<(usize, [i64; 3])>);
 
-impl StepStream {
-    /// On the CPU nothing at all.
-    pub(crate) fn new(device: Device) -> Result<StepStream, ModelError> {
+impl SideStream {
+    /// For training steps: their kernels go ahead of those of other streams where the GPU has a choice. A
+    /// step is many small kernels in a row, beside which a tower's large ones fill the gaps.
+    pub(crate) fn for_steps(device: Device) -> Result<SideStream, ModelError> {
+        SideStream::of(device, true)
+    }
+
+    /// One that goes ahead of nothing.
+    pub(crate) fn ordinary(device: Device) -> Result<SideStream, ModelError> {
+        SideStream::of(device, false)
+    }
+
+    fn of(device: Device, is_urgent: bool) -> Result<SideStream, ModelError> {
         let stream = match device {
-            Device::Cuda(index) => Some((index, ffi::urgent_stream(index)?)),
+            Device::Cuda(index) => Some((index, ffi::pool_stream(index, is_urgent)?)),
             _ => None,
         };
-        Ok(StepStream(stream))
+        Ok(SideStream(stream))
     }
 
     /// Runs `step` with this stream as the thread's present one.
@@ -161,7 +169,7 @@ impl StepStream {
         impl Drop for Back {
             fn drop(&mut self) {
                 if let Err(error) = ffi::switch_stream(self.0, self.1) {
-                    log::error!("cannot leave the stream of training steps: {error}");
+                    log::error!("cannot leave a stream: {error}");
                 }
             }
         }
@@ -186,7 +194,7 @@ mod ffi {
     extern "C" {
         fn qf_stream_enter(index: c_int) -> *mut c_char;
         fn qf_stream_wait(index: c_int) -> *mut c_char;
-        fn qf_stream_urgent(index: c_int, out: &mut [i64; 3]) -> *mut c_char;
+        fn qf_stream_of_pool(index: c_int, is_urgent: c_int, out: &mut [i64; 3]) -> *mut c_char;
         fn qf_stream_switch(index: c_int, to: &[i64; 3], before: &mut [i64; 3]) -> *mut c_char;
         fn qf_stream_share(tensor: *const C_tensor) -> *mut c_char;
         fn qf_copy_begin(
@@ -223,11 +231,11 @@ mod ffi {
         shim_result(unsafe { qf_stream_wait(index) })
     }
 
-    pub(super) fn urgent_stream(index: usize) -> Result<[i64; 3], ModelError> {
+    pub(super) fn pool_stream(index: usize, is_urgent: bool) -> Result<[i64; 3], ModelError> {
         let index = number(index)?;
         let mut stream = [0; 3];
         // SAFETY: the shim writes three numbers.
-        shim_result(unsafe { qf_stream_urgent(index, &mut stream) })?;
+        shim_result(unsafe { qf_stream_of_pool(index, c_int::from(is_urgent), &mut stream) })?;
         Ok(stream)
     }
 
@@ -290,7 +298,7 @@ mod tests {
         let copy = stream.copy(&source).unwrap();
         stream.wait().unwrap();
         use_here(&copy).unwrap();
-        let step = StepStream::new(Device::Cpu).unwrap();
+        let step = SideStream::for_steps(Device::Cpu).unwrap();
         assert_eq!(step.run(|| Ok::<_, ModelError>(3)).unwrap(), 3);
         assert_eq!(Vec::<u8>::try_from(&copy).unwrap(), [1, 2, 3]);
         assert_ne!(source.data_ptr(), copy.data_ptr());
@@ -311,7 +319,7 @@ mod tests {
         };
         assert!(stream.copy(&Tensor::from_slice(&[1u8])).is_err());
         assert!(stream.wait().is_err());
-        assert!(StepStream::new(Device::Cuda(0)).is_err());
+        assert!(SideStream::ordinary(Device::Cuda(0)).is_err());
         assert!(ffi::switch_stream(0, [0; 3]).is_err());
         assert!(ffi::share(&Tensor::from_slice(&[1u8])).is_err());
         assert_eq!(memory(Device::Cuda(0)), None);

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 /// A library in memory, for the rest of the process.
+#[derive(Debug)]
 pub(crate) struct CudaLibrary(Library);
 
 impl CudaLibrary {

@@ -1,13 +1,13 @@
 //! Recordings of what a GPU is given (CUDA graphs): a recording of thousands of kernels starts in the
 //! time of a few.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::error::ModelError;
 
 /// Makes recordings; all of one recorder share their memory, so that one runs at a time.
 pub(crate) struct Recorder {
-    functions: Rc<ffi::Functions>,
+    functions: Arc<ffi::Functions>,
     pool: [u64; 2],
 }
 
@@ -17,7 +17,7 @@ impl Recorder {
     /// # Errors
     /// What is missing, as a clause.
     pub(crate) fn new() -> Result<Recorder, String> {
-        let functions = Rc::new(ffi::Functions::open()?);
+        let functions = Arc::new(ffi::Functions::open()?);
         let pool = functions.pool().map_err(|error| error.to_string())?;
         Ok(Recorder { functions, pool })
     }
@@ -45,9 +45,10 @@ impl Recorder {
 }
 
 /// Work of a GPU that can be run again.
+#[derive(Debug)]
 pub(crate) struct Recording {
     graph: ffi::Graph,
-    functions: Rc<ffi::Functions>,
+    functions: Arc<ffi::Functions>,
 }
 
 impl Recording {
@@ -81,9 +82,13 @@ mod ffi {
 
     type Message = *mut c_char;
 
-    #[derive(Clone, Copy)]
+    #[derive(Clone, Copy, Debug)]
     pub(super) struct Graph(*mut c_void);
 
+    // SAFETY: a recording belongs to no thread; `Recording`, which alone holds it, is not shared.
+    unsafe impl Send for Graph {}
+
+    #[derive(Debug)]
     pub(super) struct Functions {
         pool: unsafe extern "C" fn(*mut u64) -> Message,
         begin: unsafe extern "C" fn(*const u64, *mut *mut c_void) -> Message,

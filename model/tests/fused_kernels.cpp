@@ -163,7 +163,7 @@ int main() {
     // The shares of both blocks on top of what is there.
     std::vector<float> totals[] = {std::vector<float>(W, 1.0f), std::vector<float>(W, 1.0f),
                                    std::vector<float>(W, 1.0f)};
-    launch((3 * W + THREADS - 1) / THREADS, [&] {
+    launch(3 * W / WARP, [&] {
       qf_add_shares(partial.data(), blocks, totals[0].data(), totals[1].data(), totals[2].data(), 1);
     });
     for (int c = 0; c < W; ++c) {

@@ -79,7 +79,7 @@ fn run(device: Device, precision: Precision, is_plain: bool) -> Result<Vec<Line>
     let optimizer = AdamW::new(model.params(), &AdamWConfig::default())?;
     let tower = match is_plain {
         true => None,
-        false => model.frozen_tower()?,
+        false => model.recorded_tower(PAIRS as i64)?,
     };
     let trainer = Trainer {
         model,

@@ -7,7 +7,7 @@ use super::network::{config, drawn, model, Inputs, Tower};
 use super::reference::{reference, PlainAdamW};
 use super::step::forward;
 use super::{Bench, Fault, NotOk, ADVICE};
-use crate::accelerator::StepStream;
+use crate::accelerator::SideStream;
 use crate::blip2::{Blip2Qformer, ComputeOptions};
 use crate::collective::SingleProcess;
 use crate::config::Precision;
@@ -134,7 +134,7 @@ fn five_steps(bench: &mut Bench, precision: Precision, tolerance: Tolerance) -> 
 
     let mut comparison = Comparison::new(tolerance);
     let mut losses = Vec::new();
-    let stream = StepStream::new(bench.device)?;
+    let stream = SideStream::for_steps(bench.device)?;
     let inputs = Inputs::new(0, bench.device, Kind::Float)?;
     for step in 1..=STEPS {
         let output = stream.run(|| {

@@ -136,7 +136,7 @@ pub(super) fn bits(bench: &mut Bench) -> Result<(), NotOk> {
     let config = config(Tower::FrozenEva);
     let compute = ComputeOptions::default();
     let model = model(&config, bench.device, bench.precision, compute)?;
-    let mut feed = DeviceFeed::start(loader, bench.device, model.frozen_tower()?)?;
+    let mut feed = DeviceFeed::start(loader, bench.device, model.recorded_tower(BATCH as i64)?)?;
     let tolerance = match bench.precision {
         Precision::F32 => F32,
         _ => BF16,

@@ -16,7 +16,7 @@ use super::{
     record, step_seed, KeepBest, LossScaler, MetricsRecord, Outcome, Phase, Phases, RunContext,
     RunEnd, RunFailure, Saved, StepTrace, TrainConfig, Trainer, ValidationRecord, Validator,
 };
-use crate::accelerator::StepStream;
+use crate::accelerator::SideStream;
 use crate::checkpoint::{
     BestCheckpoint, CheckpointWriter, RandomState, SchedulePosition, TrainState,
 };
@@ -39,7 +39,7 @@ struct Run<'a> {
     peers: Peers<'a>,
     phases: Phases,
     /// Where steps compute.
-    stream: StepStream,
+    stream: SideStream,
     recorded: RecordedSteps,
     /// Where the data stands behind the last batch that was used: those that were taken and not used
     /// come again when the run goes on.
@@ -118,7 +118,7 @@ impl<'a> Run<'a> {
                 columns: Vec::new(),
             },
             phases,
-            stream: StepStream::new(trainer.model.params().device())?,
+            stream: SideStream::for_steps(trainer.model.params().device())?,
             recorded: RecordedSteps::new(is_recordable),
             started_at: trainer.step,
             saved_at: Some(trainer.step),

@@ -417,9 +417,10 @@ fn train(
         data::note(&loader);
     }
     // On the CPU it would contend with the steps for the cores.
-    let tower = match device.is_cuda() && config.tower_ahead {
-        true => model.frozen_tower()?,
-        false => None,
+    let tower = match (device.is_cuda() && config.tower_ahead, config.cuda_graphs) {
+        (true, true) => model.recorded_tower(config.data.batch_size as i64)?,
+        (true, false) => model.frozen_tower()?,
+        (false, _) => None,
     };
     let mut feed = DeviceFeed::start(loader, device, tower)?;
     if ranks.is_first() {
