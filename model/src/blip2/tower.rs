@@ -87,7 +87,7 @@ impl FrozenTower {
         // The recording has the priority of its stream.
         let made = SideStream::ordinary(device)?.run(|| {
             // Libraries set themselves up in a first pass.
-            self.compute(&pixels)?;
+            let _ = self.compute(&pixels)?;
             recorder.record(|| self.compute(&pixels))
         });
         match made {
