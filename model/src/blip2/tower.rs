@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::Blip2Qformer;
-use crate::accelerator::SideStream;
+use crate::accelerator::{empty_cache, SideStream};
 use crate::config::VisionConfig;
 use crate::error::ModelError;
 use crate::graph::{Recorder, Recording};
@@ -100,7 +100,8 @@ impl FrozenTower {
             }
             Err(error) => log::warn!("the tower is not recorded: {error}"),
         }
-        Ok(())
+        // What the first pass took belongs to a stream that nothing else uses.
+        empty_cache(device)
     }
 
     /// What [`Blip2Qformer::encode_image`] gives for pixels `[B, 3, S, S]`: `[B, M, E]` f32.
