@@ -7,6 +7,7 @@
 
 mod decode;
 mod score;
+mod step;
 mod tower;
 
 use tch::{Device, Kind, Tensor};
@@ -20,9 +21,8 @@ use crate::collective::Collective;
 use crate::config::{ModelConfig, Precision};
 use crate::error::{check_floats, check_integers, check_shape, ModelError};
 use crate::layers::{LayerNorm, Linear, LinearInit};
-use crate::loss::itc::{self, Targets};
-use crate::loss::itg;
-use crate::loss::itm::{self, MatchLogits};
+use crate::loss::itc::Targets;
+use crate::loss::itm::MatchLogits;
 use crate::low::LowCopies;
 use crate::ops;
 use crate::params::{Init, ParamStore};
@@ -479,217 +479,6 @@ impl Blip2Qformer {
         ops::with_autocast(self.precision, self.params.device(), f)
     }
 
-    fn losses(
-        &self,
-        input: &StepInput<'_>,
-        negatives: NegativeSampling<'_>,
-        collective: &dyn Collective,
-        train: bool,
-    ) -> Result<StepOutput, ModelError> {
-        let batch = self.check_step(input, &negatives, collective)?;
-        let (token_ids, attention_mask) = (input.token_ids, input.attention_mask);
-        let smoothing = self.config.qformer.label_smoothing;
-        let cut = self.compute.skip_unread;
-
-        // Images alone, texts alone, and texts that continue the images' queries.
-        let lengths = self.lengths(token_ids, attention_mask)?;
-        let text_rows = self.text_rows(token_ids, lengths.as_deref(), 0)?;
-        let decoder_ids = itg::decoder_ids(token_ids, self.config.qformer.dec_token_id)?;
-        let labels = itg::labels(&decoder_ids, self.config.qformer.pad_token_id)?;
-        // Nothing is predicted from a text's last token.
-        let unread = i64::from(cut && token_ids.size()[1] > 1);
-        let shorten = |texts: &Tensor| texts.f_narrow(1, 0, texts.size()[1] - unread);
-        let decoder_ids = shorten(&decoder_ids)?;
-        let decoder_rows = self.text_rows(&decoder_ids, lengths.as_deref(), unread)?;
-        let projection = self.qformer.image_projection(&self.ln_vision)?;
-        let features = self.in_precision(input.image_embeds)?;
-        let image = projection.project(&features)?;
-        let unimodal = self.qformer.encode_unimodal(
-            &self.query_tokens,
-            &image,
-            Text {
-                token_ids,
-                attention_mask,
-                rows: &text_rows,
-            },
-            Text {
-                token_ids: &decoder_ids,
-                attention_mask: &shorten(attention_mask)?,
-                rows: &decoder_rows,
-            },
-            cut,
-            train,
-        )?;
-
-        // Contrastive.
-        let image_feats = self.project_queries(&unimodal.queries)?; // [B, Q, d]
-        let text_cls = match cut {
-            true => unimodal.text.shallow_clone(),
-            false => text_rows.first_of_each(&unimodal.text)?,
-        };
-        let text_feat = self.project_text(&text_cls)?; // [B, d]
-        let gather = |own: &Tensor| match self.config.qformer.itc_gather_gradient {
-            true => collective.all_gather_with_grad(own),
-            false => collective.all_gather(own),
-        };
-        let sims = itc::similarities(
-            &image_feats,
-            &text_feat,
-            &gather(&image_feats)?,
-            &gather(&text_feat)?,
-            &self.temp,
-        )?;
-        let targets = self.targets(input, collective)?;
-        let loss_i2t = itc::loss(&sims.image_to_text, &targets, smoothing)?;
-        let loss_t2i = itc::loss(&sims.text_to_image, &targets, smoothing)?;
-        let loss_itc = loss_i2t.f_add(&loss_t2i)?.f_div_scalar(2.0)?;
-
-        // Matching.
-        let positives = targets.mask(sims.image_to_text.size()[1])?; // [B, N]
-        let positives = match self.config.qformer.exclude_equal_texts {
-            true => {
-                let own = token_ids.f_unsqueeze(1)?; // [B, 1, T]
-                let equal = own
-                    .f_eq_tensor(&collective.all_gather(token_ids)?)?
-                    .f_all_dim(2, false)?;
-                positives.f_logical_or(&equal)? // [B, N]
-            }
-            false => positives,
-        };
-        let weights_t2i = itm::sampling_weights(&sims.text_to_image, &positives)?;
-        let weights_i2t = itm::sampling_weights(&sims.image_to_text, &positives)?;
-        let (negative_image_idx, negative_text_idx) = match negatives {
-            NegativeSampling::Multinomial => {
-                (itm::sample(&weights_t2i)?, itm::sample(&weights_i2t)?)
-            }
-            NegativeSampling::Given {
-                image_idx,
-                text_idx,
-            } => (image_idx.shallow_clone(), text_idx.shallow_clone()),
-        };
-        let negative_image = match projection.is_joint() || collective.world_size() > 1 {
-            true => {
-                // Images of other ranks come in 32 bits: not every backend takes fewer.
-                let all = match collective.world_size() {
-                    1 => features,
-                    _ => collective.all_gather_with_grad(input.image_embeds)?, // [N, M, E]
-                };
-                projection.project(&all.f_index_select(0, &negative_image_idx)?)?
-            }
-            // Every image is an own one, whose keys and values are there.
-            false => image.select(&negative_image_idx)?,
-        };
-        let matching = self.matching(
-            input,
-            [&image, &negative_image],
-            &negative_text_idx,
-            collective,
-            train,
-        )?;
-        let itm_labels = itm::labels(batch, matching.logits.device())?;
-        let loss_itm = itm::loss(&matching.logits, &itm_labels)?;
-
-        // Generation.
-        let labels = decoder_rows.select(&shorten(&labels)?)?;
-        let loss_lm = itg::loss(&unimodal.decoder, &labels, smoothing, |rows| {
-            self.qformer.predict_tokens(rows)
-        })?;
-
-        let hidden = match self.compute {
-            ComputeOptions::ALL_ROWS => {
-                let rows = |rows: &Tensor| rows.f_view([batch, token_ids.size()[1], -1]);
-                Some(HiddenRows {
-                    text: rows(&unimodal.text)?,
-                    itg: rows(&unimodal.decoder)?,
-                    itm: matching.hidden,
-                    image: unimodal.queries,
-                })
-            }
-            _ => None,
-        };
-        Ok(StepOutput {
-            loss: loss_itc.f_add(&loss_itm)?.f_add(&loss_lm)?,
-            loss_itc,
-            loss_i2t,
-            loss_t2i,
-            loss_itm,
-            loss_lm,
-            sim_i2t: sims.image_to_text,
-            sim_t2i: sims.text_to_image,
-            targets,
-            weights_i2t,
-            weights_t2i,
-            negative_image_idx,
-            negative_text_idx,
-            itm_logits: matching.logits,
-            itm_labels,
-            image_feats,
-            text_feat,
-            hidden,
-        })
-    }
-
-    /// The 3 B pairs of the matching loss. They are computed as (matched, negative text) image by
-    /// image and then with negative images, so that equal images stand together, and come out in the
-    /// reference's order.
-    fn matching(
-        &self,
-        input: &StepInput<'_>,
-        [image, negative_image]: [&ImageKeyValues; 2],
-        text_idx: &Tensor,
-        collective: &dyn Collective,
-        train: bool,
-    ) -> Result<Matching, ModelError> {
-        let (token_ids, attention_mask) = (input.token_ids, input.attention_mask);
-        let batch = token_ids.size()[0];
-        let cut = self.compute.skip_unread;
-        let texts = |own: &Tensor| -> Result<Tensor, ModelError> {
-            let negative = collective.all_gather(own)?.f_index_select(0, text_idx)?;
-            let pairs = Tensor::f_stack(&[own, &negative], 1)?.f_flatten(0, 1)?; // [2 B, T]
-            Ok(Tensor::f_cat(&[&pairs, own], 0)?) // [3 B, T]
-        };
-        let (token_ids, attention_mask) = (texts(token_ids)?, texts(attention_mask)?);
-        let lengths = self.lengths(&token_ids, &attention_mask)?;
-        let rows = self.text_rows(&token_ids, lengths.as_deref(), 0)?;
-        let (queries, text) = self.qformer.encode_matching(
-            &self.query_tokens,
-            Text {
-                token_ids: &token_ids,
-                attention_mask: &attention_mask,
-                rows: &rows,
-            },
-            image,
-            negative_image,
-            cut,
-            train,
-        )?;
-        // Matched pairs, texts with negative images, images with negative texts.
-        let reorder = |pairs: &Tensor| -> Result<Tensor, ModelError> {
-            let parts = pairs.f_split_with_sizes([2 * batch, batch], 0)?;
-            let own = parts[0].f_unflatten(0, [batch, 2])?.f_unbind(1)?;
-            Ok(Tensor::f_cat(&[&own[0], &parts[1], &own[1]], 0)?)
-        };
-        let hidden = match self.compute {
-            ComputeOptions::ALL_ROWS => {
-                let text = text.f_view([3 * batch, token_ids.size()[1], -1])?;
-                reorder(&Tensor::f_cat(&[&queries, &text], 1)?)?
-            }
-            _ => Tensor::new(),
-        };
-        Ok(Matching {
-            logits: reorder(&self.score_match(&queries)?)?,
-            hidden,
-        })
-    }
-
-    /// Features as the products read them.
-    fn in_precision(&self, features: &Tensor) -> Result<Tensor, ModelError> {
-        match &self.copies {
-            Some(copies) => Ok(features.f_to_kind(copies.kind())?),
-            None => Ok(features.shallow_clone()),
-        }
-    }
-
     /// Number of tokens of each text, where padding is to be left out and the host can know: masks
     /// must be ones before zeros and cover exactly what is no padding.
     fn lengths(
@@ -852,26 +641,6 @@ impl Blip2Qformer {
         Ok(scores.f_mean_dim([1i64].as_slice(), false, None)?)
     }
 
-    fn targets(
-        &self,
-        input: &StepInput<'_>,
-        collective: &dyn Collective,
-    ) -> Result<Targets, ModelError> {
-        match input.image_ids {
-            Some(ids) => {
-                let all = collective.all_gather(ids)?; // [N]
-                Ok(Targets::SameImage(ids.f_unsqueeze(1)?.f_eq_tensor(&all)?))
-            }
-            None => {
-                let batch = input.image_embeds.size()[0];
-                let first = collective.rank() * batch;
-                let options = (Kind::Int64, input.image_embeds.device());
-                let own = Tensor::f_arange_start(first, first + batch, options)?;
-                Ok(Targets::Index(own))
-            }
-        }
-    }
-
     /// Checks a step's tensors against the model and each other; returns B.
     fn check_step(
         &self,
@@ -950,14 +719,6 @@ impl Blip2Qformer {
         check_shape("attention mask", attention_mask, &size, &names)?;
         Ok(size[0])
     }
-}
-
-/// What the matching pass comes to, in the reference's order of pairs.
-struct Matching {
-    /// `[3 B, 2]`.
-    logits: Tensor,
-    /// `[3 B, Q + T, D]` with all rows, else undefined.
-    hidden: Tensor,
 }
 
 fn check_same_batch(images: i64, texts: i64) -> Result<(), ModelError> {

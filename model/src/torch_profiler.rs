@@ -97,6 +97,12 @@ impl Drop for TorchProfiler {
 }
 
 impl Operations {
+    /// What ran, operators and kernels.
+    #[cfg(test)]
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.all.iter().map(|operation| operation.name.as_str())
+    }
+
     /// Whether nothing was seen.
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()

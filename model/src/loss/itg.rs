@@ -1,6 +1,6 @@
 //! Image-grounded text generation loss.
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use crate::error::ModelError;
 
@@ -29,17 +29,18 @@ pub(crate) fn labels(decoder_ids: &Tensor, pad_token_id: i64) -> Result<Tensor, 
 /// not ignored.
 ///
 /// `rows` `[N, D]` are the decoder's, `labels` `[N]` theirs, `predict` the head `[R, D]` →
-/// `[R, V]`.
+/// `[R, V]`. With `compacts` rows of ignored positions are left out of it: the head is the widest product
+/// of a small model, and padding often most of a batch. How many there are has to be read from the device,
+/// so only where nobody waits for it.
 pub(crate) fn loss(
     rows: &Tensor,
     labels: &Tensor,
     label_smoothing: f64,
+    compacts: bool,
     predict: impl Fn(&Tensor) -> Result<Tensor, ModelError>,
 ) -> Result<Tensor, ModelError> {
-    let (rows, labels) = match rows.device() {
-        // The head is the widest product of a small model, and padding often most of a batch. Only
-        // where counting the other rows does not have to wait for a device.
-        Device::Cpu => {
+    let (rows, labels) = match compacts {
+        true => {
             let kept = labels.f_ne(IGNORED)?.f_nonzero()?.f_view([-1])?;
             match kept.size()[0] == labels.size()[0] {
                 true => (rows.shallow_clone(), labels.shallow_clone()),
@@ -49,7 +50,7 @@ pub(crate) fn loss(
                 ),
             }
         }
-        _ => (rows.shallow_clone(), labels.shallow_clone()),
+        false => (rows.shallow_clone(), labels.shallow_clone()),
     };
     Ok(predict(&rows)?.f_cross_entropy_loss::<Tensor>(
         &labels,
@@ -63,7 +64,7 @@ pub(crate) fn loss(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
+    use tch::{Device, Kind};
 
     #[test]
     fn ids_and_labels() {
@@ -83,13 +84,13 @@ mod tests {
         let hidden = Tensor::zeros([4, 4], (Kind::Double, Device::Cpu));
         let labels = Tensor::from_slice(&[1i64, 2, 0, IGNORED]);
         let head = |rows: &Tensor| Ok(rows.shallow_clone());
-        let value = loss(&hidden, &labels, 0.1, head).unwrap();
+        let value = loss(&hidden, &labels, 0.1, true, head).unwrap();
         assert!((value.double_value(&[]) - 4f64.ln()).abs() < 1e-9);
 
         // One score of 1 in the label's column of the only token of sample 1.
         let skewed = Tensor::zeros([4, 4], (Kind::Double, Device::Cpu));
         let _ = skewed.get(2).get(0).fill_(1.0);
-        let value = loss(&skewed, &labels, 0.1, head).unwrap();
+        let value = loss(&skewed, &labels, 0.1, false, head).unwrap();
         let log_sum = (3.0 + 1f64.exp()).ln();
         let skewed_token = log_sum - 0.9 - 0.1 / 4.0;
         let expected = (2.0 * 4f64.ln() + skewed_token) / 3.0;

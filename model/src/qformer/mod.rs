@@ -30,7 +30,7 @@ use layer::Layer;
 use plan::{causal_mask, key_mask, Layout, Past, Plan};
 use rows::RowMap;
 
-pub(crate) use image::{ImageKeyValues, KeyValue};
+pub(crate) use image::{ImageKeyValues, ImageProjection, KeyValue};
 pub(crate) use plan::{TextRows, MASKED};
 
 /// What queries alone come to.

@@ -179,6 +179,13 @@ impl<'a> Guard<'a> {
         Ok(Verdict::Skip(record))
     }
 
+    /// The same guard, as on a GPU.
+    #[cfg(test)]
+    pub(super) fn deferring(mut self) -> Guard<'a> {
+        self.defers = true;
+        self
+    }
+
     /// Whether steps are looked at later.
     pub(super) fn defers(&self) -> bool {
         self.defers

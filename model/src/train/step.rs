@@ -245,6 +245,7 @@ mod tests {
     use super::super::{LossScaler, OnNonFinite};
     use super::*;
     use crate::checkpoint::ScalerState;
+    use crate::torch_profiler::{Recorded, TorchProfiler};
     use crate::{AdamW, AdamWConfig, Precision};
 
     /// With two pairs the negatives are certain, whatever other tests draw from torch's generator.
@@ -310,6 +311,61 @@ mod tests {
         let norm = done.gradient_norm.double_value(&[]);
         assert!((norm - squares.sqrt()).abs() < 1e-4 * norm);
         assert_eq!(trainer.step, 1);
+    }
+
+    /// Operators whose result the host waits for. With one of them in a step a GPU runs dry, and the step
+    /// cannot be recorded.
+    const WAITING: [&str; 7] = [
+        "aten::item",
+        "aten::_local_scalar_dense",
+        "aten::is_nonzero",
+        "aten::nonzero",
+        "aten::masked_select",
+        "aten::equal",
+        "aten::_unique2",
+    ];
+
+    /// On the CPU in 16 bits a step takes the path that it takes on a GPU.
+    #[test]
+    fn nothing_in_a_step_waits_for_the_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut trainer, mut feed) = setup_of(folder.path(), PAIR);
+        let config = AdamWConfig {
+            max_grad_norm: Some(1.0),
+            ema_decay: Some(0.9),
+            ..AdamWConfig::default()
+        };
+        let mut steps = |precision: Precision| -> Vec<String> {
+            trainer.model.set_precision(precision).unwrap();
+            trainer.optimizer = AdamW::new(trainer.model.params(), &config).unwrap();
+            let mut guard = guard(folder.path()).deferring();
+            let profiler = TorchProfiler::start(Device::Cpu, Recorded::Operators).unwrap();
+            for _ in 0..2 {
+                let batches = vec![feed.next_batch().unwrap().unwrap()];
+                let phases = &mut Phases::start();
+                trainer
+                    .train_step(batches, 3, 1e-3, &Peers::SINGLE, &mut guard, phases)
+                    .map_err(|failure| failure.error)
+                    .unwrap();
+            }
+            let operations = profiler.stop(Device::Cpu).unwrap();
+            // On the CPU alone the fused optimiser reads the number of each parameter's steps.
+            let mut in_adamw = false;
+            let names = operations.names().filter(|&name| {
+                let reads = ["aten::item", "aten::_local_scalar_dense"].contains(&name);
+                in_adamw = name == "aten::_fused_adamw_" || in_adamw && reads;
+                !(in_adamw && reads)
+            });
+            names.map(str::to_string).collect()
+        };
+        let names = steps(Precision::Bf16);
+        assert!(names.iter().any(|name| name == "aten::addmm"), "{names:?}");
+        for waiting in WAITING {
+            assert!(!names.iter().any(|name| name == waiting), "{waiting}");
+        }
+        // In 32 bits the CPU does look, for padding: the recording shows it.
+        let names = steps(Precision::F32);
+        assert!(names.iter().any(|name| name == "aten::nonzero"));
     }
 
     /// A scale that overflows nowhere here.
