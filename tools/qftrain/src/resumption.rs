@@ -308,6 +308,32 @@ mod tests {
         );
     }
 
+    #[test]
+    fn the_reference_lists_every_setting() {
+        let page = include_str!("../../../docs/reference/configuration.md");
+        let listed = page.lines().filter_map(|line| {
+            let name = line.strip_prefix("| `")?;
+            Some(name.split('`').next().unwrap_or_default().to_string())
+        });
+        let mut listed: Vec<String> = listed.collect();
+        let sections: [&[&str]; 10] = [
+            &[],
+            &["remote"],
+            &["data"],
+            &["data", "filters"],
+            &["validation"],
+            &["model", "vision"],
+            &["model", "qformer"],
+            &["weights"],
+            &["optimizer"],
+            &["schedule"],
+        ];
+        let mut settings: Vec<String> = sections.into_iter().flat_map(known).collect();
+        listed.sort();
+        settings.sort();
+        assert_eq!(listed, settings);
+    }
+
     fn effects(saved: &[&str], now: &[&str], step: u64) -> Vec<(String, Effect)> {
         let changes = changes(&config(saved), &config(now), step).unwrap();
         changes.into_iter().map(|c| (c.setting, c.effect)).collect()
