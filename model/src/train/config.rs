@@ -116,7 +116,8 @@ pub struct TrainConfig {
     #[serde(default)]
     pub deterministic: bool,
     /// Whether training steps are recorded and run again as CUDA graphs, on one GPU with a tower that
-    /// runs ahead: the host then starts one thing a step instead of thousands. Default true.
+    /// runs ahead: the host then starts one thing a step instead of thousands. Not with `deterministic`.
+    /// Default true.
     #[serde(default = "default_cuda_graphs")]
     pub cuda_graphs: bool,
     /// Parameters that are not trained, by name with `*` for anything, e.g.
@@ -219,6 +220,13 @@ fn default_max_skips() -> u64 {
 }
 
 impl TrainConfig {
+    /// Whether work of a GPU is recorded. Not in deterministic runs: the first steps after a resumption are
+    /// computed one by one, where the run that did not stop ran recordings, and nothing says that both
+    /// pick the same kernels.
+    pub fn records(&self) -> bool {
+        self.cuda_graphs && !self.deterministic
+    }
+
     /// How libtorch chooses kernels.
     pub fn kernels(&self) -> Kernels {
         Kernels {

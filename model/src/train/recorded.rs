@@ -72,6 +72,12 @@ impl RecordedSteps {
         }
     }
 
+    /// Drops all recordings, and makes no others.
+    pub(super) fn forget(&mut self) {
+        self.steps.clear();
+        self.recorder = None;
+    }
+
     /// Whether a step of these batches is to be run from a recording, which may have to be made.
     pub(super) fn takes(&mut self, batches: &[ReadyBatch]) -> bool {
         let (Some(_), [batch]) = (&self.recorder, batches) else {
@@ -124,8 +130,7 @@ impl Trainer {
             let made = phases.time(Phase::Forward, || self.record(shape, features, recorded));
             if let Err(error) = made {
                 log::warn!("training steps are not recorded: {error}");
-                recorded.recorder = None;
-                recorded.steps.clear();
+                recorded.forget();
                 return Ok(None);
             }
         }

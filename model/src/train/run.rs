@@ -93,7 +93,7 @@ impl<'a> Run<'a> {
             trainer.model.params().device(),
         );
         let guard = guard.among(ranks);
-        let is_recordable = config.cuda_graphs
+        let is_recordable = config.records()
             && guard.defers()
             && ranks.world_size() == 1
             && ranks.process_group().is_none()
@@ -321,7 +321,12 @@ impl Trainer {
                 });
             }
             run.phases.begin_step();
-            match run.next(self.step)? {
+            let next = match run.next(self.step) {
+                Ok(next) => next,
+                // The tower, which runs ahead, may be what finds no memory.
+                Err(error) => return Err(self.explained(error, run)),
+            };
+            match next {
                 Next::End(outcome) => return Ok(outcome),
                 Next::Step(batches) => self.one_step(run, batches)?,
             }
@@ -399,7 +404,7 @@ impl Trainer {
                 is_half_done,
             }) => {
                 run.withholds = is_half_done;
-                return Err(self.explain(*error, config, run.ranks));
+                return Err(self.explained(*error, run));
             }
         };
         run.data = data;
@@ -428,6 +433,14 @@ impl Trainer {
             Verdict::Update => {}
         }
         Ok(())
+    }
+
+    /// [`Trainer::explain`], with the memory of recordings given back.
+    fn explained(&mut self, error: ModelError, run: &mut Run<'_>) -> ModelError {
+        if error.is_out_of_memory() {
+            run.recorded.forget();
+        }
+        self.explain(error, run.config, run.ranks)
     }
 
     /// A step on the run's stream, from a recording where it can be.

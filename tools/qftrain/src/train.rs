@@ -417,7 +417,7 @@ fn train(
         data::note(&loader);
     }
     // On the CPU it would contend with the steps for the cores.
-    let tower = match (device.is_cuda() && config.tower_ahead, config.cuda_graphs) {
+    let tower = match (device.is_cuda() && config.tower_ahead, config.records()) {
         (true, true) => model.recorded_tower(config.data.batch_size as i64)?,
         (true, false) => model.frozen_tower()?,
         (false, _) => None,
