@@ -185,7 +185,8 @@ fn a_loader_that_is_slower_is_named() {
     for pause in PAUSES.map(Duration::from_millis) {
         let profile = train(|_| (), move || std::thread::sleep(pause)).unwrap();
         assert!(profile.first_batch_secs >= pause.as_secs_f64());
-        if profile.data_wait_share > 0.1 {
+        // A machine that is busy with other things is named first: then a longer pause shows.
+        if profile.data_wait_share > 0.1 && !profile.bottleneck.starts_with("got ") {
             let named = profile.bottleneck.starts_with("the loader");
             return assert!(named, "{}", profile.bottleneck);
         }
