@@ -10,6 +10,7 @@ SEED = scripts/deps-cache.sh seed
 SAVE = scripts/deps-cache.sh save
 QF_PEERS = $(or $(QF_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qformer)/peers
 QF_STEP = $(or $(QF_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qformer)/bench-step
+QF_SKIPPED = $(CURDIR)/target/skipped-tests.txt
 ROUNDS = 3
 SECONDS_EACH = 5
 
@@ -35,12 +36,14 @@ build: ## Set-up, then qfdata and qftrain in target/release
 	cargo build --locked --release -p qfdata -p qftrain
 	@$(SAVE) release
 
-test: ## Set-up, then all tests
+test: ## Set-up, then all tests; what was skipped is listed at the end
 	@$(SETUP) --with-test-venv
 	@$(SEED) debug
 	cargo test --locked --workspace --no-run
 	@$(SAVE) debug
-	cargo test --locked --workspace
+	@rm -f '$(QF_SKIPPED)'
+	QF_SKIPPED='$(QF_SKIPPED)' cargo test --locked --workspace; status=$$?; \
+		scripts/list-skipped.sh '$(QF_SKIPPED)'; exit $$status
 
 lint: ## Set-up, then formatting, clippy and rustdoc, with warnings as errors
 	@$(SETUP)

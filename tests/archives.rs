@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
+use crate::test_data;
 use qf_pipeline::index::{build_index, read_samples, Found, ShardIndex};
 use qf_pipeline::shard::read::{read_shard, NoObserver, ReadOptions};
 use qf_pipeline::source::ShardLocation;
 use qf_pipeline::stop::Stop;
 use qf_pipeline::{EncodedSample, MemberData};
-
-use crate::interop;
 
 /// Writes archives into the working folder and prints, for each, what tarfile's own reader finds by
 /// webdataset's rule for names: [archive, [[key, {extension: contents in hexadecimal digits}]]].
@@ -238,7 +237,7 @@ fn indexed(shard: &ShardLocation) -> Contents {
 #[test]
 fn archives_of_every_kind_hold_what_python_finds() {
     let test = "archives_of_every_kind_hold_what_python_finds";
-    let Some(python) = interop::python(test) else {
+    let Some(python) = test_data::python(test) else {
         return;
     };
     let folder = tempfile::tempdir().unwrap();

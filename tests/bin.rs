@@ -1,4 +1,4 @@
-//! The workspace's programs, built once per test process, and the shared test data.
+//! The workspace's programs, built once per test process.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,6 +14,11 @@ pub(crate) fn qfdata() -> PathBuf {
 /// The `qftrain` program, up to date with the sources.
 pub(crate) fn qftrain() -> PathBuf {
     program("qftrain")
+}
+
+/// An example of `pipeline` or `model`, likewise.
+pub(crate) fn example(name: &str) -> PathBuf {
+    program(name)
 }
 
 fn program(name: &str) -> PathBuf {
@@ -69,7 +74,8 @@ fn build() -> Vec<(String, PathBuf)> {
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|message| {
-            message["target"]["kind"][0] == "bin" && message["profile"]["test"] == false
+            let kind = &message["target"]["kind"][0];
+            (kind == "bin" || kind == "example") && message["profile"]["test"] == false
         })
         .filter_map(|message| {
             let name = message["target"]["name"].as_str()?.to_string();
@@ -83,20 +89,4 @@ pub(crate) fn signal(name: &str, child: &Child) {
     let script = format!("kill {name} {}", child.id());
     let status = Command::new("sh").args(["-c", &script]).status();
     assert!(status.expect("sh starts").success(), "{script}");
-}
-
-/// A file or folder of the shared test data, which lies at `$QF_SHARED` or beside the checkout;
-/// `None`, and a printed line, where there is none, unless `QF_REQUIRE_SHARED=1` demands it.
-#[allow(clippy::disallowed_methods)] // Tests are told by the environment where their data lies.
-pub(crate) fn shared(test: &str, relative: &str) -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
-    let root = std::env::var_os("QF_SHARED").map_or(beside, PathBuf::from);
-    let path = root.join(relative);
-    if path.exists() {
-        return Some(path);
-    }
-    let required = std::env::var("QF_REQUIRE_SHARED").is_ok_and(|value| value == "1");
-    assert!(!required, "{test}: {} is missing", path.display());
-    println!("skipped: {test}: no shared folder");
-    None
 }

@@ -280,7 +280,7 @@ fn golden(group: &ProcessGroup) {
     let Some(folder) = folder("golden_processes") else {
         return;
     };
-    for golden in goldens(&folder, is_several_ranks) {
+    for golden in goldens("golden_processes", &folder, is_several_ranks) {
         if golden.size("world") != group.world_size() {
             continue;
         }
@@ -583,7 +583,7 @@ fn golden_processes() {
     let Some(folder) = folder("golden_processes") else {
         return;
     };
-    let all = goldens(&folder, is_several_ranks);
+    let all = goldens("golden_processes", &folder, is_several_ranks);
     let mut worlds: Vec<i64> = all.iter().map(|golden| golden.size("world")).collect();
     worlds.sort_unstable();
     worlds.dedup();

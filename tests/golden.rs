@@ -1,7 +1,6 @@
 //! The model against numbers of the reference implementations.
 //!
-//! Reads every `golden_*.json` of the folder `QF_GOLDEN` (default: `shared/golden` beside the
-//! workspace) and prints one line a file. Sizes come from the files; files of a known layout under
+//! Reads every `golden_*.json` of the folder `QF_GOLDEN` (default: `golden` of the test data) and prints one line a file. Sizes come from the files; files of a known layout under
 //! other names are run too. Tolerances are those of the folder's README.
 //!
 //! The model computes on `QF_DEVICE` (default: `cpu`). The tolerances are those for 32 bits, and the
@@ -26,6 +25,8 @@ use qf_model::{
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
+use crate::test_data;
+
 const OUTPUT_TOLERANCE: f64 = 1e-5;
 const LOSS_TOLERANCE: f64 = 1e-5;
 const GRADIENT_TOLERANCE: f64 = 1e-4;
@@ -44,18 +45,13 @@ pub(crate) type Tensors = HashMap<String, Tensor>;
 pub(crate) fn folder(test: &str) -> Option<PathBuf> {
     // Before any test of this program uses libtorch.
     let _ = device();
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let folder = match (std::env::var_os("QF_GOLDEN"), std::env::var_os("QF_SHARED")) {
-        (Some(folder), _) => PathBuf::from(folder),
-        (None, Some(shared)) => Path::new(&shared).join("golden"),
-        (None, None) => workspace.parent().unwrap().join("shared/golden"),
+    let Some(named) = std::env::var_os("QF_GOLDEN").map(PathBuf::from) else {
+        return test_data::find(test, "golden");
     };
-    if folder.is_dir() {
-        return Some(folder);
+    if named.is_dir() {
+        return Some(named);
     }
-    let required = std::env::var("QF_REQUIRE_SHARED").is_ok_and(|value| value == "1");
-    assert!(!required, "{} is missing", folder.display());
-    say(&format!("skipped: {test}: no shared folder"));
+    test_data::missing(test, &format!("no folder {}", named.display()));
     None
 }
 
@@ -69,23 +65,21 @@ fn device() -> Device {
     })
 }
 
-/// Whether the folder was named for this run, so that it need not hold everything.
+/// Whether the folder need not hold everything: it was named for this run, or is the selection that
+/// is part of the repository.
 #[allow(clippy::disallowed_methods)] // As above.
-fn may_be_partial() -> bool {
-    let is = |name: &str| std::env::var_os(name);
-    is("QF_GOLDEN").is_some() && is("QF_REQUIRE_SHARED").is_none_or(|value| value != "1")
+fn may_be_partial(folder: &Path) -> bool {
+    let is_named = std::env::var_os("QF_GOLDEN").is_some();
+    (is_named || folder.starts_with(test_data::committed())) && !test_data::is_required()
 }
 
 /// A file or folder of the golden folder; `None` where it is missing and may be.
 fn part_of(folder: &Path, name: &str, test: &str) -> Option<PathBuf> {
     let path = folder.join(name);
-    if path.exists() || !may_be_partial() {
+    if path.exists() || !may_be_partial(folder) {
         return Some(path);
     }
-    say(&format!(
-        "skipped: {test}: no {name} in {}",
-        folder.display()
-    ));
+    test_data::skip(test, &format!("no {name} in {}", folder.display()));
     None
 }
 
@@ -113,7 +107,11 @@ impl Golden {
 }
 
 /// The golden files whose JSON satisfies `is_layout`; at least one, unless the folder may be partial.
-pub(crate) fn goldens(folder: &Path, is_layout: impl Fn(&Value) -> bool) -> Vec<Golden> {
+pub(crate) fn goldens(
+    test: &str,
+    folder: &Path,
+    is_layout: impl Fn(&Value) -> bool,
+) -> Vec<Golden> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -133,11 +131,8 @@ pub(crate) fn goldens(folder: &Path, is_layout: impl Fn(&Value) -> bool) -> Vec<
             });
         }
     }
-    if found.is_empty() && may_be_partial() {
-        say(&format!(
-            "skipped: no file of a layout in {}",
-            folder.display()
-        ));
+    if found.is_empty() && may_be_partial(folder) {
+        test_data::skip(test, &format!("no such file in {}", folder.display()));
         return found;
     }
     assert!(!found.is_empty(), "no such file in {}", folder.display());
@@ -511,7 +506,7 @@ fn golden_steps() {
     let Some(folder) = folder("golden_steps") else {
         return;
     };
-    for golden in goldens(&folder, is_step) {
+    for golden in goldens("golden_steps", &folder, is_step) {
         let tensors = golden.tensors();
         let mut model = load_model(&golden, &tensors, device());
         check_param_order(&model, &golden.json);
@@ -600,7 +595,7 @@ fn golden_full_size() {
     let Some(folder) = folder("golden_full_size") else {
         return;
     };
-    for golden in goldens(&folder, is_full_size) {
+    for golden in goldens("golden_full_size", &folder, is_full_size) {
         let json = &golden.json;
         let mut model = Blip2Qformer::new(&model_config(&golden), device(), 0).unwrap();
         check_param_order(&model, json);
@@ -757,7 +752,7 @@ fn golden_trajectories() {
     let Some(folder) = folder("golden_trajectories") else {
         return;
     };
-    for golden in goldens(&folder, is_trajectory) {
+    for golden in goldens("golden_trajectories", &folder, is_trajectory) {
         let (json, hyper) = (&golden.json, &golden.json["hyper"]);
         let tensors = golden.tensors();
         // "param.* of FILE"
@@ -897,7 +892,7 @@ fn golden_several_ranks() {
     let Some(folder) = folder("golden_several_ranks") else {
         return;
     };
-    let all = goldens(&folder, is_several_ranks);
+    let all = goldens("golden_several_ranks", &folder, is_several_ranks);
     for (golden, (label, compute)) in all.iter().flat_map(|g| COMPUTE.map(|c| (g, c))) {
         let tensors = golden.tensors();
         let world = golden.size("world") as usize;
@@ -957,7 +952,7 @@ fn golden_position_interpolation() {
     let Some(folder) = folder("golden_position_interpolation") else {
         return;
     };
-    for golden in goldens(&folder, is_processing) {
+    for golden in goldens("golden_position_interpolation", &folder, is_processing) {
         let tensors = golden.tensors();
         let positions = &tensors["pos.in"];
         let mut line = Line::new(&format!("{} positions", golden.name));

@@ -17,8 +17,7 @@ use qf_pipeline::text::CaptionTokenizer;
 use qf_pipeline::{Loader, LoaderConfig, PipelineError};
 use serde_json::Value;
 
-use crate::bin;
-use crate::interop;
+use crate::test_data;
 
 /// No file of the collections is large; a reader that takes this long is stuck.
 const MAX_TIME: Duration = Duration::from_secs(20);
@@ -96,7 +95,7 @@ fn load(shard: &Path) -> Result<qf_pipeline::loader::Counters, PipelineError> {
 #[test]
 fn archives() {
     for collection in ["data/hostile/tar", "data/hostile/zst", "data/wds"] {
-        let Some(folder) = bin::shared("archives", collection) else {
+        let Some(folder) = test_data::find("archives", collection) else {
             return;
         };
         let files = files_below(&folder);
@@ -116,7 +115,7 @@ fn archives() {
 
 #[test]
 fn images() {
-    let Some(folder) = bin::shared("images", "data/hostile/images") else {
+    let Some(folder) = test_data::find("images", "data/hostile/images") else {
         return;
     };
     let files = files_below(&folder);
@@ -173,10 +172,10 @@ print(json.dumps([keys(path) for path in sys.argv[1:]]))
 #[test]
 fn foreign_archives_hold_what_python_finds() {
     let test = "foreign_archives_hold_what_python_finds";
-    let Some(folder) = bin::shared(test, "data/wds") else {
+    let Some(folder) = test_data::find(test, "data/wds") else {
         return;
     };
-    let Some(python) = interop::python(test) else {
+    let Some(python) = test_data::python(test) else {
         return;
     };
     let archives: Vec<PathBuf> = files_below(&folder)

@@ -18,7 +18,7 @@ use tch::{Device, Tensor};
 use tempfile::TempDir;
 
 use crate::train_cli::{small_run, succeeds};
-use crate::{bin, interop, shard_cli, weights};
+use crate::{shard_cli, test_data, weights};
 
 /// Writes the photographs `argv[2:]` into the folder `argv[1]`, in all the formats that are read.
 const CONVERT: &str = r#"
@@ -83,14 +83,14 @@ fn text(path: &Path) -> &str {
 
 /// The first photographs with captions, `NNNNNN.jpg` of COCO: most of 640×480 and 480×640.
 fn photographs(test: &str, count: usize) -> Option<Vec<PathBuf>> {
-    let folder = bin::shared(test, "data/pairs")?;
+    let folder = test_data::find(test, "data/pairs")?;
     let paths = (0..count).map(|number| folder.join(format!("{number:06}.jpg")));
     Some(paths.collect())
 }
 
 /// Turned, CMYK and grey ones.
 fn odd_photographs(test: &str) -> Option<Vec<PathBuf>> {
-    let folder = bin::shared(test, "data/photos")?;
+    let folder = test_data::find(test, "data/photos")?;
     let mut paths: Vec<PathBuf> = fs::read_dir(folder.join("recurser_exif-orientation-examples"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -130,7 +130,7 @@ fn files_and_shards_reach_the_model_as_pillow_has_them() {
     let (Some(mut originals), Some(odd)) = (photographs(TEST, 48), odd_photographs(TEST)) else {
         return;
     };
-    let Some(python) = interop::python(TEST) else {
+    let Some(python) = test_data::python(TEST) else {
         return;
     };
     let folder = tempfile::tempdir().unwrap();

@@ -9,6 +9,7 @@ use std::process::Command;
 use image::ImageFormat;
 
 use crate::shard_cli::{files, image, pairs, read_files, shard, Samples};
+use crate::test_data::python;
 
 /// Reads tar shards with webdataset; `.tar.zst` through a pipe, as the README says: from zstd, or from
 /// zstandard where that program is not installed.
@@ -80,25 +81,6 @@ with webdataset.ShardWriter(pattern, maxcount=3, verbose=0) as sink:
         samples.append([key, "jpg", image.hex(), captions])
 print(json.dumps(samples))
 "#;
-
-/// The interpreter with tests/requirements.txt, or `None` after saying that the test is skipped.
-#[allow(clippy::disallowed_methods)] // A test decides here whether it may be skipped.
-pub(crate) fn python(test: &str) -> Option<PathBuf> {
-    let pointer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-python");
-    let python = fs::read_to_string(&pointer).map(|path| PathBuf::from(path.trim()));
-    match python {
-        Ok(python) if python.exists() => Some(python),
-        _ => {
-            let required = std::env::var_os("QF_REQUIRE_SHARED").is_some_and(|value| value == "1");
-            assert!(
-                !required,
-                "no test Python; run scripts/setup.sh --with-test-venv"
-            );
-            println!("skipped: interop::{test}: no test Python; run make test");
-            None
-        }
-    }
-}
 
 /// Runs a script that prints samples as JSON.
 fn run(python: &Path, script: &str, arguments: &[String], scratch: &Path) -> Samples {

@@ -10,6 +10,8 @@ mod bin;
 mod cases;
 /// Several ranks: their mathematics, and `qftrain` with them.
 mod ddp;
+/// The examples of both libraries.
+mod examples;
 /// The network, the optimiser and the processors against numbers of the reference.
 mod golden;
 /// Archives and images made to break readers.
@@ -36,6 +38,8 @@ mod selfcheck_cli;
 mod shard_cli;
 /// `qfdata synth` as a user runs it.
 mod synth_cli;
+/// Finds test data, and says what it does not find.
+mod test_data;
 /// `qftrain` as a user runs it.
 mod train_cli;
 /// What was trained in use: validation, evaluation, captions, scores.

@@ -12,7 +12,7 @@ use qf_pipeline::{Loader, LoaderConfig};
 use serde_json::Value;
 
 use crate::bin;
-use crate::interop;
+use crate::test_data;
 use crate::train_cli::tar_shard;
 
 /// Runs `qfdata preview` in a folder.
@@ -47,7 +47,7 @@ fn fails(folder: &Path, code: i32, words: &[&str]) -> String {
 
 /// Runs a script of Python; what it prints.
 fn python(script: &str, folder: &Path, arguments: &[&str]) -> Option<String> {
-    let python = interop::python("preview_cli")?;
+    let python = test_data::python("preview_cli")?;
     let output = Command::new(python)
         .current_dir(folder)
         .args(["-W", "ignore", "-c", script])
@@ -70,8 +70,8 @@ struct Photographs {
 const COUNT: usize = 12;
 
 fn photographs(test: &str) -> Option<Photographs> {
-    let pairs = bin::shared(test, "data/pairs")?;
-    let vocabulary = fs::canonicalize(bin::shared(test, "data/bert/vocab.txt")?).unwrap();
+    let pairs = test_data::find(test, "data/pairs")?;
+    let vocabulary = fs::canonicalize(test_data::find(test, "data/bert/vocab.txt")?).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let photos = folder.path().join("photos");
     fs::create_dir(&photos).unwrap();

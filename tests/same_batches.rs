@@ -9,8 +9,8 @@ use qf_pipeline::text::{CaptionTokenizer, TokenRows, VocabularyOptions};
 use qf_pipeline::vocabulary::vocabulary_from_shards;
 use qf_pipeline::{Batch, Loader, LoaderConfig};
 
-use crate::bin;
 use crate::shard_cli;
+use crate::test_data;
 use crate::train_cli;
 
 /// What must not depend on the format.
@@ -86,7 +86,7 @@ fn scenes() {
 
 #[test]
 fn photographs() {
-    let Some(pairs) = bin::shared("photographs", "data/pairs") else {
+    let Some(pairs) = test_data::find("photographs", "data/pairs") else {
         return;
     };
     let folder = tempfile::tempdir().unwrap();

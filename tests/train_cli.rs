@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::bin;
 use crate::shard_cli;
+use crate::test_data;
 
 /// A network that steps in milliseconds, on batches of 4.
 pub(crate) const SMALL: [&str; 16] = [
@@ -833,7 +834,7 @@ fn evaluation_reports_recall_against_chance() {
 #[test]
 fn a_given_vocabulary_sizes_the_model() {
     let test = "a_given_vocabulary_sizes_the_model";
-    let Some(vocabulary) = bin::shared(test, "data/bert/vocab.txt") else {
+    let Some(vocabulary) = test_data::find(test, "data/bert/vocab.txt") else {
         return;
     };
     let folder = tempfile::tempdir().unwrap();

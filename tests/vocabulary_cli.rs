@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use qf_model::weights::WeightsFile;
 
+use crate::test_data;
 use crate::train_cli::{command, data, fails, glob, path, small_run, succeeds};
 use crate::weights::{python, run};
 
@@ -235,8 +236,7 @@ fn weights_and_tokenizers_of_a_new_run() {
 
 #[test]
 fn a_bert_comes_with_its_own_vocabulary_and_sizes() {
-    let Some(golden) = crate::bin::shared("a_bert_comes_with_its_own", "golden/hf_bert_tiny")
-    else {
+    let Some(golden) = test_data::find("a_bert_comes_with_its_own", "golden/hf_bert_tiny") else {
         return;
     };
     let folder = tempfile::tempdir().unwrap();

@@ -18,7 +18,7 @@ use qf_model::weights::{
 use qf_model::Blip2Qformer;
 use tch::{Device, Kind, Tensor};
 
-use crate::{bin, interop, train_cli};
+use crate::{test_data, train_cli};
 
 /// What `transformers` and our model may differ by.
 const TOLERANCE: f64 = 1e-5;
@@ -168,7 +168,7 @@ for name, model in {
 /// The test Python, where it has torch and transformers.
 #[allow(clippy::disallowed_methods)] // A test decides here whether it may be skipped.
 pub(crate) fn python(test: &str) -> Option<PathBuf> {
-    let python = interop::python(test)?;
+    let python = test_data::python(test)?;
     let has_torch = Command::new(&python)
         .args(["-c", "import importlib.util as u, sys; sys.exit(not (u.find_spec('torch') and u.find_spec('transformers')))"])
         .status()
@@ -176,12 +176,7 @@ pub(crate) fn python(test: &str) -> Option<PathBuf> {
     if has_torch {
         return Some(python);
     }
-    let required = std::env::var_os("QF_REQUIRE_SHARED").is_some_and(|value| value == "1");
-    assert!(
-        !required,
-        "the test Python has no torch; see scripts/setup.sh"
-    );
-    println!("skipped: weights::{test}: no torch in the test Python");
+    test_data::missing(test, "no torch and transformers in the test Python");
     None
 }
 
@@ -301,7 +296,8 @@ fn a_model_of_transformers_in_and_out() {
     let Some(python) = python("a_model_of_transformers_in_and_out") else {
         return;
     };
-    let Some(golden) = bin::shared("a_model_of_transformers_in_and_out", "golden/hf_tiny") else {
+    let Some(golden) = test_data::find("a_model_of_transformers_in_and_out", "golden/hf_tiny")
+    else {
         return;
     };
     let file = WeightsFile::open(&golden).unwrap();
@@ -392,7 +388,7 @@ fn bert_as_pytorch_model_bin() {
     let Some(python) = python("bert_as_pytorch_model_bin") else {
         return;
     };
-    let Some(golden) = bin::shared("bert_as_pytorch_model_bin", "golden/hf_bert_tiny") else {
+    let Some(golden) = test_data::find("bert_as_pytorch_model_bin", "golden/hf_bert_tiny") else {
         return;
     };
     for name in ["model.safetensors", "model_legacy_gamma_beta.safetensors"] {

@@ -4,6 +4,9 @@
 use qf_model::device::{cuda_versions, open_device, seed, DeviceChoice};
 use tch::{Device, Kind, Tensor};
 
+#[path = "../../tests/test_data.rs"]
+mod test_data;
+
 #[test]
 #[allow(clippy::disallowed_methods)] // torch's own seed, to compare with.
 fn seeding_does_not_look_for_cuda() {
@@ -17,7 +20,10 @@ fn seeding_does_not_look_for_cuda() {
     };
     match has_libraries {
         true => assert!(cuda_versions().is_some(), "{opened:?}"),
-        false => println!("skipped: no CUDA libraries of libtorch"),
+        false => test_data::skip(
+            "seeding_does_not_look_for_cuda",
+            "no CUDA libraries of libtorch",
+        ),
     }
     // The numbers are those of torch's own seed.
     tch::manual_seed(5);

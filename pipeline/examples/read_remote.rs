@@ -48,10 +48,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .map(|thread| thread.join().expect("a reader does not panic"))
             .collect()
     });
-    let (total, seconds) = (
-        totals?.iter().sum::<u64>() as f64 / 1e6,
-        start.elapsed().as_secs_f64(),
-    );
+    let total = totals?.iter().sum::<u64>() as f64 / 1e6;
+    let seconds = start.elapsed().as_secs_f64();
     println!(
         "{total:.1} MB in {seconds:.3} s: {:.1} MB/s; CPU {:.2} s, peak RSS {} MB",
         total / seconds,

@@ -79,6 +79,9 @@ pub mod shard;
 pub mod source;
 pub mod stop;
 pub mod survey;
+#[cfg(test)]
+#[path = "../../tests/test_data.rs"]
+mod test_data;
 pub mod text;
 pub mod trace;
 pub mod vocabulary;

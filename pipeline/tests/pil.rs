@@ -6,7 +6,8 @@ mod common;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::{photographs, python};
+use common::photographs;
+use common::test_data::python;
 use qf_pipeline::image_file::ImageReader;
 use qf_pipeline::pixels::PlanarRgb;
 use qf_pipeline::LoaderConfig;
@@ -27,7 +28,9 @@ for path in sys.argv[1:]:
 #[test]
 fn evaluation_is_pil() {
     let files = photographs("evaluation_is_pil");
-    let Some(python) = python() else { return };
+    let Some(python) = python("evaluation_is_pil") else {
+        return;
+    };
     let config = LoaderConfig {
         image_size: SIZE,
         ..LoaderConfig::default()

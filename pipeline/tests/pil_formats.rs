@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{python, shared, ImagePath};
+use common::test_data::{self, python};
+use common::ImagePath;
 use qf_pipeline::augment::{CropBox, ImageTransform, View};
 use qf_pipeline::decode::{
     DecodeError, DecodeLimits, DecodeQuality, Decoder, ImageFormat, OnTruncated, RgbImage,
@@ -38,7 +39,7 @@ struct Folder(PathBuf);
 
 impl Folder {
     /// Runs the script on these files.
-    fn made_by_pil(python: &str, name: &str, files: &[PathBuf]) -> Folder {
+    fn made_by_pil(python: &Path, name: &str, files: &[PathBuf]) -> Folder {
         let path =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a folder");
@@ -117,7 +118,9 @@ fn is_more(name: &str, on_truncated: OnTruncated) -> bool {
 /// Orientation, kinds, frames and cuts, with and without `on_truncated`.
 #[test]
 fn generated_images_are_those_of_pil() {
-    let Some(python) = python() else { return };
+    let Some(python) = python("generated_images_are_those_of_pil") else {
+        return;
+    };
     let folder = Folder::made_by_pil(&python, "pil-formats", &[]);
     let mut wrong = BTreeMap::new();
     let (mut equal, mut refused) = (0, 0);
@@ -223,10 +226,13 @@ fn is_deep_grey(bytes: &[u8]) -> bool {
 /// The collections of odd files: where both read one, the pictures are equal.
 #[test]
 fn collected_images_are_those_of_pil() {
-    let Some(folder) = shared("collected_images_are_those_of_pil", "data/hostile/images") else {
+    let Some(folder) = test_data::find("collected_images_are_those_of_pil", "data/hostile/images")
+    else {
         return;
     };
-    let Some(python) = python() else { return };
+    let Some(python) = python("collected_images_are_those_of_pil") else {
+        return;
+    };
     let files: Vec<PathBuf> = common::files(&folder)
         .into_iter()
         .filter(|path| {

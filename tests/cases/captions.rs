@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::case;
 use crate::bin;
-use crate::interop::python;
 use crate::shard_cli::{files, image, read_files, shard};
+use crate::test_data::python;
 use crate::train_cli::{fails, glob, path, small_run, tar_shard};
 
 /// A finished program's two outputs, which must hold nothing that a terminal would obey.

@@ -13,7 +13,7 @@ use qf_pipeline::{Loader, LoaderConfig, PipelineError, SkipReason};
 use serde_json::Value;
 
 use super::case;
-use crate::{bin, interop};
+use crate::{bin, test_data};
 
 /// Prints width, height and upright RGB pixels of each file; `grey` as the first argument stands for
 /// LOAD_TRUNCATED_IMAGES.
@@ -71,7 +71,7 @@ fn decode(path: &Path, on_truncated: OnTruncated) -> Result<RgbImage, DecodeErro
 /// Every image of these cases is PIL's, to the last bit.
 fn all_as_pil(test: &str, name: &str) -> Vec<PathBuf> {
     let images = images_of(name);
-    let Some(python) = interop::python(test) else {
+    let Some(python) = test_data::python(test) else {
         return images;
     };
     for (mode, on_truncated) in [("error", OnTruncated::Error), ("grey", OnTruncated::Grey)] {
@@ -111,7 +111,7 @@ fn png_without_end() {
 /// A palette and zstd are read; L*a*b* needs a colour profile, and is refused by name.
 #[test]
 fn kinds_of_tiff() {
-    let python = interop::python("kinds_of_tiff");
+    let python = test_data::python("kinds_of_tiff");
     for path in images_of("tiff-kinds") {
         let result = decode(&path, OnTruncated::Error);
         if path.ends_with("t02_lab.tif") {
@@ -177,7 +177,7 @@ fn bombs_cost_no_memory() {
             assert!(rss < 200.0, "{shard}, {threads} threads: {rss:.0} MB");
         }
     }
-    let Some(python) = interop::python("bombs_cost_no_memory") else {
+    let Some(python) = test_data::python("bombs_cost_no_memory") else {
         return;
     };
     let folder = tempfile::tempdir().expect("a folder");
@@ -396,7 +396,7 @@ fn foreign_formats_have_names_and_counters() {
 /// Planes of tiles, at which the `tiff` crate panics, are read as PIL reads them.
 #[test]
 fn tiles_in_planes() {
-    let Some(python) = interop::python("tiles_in_planes") else {
+    let Some(python) = test_data::python("tiles_in_planes") else {
         return;
     };
     const WRITE: &str = r#"

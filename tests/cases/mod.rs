@@ -41,7 +41,7 @@ fn every_case_is_tested() {
     ]
     .concat();
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/cases");
-    let shared = crate::bin::shared("every_case_is_tested", "data/cases");
+    let shared = crate::test_data::find("every_case_is_tested", "data/cases");
     let mut untested = Vec::new();
     for folder in [Some(own), shared].into_iter().flatten() {
         for entry in std::fs::read_dir(&folder).unwrap() {

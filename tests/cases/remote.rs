@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::case;
 use crate::bin;
-use crate::interop::python;
+use crate::test_data::python;
 use crate::train_cli::{command, data, exact_metrics, fails, path, small_run, succeeds};
 
 /// How long a test waits for what must come.

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use super::case;
 use crate::bin;
-use crate::interop;
+use crate::test_data;
 
 fn qfdata(folder: &Path, line: &str) -> Output {
     let mut command = Command::new(bin::qfdata());
@@ -74,7 +74,7 @@ print(json.dumps([sample["__key__"] for sample in samples]))
 "#;
 
 fn webdataset_keys(test: &str, shard: &Path) -> Option<Vec<String>> {
-    let python = interop::python(test)?;
+    let python = test_data::python(test)?;
     let mut command = Command::new(python);
     let output = command.args(["-c", WEBDATASET_KEYS]).arg(shard).output();
     let output = output.unwrap();
@@ -132,7 +132,7 @@ open("s.tar.zst", "wb").write(zstandard.ZstdCompressor(write_checksum=True).comp
 half = len(tar) // 1024 * 512
 open("two.tar.gz", "wb").write(gzip.compress(tar[:half], mtime=0) + gzip.compress(tar[half:], mtime=0))
 "#;
-    let Some(python) = interop::python("the_end_of_a_compressed_shard_counts") else {
+    let Some(python) = test_data::python("the_end_of_a_compressed_shard_counts") else {
         return;
     };
     let made = Command::new(python)

@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::case;
-use crate::interop;
+use crate::test_data;
 use crate::train_cli::{command, fails, glob, path, small_run, succeeds};
 
 /// Weights without their vocabulary, and other data whose trained vocabulary has as many entries.
@@ -161,7 +161,7 @@ fn caption_uncaptioned() {
     let (code, lines, _) = caption(&run_dir, &["--shards", &shard, "--limit", "3"]);
     assert_eq!((code, lines.len()), (Some(0), 3));
     // The same pictures as Arrow, without a caption column and with one of nulls.
-    let Some(python) = interop::python("caption_uncaptioned") else {
+    let Some(python) = test_data::python("caption_uncaptioned") else {
         return;
     };
     for kind in ["none", "null"] {

@@ -10,6 +10,9 @@ pub mod jpeg;
 pub mod normalise;
 pub mod planes;
 pub mod resample;
+#[cfg(test)]
+#[path = "../../../tests/test_data.rs"]
+mod test_data;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod webp;

@@ -515,7 +515,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::decode::test_shared::shared;
+    use crate::test_data;
 
     /// The tensors of a safetensors file: length of the JSON header, header, data.
     fn tensors(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
@@ -551,7 +551,7 @@ mod tests {
     /// PIL's bicubic resize of whole pictures and crops, and torchvision's normalisation.
     #[test]
     fn golden_images() {
-        let Some(folder) = shared("golden_images", "golden") else {
+        let Some(folder) = test_data::find("golden_images", "golden") else {
             return;
         };
         let tensors =

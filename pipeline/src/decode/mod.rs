@@ -46,8 +46,6 @@ mod png;
 mod samples;
 mod tags;
 #[cfg(test)]
-pub(crate) mod test_shared;
-#[cfg(test)]
 mod tests;
 mod tiff;
 mod webp;

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use image::{DynamicImage, ImageBuffer, ImageFormat as Encoding, Luma, LumaA, Rgb, Rgba};
 use proptest::prelude::*;
 
-use super::test_shared::shared;
 use super::*;
 use crate::error::SkipReason;
+use crate::test_data;
 
 fn encode(image: impl Into<DynamicImage>, encoding: Encoding) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
@@ -240,7 +240,7 @@ fn truncated_files_are_errors() {
 #[test]
 fn exif_orientations_agree() {
     let folder = "data/photos/recurser_exif-orientation-examples";
-    let Some(folder) = shared("exif_orientations_agree", folder) else {
+    let Some(folder) = test_data::find("exif_orientations_agree", folder) else {
         return;
     };
     for shape in ["Landscape", "Portrait"] {
@@ -269,7 +269,8 @@ fn exif_orientations_agree() {
 /// `Image.open(f).convert("RGB")`.
 #[test]
 fn cmyk_as_pil_converts_it() {
-    let Some(folder) = shared("cmyk_as_pil_converts_it", "data/photos/special_cmyk") else {
+    let Some(folder) = test_data::find("cmyk_as_pil_converts_it", "data/photos/special_cmyk")
+    else {
         return;
     };
     for (name, size, means) in [
@@ -305,7 +306,7 @@ fn cmyk_as_pil_converts_it() {
 /// Odd, damaged and hostile files, whole and cut: an error or a picture, within two seconds.
 #[test]
 fn hostile_images() {
-    let Some(folder) = shared("hostile_images", "data/hostile/images") else {
+    let Some(folder) = test_data::find("hostile_images", "data/hostile/images") else {
         return;
     };
     let (mut good, mut bad) = (0, 0);

@@ -10,12 +10,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::decode::test_shared::shared;
 use crate::error::SampleError;
 use crate::sample::EncodedSample;
 use crate::shard::read::{read_shard, NoObserver, ReadObserver, ReadOptions};
 use crate::shard::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 use crate::source::ShardBytes;
+use crate::test_data;
 
 /// What a sample, or its error, looks like.
 type Seen = Result<EncodedSample, String>;
@@ -359,7 +359,7 @@ fn arrow_dictionaries_before_the_first_batch_are_read_with_the_schema() {
 fn every_shard_of_the_test_data() {
     let mut folders: Vec<PathBuf> = ["data/wds", "data/hostile", "data/arrow"]
         .into_iter()
-        .filter_map(|folder| shared("every_shard_of_the_test_data", folder))
+        .filter_map(|folder| test_data::find("every_shard_of_the_test_data", folder))
         .collect();
     let folder = tempfile::tempdir().unwrap();
     let (mut files, mut indexed, mut samples) = (0, 0, 0);

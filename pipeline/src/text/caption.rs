@@ -98,7 +98,7 @@ fn is_python_space(character: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::test_shared::shared;
+    use crate::test_data;
 
     #[test]
     fn rules() {
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn golden() {
-        let Some(path) = shared("caption golden", "golden/golden_proc.json") else {
+        let Some(path) = test_data::find("caption golden", "golden/golden_proc.json") else {
             return;
         };
         let text = std::fs::read_to_string(path).expect("reads");

@@ -544,7 +544,7 @@ fn short(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::test_shared::shared;
+    use crate::test_data;
 
     fn vocabulary(entries: &[&str]) -> Vec<String> {
         ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -683,7 +683,8 @@ mod tests {
     /// `bos_token="[DEC]"` added, `max_length=32`.
     #[test]
     fn ids_of_the_reference_tokenizer() {
-        let Some(path) = shared("ids_of_the_reference_tokenizer", "data/bert/vocab.txt") else {
+        let Some(path) = test_data::find("ids_of_the_reference_tokenizer", "data/bert/vocab.txt")
+        else {
             return;
         };
         let tokenizer = CaptionTokenizer::from_file(&path).expect("BERT's vocabulary");

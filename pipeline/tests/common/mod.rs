@@ -1,6 +1,9 @@
 //! What the tests of the image path share.
 #![allow(dead_code)] // Each test binary uses a part.
 
+#[path = "../../../tests/test_data.rs"]
+pub(crate) mod test_data;
+
 use std::path::{Path, PathBuf};
 
 use qf_pipeline::augment::{CropBox, ImageProcessor, ImageTransform, SampleRng, View};
@@ -9,28 +12,12 @@ use qf_pipeline::decode::{
 };
 use qf_pipeline::pixels::PlanarRgb;
 
-/// A file or folder of the shared test data, which lies at `$QF_SHARED` or beside the checkout;
-/// `None`, and a printed line, where there is none, unless `QF_REQUIRE_SHARED=1` demands it.
-#[allow(clippy::disallowed_methods)] // Tests are told by the environment where their data lies.
-pub(crate) fn shared(test: &str, relative: &str) -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
-    let root = std::env::var_os("QF_SHARED").map_or(beside, PathBuf::from);
-    let path = root.join(relative);
-    if path.exists() {
-        return Some(path);
-    }
-    let required = std::env::var("QF_REQUIRE_SHARED").is_ok_and(|value| value == "1");
-    assert!(!required, "{test}: {} is missing", path.display());
-    println!("skipped: {test}: no shared folder");
-    None
-}
-
 /// The JPEG files of the shared photographs.
 pub(crate) fn photographs(test: &str) -> Vec<PathBuf> {
     let folders = ["data/pairs", "data/photos"];
     let mut found: Vec<PathBuf> = folders
         .iter()
-        .filter_map(|folder| shared(test, folder))
+        .filter_map(|folder| test_data::find(test, folder))
         .flat_map(|folder| files(&folder))
         .filter(|path| path.extension().is_some_and(|e| e == "jpg" || e == "jpeg"))
         .collect();
@@ -49,19 +36,6 @@ pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
         }
     }
     found
-}
-
-/// The Python that `make setup` made for tests; `None`, and a printed line, without one.
-#[allow(clippy::disallowed_methods)] // Tests are told by the environment what must be there.
-pub(crate) fn python() -> Option<String> {
-    let note = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-python");
-    if let Ok(path) = std::fs::read_to_string(note) {
-        return Some(path.trim().to_string());
-    }
-    let required = std::env::var("QF_REQUIRE_SHARED").is_ok_and(|value| value == "1");
-    assert!(!required, "no target/test-python; run make test");
-    println!("skipped: no target/test-python");
-    None
 }
 
 /// The parts of the loader's image stage, with any mix of transform and quality.

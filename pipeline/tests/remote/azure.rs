@@ -13,7 +13,7 @@ use qf_pipeline::source::ShardLocation;
 use qf_pipeline::stop::Stop;
 
 use crate::loader::{config, run, write_shards};
-use crate::s3::python;
+use crate::test_data::{self, python};
 use crate::{options, resolve};
 
 const VERSION: &str = "azurite@3.35.0";
@@ -29,7 +29,7 @@ fn azurite() -> Option<PathBuf> {
         return Some(program);
     }
     let skip = |why: &str| {
-        println!("skipped: azure: {why}");
+        test_data::skip("azure", why);
         None
     };
     std::fs::create_dir_all(&folder).unwrap();
@@ -123,7 +123,7 @@ fn azurite_lists_and_reads() {
         return;
     };
     let Some((_server, endpoint)) = start(&program) else {
-        println!("skipped: azure: azurite does not start here");
+        test_data::skip("azure", "azurite does not start here");
         return;
     };
     let folder = tempfile::tempdir().unwrap();

@@ -20,6 +20,8 @@ mod s3;
 mod secrets;
 /// A web server that misbehaves as told.
 mod server;
+#[path = "../../../tests/test_data.rs"]
+mod test_data;
 
 use std::io::Read;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -11,6 +11,7 @@ use qf_pipeline::shard::write::ShardFormat;
 use qf_pipeline::stop::Stop;
 
 use crate::loader::{config, run, write_shards};
+use crate::test_data::python;
 use crate::{bytes, one, options, read, resolve, PART};
 
 /// Serves S3 with a bucket of the given keys, prints its port, and ends with its input.
@@ -30,25 +31,6 @@ for key in sys.argv[2:]:
 print(port, flush=True)
 sys.stdin.read()
 "#;
-
-/// The interpreter with tests/requirements.txt, or `None` after saying that the test is skipped.
-#[allow(clippy::disallowed_methods)] // A test decides here whether it may be skipped.
-pub(crate) fn python(test: &str) -> Option<PathBuf> {
-    let pointer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-python");
-    let python = std::fs::read_to_string(&pointer).map(|path| PathBuf::from(path.trim()));
-    match python {
-        Ok(python) if python.exists() => Some(python),
-        _ => {
-            let required = std::env::var_os("QF_REQUIRE_SHARED").is_some_and(|value| value == "1");
-            assert!(
-                !required,
-                "no test Python; run scripts/setup.sh --with-test-venv"
-            );
-            println!("skipped: {test}: no test Python; run make test");
-            None
-        }
-    }
-}
 
 struct Moto {
     server: Child,

@@ -133,7 +133,7 @@ fn block(numbers: &mut Numbers, side: usize) -> Block {
 /// Blocks and pairs of blocks against a reference that gives `samples_side` samples for a side.
 fn check(samples_side: usize, reference: impl Fn(&Block, &Block) -> Vec<u8>) {
     if !crate::has_avx2() {
-        println!("skipped: this processor has no AVX2");
+        crate::test_data::skip("inverse", "this processor has no AVX2");
         return;
     }
     let mut numbers = Numbers(1);

@@ -286,7 +286,10 @@ fn keeps_its_buffers() {
 #[test]
 fn parts_begin_behind_what_comes_before() {
     if !Resampler::is_available() {
-        println!("skipped: this processor has no AVX2");
+        crate::test_data::skip(
+            "parts_begin_behind_what_comes_before",
+            "this processor has no AVX2",
+        );
         return;
     }
     let mut numbers = Numbers(8);
@@ -328,7 +331,10 @@ fn parts_begin_behind_what_comes_before() {
 #[test]
 fn colours_are_those_of_the_formula() {
     if !Resampler::is_available() {
-        println!("skipped: this processor has no AVX2");
+        crate::test_data::skip(
+            "colours_are_those_of_the_formula",
+            "this processor has no AVX2",
+        );
         return;
     }
     let mut resampler = Resampler::default();

@@ -89,7 +89,10 @@ fn draw(numbers: &mut Numbers, size: (u32, u32), scale: Scale, as_it_is: bool) -
 #[test]
 fn sound_pictures_are_those_of_libjpeg() {
     if !Resampler::is_available() {
-        println!("skipped: this processor has no AVX2");
+        crate::test_data::skip(
+            "sound_pictures_are_those_of_libjpeg",
+            "this processor has no AVX2",
+        );
         return;
     }
     let mut decompressor = Decompressor::new().expect("memory");
@@ -125,7 +128,10 @@ fn sound_pictures_are_those_of_libjpeg() {
 #[test]
 fn damaged_pictures_are_those_of_libjpeg() {
     if !Resampler::is_available() {
-        println!("skipped: this processor has no AVX2");
+        crate::test_data::skip(
+            "damaged_pictures_are_those_of_libjpeg",
+            "this processor has no AVX2",
+        );
         return;
     }
     let size = (97, 81);

@@ -25,6 +25,7 @@ use super::*;
 use crate::shard::arrow::batch::{BatchReader, Selected};
 use crate::shard::arrow::shape::{Content, Shape};
 use crate::shard::arrow::{ArrowShardWriter, CaptionType};
+use crate::test_data;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Container {
@@ -629,20 +630,11 @@ fn oracle_reads_what_we_write() {
     }
 }
 
-/// The shared folder with the Arrow project's files, if it is there.
-#[allow(clippy::disallowed_methods)]
+/// The Arrow project's files; none where the test data lack them.
 pub(super) fn shared_ipc_files(test: &str) -> Vec<PathBuf> {
-    let root = std::env::var_os("QF_SHARED").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared")),
-        PathBuf::from,
-    );
-    let folder = root.join("data/arrow/ipc-stream");
-    if !folder.is_dir() {
-        let required = std::env::var_os("QF_REQUIRE_SHARED").is_some_and(|value| value == "1");
-        assert!(!required, "{test}: no folder {}", folder.display());
-        println!("skipped: {test}: no shared folder");
+    let Some(folder) = test_data::find(test, "data/arrow/ipc-stream") else {
         return Vec::new();
-    }
+    };
     let mut files = Vec::new();
     let mut folders = vec![folder];
     while let Some(folder) = folders.pop() {
