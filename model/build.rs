@@ -63,6 +63,7 @@ fn compile_shim(include: &Path) {
     build(1, "shim/stream.cpp", "qf_stream");
     build(1, "shim/profiler.cpp", "qf_profiler");
     build(1, "shim/context.cpp", "qf_context");
+    build(1, "shim/host_memory.cpp", "qf_host_memory");
     build(3, "shim/kernels.cpp", "qf_kernels");
 }
 

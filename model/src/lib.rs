@@ -51,6 +51,7 @@ pub mod flops;
 pub mod generate;
 mod graph;
 pub mod host;
+pub mod host_memory;
 mod layers;
 pub mod loss;
 mod low;

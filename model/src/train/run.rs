@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use qf_pipeline::loader::{LoaderState, TakenReports};
-use qf_pipeline::process::release_free_memory;
 
 use super::non_finite::{Guard, Verdict};
 use super::output::Output;
@@ -24,6 +23,7 @@ use crate::collective::{Ranks, SingleProcess};
 use crate::error::ModelError;
 use crate::feed::{DeviceFeed, ReadyBatch};
 use crate::host::text_lengths;
+use crate::host_memory;
 
 /// What a call of [`Trainer::run`] works with.
 struct Run<'a> {
@@ -370,7 +370,7 @@ impl Trainer {
                 }
             }
         }
-        release_free_memory();
+        host_memory::release();
         let found = run.ranks.max(&[found[0], found[1], run.failure_code()])?;
         let [is_stopped, is_best, failure] = found[..] else {
             return Ok(Validated::NotBest); // As many as were given.
@@ -494,7 +494,7 @@ impl Trainer {
             Some(output) => output.save(self, config, state, ranks),
             None => self.optimizer.send_state(ranks),
         })?;
-        release_free_memory();
+        host_memory::release();
         run.saved_at = Some(self.step);
         Ok(())
     }

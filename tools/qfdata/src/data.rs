@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
+use qf_pipeline::captions::CaptionLines;
 use qf_pipeline::loader::{DataSet, LoaderBuilder};
 use qf_pipeline::remote::{CacheOptions, RemoteOptions};
 use qf_pipeline::source::{resolve_shards_with, ShardLocation};
@@ -110,6 +111,24 @@ impl ReadArgs {
             image_column: image_column.or(config.image_column),
             caption_column: caption_column.or(config.caption_column),
             max_zstd_window_log: max_zstd_window_log.unwrap_or(config.max_zstd_window_log),
+            ..config
+        }
+    }
+}
+
+/// How texts become captions, for commands that show or use them.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct CaptionLinesArg {
+    /// What a .txt holds: each (line is a caption) or one [default: by the first samples]
+    #[arg(long, value_name = "each|one")]
+    caption_lines: Option<CaptionLines>,
+}
+
+impl CaptionLinesArg {
+    /// These settings, with what was given here.
+    pub(crate) fn over(self, config: LoaderConfig) -> LoaderConfig {
+        LoaderConfig {
+            caption_lines: self.caption_lines.or(config.caption_lines),
             ..config
         }
     }

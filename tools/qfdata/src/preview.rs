@@ -19,7 +19,7 @@ use qf_pipeline::decode::DecodeQuality;
 use qf_pipeline::order::ShuffleMode;
 use serde::Serialize;
 
-use crate::data::InputArgs;
+use crate::data::{CaptionLinesArg, InputArgs};
 use crate::interrupt::Interrupt;
 use crate::order::parse_shuffle;
 use crate::output::say;
@@ -39,6 +39,9 @@ use shown::{Sample, Shown, Skipped};
 pub(crate) struct PreviewArgs {
     #[command(flatten)]
     data: InputArgs,
+
+    #[command(flatten)]
+    lines: CaptionLinesArg,
 
     /// PNG to write: the images in a grid, with key, caption and tokens
     #[arg(long, default_value = "preview.png", value_name = "FILE")]

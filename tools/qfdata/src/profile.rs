@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context};
 use clap::Args;
 use qf_pipeline::augment::normalise_batch;
-use qf_pipeline::captions::CaptionLines;
 use qf_pipeline::decode::DecodeQuality;
 use qf_pipeline::loader::{
     queue_table, stage_table, Counters, DataSet, Loader, LoaderReport, SettingNames,
@@ -22,7 +21,7 @@ use qf_pipeline::words::counted;
 use qf_pipeline::LoaderConfig;
 use serde::Serialize;
 
-use crate::data::{with_data, DataArgs};
+use crate::data::{with_data, CaptionLinesArg, DataArgs};
 use crate::interrupt::Interrupt;
 use crate::order::parse_shuffle;
 use crate::output::{remark, say};
@@ -38,9 +37,8 @@ pub(crate) struct ProfileArgs {
     #[command(flatten)]
     data: DataArgs,
 
-    /// What a .txt holds: each (line is a caption) or one [default: by the first samples]
-    #[arg(long, value_name = "each|one")]
-    caption_lines: Option<CaptionLines>,
+    #[command(flatten)]
+    lines: CaptionLinesArg,
 
     /// Threads that decode, augment and tokenise [default: one per core]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
@@ -161,8 +159,7 @@ pub(crate) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
         epochs: 0,
         shuffle: args.shuffle,
         decode_quality: args.decode_quality.unwrap_or_default(),
-        caption_lines: args.caption_lines,
-        ..args.data.config()
+        ..args.lines.over(args.data.config())
     };
     config.validate()?;
     // Caught from before there is a file to remove.

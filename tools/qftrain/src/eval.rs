@@ -8,6 +8,7 @@ use qf_model::eval::{
     read_annotations, AnnotationSource, EvalSource, FeatureBank, RecallPair, RetrievalReport,
 };
 use qf_model::host::batch_allocator;
+use qf_pipeline::filter::Filters;
 use qf_pipeline::loader::Loader;
 use qf_pipeline::source::ShardSpec;
 use qf_pipeline::words::counted;
@@ -35,6 +36,11 @@ pub(crate) struct EvalArgs {
 
     #[command(flatten)]
     columns: ColumnArgs,
+
+    /// Leave out the samples that the run's data.filters leave out, as its validation does [default:
+    /// filters choose what a model learns from; all samples are evaluated]
+    #[arg(long, conflicts_with = "annotations")]
+    filters: bool,
 
     /// Annotation file instead of shards: a JSON list of objects with `image` and `caption`, as
     /// LAVIS's coco_karpathy_test.json
@@ -75,7 +81,11 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         threads: args.threads,
         ..model.config.data.clone()
     };
-    let data = args.columns.over(data).for_evaluation();
+    let mut data = args.columns.over(data).for_evaluation();
+    if !args.filters {
+        // Figures of models that learned from different samples are to be those of the same ones.
+        data.filters = Filters::default();
+    }
     data.validate()?;
     let input = match (&args.annotations, &args.images) {
         (Some(file), Some(images)) => Input::Files(read_annotations(file)?, images.clone()),

@@ -35,6 +35,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use qf_model::host_memory::keep_blocks;
 use qf_pipeline::error::full_message;
 use qf_pipeline::mistakes::plain;
 
@@ -86,6 +87,9 @@ fn main() -> ExitCode {
     };
     library_environment::prepare();
     output::start_log();
+    if let Err(error) = keep_blocks() {
+        log::warn!("memory of tensors comes from libtorch's own allocator: {error}");
+    }
     let result = match &cli.command {
         Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Bench(args)) => bench::run(args),

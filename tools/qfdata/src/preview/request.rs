@@ -33,7 +33,7 @@ pub(super) fn request(args: &PreviewArgs, files: Option<usize>) -> anyhow::Resul
         Some(path) => data_settings(path)?,
         None => LoaderConfig::default(),
     };
-    config = args.data.over(config);
+    config = args.lines.over(args.data.over(config));
     if let Some(files) = files {
         config.batch_size = files.clamp(1, MAX_FILES);
     }
