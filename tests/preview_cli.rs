@@ -697,3 +697,47 @@ fn outputs_never_replace_inputs() {
     fails(dir.path(), 2, &["b.png", "--shards", "a.tar"]);
     fails(dir.path(), 2, &["b.png", "--columns", "0"]);
 }
+
+/// A text of two lines is two captions or one, of shards and of files, as `--caption-lines` says.
+#[test]
+fn texts_are_taken_by_line_or_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let photos = folder.join("photos");
+    fs::create_dir(&photos).unwrap();
+    let mut picture = std::io::Cursor::new(Vec::new());
+    let pixels =
+        image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([6 * x as u8, 8 * y as u8, 90]));
+    pixels
+        .write_to(&mut picture, image::ImageFormat::Png)
+        .unwrap();
+    let picture = picture.into_inner();
+    let text = "A red bus\nin the rain\n";
+    let mut members = Vec::new();
+    for number in 0..4 {
+        let name = |ending: &str| format!("{number:03}.{ending}");
+        fs::write(photos.join(name("png")), &picture).unwrap();
+        fs::write(photos.join(name("txt")), text).unwrap();
+        members.push((name("png"), picture.as_slice()));
+        members.push((name("txt"), text.as_bytes()));
+    }
+    let members: Vec<_> = members.iter().map(|(n, d)| (n.as_str(), *d)).collect();
+    tar_shard(&folder.join("x.tar"), &members);
+    for input in ["x.tar", "photos"] {
+        for (lines, expected) in [
+            ("each", &["a red bus", "in the rain"][..]),
+            ("one", &["a red bus in the rain"]),
+        ] {
+            let report = json(folder, &[input, "--eval", "--caption-lines", lines]);
+            let samples = report["samples"].as_array().unwrap();
+            assert_eq!(samples.len(), 4);
+            for sample in samples {
+                let captions = sample["captions"].as_array().unwrap().iter();
+                let texts: Vec<&str> = captions.map(|c| c["text"].as_str().unwrap()).collect();
+                assert_eq!(texts, expected, "{input}, {lines}");
+            }
+        }
+    }
+    let said = fails(folder, 2, &["x.tar", "--caption-lines", "both"]);
+    assert!(said.contains("each") && said.contains("one"), "{said}");
+}

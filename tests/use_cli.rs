@@ -300,6 +300,70 @@ fn an_annotation_file_evaluates_like_the_shards_of_the_same_images() {
     fails(2, &without_root);
 }
 
+/// A run's filters choose what it learns from and validates on; evaluation has all that it is given, shards
+/// and files alike, unless it is asked to filter.
+#[test]
+fn filters_of_a_run_leave_its_evaluation_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let run_dir = path(&folder, "run");
+    let texts = |number: usize| -> Vec<String> {
+        let text = data().join(format!("scenes/{number:06}.txt"));
+        let text = fs::read_to_string(text).unwrap();
+        text.lines().map(str::to_owned).collect()
+    };
+    let words = |text: &String| text.split_whitespace().count();
+    // A limit that leaves some of the captions out.
+    let mut counts: Vec<usize> = (0..24).flat_map(texts).map(|t| words(&t)).collect();
+    counts.sort_unstable();
+    let least = counts[counts.len() / 3] + 1;
+    let taken = counts.iter().filter(|&&count| count >= least).count();
+    assert!(0 < taken && taken < 72, "{counts:?}");
+    let setting = format!("data.filters.min_caption_words={least}");
+    let (shards, held) = (glob("tar"), glob("arrow"));
+    let validation = ["--val-shards", &held, "--val-every", "4"];
+    let more = [
+        "--steps",
+        "4",
+        "--set",
+        &setting,
+        "--set",
+        "validation.rerank=4",
+    ];
+    succeeds(&small_run(
+        &run_dir,
+        &shards,
+        &[&more[..], &validation].concat(),
+    ));
+
+    let entries: Vec<Value> = (0..24)
+        .map(|number| json!({"image": format!("{number:06}.jpg"), "caption": texts(number)}))
+        .collect();
+    let file = path(&folder, "test.json");
+    fs::write(&file, json!(entries).to_string()).unwrap();
+    let images = data().join("scenes").display().to_string();
+    let eval = |more: &[&str]| -> Value {
+        let common = ["eval", "--run-dir", &run_dir, "--json", "--rerank", "4"];
+        serde_json::from_str(&succeeds(&[&common[..], more].concat())).unwrap()
+    };
+    let of_files = ["--annotations", &file, "--images", &images];
+    let whole = eval(&["--shards", &shards]);
+    assert_eq!(whole, eval(&of_files));
+    assert_eq!(
+        (&whole["images"], &whole["captions"]),
+        (&24.into(), &72.into())
+    );
+    // Filtered, they are what the run's validation counted.
+    let filtered = eval(&["--shards", &shards, "--filters"]);
+    let all = metrics(Path::new(&run_dir));
+    let record = all.iter().find(|record| record["kind"] == "validation");
+    for name in ["images", "captions", "skipped"] {
+        assert_eq!(filtered[name], record.unwrap()[name], "{name}");
+    }
+    assert_eq!(filtered["captions"], taken);
+    let both = [&["eval", "--run-dir", &run_dir, "--filters"], &of_files[..]].concat();
+    fails(2, &both);
+}
+
 #[test]
 fn captions_of_files_and_shards() {
     let folder = tempfile::tempdir().unwrap();
