@@ -99,6 +99,8 @@ class Mapped {
     if (!block) {
       const std::lock_guard<std::mutex> lock(mutex_);
       used_ -= fitting.bytes;
+      // What could not be had was never in use.
+      peak_ = used_;
     }
     return block;
   }
