@@ -30,7 +30,7 @@ pub(crate) fn prepare() {
     let waits = is_set("GOMP_SPINCOUNT");
     let missing: Vec<(&str, &str)> = wanted
         .into_iter()
-        .filter(|(name, _)| !is_set(name) && !(waits && *name == "OMP_WAIT_POLICY"))
+        .filter(|(name, _)| !(is_set(name) || waits && *name == "OMP_WAIT_POLICY"))
         .collect();
     if missing.is_empty() {
         return;
