@@ -9,7 +9,7 @@
 //!   runs      the whole loop, CUDA graphs
 //! ```
 //!
-//! Steps on the device are compared with [`mod@reference`]: the same network on the CPU in 64 bits with
+//! Steps on the device are compared with `reference`: the same network on the CPU in 64 bits with
 //! every row computed, which takes libtorch's plain operations instead of the fused ones.
 
 mod compare;
