@@ -229,6 +229,7 @@ fn a_run_writes_what_it_promises() {
     assert_eq!(stages, expected);
     let expected = [
         "wait",
+        "tower",
         "agree",
         "forward",
         "backward",
