@@ -159,6 +159,11 @@ struct DropoutAddNorm : public Function<DropoutAddNorm> {
   }
 };
 
+// An element type as Rust counts them.
+at::ScalarType type_of(int kind) {
+  return kind == 0 ? at::kFloat : kind == 1 ? at::kBFloat16 : at::kHalf;
+}
+
 }  // namespace
 
 extern "C" {
@@ -175,7 +180,7 @@ char* qf_low_dropout_add_norm(const Tensor* branch, const Tensor* residual, cons
                               const Tensor* gain, const Tensor* shift, double eps,
                               double probability, int kind, Tensor** full, Tensor** low) {
   return protect([&] {
-    const auto type = kind == 0 ? at::kFloat : kind == 1 ? at::kBFloat16 : at::kHalf;
+    const auto type = type_of(kind);
     const bool fuses = is_fused(*branch, *residual, *gain, type) && residual->numel() > 0;
     TORCH_CHECK(fuses || !bias, "the gradient of a bias is left to a kernel that is not there");
     if (fuses) {
@@ -197,7 +202,7 @@ char* qf_low_dropout_add_norm(const Tensor* branch, const Tensor* residual, cons
 char* qf_low_add_norm(const Tensor* branch, const Tensor* x, const Tensor* gain, const Tensor* shift,
                       double eps, int kind, Tensor** sum, Tensor** low) {
   return protect([&] {
-    const auto type = kind == 0 ? at::kFloat : kind == 1 ? at::kBFloat16 : at::kHalf;
+    const auto type = type_of(kind);
     const Tensor none, &added = branch ? *branch : none;
     const bool has_grad = at::GradMode::is_enabled() &&
                           (x->requires_grad() || gain->requires_grad() || shift->requires_grad());

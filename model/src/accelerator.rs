@@ -74,22 +74,28 @@ impl OwnStream {
 
     /// Waits for all that was given to the stream.
     pub(crate) fn wait(&self) -> Result<(), ModelError> {
-        match self.device {
-            Device::Cuda(index) => ffi::wait_for_stream(index),
-            _ => Ok(()),
-        }
+        wait_for_present_stream(self.device)
     }
 
     pub(crate) fn device(&self) -> Device {
         self.device
     }
 
-    /// Begins a copy of `source` to the device; it is complete after [`OwnStream::wait`], until when `source` must stay as it is.
+    /// Begins a copy of `source` to the device; it is complete after [`OwnStream::wait`], until when
+    /// `source` must stay as it is.
     pub(crate) fn copy(&self, source: &Tensor) -> Result<Tensor, ModelError> {
         match self.device {
             Device::Cuda(index) => ffi::begin_copy(source, index),
             _ => Ok(source.f_detach_copy()?),
         }
+    }
+}
+
+/// Waits for all that this thread's present stream was given.
+fn wait_for_present_stream(device: Device) -> Result<(), ModelError> {
+    match device {
+        Device::Cuda(index) => ffi::wait_for_stream(index),
+        _ => Ok(()),
     }
 }
 
@@ -124,10 +130,7 @@ impl HostCopies {
 
     /// Waits for all of them.
     pub(crate) fn wait(self) -> Result<(), ModelError> {
-        match self.device {
-            Device::Cuda(index) => ffi::wait_for_stream(index),
-            _ => Ok(()),
-        }
+        wait_for_present_stream(self.device)
     }
 }
 

@@ -226,11 +226,9 @@ impl LayerNorm {
         (&self.weight, &self.bias)
     }
 
+    /// [`LayerNorm::forward`] with a result that has the input's kind again.
     pub(crate) fn forward_in_f32(&self, input: &Tensor) -> Result<Tensor, ModelError> {
-        let kind = input.f_kind()?;
-        Ok(self
-            .forward(&input.f_to_kind(Kind::Float)?)?
-            .f_to_kind(kind)?)
+        Ok(self.forward(input)?.f_to_kind(input.f_kind()?)?)
     }
 
     /// The norm without gain and shift, in 32 bits; the result has the input's kind.

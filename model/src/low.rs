@@ -71,12 +71,8 @@ impl LowCopies {
         let bias = Tensor::f_zeros([rows], options)?;
         let mut at = 0;
         for ((own_weight, own_bias), size) in layers.iter().zip(sizes) {
-            for (source, copy) in [(own_weight, &weight), (own_bias, &bias)] {
-                self.sources.push(source.shallow_clone());
-                self.targets.push(copy.f_narrow(0, at, size)?);
-                // No version: stale.
-                self.versions.borrow_mut().push(-1);
-            }
+            self.keep(own_weight, &weight, at)?;
+            self.keep(own_bias, &bias, at)?;
             at += size;
         }
         Ok(LowLinear {
@@ -97,12 +93,19 @@ impl LowCopies {
             .map_or(tch::Device::Cpu, |(_, part)| part.device());
         let vector = Tensor::f_zeros([size], (self.kind, device))?;
         for (at, source) in parts {
-            self.sources.push(source.shallow_clone());
-            self.targets
-                .push(vector.f_narrow(0, *at, source.size()[0])?);
-            self.versions.borrow_mut().push(-1);
+            self.keep(source, &vector, *at)?;
         }
         Ok(vector)
+    }
+
+    /// Has the rows of `copy` from `at` on hold the values of `source`, from the next
+    /// [`LowCopies::refresh`] on.
+    fn keep(&mut self, source: &Tensor, copy: &Tensor, at: i64) -> Result<(), ModelError> {
+        self.sources.push(source.shallow_clone());
+        self.targets.push(copy.f_narrow(0, at, source.size()[0])?);
+        // No version: stale.
+        self.versions.get_mut().push(-1);
+        Ok(())
     }
 
     /// Has the next [`LowCopies::refresh`] make the copies of trained parameters anew.

@@ -157,9 +157,7 @@ impl<'a> Guard<'a> {
                 Some(name) => name,
                 None => first_non_finite(view)?,
             };
-            let outputs: Vec<&StepOutput> = view.batches.iter().map(|done| &done.output).collect();
-            let watch = Watch::of(&outputs, view.gradient_norm)?;
-            self.report(&Suspect::of(view, watch.parts)?, first_tensor)
+            self.report(&Suspect::of(view, view.watch()?.parts)?, first_tensor)
         })?;
         let limit_reached = self.skipped_in_a_row >= self.max_skips_in_a_row;
         if self.policy == OnNonFinite::Stop || limit_reached {
@@ -367,10 +365,16 @@ impl Watch {
     }
 }
 
+impl StepView<'_> {
+    fn watch(&self) -> Result<Watch, ModelError> {
+        let outputs: Vec<&StepOutput> = self.batches.iter().map(|done| &done.output).collect();
+        Watch::of(&outputs, self.gradient_norm)
+    }
+}
+
 impl Watched {
     fn new(view: &StepView<'_>) -> Result<Watched, ModelError> {
-        let outputs: Vec<&StepOutput> = view.batches.iter().map(|done| &done.output).collect();
-        let watch = Watch::of(&outputs, view.gradient_norm)?;
+        let watch = view.watch()?;
         Ok(Watched {
             finite: watch.finite,
             names: watch.names,

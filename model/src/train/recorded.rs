@@ -26,7 +26,7 @@ use crate::ops::Rate;
 const STEPS_BEFORE: u64 = 3;
 
 /// Batch size and text columns.
-type Shape = (i64, i64);
+pub(super) type Shape = (i64, i64);
 
 /// The recordings of a run.
 pub(super) struct RecordedSteps {
@@ -78,21 +78,21 @@ impl RecordedSteps {
         self.recorder = None;
     }
 
-    /// Whether a step of these batches is to be run from a recording, which may have to be made.
-    pub(super) fn takes(&mut self, batches: &[ReadyBatch]) -> bool {
+    /// The shape of a step of these batches, if it is to be run from a recording, which may have to be made.
+    pub(super) fn takes(&mut self, batches: &[ReadyBatch]) -> Option<Shape> {
         let (Some(_), [batch]) = (&self.recorder, batches) else {
-            return false;
+            return None;
         };
         let (Some(_), Ok(shape)) = (&batch.features, shape_of(batch)) else {
-            return false;
+            return None;
         };
         if self.steps.contains_key(&shape) {
-            return true;
+            return Some(shape);
         }
         let is_warm = self.seen.values().sum::<u64>() >= STEPS_BEFORE;
         let seen = self.seen.entry(shape).or_default();
         *seen += 1;
-        is_warm && *seen > 1
+        (is_warm && *seen > 1).then_some(shape)
     }
 }
 
@@ -108,14 +108,13 @@ impl Trainer {
     /// the step is then still to be made, and no other will be recorded.
     pub(super) fn recorded_step(
         &mut self,
-        batch: &ReadyBatch,
+        (batch, shape): (&ReadyBatch, Shape),
         seed: u64,
         lr: f64,
         recorded: &mut RecordedSteps,
         guard: &mut Guard<'_>,
         phases: &mut Phases,
     ) -> Result<Option<StepResult>, StepFailure> {
-        let shape = shape_of(batch)?;
         batch.use_here()?;
         let Some(features) = &batch.features else {
             return Ok(None);

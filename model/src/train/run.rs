@@ -453,8 +453,8 @@ impl Trainer {
         let (seed, stream) = (run.config.seed, &run.stream);
         let (recorded, guard, phases) = (&mut run.recorded, &mut run.guard, &mut run.phases);
         stream.run(|| {
-            if let (true, [batch]) = (recorded.takes(&batches), &batches[..]) {
-                let done = self.recorded_step(batch, seed, lr, recorded, guard, phases)?;
+            if let (Some(shape), [batch]) = (recorded.takes(&batches), &batches[..]) {
+                let done = self.recorded_step((batch, shape), seed, lr, recorded, guard, phases)?;
                 if let Some(done) = done {
                     return Ok(done);
                 }
