@@ -56,7 +56,7 @@ demo: export DEMO_STARTED := $(shell date +%s)
 demo: build ## Set-up, then the whole job: render, shard, train, evaluate (PAIRS=folder: yours)
 	@scripts/demo.sh
 
-bench: ## Set-up, then rates of every stage of the loader (criterion), and its share of the floor
+bench: ## Set-up, then rates of every stage of the loader (criterion), and the fraction of the lower bound that it reaches
 	@$(SETUP)
 	@$(SEED) release
 	cargo bench --locked -p qf-pipeline --bench stages

@@ -15,7 +15,7 @@ use qf_model::device::seed;
 use qf_model::params::Init;
 use qf_model::{
     AdamW, AdamWConfig, Blip2Qformer, Collective, ComputeOptions, ModelError, NegativeSampling,
-    ParamStore, ProcessGroup, RankPlace, RankTimeouts, Ranks, SingleProcess, StepInput,
+    ParamStore, ProcessGroup, RankConfig, RankTimeouts, Ranks, SingleProcess, StepInput,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -76,7 +76,7 @@ fn as_rank() {
         panic!("{job}");
     };
     let rank: i64 = rank.parse().unwrap();
-    let place = RankPlace {
+    let place = RankConfig {
         rank,
         world_size: world.parse().unwrap(),
         host: "127.0.0.1".into(),

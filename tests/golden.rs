@@ -1061,7 +1061,10 @@ fn golden_hugging_face_inference() {
     // The file has no temperature and no language-model head, and neither is needed here.
     let strict = Part::Model(Absent::default());
     let error = load_into(&mut model, &file, strict).unwrap_err();
-    assert!(error.to_string().contains("`temp` has no place"), "{error}");
+    assert!(
+        error.to_string().contains("`temp` has no counterpart"),
+        "{error}"
+    );
     let absent = Absent {
         head: true,
         ..Absent::default()

@@ -28,7 +28,7 @@ mod preview_cli;
 mod profile_cli;
 /// Published weights of a real BERT.
 mod published;
-/// Checkpoints of runs that were killed or damaged, and numbers that are none.
+/// Checkpoints of runs that were killed or damaged, and non-finite numbers.
 mod resume_cli;
 /// The same batches from every shard format and any number of threads.
 mod same_batches;

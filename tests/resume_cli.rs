@@ -1,5 +1,5 @@
 //! Checkpoints under stress: runs killed at any moment, files cut short or altered, the layout of
-//! earlier versions, and losses that are no numbers.
+//! earlier versions, and non-finite losses.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -96,7 +96,7 @@ pub enum ModelError {
         /// The operating system's word.
         source: std::io::Error,
     },
-    /// A loss or a gradient that is no number.
+    /// A loss or a gradient that is not finite.
     #[error(
         "step {step}: {first_tensor} is not finite (losses: itc {loss_itc}, itm {loss_itm}, \
          lm {loss_lm}) on the batch [{}]{}; {}", .samples.join(", "), saved(.batch),

@@ -178,7 +178,7 @@ impl DeviceFeed {
     /// The next batch, waiting for it if need be; `None` when the loader's epochs are over.
     ///
     /// # Errors
-    /// What ended the loader, or [`ModelError::Torch`] when the device has no room; once, `None`
+    /// What ended the loader, or [`ModelError::Torch`] when the device is out of memory; once, `None`
     /// after that.
     pub fn next_batch(&mut self) -> Result<Option<ReadyBatch>, ModelError> {
         self.next_batch_unless(&AtomicBool::new(false))

@@ -26,7 +26,7 @@ impl DeviceBatch {
     /// Copies images and texts to `device`, the pixels normalised. Done when it returns.
     ///
     /// # Errors
-    /// [`ModelError::Torch`] when the device has no room.
+    /// [`ModelError::Torch`] when the device is out of memory.
     pub fn of(
         pixels: PlanarBatch<'_>,
         tokens: &TokenRows,
@@ -45,7 +45,7 @@ impl DeviceBatch {
     /// ranks those of the longest text of any, so that what they gather has one shape.
     ///
     /// # Errors
-    /// [`ModelError::Torch`] for more columns than there are, or when the device has no room.
+    /// [`ModelError::Torch`] for more columns than there are, or when the device is out of memory.
     pub fn with_text_columns(self, columns: i64) -> Result<DeviceBatch, ModelError> {
         let [token_ids, attention_mask] = self.text_columns(columns)?;
         Ok(DeviceBatch {
@@ -72,7 +72,7 @@ pub fn text_lengths(batch: &Batch) -> Vec<i64> {
 /// Copies a batch to `device`, its pixels normalised. Done when it returns.
 ///
 /// # Errors
-/// [`ModelError::Torch`] when the device has no room.
+/// [`ModelError::Torch`] when the device is out of memory.
 pub fn upload(batch: &Batch, device: Device) -> Result<DeviceBatch, ModelError> {
     DeviceBatch::of(batch.pixels(), &batch.tokens, device)
 }
@@ -96,7 +96,7 @@ pub(crate) fn upload_on(stream: &OwnStream, batch: &Batch) -> Result<DeviceBatch
 /// numbers are those of the host.
 ///
 /// # Errors
-/// [`ModelError::Torch`] when the device has no room.
+/// [`ModelError::Torch`] when the device is out of memory.
 pub fn upload_pixels(pixels: PlanarBatch<'_>, device: Device) -> Result<Tensor, ModelError> {
     pixels_to(pixels, device, |pixels| Ok(pixels.f_to_device(device)?))
 }

@@ -72,7 +72,7 @@ pub use blip2::{
     Blip2Qformer, ComputeOptions, FrozenTower, HiddenRows, NegativeSampling, StepInput, StepOutput,
     TrainingImages,
 };
-pub use collective::{Collective, ProcessGroup, RankPlace, RankTimeouts, Ranks, SingleProcess};
+pub use collective::{Collective, ProcessGroup, RankConfig, RankTimeouts, Ranks, SingleProcess};
 pub use config::{ModelConfig, Precision, QformerConfig, VisionConfig, VitConfig};
 pub use error::ModelError;
 pub use optim::{AdamW, AdamWConfig};

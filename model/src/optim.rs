@@ -333,7 +333,7 @@ impl AdamW {
     /// one of this rank's share.
     ///
     /// # Errors
-    /// [`ModelError::Input`] for a rate that is negative or no number, [`ModelError::Torch`] where
+    /// [`ModelError::Input`] for a rate that is negative or not finite, [`ModelError::Torch`] where
     /// libtorch fails.
     pub fn step(&mut self, lr: f64) -> Result<(), ModelError> {
         self.step_scaled(lr, None, None)

@@ -143,7 +143,7 @@ impl ParamStore {
     /// and class token left out.
     ///
     /// # Errors
-    /// [`ModelError::Torch`] when the device has no room.
+    /// [`ModelError::Torch`] when the device is out of memory.
     pub(crate) fn convert_frozen_matrices(
         &mut self,
         prefix: &str,

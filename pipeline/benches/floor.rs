@@ -26,7 +26,9 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn main() {
-    println!("share of the floor, medians of {ROUNDS} rounds of {PICTURES} crops in turns");
+    println!(
+        "fraction of the lower bound, medians of {ROUNDS} rounds of {PICTURES} crops in turns"
+    );
     for photo in [Photo::web(), Photo::camera()] {
         let image = photo.image();
         for (name, quality) in [

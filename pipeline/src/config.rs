@@ -71,9 +71,9 @@ pub struct LoaderConfig {
     pub shuffle_buffer_bytes: usize,
     /// Passes over the data; 0 means without end. Default 0.
     pub epochs: u64,
-    /// Whether the places at the end of an epoch that do not fill a batch of all ranks are dropped
+    /// Whether the positions at the end of an epoch that do not fill a batch of all ranks are dropped
     /// (and counted as `dropped_last`): one process drops good samples that fill no batch, several
-    /// ranks drop places before they are read. Default true; evaluation needs false, which makes
+    /// ranks drop positions before they are read. Default true; evaluation needs false, which makes
     /// smaller batches of them, on some ranks none.
     pub drop_last: bool,
     /// Which good samples are left out. Default none.

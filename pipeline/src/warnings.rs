@@ -42,7 +42,7 @@ impl Warnings {
     /// A warning of this kind, named as its counter is.
     pub fn warn(&mut self, kind: &'static str, message: fmt::Arguments<'_>) {
         let now = Instant::now();
-        match self.book(kind, &message, now) {
+        match self.record(kind, &message, now) {
             Line::Whole => log::warn!("{message}"),
             Line::LastWhole => log::warn!(
                 "{message}; more of this kind ({kind}) are summed up once a minute, RUST_LOG=info \
@@ -56,7 +56,7 @@ impl Warnings {
         }
     }
 
-    fn book(&mut self, kind: &'static str, message: &dyn Display, now: Instant) -> Line {
+    fn record(&mut self, kind: &'static str, message: &dyn Display, now: Instant) -> Line {
         let kind = self.kinds.entry(kind).or_insert_with(|| Kind {
             total: 0,
             untold: 0,
@@ -125,7 +125,7 @@ mod tests {
         for second in 0..1000u64 {
             let now = start + Duration::from_secs(second);
             let message = format!("sample {second}");
-            match warnings.book("broken_image", &message, now) {
+            match warnings.record("broken_image", &message, now) {
                 Line::Whole | Line::LastWhole => shown += 1,
                 Line::None => {}
                 Line::Summary => {
@@ -141,7 +141,7 @@ mod tests {
             "broken_image: 60 more, 130 in all; the last: sample 129"
         );
         // Another kind begins anew.
-        assert_eq!(warnings.book("no_caption", &"x", start), Line::Whole);
+        assert_eq!(warnings.record("no_caption", &"x", start), Line::Whole);
         let left = &warnings.kinds["broken_image"];
         assert_eq!((left.total, left.untold), (1000, 30));
     }

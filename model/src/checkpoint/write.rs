@@ -109,7 +109,7 @@ impl CheckpointWriter {
     /// others are to call [`AdamW::send_state`] meanwhile.
     ///
     /// # Errors
-    /// What went wrong with the save before this one; [`ModelError::Torch`] when there is no room
+    /// What went wrong with the save before this one; [`ModelError::Torch`] when there is no memory
     /// for the copy; [`ModelError::RankLost`] when a rank that keeps some of the state cannot be
     /// reached.
     pub fn save(

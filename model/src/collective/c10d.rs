@@ -137,9 +137,9 @@ extern "C" {
 }
 
 /// What went wrong in the shim, in its words.
-pub(super) type Said = String;
+pub(super) type C10dError = String;
 
-fn check(message: Message) -> Result<(), Said> {
+fn check(message: Message) -> Result<(), C10dError> {
     shim_message(message).map_or(Ok(()), Err)
 }
 
@@ -172,7 +172,7 @@ impl Store {
         hosts: bool,
         prefix: &str,
         timeout: Duration,
-    ) -> Result<Store, Said> {
+    ) -> Result<Store, C10dError> {
         let mut out = std::ptr::null_mut();
         // SAFETY: the strings live through the call, with their lengths; out is written once.
         check(unsafe {
@@ -190,13 +190,13 @@ impl Store {
         Ok(Store(out))
     }
 
-    pub(super) fn set(&self, key: &str, value: &[u8]) -> Result<(), Said> {
+    pub(super) fn set(&self, key: &str, value: &[u8]) -> Result<(), C10dError> {
         // SAFETY: the store lives as long as `self`, the slices through the call.
         check(unsafe { qf_store_set(self.0, key.as_ptr(), key.len(), value.as_ptr(), value.len()) })
     }
 
     /// The value of `key`, once it is there; an error after `timeout`.
-    pub(super) fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, Said> {
+    pub(super) fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, C10dError> {
         let (mut bytes, mut length) = (std::ptr::null_mut(), 0);
         // SAFETY: as above; without a message `bytes` holds `length` bytes of the shim's, which are
         // copied and freed.
@@ -216,14 +216,14 @@ impl Store {
     }
 
     /// Adds to the number under `key`, 0 at first, and returns the sum.
-    pub(super) fn add(&self, key: &str, amount: i64) -> Result<i64, Said> {
+    pub(super) fn add(&self, key: &str, amount: i64) -> Result<i64, C10dError> {
         let mut sum = 0;
         // SAFETY: as above.
         check(unsafe { qf_store_add(self.0, key.as_ptr(), key.len(), amount, &mut sum) })?;
         Ok(sum)
     }
 
-    pub(super) fn has(&self, key: &str) -> Result<bool, Said> {
+    pub(super) fn has(&self, key: &str) -> Result<bool, C10dError> {
         let mut has = 0;
         // SAFETY: as above.
         check(unsafe { qf_store_has(self.0, key.as_ptr(), key.len(), &mut has) })?;
@@ -266,7 +266,7 @@ impl Group {
         (join, collective): (Duration, Duration),
         network: Network<'_>,
         nccl: Option<Nccl>,
-    ) -> Result<Group, Said> {
+    ) -> Result<Group, C10dError> {
         let (interface, address) = match network {
             Network::Default => ("", ""),
             Network::Interface(name) => (name, ""),
@@ -295,7 +295,7 @@ impl Group {
         Ok(Group(out))
     }
 
-    pub(super) fn gather(&self, own: &Tensor, with_grad: bool) -> Result<Tensor, Said> {
+    pub(super) fn gather(&self, own: &Tensor, with_grad: bool) -> Result<Tensor, C10dError> {
         let mut out = std::ptr::null_mut();
         // SAFETY: the group lives as long as `self`; the tensor is live; without a message out holds
         // a new tensor, which the handle owns.
@@ -310,7 +310,11 @@ impl Group {
         }
     }
 
-    pub(super) fn reduce(&self, tensor: &mut Tensor, reduction: Reduction) -> Result<(), Said> {
+    pub(super) fn reduce(
+        &self,
+        tensor: &mut Tensor,
+        reduction: Reduction,
+    ) -> Result<(), C10dError> {
         let operation = match reduction {
             Reduction::Sum => 0,
             Reduction::Max => 1,
@@ -319,7 +323,7 @@ impl Group {
         check(unsafe { qf_group_reduce(self.0, tensor.as_mut_ptr(), operation) })
     }
 
-    pub(super) fn broadcast(&self, tensors: &[&Tensor]) -> Result<(), Said> {
+    pub(super) fn broadcast(&self, tensors: &[&Tensor]) -> Result<(), C10dError> {
         let pointers = pointers(tensors);
         // SAFETY: the pointers are of live tensors.
         check(unsafe { qf_group_broadcast(self.0, pointers.as_ptr(), pointers.len(), 0) })
@@ -330,7 +334,7 @@ impl Group {
         &self,
         tensors: &[(&Tensor, i32)],
         bucket_bytes: usize,
-    ) -> Result<(), Said> {
+    ) -> Result<(), C10dError> {
         let (tensors, owners) = unzip(tensors);
         // SAFETY: `count` pointers of live tensors and as many ranks.
         check(unsafe {
@@ -344,20 +348,24 @@ impl Group {
         })
     }
 
-    pub(super) fn send(&self, tensors: &[&Tensor], to: i32) -> Result<(), Said> {
+    pub(super) fn send(&self, tensors: &[&Tensor], to: i32) -> Result<(), C10dError> {
         let pointers = pointers(tensors);
         // SAFETY: the pointers are of live tensors.
         check(unsafe { qf_group_send(self.0, pointers.as_ptr(), pointers.len(), to) })
     }
 
     /// Pairs of a tensor and the rank it comes from.
-    pub(super) fn receive(&self, tensors: &[(&Tensor, i32)]) -> Result<(), Said> {
+    pub(super) fn receive(&self, tensors: &[(&Tensor, i32)]) -> Result<(), C10dError> {
         let (tensors, from) = unzip(tensors);
         // SAFETY: `count` pointers of live tensors and as many ranks.
         check(unsafe { qf_group_receive(self.0, tensors.as_ptr(), from.as_ptr(), tensors.len()) })
     }
 
-    pub(super) fn average(&self, gradients: &[&Tensor], bucket_bytes: usize) -> Result<(), Said> {
+    pub(super) fn average(
+        &self,
+        gradients: &[&Tensor],
+        bucket_bytes: usize,
+    ) -> Result<(), C10dError> {
         let pointers = pointers(gradients);
         // SAFETY: the pointers are of live tensors.
         check(unsafe { qf_group_average(self.0, pointers.as_ptr(), pointers.len(), bucket_bytes) })
@@ -368,7 +376,7 @@ impl Group {
         params: &[&Tensor],
         bytes: usize,
         gives: Gradients,
-    ) -> Result<Reducer<'_>, Said> {
+    ) -> Result<Reducer<'_>, C10dError> {
         let pointers = pointers(params);
         let mut out = std::ptr::null_mut();
         // SAFETY: the pointers are of live tensors, which the reducer keeps alive.
@@ -444,7 +452,7 @@ impl Drop for Reducer<'_> {
     }
 }
 
-fn torch(said: Said) -> ModelError {
+fn torch(said: C10dError) -> ModelError {
     ModelError::Torch(tch::TchError::Torch(said))
 }
 
@@ -478,7 +486,7 @@ pub fn carries_nccl() -> bool {
 impl Nccl {
     /// Opens the library, which is part of the program, once `libtorch_cuda.so` is loaded. It stays
     /// for the rest of the process.
-    pub(super) fn open() -> Result<Nccl, Said> {
+    pub(super) fn open() -> Result<Nccl, C10dError> {
         let library = CudaLibrary::open(NCCL_LIBRARY)?;
         // SAFETY: only the address is taken; the shim calls it with the type that both share.
         let address = unsafe { library.function::<*const Opaque>(b"qf_make_nccl")? };

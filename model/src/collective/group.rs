@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use super::c10d::{Gradients, Group, Nccl, Network, Reducer, Said, Store};
+use super::c10d::{C10dError, Gradients, Group, Nccl, Network, Reducer, Store};
 use super::store::Board;
 use super::watch::{first_line, OnLost, Watch, BEAT, LAST_WORDS};
 use super::{Collective, Ranks, Reduction};
@@ -17,7 +17,7 @@ const BUCKET_BYTES: usize = 25 << 20;
 /// Time in which rank 0 lets the others part before it takes the store away.
 const PARTING: Duration = Duration::from_secs(10);
 
-/// Signs of life that a rank misses before it is named as the one that a connection broke to.
+/// Heartbeats that a rank misses before it is named as the one that a connection broke to.
 const MISSED_BEATS: u32 = 3;
 
 /// Largest port-independent world: beyond it something else is wrong.
@@ -28,7 +28,7 @@ const MAX_WORLD_SIZE: i64 = 65_536;
 pub struct RankTimeouts {
     /// For all ranks to come, from the start of this one. Default 300 s.
     pub join: Duration,
-    /// For a sign of life, which every rank gives each second. Default 15 s.
+    /// For a heartbeat, which every rank sends each second. Default 15 s.
     pub silence: Duration,
     /// For the others to make the same call, while they are alive: rank 0 validates alone, say.
     /// Default 2 h.
@@ -47,7 +47,7 @@ impl Default for RankTimeouts {
 
 /// Where this process stands among the ranks, and where they meet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RankPlace {
+pub struct RankConfig {
     /// This process, from 0.
     pub rank: i64,
     /// Number of ranks, 1 or more.
@@ -75,7 +75,7 @@ struct Hello {
 /// The processes of a data-parallel run, joined: [`Collective`] and [`Ranks`] over Gloo for tensors on
 /// the CPU and NCCL for those on a GPU.
 pub struct ProcessGroup {
-    place: RankPlace,
+    config: RankConfig,
     // In this order they are dropped: the store goes last.
     watch: Watch,
     /// Of the losses and of everything else outside of the backward pass.
@@ -94,25 +94,25 @@ impl ProcessGroup {
     /// [`ModelError::Config`] for a place that cannot be, [`ModelError::Rendezvous`] when the ranks do
     /// not meet: naming the address and those that are missing, or the port that is in use.
     pub fn join(
-        place: RankPlace,
+        config: RankConfig,
         device: Device,
         timeouts: RankTimeouts,
         on_lost: impl FnOnce(String) + Send + 'static,
     ) -> Result<ProcessGroup, ModelError> {
-        place.validate()?;
+        config.validate()?;
         let on_lost: OnLost = Box::new(on_lost);
         let error = |message: String| ModelError::Rendezvous {
-            rank: place.rank,
-            address: format!("{}:{}", place.host, place.port),
+            rank: config.rank,
+            address: format!("{}:{}", config.host, config.port),
             message,
         };
         let deadline = Instant::now() + timeouts.join;
         let board = Board {
-            store: place
-                .open(place.hosts_store, timeouts.join)
+            store: config
+                .open(config.hosts_store, timeouts.join)
                 .map_err(error)?,
         };
-        place.meet(&board, device, deadline).map_err(error)?;
+        config.meet(&board, device, deadline).map_err(error)?;
         let nccl = match device {
             Device::Cuda(_) => {
                 let nccl = Nccl::open();
@@ -120,12 +120,12 @@ impl ProcessGroup {
             }
             _ => None,
         };
-        let network = match &place.interface {
+        let network = match &config.interface {
             Some(interface) => Network::Interface(interface),
-            None if is_loopback(&place.host) => Network::Address("127.0.0.1"),
+            None if is_loopback(&config.host) => Network::Address("127.0.0.1"),
             None => Network::Default,
         };
-        let ranks = (place.rank as i32, place.world_size as i32);
+        let ranks = (config.rank as i32, config.world_size as i32);
         let join = |name: &str| {
             let waits = (timeouts.join, timeouts.collective);
             Group::join(&board.store, name, ranks, waits, network, nccl).map_err(|said| {
@@ -138,12 +138,12 @@ impl ProcessGroup {
         };
         let (group, gradients) = (join("losses")?, join("gradients")?);
         let own_board = Board {
-            store: place.open(false, timeouts.join).map_err(error)?,
+            store: config.open(false, timeouts.join).map_err(error)?,
         };
-        let watch = Watch::start(own_board, &place, timeouts.silence, on_lost)
+        let watch = Watch::start(own_board, &config, timeouts.silence, on_lost)
             .map_err(|io| error(format!("cannot start a thread ({io})")))?;
         Ok(ProcessGroup {
-            place,
+            config,
             watch,
             group,
             gradients,
@@ -218,9 +218,9 @@ impl ProcessGroup {
     }
 
     fn part(&self, patience: Duration) {
-        let place = &self.place;
+        let config = &self.config;
         self.board
-            .part(place.world_size, place.hosts_store, patience);
+            .part(config.world_size, config.hosts_store, patience);
     }
 
     /// Ends the run for all ranks because of `error` here, and returns what to tell the user: the
@@ -228,7 +228,7 @@ impl ProcessGroup {
     /// on this rank's watch is silent.
     pub fn fail(&self, error: &str) -> String {
         self.watch.silence();
-        let rank = self.place.rank;
+        let rank = self.config.rank;
         let (told, cause) = match is_broken_connection(error) {
             false => (format!("rank {rank}: {error}"), error.to_string()),
             true => {
@@ -246,10 +246,10 @@ impl ProcessGroup {
         cause
     }
 
-    /// The reason that another rank gives, or the rank that no longer gives signs of life.
-    fn find_cause(&self) -> Result<Option<String>, Said> {
-        let count = || -> Result<Vec<i64>, Said> {
-            let all = (0..self.place.world_size).map(|rank| self.board.beats(rank));
+    /// The reason that another rank gives, or the rank that no longer sends heartbeats.
+    fn find_cause(&self) -> Result<Option<String>, C10dError> {
+        let count = || -> Result<Vec<i64>, C10dError> {
+            let all = (0..self.config.world_size).map(|rank| self.board.beats(rank));
             all.collect()
         };
         let before = count()?;
@@ -265,7 +265,7 @@ impl ProcessGroup {
 
     fn lost(&self, said: &str) -> ModelError {
         ModelError::RankLost {
-            rank: self.place.rank,
+            rank: self.config.rank,
             message: first_line(said).to_string(),
         }
     }
@@ -288,7 +288,7 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.starts_with("127.") || host == "::1"
 }
 
-impl RankPlace {
+impl RankConfig {
     /// Checks the numbers.
     ///
     /// # Errors
@@ -310,7 +310,7 @@ impl RankPlace {
         Ok(())
     }
 
-    fn open(&self, hosts: bool, timeout: Duration) -> Result<Store, Said> {
+    fn open(&self, hosts: bool, timeout: Duration) -> Result<Store, C10dError> {
         let store = Store::open((&self.host, self.port), hosts, &self.attempt, timeout);
         store.map_err(|said| {
             let said = first_line(&said);
@@ -334,7 +334,7 @@ impl RankPlace {
     }
 
     /// Waits for all ranks and checks that they mean the same run.
-    fn meet(&self, board: &Board, device: Device, deadline: Instant) -> Result<(), Said> {
+    fn meet(&self, board: &Board, device: Device, deadline: Instant) -> Result<(), C10dError> {
         let claims = board.store.add(&format!("claim/{}", self.rank), 1)?;
         if claims != 1 {
             return Err(format!(
@@ -375,7 +375,7 @@ impl RankPlace {
         Ok(())
     }
 
-    fn missing(&self, board: &Board) -> Said {
+    fn missing(&self, board: &Board) -> C10dError {
         let is_missing = |rank: &i64| !board.store.has(&format!("hello/{rank}")).unwrap_or(false);
         const SHOWN: usize = 8;
         let missing: Vec<i64> = (0..self.world_size).filter(is_missing).collect();
@@ -394,11 +394,11 @@ impl RankPlace {
 
 impl Collective for ProcessGroup {
     fn rank(&self) -> i64 {
-        self.place.rank
+        self.config.rank
     }
 
     fn world_size(&self) -> i64 {
-        self.place.world_size
+        self.config.world_size
     }
 
     fn all_gather(&self, tensor: &Tensor) -> Result<Tensor, ModelError> {
@@ -428,13 +428,13 @@ impl Ranks for ProcessGroup {
     }
 
     fn leave_word(&self, state: &[u8]) -> Result<(), ModelError> {
-        let left = self.board.leave_word(self.place.rank, state);
+        let left = self.board.leave_word(self.config.rank, state);
         left.map_err(|said| self.lost(&said))
     }
 
     fn last_words(&self) -> Option<Vec<Vec<u8>>> {
         self.watch.silence();
-        let ranks = 0..self.place.world_size;
+        let ranks = 0..self.config.world_size;
         ranks.map(|rank| self.board.last_word(rank).ok()?).collect()
     }
 }
@@ -442,7 +442,7 @@ impl Ranks for ProcessGroup {
 impl std::fmt::Debug for ProcessGroup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ProcessGroup")
-            .field("place", &self.place)
+            .field("config", &self.config)
             .finish_non_exhaustive()
     }
 }

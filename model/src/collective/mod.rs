@@ -1,7 +1,7 @@
 //! The ranks of a data-parallel run: what the losses and a training step need from one another.
 //!
 //! ```text
-//! RankPlace ──join──▶ ProcessGroup ──▶ Collective   gathers for the losses
+//! RankConfig ──join──▶ ProcessGroup ──▶ Collective   gathers for the losses
 //!  (address,            │    │      └─▶ Ranks        agreement, states, weights
 //!   rank, world)        │    └────────▶ Reducer      gradients, averaged during backward
 //!                       └─ watch: a thread that finds ranks which died
@@ -14,7 +14,7 @@ mod watch;
 
 pub(crate) use c10d::unreached;
 pub use c10d::{carries_nccl, Gradients, Reducer};
-pub use group::{ProcessGroup, RankPlace, RankTimeouts};
+pub use group::{ProcessGroup, RankConfig, RankTimeouts};
 
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};

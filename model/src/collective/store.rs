@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::c10d::{Said, Store};
+use super::c10d::{C10dError, Store};
 
 /// Under this key lies the reason why the run ends, from the first rank that knew one.
 const FAILURE: &str = "failure";
@@ -14,23 +14,23 @@ pub(super) struct Board {
 }
 
 impl Board {
-    /// A sign of life.
-    pub(super) fn beat(&self, rank: i64) -> Result<(), Said> {
+    /// A heartbeat.
+    pub(super) fn beat(&self, rank: i64) -> Result<(), C10dError> {
         self.store.add(&format!("beat/{rank}"), 1).map(drop)
     }
 
-    /// Signs of life that a rank has given.
-    pub(super) fn beats(&self, rank: i64) -> Result<i64, Said> {
+    /// Heartbeats that a rank has sent.
+    pub(super) fn beats(&self, rank: i64) -> Result<i64, C10dError> {
         self.store.add(&format!("beat/{rank}"), 0)
     }
 
     /// Leaves where this rank's data stand.
-    pub(super) fn leave_word(&self, rank: i64, state: &[u8]) -> Result<(), Said> {
+    pub(super) fn leave_word(&self, rank: i64, state: &[u8]) -> Result<(), C10dError> {
         self.store.set(&format!("word/{rank}"), state)
     }
 
     /// What a rank left last, if it did.
-    pub(super) fn last_word(&self, rank: i64) -> Result<Option<Vec<u8>>, Said> {
+    pub(super) fn last_word(&self, rank: i64) -> Result<Option<Vec<u8>>, C10dError> {
         let key = format!("word/{rank}");
         match self.store.has(&key)? {
             true => self.store.get(&key, Duration::from_secs(1)).map(Some),
@@ -39,7 +39,7 @@ impl Board {
     }
 
     /// Says why the run ends, unless another rank has.
-    pub(super) fn put_failure(&self, cause: &str) -> Result<(), Said> {
+    pub(super) fn put_failure(&self, cause: &str) -> Result<(), C10dError> {
         match self.store.add("failures", 1)? {
             1 => self.store.set(FAILURE, cause.as_bytes()),
             _ => Ok(()),
@@ -47,7 +47,7 @@ impl Board {
     }
 
     /// Why the run ends, if a rank has said so.
-    pub(super) fn failure(&self) -> Result<Option<String>, Said> {
+    pub(super) fn failure(&self) -> Result<Option<String>, C10dError> {
         if !self.store.has(FAILURE)? {
             return Ok(None);
         }

@@ -2,7 +2,7 @@
 //!
 //! A collective fails at once when the process at the other end of its connection dies. That does not
 //! help a rank that is busy otherwise (rank 0 while it validates), nor one whose peer's machine has
-//! vanished or whose process hangs. So every rank gives a sign of life to the store each second; rank
+//! vanished or whose process hangs. So every rank sends a heartbeat to the store each second; rank
 //! 0, which hosts the store, looks for those that have stopped, and all look for the reason that
 //! somebody has put there. A store that does not answer is a rank 0 that has died.
 
@@ -12,10 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::group::RankPlace;
+use super::group::RankConfig;
 use super::store::Board;
 
-/// Time between two signs of life.
+/// Time between two heartbeats.
 pub(super) const BEAT: Duration = Duration::from_secs(1);
 
 /// Time in which the host of the store lets others read why the run ends.
@@ -55,7 +55,7 @@ impl Watch {
     /// Watches over a connection of its own; a rank that is silent for `silence` is dead.
     pub(super) fn start(
         board: Board,
-        place: &RankPlace,
+        config: &RankConfig,
         silence: Duration,
         on_lost: OnLost,
     ) -> std::io::Result<Watch> {
@@ -68,7 +68,7 @@ impl Watch {
         let (stop_clock, clock_stopped) = channel();
         let beats = {
             let shared = Arc::clone(&shared);
-            let (rank, world_size, is_host) = (place.rank, place.world_size, place.hosts_store);
+            let (rank, world_size, is_host) = (config.rank, config.world_size, config.hosts_store);
             let watched = if rank == 0 { world_size } else { 0 };
             let mut peers: Vec<(i64, Instant)> = vec![(0, Instant::now()); watched as usize];
             std::thread::Builder::new()
@@ -161,7 +161,7 @@ fn look(
             (*beats, *since) = (now, Instant::now());
         } else if since.elapsed() > silence {
             let cause = format!(
-                "rank {peer} has given no sign of life for {} s",
+                "rank {peer} has sent no heartbeat for {} s",
                 silence.as_secs()
             );
             board.put_failure(&cause)?;

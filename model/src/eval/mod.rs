@@ -64,7 +64,7 @@ impl FeatureBankBuilder {
     ///
     /// # Errors
     /// [`ModelError::Shape`] for tensors that do not fit the model or each other,
-    /// [`ModelError::Torch`] when the device has no room.
+    /// [`ModelError::Torch`] when the device is out of memory.
     pub fn add(
         &mut self,
         model: &Blip2Qformer,
@@ -106,7 +106,7 @@ impl FeatureBankBuilder {
     /// The bank of all batches.
     ///
     /// # Errors
-    /// [`ModelError::Input`] when there was none, [`ModelError::Torch`] when the device has no room.
+    /// [`ModelError::Input`] when there was none, [`ModelError::Torch`] when the device is out of memory.
     pub fn finish(self) -> Result<FeatureBank, ModelError> {
         if self.num_images == 0 {
             return Err(ModelError::Input {
@@ -185,7 +185,7 @@ impl FeatureBank {
     /// temperature.
     ///
     /// # Errors
-    /// [`ModelError::Torch`] when the device has no room.
+    /// [`ModelError::Torch`] when the device is out of memory.
     pub fn contrastive_scores(&self) -> Result<ImageToText, ModelError> {
         let texts = self.text_feats.f_tr()?; // [d, C]
         let images: Result<Vec<Tensor>, ModelError> = (0..self.num_images as i64)
@@ -201,7 +201,7 @@ impl FeatureBank {
     /// contrastive score, the others -100.
     ///
     /// # Errors
-    /// [`ModelError::Torch`] when the device has no room.
+    /// [`ModelError::Torch`] when the device is out of memory.
     pub fn rerank_texts(
         &self,
         model: &Blip2Qformer,
@@ -217,7 +217,7 @@ impl FeatureBank {
     /// contrastive score, the others -100.
     ///
     /// # Errors
-    /// [`ModelError::Torch`] when the device has no room.
+    /// [`ModelError::Torch`] when the device is out of memory.
     pub fn rerank_images(
         &self,
         model: &Blip2Qformer,
@@ -332,7 +332,7 @@ impl FeatureBank {
     /// evaluation.
     ///
     /// # Errors
-    /// [`ModelError::Torch`] when the device has no room.
+    /// [`ModelError::Torch`] when the device is out of memory.
     pub fn evaluate(
         &self,
         model: &Blip2Qformer,

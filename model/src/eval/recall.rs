@@ -13,7 +13,7 @@ impl ImageToText {
     /// The same scores for image retrieval.
     ///
     /// # Errors
-    /// [`ModelError::Torch`] when the device has no room.
+    /// [`ModelError::Torch`] when the device is out of memory.
     pub fn transposed(&self) -> Result<TextToImage, ModelError> {
         Ok(TextToImage(self.0.f_tr()?.f_contiguous()?))
     }

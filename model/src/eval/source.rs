@@ -18,7 +18,7 @@ pub trait EvalSource {
     /// The next images with their captions, or `None` after the last.
     ///
     /// # Errors
-    /// Whatever stops the source; [`ModelError::Torch`] when the device has no room.
+    /// Whatever stops the source; [`ModelError::Torch`] when the device is out of memory.
     fn next_batch(&mut self, device: Device) -> Result<Option<EvalBatch>, ModelError>;
 
     /// Samples that could not be used, so far.

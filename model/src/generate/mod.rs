@@ -139,7 +139,7 @@ impl GenerateConfig {
                 (
                     length_penalty.is_finite(),
                     "length_penalty",
-                    format!("{length_penalty} is no number"),
+                    format!("{length_penalty} is not a finite number"),
                 ),
             ]),
             Strategy::Sample {

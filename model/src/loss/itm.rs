@@ -26,7 +26,7 @@ impl MatchLogits {
     /// Logits of a match, `[R]`: what retrieval ranks by.
     ///
     /// # Errors
-    /// [`ModelError::Torch`] when the device has no room.
+    /// [`ModelError::Torch`] when the device is out of memory.
     pub fn of_match(&self) -> Result<Tensor, ModelError> {
         Ok(self.0.f_select(1, MATCH)?)
     }
@@ -34,7 +34,7 @@ impl MatchLogits {
     /// Probability of a match, `[R]` f64.
     ///
     /// # Errors
-    /// [`ModelError::Torch`] when the device has no room.
+    /// [`ModelError::Torch`] when the device is out of memory.
     pub fn match_probability(&self) -> Result<Tensor, ModelError> {
         Ok(self.0.f_softmax(1, Kind::Double)?.f_select(1, MATCH)?)
     }

@@ -148,7 +148,7 @@ impl Comparison {
     }
 }
 
-/// The larger of two errors; one that is no number stays.
+/// The larger of two errors; NaN stays.
 fn larger(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() {
         f64::NAN

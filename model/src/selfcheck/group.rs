@@ -13,7 +13,7 @@ use super::step::{against, forward, note, numbers};
 use super::{Bench, Fault, NotOk, ADVICE};
 use crate::blip2::ComputeOptions;
 use crate::collective::{
-    carries_nccl, Collective, Gradients, ProcessGroup, RankPlace, RankTimeouts, Ranks, Reduction,
+    carries_nccl, Collective, Gradients, ProcessGroup, RankConfig, RankTimeouts, Ranks, Reduction,
     SingleProcess,
 };
 use crate::config::Precision;
@@ -35,7 +35,7 @@ pub(super) fn of_one(bench: &mut Bench) -> Result<(), NotOk> {
     };
     bench.note("backend", backend);
     let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-    let place = RankPlace {
+    let place = RankConfig {
         rank: 0,
         world_size: 1,
         host: "127.0.0.1".into(),

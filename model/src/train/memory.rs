@@ -1,4 +1,4 @@
-//! A step that the device has no room for: which batch would fit.
+//! A step that does not fit the device's memory: which batch would.
 
 use tch::{Device, Kind, Tensor};
 

@@ -10,7 +10,7 @@ use crate::collective::{unreached, Gradients, ProcessGroup, Ranks, Reducer, Redu
 use crate::error::ModelError;
 
 /// Where the data of all ranks stands, from this one's `own` state: what each of them skipped, and the
-/// books of all together.
+/// counters of all together.
 ///
 /// # Errors
 /// [`ModelError`] when a rank cannot be reached, or stands after another batch.

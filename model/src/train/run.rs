@@ -274,7 +274,7 @@ impl Trainer {
     ///
     /// # Errors
     /// Whatever stops the loader, the model or a file, that of the checkpoint writer included;
-    /// [`ModelError::NonFinite`] for a loss or gradient that is no number, naming the step and its
+    /// [`ModelError::NonFinite`] for a loss or gradient that is not finite, naming the step and its
     /// samples. What was trained is saved first, but for weights that are themselves at fault: no
     /// checkpoint holds weights from behind a step that is not finite, or of half a step. With several
     /// ranks it is saved where all of them are there to agree.

@@ -23,7 +23,7 @@ impl LossScaler {
     /// A scale that starts anew, or from a checkpoint's state.
     ///
     /// # Errors
-    /// [`ModelError::Torch`] when the device has no room.
+    /// [`ModelError::Torch`] when the device is out of memory.
     pub fn new(state: Option<ScalerState>, device: Device) -> Result<LossScaler, ModelError> {
         let state = state.unwrap_or(ScalerState {
             scale: INITIAL_SCALE,

@@ -48,7 +48,7 @@ pub struct TraceReport {
     pub steps: u64,
     /// Events in it.
     pub events: u64,
-    /// Events that it had no room for.
+    /// Events beyond its limit, which it dropped.
     pub dropped: u64,
     /// Share of the last ten of the steps in which the GPU did nothing, measured without recording
     /// operators; of three steps with them where fewer were traced. None on the CPU.

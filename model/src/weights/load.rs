@@ -310,7 +310,7 @@ impl<'a> Plan<'a> {
                 absent_head = true;
                 let layout = self.naming.layout;
                 self.problems
-                    .push(format!("`{}` has no place in {layout}", param.name));
+                    .push(format!("`{}` has no counterpart in {layout}", param.name));
                 continue;
             };
             if !missing.is_empty() && is_headless(&param.name) {
@@ -855,7 +855,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("`temp` has no place") && error.contains("fresh_head"),
+            error.contains("`temp` has no counterpart") && error.contains("fresh_head"),
             "{error}"
         );
         let absent = Absent {

@@ -156,7 +156,7 @@ impl Naming {
         None
     }
 
-    /// Where the values of the parameter `param` are; `None` if this layout has no place for it.
+    /// Where the values of the parameter `param` are; `None` if this layout has no counterpart.
     pub(super) fn source(self, param: &str) -> Option<Source> {
         let tower = || param.strip_prefix("visual_encoder.");
         let prefixed = |name: &str| Source::Whole(format!("{}{name}", self.prefix));

@@ -128,7 +128,7 @@ pub enum Outcome {
     OtherKind,
     /// Its data is damaged, or there was no memory. What came is of no use; libjpeg alone
     /// ([`Entropy::Libjpeg`]) decodes it, or says what is wrong.
-    Unsound,
+    Corrupt,
 }
 
 /// Why there are no pixels.
@@ -235,7 +235,7 @@ impl Decompressor {
         let memory = (&mut self.tables, &mut self.coefficients);
         match picture.components(&part.region, memory, &mut self.components, sink) {
             Some(Some(())) => Outcome::Complete,
-            Some(None) => Outcome::Unsound,
+            Some(None) => Outcome::Corrupt,
             None => Outcome::OtherKind,
         }
     }

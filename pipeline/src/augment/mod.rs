@@ -386,7 +386,7 @@ impl ImageProcessor {
     }
 
     /// [`ImageProcessor::render_decoded`] by the resampler; returns false if it cannot. A picture
-    /// stored on its side is not for it: its passes would come in the other order.
+    /// that EXIF transposes is not for it: its passes would come in the other order.
     fn resample(
         &mut self,
         decoded: &DecodedCrop<'_>,
@@ -435,7 +435,7 @@ impl ImageProcessor {
     }
 }
 
-/// What the resampler makes of a part (width, height) of stored pixels, not on their side.
+/// What the resampler makes of a part (width, height) of stored pixels, not transposed.
 fn shape((width, height): (u32, u32), area: Area, turn: Turn, size: u32, mirrored: bool) -> Shape {
     Shape {
         width: width as usize,

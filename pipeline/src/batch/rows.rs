@@ -35,14 +35,14 @@ pub(crate) enum Pixels {
     /// In this row of its epoch.
     Row(u64, shared::Row),
     /// Outside of all batches: its row was not free.
-    Spare(Vec<u8>),
+    Overflow(Vec<u8>),
 }
 
 impl std::fmt::Debug for Pixels {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Pixels::Row(at, _) => write!(f, "row {at}"),
-            Pixels::Spare(_) => f.write_str("spare"),
+            Pixels::Overflow(_) => f.write_str("overflow"),
         }
     }
 }
@@ -52,7 +52,7 @@ impl Pixels {
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
         match self {
             Pixels::Row(_, row) => row.as_mut_slice(),
-            Pixels::Spare(pixels) => pixels,
+            Pixels::Overflow(pixels) => pixels,
         }
     }
 }
@@ -93,7 +93,7 @@ impl EpochRows {
                 target.as_mut_slice().copy_from_slice(row.as_slice());
                 Ok(None)
             }
-            Pixels::Spare(spare) => {
+            Pixels::Overflow(spare) => {
                 let mut target = self.claim(at)?.ok_or_else(taken)?;
                 target.as_mut_slice().copy_from_slice(&spare);
                 Ok(Some(spare))
@@ -246,7 +246,7 @@ mod tests {
             for number in 0..bad.len() + in_flight {
                 if number < bad.len() {
                     let given = rows.give(number as u64).expect("memory");
-                    let mut pixels = given.unwrap_or(Pixels::Spare(vec![0; 2]));
+                    let mut pixels = given.unwrap_or(Pixels::Overflow(vec![0; 2]));
                     if bad.iter().all(|bad| !bad) {
                         prop_assert!(matches!(pixels, Pixels::Row(at, _) if at == number as u64));
                     }

@@ -59,7 +59,7 @@ pub(crate) struct DecodedStrip<'a> {
     pub(crate) height: u32,
     /// The crop, within those pixels.
     pub(crate) crop: Area,
-    /// How to stand it upright; not on its side.
+    /// How to turn it upright; never a transposition.
     pub(crate) turn: Turn,
 }
 
@@ -295,7 +295,7 @@ impl Decoder {
 
     /// Decodes `crop` as [`Decoder::decode`] does, [`STRIP_ROWS`] rows at a time; should a JPEG turn
     /// out to be damaged, they may come once more, from the first row. Returns false, with nothing done,
-    /// for what only comes as a whole: WebP, JPEGs of four channels, and pictures stored on their side.
+    /// for what only comes as a whole: WebP, JPEGs of four channels, and transposed pictures.
     ///
     /// # Errors
     ///
@@ -364,7 +364,7 @@ impl Decoder {
             match outcome {
                 Outcome::Complete => return Ok(()),
                 Outcome::OtherKind => {}
-                Outcome::Unsound => part.options.entropy = Entropy::Libjpeg,
+                Outcome::Corrupt => part.options.entropy = Entropy::Libjpeg,
             }
         }
         let mut pixels = |strip: Strip<'_>| {

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::line::LineReceiver;
-use super::place::{PlaceId, RowStart};
+use super::position::{PositionId, RowStart};
 use super::queue::{Closed, QueueSender};
+use super::reorder_buffer::ReorderReceiver;
 use super::state::LoaderState;
 use super::stats::Meters;
 use super::tracker::Tracker;
@@ -21,15 +21,15 @@ use crate::words::counted;
 /// What a worker makes of a sample.
 pub(crate) type Finished = Result<DecodedSample, SampleError>;
 
-/// One place of the order, on its way from the sequencer to collation.
+/// One position of the order, on its way from the sequencer to collation.
 pub(crate) enum Slot {
     /// A sample, and what a worker made of it once it has; nothing, if the worker died.
-    Sample(PlaceId, Option<Finished>),
+    Sample(PositionId, Option<Finished>),
     /// The rows of the samples that follow, ahead of the first.
     Rows(Arc<EpochRows>),
-    BadSample(PlaceId, SampleError),
+    BadSample(PositionId, SampleError),
     BadShard(u32, ShardError, bool),
-    /// Places at the end of an epoch that are not used.
+    /// Positions at the end of an epoch that are not used.
     Dropped(u32, u64),
     /// An epoch of this set is over; what comes next begins there.
     EndOfEpoch(u32, Arc<RowStart>),
@@ -42,7 +42,7 @@ pub(crate) enum Slot {
 /// What the consumer receives.
 pub(crate) enum Message {
     Batch(Box<Batch>),
-    /// All epochs are over; the final books.
+    /// All epochs are over; the final counters.
     End(Box<LoaderState>),
     Failed(PipelineError),
 }
@@ -53,7 +53,7 @@ pub(crate) struct Progress {
     seen: u64,
     good: u64,
     /// Epochs in a row of which this rank had samples, all of them bad.
-    fruitless: u32,
+    epochs_without_samples: u32,
 }
 
 impl Progress {
@@ -62,7 +62,7 @@ impl Progress {
         Progress {
             seen: good,
             good,
-            fruitless: 0,
+            epochs_without_samples: 0,
         }
     }
 }
@@ -90,7 +90,7 @@ pub(crate) struct Collator {
 
 impl Collator {
     /// Fills batches until the order ends, something fatal happens or nobody listens.
-    pub(crate) fn run(mut self, slots: LineReceiver, batches: QueueSender<Message>) {
+    pub(crate) fn run(mut self, slots: ReorderReceiver, batches: QueueSender<Message>) {
         let last = match self.fill_batches(&slots, &batches) {
             Ok(()) => Message::End(Box::new(self.tracker.state())),
             Err(Stop::Failed(error)) => Message::Failed(error),
@@ -102,7 +102,7 @@ impl Collator {
 
     fn fill_batches(
         &mut self,
-        slots: &LineReceiver,
+        slots: &ReorderReceiver,
         batches: &QueueSender<Message>,
     ) -> Result<(), Stop> {
         let died = |what: &str| PipelineError::Thread(format!("{what} died; this is a bug"));
@@ -172,7 +172,7 @@ impl Collator {
         }
     }
 
-    fn empty_batch(&self, first: &PlaceId) -> Batch {
+    fn empty_batch(&self, first: &PositionId) -> Batch {
         Batch {
             pixels: PooledBuffer::none(self.pool.clone()),
             batch_size: 0,
@@ -193,7 +193,7 @@ impl Collator {
     fn add(
         &mut self,
         mut batch: Batch,
-        place: PlaceId,
+        place: PositionId,
         sample: DecodedSample,
         rows: &EpochRows,
         at: u64,
@@ -261,15 +261,15 @@ impl Collator {
             return Ok(());
         };
         let Progress { seen, good, .. } = *progress;
-        progress.fruitless = match (seen, good) {
-            (0, _) => progress.fruitless,
-            (_, 0) => progress.fruitless + 1,
+        progress.epochs_without_samples = match (seen, good) {
+            (0, _) => progress.epochs_without_samples,
+            (_, 0) => progress.epochs_without_samples + 1,
             _ => 0,
         };
         (progress.seen, progress.good) = (0, 0);
         let gives = match self.epochs_end_batches {
             true => batches > 0,
-            false => progress.fruitless < 2,
+            false => progress.epochs_without_samples < 2,
         };
         if gives {
             return Ok(());

@@ -1,7 +1,7 @@
-//! Reads the samples of known places ahead of their turn, many at a time.
+//! Reads the samples of known positions ahead of their turn, many at a time.
 //!
-//! Places are planned in chunks. Those of a chunk that lie in one shard are read in the order of the
-//! shard, so that neighbours are read in one go, and handed out in the order of places. What is
+//! Positions are planned in chunks. Those of a chunk that lie in one shard are read in the order of the
+//! shard, so that neighbours are read in one go, and handed out in the order of positions. What is
 //! planned is bounded by the mean size of samples; a sample that does not fit the bound after all is
 //! put off, and read when its turn comes.
 
@@ -27,7 +27,7 @@ const JOB_SAMPLES: usize = 32;
 /// Most samples that are planned, however small they are.
 const MAX_PLANNED: usize = 16_384;
 
-/// The ticket of no place.
+/// The ticket of no position.
 const NO_TICKET: u64 = u64::MAX;
 
 /// A sample, or why there is none, and whether its shard failed here for the first time.
@@ -53,7 +53,7 @@ struct Job {
 
 enum Outcome {
     Sample(Result<EncodedSample, SampleError>),
-    /// There is no room for it yet.
+    /// It is over the memory budget for now.
     PutOff,
     /// It was not reached.
     Failed(ShardError),
@@ -71,11 +71,11 @@ pub(crate) struct Fetcher {
     /// Bytes of samples that were read and not handed out.
     held: Arc<AtomicUsize>,
     budget: usize,
-    /// Planned places that are not handed to a thread.
+    /// Planned positions that are not handed to a thread.
     chunk: Vec<(At, u64)>,
     in_chunk: HashSet<At>,
     chunk_bytes: usize,
-    /// Places in order, from ticket `first` on.
+    /// Positions in order, from ticket `first` on.
     first: u64,
     places: VecDeque<(At, usize, Option<Outcome>)>,
     planned_bytes: usize,
@@ -131,12 +131,12 @@ impl Fetcher {
         Ok(fetcher)
     }
 
-    /// Whether more places should be planned before the next one is taken.
+    /// Whether more positions should be planned before the next one is taken.
     pub(crate) fn wants_more(&self) -> bool {
         self.places.len() < MAX_PLANNED && self.planned_bytes <= self.budget / 4 * 3
     }
 
-    /// Plans a place behind those that are planned.
+    /// Plans a position behind those that are planned.
     pub(crate) fn plan(&mut self, set: u32, shard: u32, sample: u32) {
         let at = At { set, shard, sample };
         let bytes = self.mean_bytes(at);
@@ -192,7 +192,7 @@ impl Fetcher {
         }
     }
 
-    /// The sample of the first planned place.
+    /// The sample of the first planned position.
     ///
     /// # Errors
     /// [`PipelineError::Thread`] when a reading thread died; [`PipelineError::StoreLost`].
@@ -346,7 +346,7 @@ impl Reader {
             return Ok(()); // Jobs are made from this very list.
         };
         let Contents::Indexed(indices) = &set.contents else {
-            return Ok(()); // Only indexed sets have planned places.
+            return Ok(()); // Only indexed sets have planned positions.
         };
         let samples: Vec<u32> = wanted.iter().map(|(sample, _)| *sample).collect();
         let reading = &self.reading;

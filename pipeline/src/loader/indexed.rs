@@ -1,9 +1,9 @@
-//! A data set whose shards have indices: any place of its order is known without reading.
+//! A data set whose shards have indices: any position of its order is known without reading.
 
 use std::sync::Arc;
 
 use super::dataset::OpenSet;
-use super::place::{Item, Next, Source};
+use super::position::{Item, Next, Source};
 use crate::error::PipelineError;
 use crate::index::ShardIndex;
 use crate::order::{EpochOrder, OrderSpec};
@@ -59,11 +59,11 @@ impl Source for IndexedSource {
         let place = self.position;
         self.position += 1;
         if !wanted {
-            return Ok(Next::Place(Item::Passed));
+            return Ok(Next::Position(Item::Skipped));
         }
         Ok(match self.order.at(place) {
-            Some((shard, sample)) => Next::Place(Item::Unread { shard, sample }),
-            None => Next::EndOfEpoch, // Not reached: `place` is below the length.
+            Some((shard, sample)) => Next::Position(Item::Unread { shard, sample }),
+            None => Next::EndOfEpoch, // Not reached: `position` is below the length.
         })
     }
 

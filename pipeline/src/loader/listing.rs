@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::dataset::{Contents, OpenSet};
 use super::mix::Mixer;
 use super::open::OpenRun;
-use super::place::{Event, Item};
+use super::position::{Event, Item};
 use super::state::LoaderState;
 use super::tracker::Tracker;
 use crate::error::PipelineError;
@@ -77,14 +77,14 @@ impl Listing {
     fn advance(&mut self) -> Result<Option<OrderBatch>, PipelineError> {
         loop {
             match self.mixer.next()? {
-                Event::Place(id, item) => {
+                Event::Position(id, item) => {
                     let key = match item {
                         Item::Read(Ok(sample)) => (sample.id.shard, sample.id.key),
                         Item::Read(Err(error)) => (error.id.shard, error.id.key),
                         Item::Unread { shard, sample } => {
                             self.key(id.set as usize, shard, sample)?
                         }
-                        Item::Passed => continue,
+                        Item::Skipped => continue,
                     };
                     self.in_batch.push(id.set);
                     self.tracker.good(id);

@@ -1,4 +1,4 @@
-//! Books what reading costs.
+//! Records what reading costs.
 
 use std::cell::Cell;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::recycle::BytePool;
-use super::room::Room;
 use super::shard_file::ShardFile;
+use super::shuffle_budget::ShuffleBudget;
 use super::spill::MIN_BYTES as MIN_LEFT_BYTES;
 use super::stats::Meters;
 use crate::shard::forward::ReadSeek;
@@ -16,7 +16,7 @@ use crate::shard::read::{Leave, ReadObserver};
 use crate::source::ShardBytes;
 use crate::stop::Stop;
 
-/// Books the time and bytes of a shard's file reads under `read`, what decompression adds under
+/// Records the time and bytes of a shard's file reads under `read`, what decompression adds under
 /// `decompress`; and traces both.
 pub(crate) struct TimedReads {
     shard: Arc<str>,
@@ -26,7 +26,7 @@ pub(crate) struct TimedReads {
     /// The shard, where it is open already.
     opened: Option<(Arc<ShardFile>, Stop)>,
     /// Of a shuffle that takes long members from the shard when their turn comes, once it is full.
-    room: Option<Arc<Room>>,
+    budget: Option<Arc<ShuffleBudget>>,
 }
 
 impl TimedReads {
@@ -37,13 +37,13 @@ impl TimedReads {
             bytes: bytes.clone(),
             file_time: Rc::default(),
             opened: None,
-            room: None,
+            budget: None,
         }
     }
 
-    /// Leaves members in the file for which a shuffle has no room.
-    pub(crate) fn with_room(self, room: Option<Arc<Room>>) -> TimedReads {
-        TimedReads { room, ..self }
+    /// Leaves members in the file that are over a shuffle's budget.
+    pub(crate) fn with_budget(self, budget: Option<Arc<ShuffleBudget>>) -> TimedReads {
+        TimedReads { budget, ..self }
     }
 
     /// Reads from this file, if there is one, instead of opening the shard.
@@ -69,7 +69,7 @@ impl ReadObserver for TimedReads {
         self.bytes.take(len)
     }
 
-    fn rewound(&self) -> Option<(Box<dyn ReadSeek>, u64)> {
+    fn seekable_reader(&self) -> Option<(Box<dyn ReadSeek>, u64)> {
         let (shard, stop) = self.opened.as_ref()?;
         // Some file systems do not tell lengths.
         if shard.len() == 0 {
@@ -79,7 +79,7 @@ impl ReadObserver for TimedReads {
     }
 
     fn leaves(&self, offset: u64, len: u64) -> Leave {
-        let (Some((shard, _)), Some(room)) = (&self.opened, &self.room) else {
+        let (Some((shard, _)), Some(budget)) = (&self.opened, &self.budget) else {
             return Leave::Never;
         };
         // What is cut off is read, so that it says so before the sample goes on.
@@ -89,7 +89,7 @@ impl ReadObserver for TimedReads {
         if len < MIN_LEFT_BYTES || !is_whole {
             return Leave::Never;
         }
-        if room.is_for(len) {
+        if budget.is_for(len) {
             return Leave::IfUnreadable;
         }
         shard.will_need(offset, len);

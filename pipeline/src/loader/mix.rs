@@ -1,11 +1,11 @@
-//! Rows and lanes: puts the data sets' samples into the one order that all ranks share, and says
+//! Global steps and batch slots: puts the data sets' samples into the one order that all ranks share, and says
 //! which of them are this rank's.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::lanes::Lanes;
-use super::place::{Event, Item, Next, PlaceId, RowStart, Source};
+use super::position::{Event, Item, Next, PositionId, RowStart, Source};
+use super::slots::BatchSlots;
 use super::state::SetPosition;
 use crate::error::{PipelineError, ShardError};
 use crate::order::Mixture;
@@ -13,7 +13,7 @@ use crate::words::counted;
 
 /// What the order of a run needs beside its data sets.
 pub(crate) struct MixOptions {
-    pub(crate) lanes: Lanes,
+    pub(crate) slots: BatchSlots,
     /// Whether a partial last row of an epoch is dropped: whoever takes it otherwise sees to it.
     pub(crate) drop_last: bool,
     /// Whether an epoch without a whole row gives nothing.
@@ -36,11 +36,11 @@ pub(crate) struct Mixer {
     mixture: Mixture,
     options: MixOptions,
     row: u64,
-    lane: u64,
+    slot: u64,
     start: Arc<RowStart>,
     /// What this rank has of the present row, held back until the row is whole.
     held: Vec<Event<Item>>,
-    /// Bad shards since the last place that was due.
+    /// Bad shards since the last position that was due.
     bad: Vec<(u32, ShardError)>,
     ready: VecDeque<Event<Item>>,
     /// Samples of each set's epoch so far, to notice an empty one.
@@ -63,14 +63,14 @@ impl Mixer {
             // A set that is continued was not empty.
             seen: sources.iter().map(|source| source.position().1).collect(),
             rows_of_epoch: sources.first().map_or(0, |source| {
-                source.position().1 / options.lanes.count().max(1)
+                source.position().1 / options.slots.count().max(1)
             }),
             sources,
             titles,
             mixture: Mixture::new(weights, taken),
             options,
             row,
-            lane: 0,
+            slot: 0,
             start: Arc::new(RowStart {
                 row,
                 sets: Vec::new(),
@@ -130,34 +130,34 @@ impl Mixer {
             row: self.row,
             sets: sets.collect(),
         });
-        self.lane = 0;
+        self.slot = 0;
     }
 
     fn advance(&mut self) -> Result<(), PipelineError> {
         let set = self.mixture.next();
-        let is_due = self.options.lanes.is_due(self.row, self.lane);
+        let is_due = self.options.slots.is_due(self.row, self.slot);
         let source = &mut self.sources[set];
         let (epoch, _) = source.position();
         let set_number = set as u32;
         match source.next(is_due)? {
-            Next::Place(item) => {
+            Next::Position(item) => {
                 self.seen[set] += 1;
                 if is_due {
                     self.hold_bad();
-                    let id = PlaceId {
+                    let id = PositionId {
                         start: self.start.clone(),
-                        lane: self.lane,
+                        slot: self.slot,
                         set: set_number,
                         epoch,
                     };
-                    self.held.push(Event::Place(id, item));
-                } else if self.row < self.options.lanes.resumed_until() {
-                    // Whoever used this place before the run was resumed reported these.
+                    self.held.push(Event::Position(id, item));
+                } else if self.row < self.options.slots.resumed_until() {
+                    // Whoever used this position before the run was resumed reported these.
                     self.bad.clear();
                 }
                 self.mixture.take(set);
-                self.lane += 1;
-                if self.lane == self.options.lanes.count() {
+                self.slot += 1;
+                if self.slot == self.options.slots.count() {
                     self.end_row();
                 }
             }
@@ -197,13 +197,13 @@ impl Mixer {
                 .push(Event::EndOfEpoch(set_number, self.start.clone()));
             return Ok(());
         }
-        if self.lane > 0 && !self.options.drop_last {
+        if self.slot > 0 && !self.options.drop_last {
             self.end_row();
         } else {
             let mut dropped = 0;
             for event in self.held.drain(..) {
                 match event {
-                    Event::Place(..) => dropped += 1,
+                    Event::Position(..) => dropped += 1,
                     event => self.ready.push_back(event),
                 }
             }
@@ -213,7 +213,7 @@ impl Mixer {
             self.begin_row();
         }
         let rows = std::mem::take(&mut self.rows_of_epoch);
-        let has_too_few = self.options.needs_whole_row && samples < self.options.lanes.count();
+        let has_too_few = self.options.needs_whole_row && samples < self.options.slots.count();
         if rows == 0 || has_too_few {
             // After what may explain it.
             self.failed = Some(self.too_few(set, samples));
@@ -232,7 +232,7 @@ impl Mixer {
             "{} hold {}, too few for one batch of {}; use more shards or a smaller batch_size",
             self.titles[set],
             counted(samples, "sample", "samples"),
-            self.options.lanes.count()
+            self.options.slots.count()
         ))
     }
 }

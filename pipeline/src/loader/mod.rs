@@ -1,17 +1,17 @@
-//! Stages, queues and budgets: the only place that starts threads.
+//! Stages, queues and budgets: the only module that starts threads.
 //!
 //! ```text
-//! data sets: order of places ([`crate::order`]), from indices or from what the shards say
-//!   │ mix: one data set after another, rows and lanes; which places are this rank's
-//! sequencer ── reader threads (io_threads): samples of planned places, or whole shards
-//!   │ bounded queue of places, each with its pending result      ┌─ rayon pool (threads):
+//! data sets: order of positions ([`crate::order`]), from indices or from what the shards say
+//!   │ mix: one data set after another, global steps and slots; which positions are this rank's
+//! sequencer ── reader threads (io_threads): samples of planned positions, or whole shards
+//!   │ bounded queue of positions, each with its pending result      ┌─ rayon pool (threads):
 //!   ├────────────────────────────────────────────────────────────┤  decode, augment, tokenise
 //! collator ── takes results in order, fills batches              └─
 //!   │ bounded queue of batches
 //! consumer
 //! ```
 //!
-//! A result has its place in the order before any worker sees the sample, so the batches are the
+//! A result has its position in the order before any worker sees the sample, so the batches are the
 //! same for any number of threads.
 
 mod bottleneck;
@@ -20,20 +20,20 @@ mod collate;
 mod dataset;
 mod fetch;
 mod indexed;
-mod lanes;
-mod line;
 mod listing;
 mod meter;
 mod mix;
 mod open;
-mod place;
+mod position;
 mod queue;
 mod recycle;
-mod room;
+mod reorder_buffer;
 mod samples;
 mod sequence;
 mod shard_file;
+mod shuffle_budget;
 mod skips;
+mod slots;
 mod spill;
 mod state;
 mod stats;
@@ -51,10 +51,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use collate::{Collator, Message, Progress, Slot};
-use line::{line, LineLimits, LineSender};
 use open::OpenRun;
-use place::Event;
+use position::Event;
 use queue::{bounded, Closed, QueueReceiver};
+use reorder_buffer::{reorder_buffer, ReorderLimits, ReorderSender};
 use sequence::Sequencer;
 use stats::{Capacities, Meters};
 use work::Work;
@@ -64,10 +64,10 @@ pub use bottleneck::SettingNames;
 pub use builder::LoaderBuilder;
 pub use dataset::{split_spec, DataSet};
 use dataset::{LinesOfShards, OpenSet};
-pub use lanes::LaneRun;
 pub use listing::{Listing, OrderBatch};
 pub use samples::Samples;
 pub use skips::{NamedOnce, SkipReports, SkippedSample, TakenReports};
+pub use slots::SlotRun;
 pub use state::{LoaderState, OrderKey, SetKey, SetPosition};
 pub use stats::{Counters, LoaderReport, QueueReport, StageReport};
 pub use table::{queue_table, stage_table};
@@ -138,12 +138,12 @@ impl Loader {
             run.bytes.clone(),
         )?;
         let work = Arc::new(work.keep_captions(run.keeps_captions));
-        let limits = LineLimits {
+        let limits = ReorderLimits {
             items: work_items,
             bytes: WORK_QUEUE_BYTES,
             busy: busy_items,
         };
-        let (slot_sender, slot_receiver) = line(limits, meters.work_queue.clone());
+        let (slot_sender, slot_receiver) = reorder_buffer(limits, meters.work_queue.clone());
         let (batch_sender, batch_receiver) = bounded(
             config.prefetch_batches,
             usize::MAX,
@@ -351,7 +351,7 @@ fn spawn(
         .map_err(|error| PipelineError::Thread(format!("cannot start thread {name}: {error}")))
 }
 
-/// Gives every place of the order a slot, and its sample to a worker with the row it belongs to.
+/// Gives every position of the order a slot, and its sample to a worker with the row it belongs to.
 fn sequence(
     mut sequencer: Sequencer,
     epochs_end_batches: bool,
@@ -359,14 +359,14 @@ fn sequence(
     workers: &Workers,
     work: &Arc<Work>,
     buffers: &Arc<BufferPool>,
-    slots: &LineSender,
+    slots: &ReorderSender,
 ) {
     let mut rows: Option<Arc<EpochRows>> = None;
     let mut given = 0;
     let mut step = || -> Result<Result<bool, Closed>, PipelineError> {
         let mut goes_on = true;
         let slot = match sequencer.next()? {
-            Event::Place(id, Ok(sample)) => {
+            Event::Position(id, Ok(sample)) => {
                 let rows = match &rows {
                     Some(rows) => rows,
                     None => {
@@ -394,7 +394,7 @@ fn sequence(
                 });
                 return Ok(Ok(true));
             }
-            Event::Place(id, Err(error)) => Slot::BadSample(id, error),
+            Event::Position(id, Err(error)) => Slot::BadSample(id, error),
             Event::BadShard(set, error, counts) => Slot::BadShard(set, error, counts),
             Event::Dropped(set, places) => Slot::Dropped(set, places),
             Event::EndOfEpoch(set, next) => {

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use super::dataset::{Contents, DataSet, OpenSet};
 use super::fetch::Fetcher;
 use super::indexed::IndexedSource;
-use super::lanes::Lanes;
 use super::mix::{MixOptions, Mixer};
-use super::place::Source;
+use super::position::Source;
 use super::recycle::BytePool;
 use super::sequence::Sequencer;
 use super::shard_file::ShardFiles;
 use super::skips::SkipReports;
+use super::slots::BatchSlots;
 use super::state::{LoaderState, OrderKey};
 use super::stats::Meters;
 use super::stream::{Reading, StreamSource};
@@ -153,18 +153,18 @@ impl OpenRun {
     }
 
     /// Whether a batch never spans epochs: what is left of one goes, or is a batch of its own. With
-    /// several ranks only places are left over, and what a rank lacks it takes from the next epoch.
+    /// several ranks only positions are left over, and what a rank lacks it takes from the next epoch.
     pub(crate) fn epochs_end_batches(&self) -> bool {
         self.sets.len() == 1 && self.ends_with_epochs()
     }
 
-    fn lanes(&self) -> Lanes {
-        Lanes::new(&self.state, self.config.batch_size, self.world)
+    fn slots(&self) -> BatchSlots {
+        BatchSlots::new(&self.state, self.config.batch_size, self.world)
     }
 
     pub(crate) fn tracker(&self) -> Tracker {
         let policy = Policy::new(&self.config, self.skips.clone());
-        Tracker::new(self.state.clone(), self.lanes(), policy)
+        Tracker::new(self.state.clone(), self.slots(), policy)
     }
 
     /// The order, with the samples of sets without an index.
@@ -195,7 +195,7 @@ impl OpenRun {
         let weights: Vec<f64> = self.sets.iter().map(|set| set.weight).collect();
         let taken: Vec<u64> = self.state.sets.iter().map(|at| at.taken).collect();
         let options = MixOptions {
-            lanes: self.lanes(),
+            slots: self.slots(),
             drop_last: !self.epochs_end_batches(),
             needs_whole_row: self.config.drop_last,
             epochs: self.config.epochs,

@@ -73,19 +73,19 @@ impl QueueMeter {
         }
     }
 
-    /// Books that something was put in, which was asked for at `start`.
+    /// Records that something was put in, which was asked for at `start`.
     pub(crate) fn add_send(&self, start: Instant) {
         let waited = start.elapsed();
         add_ns(&self.full_wait_ns, waited);
         self.trace_wait(self.name.full_wait(), start, waited);
     }
 
-    /// Books the time that a consumer has waited since `start`.
+    /// Records the time that a consumer has waited since `start`.
     pub(crate) fn add_empty_wait(&self, start: Instant) {
         self.add_empty_waited(start, start.elapsed());
     }
 
-    /// Books that a consumer waited from `start` on.
+    /// Records that a consumer waited from `start` on.
     pub(crate) fn add_empty_waited(&self, start: Instant, waited: Duration) {
         add_ns(&self.empty_wait_ns, waited);
         self.trace_wait(self.name.empty_wait(), start, waited);
@@ -95,7 +95,7 @@ impl QueueMeter {
         self.trace.as_ref()
     }
 
-    /// Books that `items` were taken out, which were asked for at `start` and found `fill` of them.
+    /// Records that `items` were taken out, which were asked for at `start` and found `fill` of them.
     pub(crate) fn add_taken(&self, start: Instant, fill: u64, items: u64) {
         self.items.fetch_add(items, Ordering::Relaxed);
         self.occupancy_sum

@@ -1,7 +1,7 @@
 //! Samples as they lie in the shards, in the order of a run.
 
 use super::open::OpenRun;
-use super::place::Event;
+use super::position::Event;
 use super::sequence::Sequencer;
 use super::state::LoaderState;
 use super::tracker::Tracker;
@@ -46,11 +46,11 @@ impl Samples {
     fn advance(&mut self) -> Result<Option<EncodedSample>, PipelineError> {
         loop {
             match self.sequencer.next()? {
-                Event::Place(id, Ok(sample)) => {
+                Event::Position(id, Ok(sample)) => {
                     self.tracker.sample(id);
                     return Ok(Some(sample));
                 }
-                Event::Place(id, Err(error)) => self.tracker.bad_sample(id, error)?,
+                Event::Position(id, Err(error)) => self.tracker.bad_sample(id, error)?,
                 Event::BadShard(set, error, counts) => {
                     self.tracker.bad_shard(set, error, counts)?;
                 }

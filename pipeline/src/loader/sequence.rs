@@ -1,18 +1,18 @@
-//! The order of a run, with its samples: plans places, has those of indexed shards fetched ahead, and
+//! The order of a run, with its samples: plans positions, has those of indexed shards fetched ahead, and
 //! emits each with its sample.
 
 use std::collections::VecDeque;
 
 use super::fetch::Fetcher;
 use super::mix::Mixer;
-use super::place::{Event, Item};
+use super::position::{Event, Item};
 use crate::error::{PipelineError, SampleError};
 use crate::sample::EncodedSample;
 
 /// A sample, or why there is none.
 pub(crate) type Sample = Result<EncodedSample, SampleError>;
 
-/// Emits every place of this rank.
+/// Emits every position of this rank.
 pub(crate) struct Sequencer {
     mixer: Mixer,
     /// Where any data set is indexed.
@@ -63,17 +63,17 @@ impl Sequencer {
                 ));
             };
             let event = match event {
-                Event::Place(id, Item::Read(sample)) => {
+                Event::Position(id, Item::Read(sample)) => {
                     self.read_bytes -= read_bytes(&sample);
-                    Event::Place(id, sample)
+                    Event::Position(id, sample)
                 }
-                Event::Place(id, Item::Unread { .. }) => {
+                Event::Position(id, Item::Unread { .. }) => {
                     let Some(fetcher) = &mut self.fetcher else {
                         return Err(no_fetcher());
                     };
                     let fetched = fetcher.take()?;
                     let set = id.set;
-                    let place = Event::Place(id, fetched.sample);
+                    let place = Event::Position(id, fetched.sample);
                     match fetched.bad_shard {
                         Some(error) => {
                             self.ready.push_back(place);
@@ -82,7 +82,7 @@ impl Sequencer {
                         None => place,
                     }
                 }
-                Event::Place(_, Item::Passed) => continue, // Never due, so never emitted.
+                Event::Position(_, Item::Skipped) => continue, // Never due, so never emitted.
                 Event::BadShard(set, error, counts) => Event::BadShard(set, error, counts),
                 Event::Dropped(set, places) => Event::Dropped(set, places),
                 Event::EndOfEpoch(set, next) => Event::EndOfEpoch(set, next),
@@ -104,13 +104,13 @@ impl Sequencer {
             }
             let event = self.mixer.next()?;
             match &event {
-                Event::Place(id, Item::Unread { shard, sample }) => {
+                Event::Position(id, Item::Unread { shard, sample }) => {
                     let Some(fetcher) = &mut self.fetcher else {
                         return Err(no_fetcher());
                     };
                     fetcher.plan(id.set, *shard, *sample);
                 }
-                Event::Place(_, Item::Read(sample)) => self.read_bytes += read_bytes(sample),
+                Event::Position(_, Item::Read(sample)) => self.read_bytes += read_bytes(sample),
                 Event::LastRow(_) => self.is_over = self.mixer.ends_with_epochs(),
                 _ => {}
             }

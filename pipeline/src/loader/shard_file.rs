@@ -62,7 +62,7 @@ impl ShardFiles {
 }
 
 impl ShardFile {
-    /// All its bytes, once: reading moves the place where the file stands.
+    /// All its bytes, once: reading moves the position where the file stands.
     pub(crate) fn bytes(&self, stop: &Stop) -> ShardBytes {
         ShardLocation::bytes_of(self.file.clone(), stop)
     }
@@ -72,7 +72,7 @@ impl ShardFile {
         self.len
     }
 
-    /// Reads it from its beginning, place by place.
+    /// Reads it from its beginning, position by position.
     pub(crate) fn reader(self: &Arc<ShardFile>, stop: &Stop) -> ShardFileReader {
         ShardFileReader {
             shard: self.clone(),

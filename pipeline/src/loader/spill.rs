@@ -10,7 +10,7 @@ use super::shard_file::ShardFile;
 use crate::error::{PipelineError, SampleError, SkipReason};
 use crate::sample::{EncodedSample, MemberData};
 
-/// Shorter members stay in memory: their books would take as much.
+/// Shorter members stay in memory: their records would take as much.
 pub(super) const MIN_BYTES: u64 = 4 << 10;
 
 /// A temporary file without a name; nothing is left of it, however the process ends.

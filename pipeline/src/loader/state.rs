@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::dataset::DataSet;
-use super::lanes::{LaneRun, Lanes};
+use super::slots::{BatchSlots, SlotRun};
 use super::stats::Counters;
 use super::world::World;
 use crate::captions::CaptionLines;
@@ -32,7 +32,7 @@ pub struct LoaderState {
     /// Batches handed out since the run began, on each rank; samples handed out by themselves make
     /// none.
     pub batches: u64,
-    /// A row of the run, counted from 0, before which every lane is used up.
+    /// A row of the run, counted from 0, before which every slot is used up.
     pub row: u64,
     /// Rows of epochs that one rank finished alone and that gave it no batch: partial ones, and what
     /// bad samples took. Several ranks that go on from there do not make up for them.
@@ -42,9 +42,10 @@ pub struct LoaderState {
     pub last_row: Option<u64>,
     /// Where each data set stands at the beginning of that row.
     pub sets: Vec<SetPosition>,
-    /// How many rows from that one on are used up, for all lanes in turn.
-    pub lanes: Vec<LaneRun>,
-    /// The books so far: this rank's, or of all ranks after [`LoaderState::merge`].
+    /// How many rows from that one on are used up, for all slots in turn.
+    #[serde(rename = "lanes")]
+    pub slots: Vec<SlotRun>,
+    /// The counters so far: this rank's, or of all ranks after [`LoaderState::merge`].
     pub counters: Counters,
     /// The same by data set, if there are several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -114,7 +115,7 @@ pub struct SetPosition {
     pub epoch: u64,
     /// Samples of that epoch before it.
     pub position: u64,
-    /// Places of the mixture it has had in all.
+    /// Positions of the mixture it has had in all.
     pub taken: u64,
 }
 
@@ -268,7 +269,7 @@ impl LoaderState {
                 };
                 sets
             ],
-            lanes: Vec::new(),
+            slots: Vec::new(),
             counters: Counters::default(),
             set_counters: match sets {
                 0 | 1 => Vec::new(),
@@ -295,10 +296,10 @@ impl LoaderState {
                  resume with the same data and settings, or start a new run"
             )));
         }
-        let books = self.set_counters.len();
-        let lanes_fit =
-            self.lanes.is_empty() || Lanes::total(&self.lanes) == Some(self.order.global_batch);
-        let counts = (self.lanes.iter().map(|run| run.rows))
+        let counted = self.set_counters.len();
+        let slots_fit = self.slots.is_empty()
+            || BatchSlots::total(&self.slots) == Some(self.order.global_batch);
+        let counts = (self.slots.iter().map(|run| run.rows))
             .chain([self.row, self.rows_without_batch, self.batches])
             .chain(self.last_row)
             .chain(
@@ -312,21 +313,21 @@ impl LoaderState {
                     .flat_map(|set| [set.epoch, set.position, set.taken]),
             );
         if self.sets.len() != self.order.sets.len()
-            || !lanes_fit
-            || !(books == 0 || books == self.sets.len())
+            || !slots_fit
+            || !(counted == 0 || counted == self.sets.len())
             || counts.max() > Some(MAX_COUNT)
             || !self.counters.balance()
         {
             return Err(PipelineError::State(
-                "it does not fit together: impossible counts, books that do not balance, or another \
-                 number of data sets or lanes than its own order says; it was edited or damaged"
+                "it does not fit together: impossible counts, counters that do not reconcile, or another \
+                 number of data sets or slots than its own order says; it was edited or damaged"
                     .into(),
             ));
         }
         Ok(())
     }
 
-    /// What this rank goes on with: the books of the run are the first rank's.
+    /// What this rank goes on with: the counters of the run are the first rank's.
     pub(crate) fn of_rank(mut self, world: World) -> LoaderState {
         if !world.is_first() {
             self.counters = Counters::default();
@@ -337,7 +338,7 @@ impl LoaderState {
 
     /// Whether anything of the run is used up.
     pub(crate) fn is_under_way(&self) -> bool {
-        self.batches > 0 || self.row > 0 || !self.lanes.is_empty()
+        self.batches > 0 || self.row > 0 || !self.slots.is_empty()
     }
 
     /// Epoch of the only or first data set, from 0.
@@ -377,7 +378,7 @@ impl LoaderState {
         }
         let mut merged = first.clone();
         merged.last_row = states.iter().filter_map(|state| state.last_row).max();
-        merged.lanes = Lanes::merge(states, global_batch / ranks);
+        merged.slots = BatchSlots::merge(states, global_batch / ranks);
         for state in states.iter().filter(|state| !std::ptr::eq(*state, first)) {
             merged.counters.add(&state.counters);
             for (sum, more) in merged.set_counters.iter_mut().zip(&state.set_counters) {
@@ -406,7 +407,7 @@ mod tests {
             batches: 1 << 40,
             row: 7,
             last_row: Some(9),
-            lanes: vec![LaneRun { lanes: 16, rows: 1 }],
+            slots: vec![SlotRun { slots: 16, rows: 1 }],
             ..LoaderState::start(order, 2)
         }
     }

@@ -13,7 +13,7 @@ use crate::process::cpu_time;
 use crate::sample::SampleId;
 use crate::trace::{Span, Trace, TraceStage};
 
-/// The books of a run: `read = delivered + skipped by reason + dropped_last`, at every batch.
+/// The counters of a run: `read = delivered + skipped by reason + dropped_last`, at every batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Counters {
@@ -52,7 +52,7 @@ impl Counters {
         skipped.map(|(_, count)| count).sum()
     }
 
-    /// Adds another rank's books.
+    /// Adds another rank's counters.
     pub fn add(&mut self, other: &Counters) {
         self.read += other.read;
         self.delivered += other.delivered;
@@ -68,7 +68,7 @@ impl Counters {
         self.read == self.delivered + self.skipped_total() + self.dropped_last
     }
 
-    /// Every number of the books.
+    /// Every counter.
     pub(crate) fn all(&self) -> impl Iterator<Item = u64> + '_ {
         let fixed = [
             self.read,
@@ -98,7 +98,7 @@ impl StageMeter {
         }
     }
 
-    /// Books one sample that took the stage from `start` until now. `bytes` are those that the sample
+    /// Counts one sample that took the stage from `start` until now. `bytes` are those that the sample
     /// had for the stage; the meter's own are added with [`StageMeter::add_bytes`].
     pub(crate) fn add_sample(&self, id: &SampleId, bytes: u64, start: Instant, busy: Duration) {
         self.add_items(1);

@@ -9,11 +9,11 @@ use crossbeam::channel;
 
 use super::dataset::OpenSet;
 use super::meter::TimedReads;
-use super::place::{Item, Next, Source};
+use super::position::{Item, Next, Source};
 use super::queue::{bounded, QueueReceiver, QueueSender};
 use super::recycle::BytePool;
-use super::room::Room;
 use super::shard_file::{ShardFile, ShardFiles};
+use super::shuffle_budget::ShuffleBudget;
 use super::spill::{Spill, Spilled};
 use super::stats::Meters;
 use crate::error::{PipelineError, SampleError, ShardError};
@@ -80,19 +80,19 @@ impl StreamSource {
         epoch: u64,
         position: u64,
     ) -> Result<StreamSource, PipelineError> {
-        let room = (spec.shuffle == ShuffleMode::Buffer)
-            .then(|| Arc::new(Room::new(reading.shuffle_bytes)));
-        let shuffle = room.clone().map(|room| BlockShuffle {
+        let budget = (spec.shuffle == ShuffleMode::Buffer)
+            .then(|| Arc::new(ShuffleBudget::new(reading.shuffle_bytes)));
+        let shuffle = budget.clone().map(|budget| BlockShuffle {
             bytes: reading.bytes.clone(),
             meters: reading.meters.clone(),
             max_bytes: reading.shuffle_bytes,
-            room,
+            budget,
             in_memory: 0,
             held: 0,
             blocks: VecDeque::new(),
         });
         let mut source = StreamSource {
-            shards: ShardStream::start(set, spec, reading, room, epoch)?,
+            shards: ShardStream::start(set, spec, reading, budget, epoch)?,
             spec,
             shuffle,
             epoch,
@@ -142,7 +142,7 @@ impl StreamSource {
         wanted: bool,
     ) -> Result<Next, PipelineError> {
         let next = loop {
-            shuffle.room.hold(shuffle.in_memory);
+            shuffle.budget.hold(shuffle.in_memory);
             if shuffle.wants_more(&self.spec) && !self.shards.is_over() {
                 let arrival = self.arrival()?;
                 shuffle.push(arrival, &self.spec)?;
@@ -163,9 +163,9 @@ impl StreamSource {
         };
         self.shuffle = Some(shuffle);
         Ok(match next {
-            Next::Place(item) => {
+            Next::Position(item) => {
                 self.position += 1;
-                Next::Place(item)
+                Next::Position(item)
             }
             Next::EndOfEpoch => self.end_epoch(),
             bad => bad,
@@ -181,7 +181,7 @@ impl Source for StreamSource {
         Ok(match self.arrival()? {
             Arrival::Sample(sample, _) => {
                 self.position += 1;
-                Next::Place(Item::Read(sample))
+                Next::Position(Item::Read(sample))
             }
             Arrival::BadShard(error) => Next::BadShard(error),
             Arrival::EndOfEpoch => self.end_epoch(),
@@ -200,7 +200,7 @@ struct BlockShuffle {
     meters: Arc<Meters>,
     max_bytes: usize,
     /// Tells readers what is left of it.
-    room: Arc<Room>,
+    budget: Arc<ShuffleBudget>,
     /// Bytes of samples that are held in memory.
     in_memory: usize,
     /// Samples that are held.
@@ -217,7 +217,7 @@ struct Block {
     spill: Spill,
     /// Shards that ended early while it was filled.
     bad: VecDeque<ShardError>,
-    /// Places handed out before the run was resumed.
+    /// Positions handed out before the run was resumed.
     passed: usize,
     /// Set when it is whole.
     order: Option<std::vec::IntoIter<u32>>,
@@ -319,8 +319,8 @@ impl BlockShuffle {
         Ok(())
     }
 
-    /// Books a sample that was read when its turn came.
-    fn book(&self, sample: &Result<EncodedSample, SampleError>, start: Instant) {
+    /// Records a sample that was read when its turn came.
+    fn record(&self, sample: &Result<EncodedSample, SampleError>, start: Instant) {
         let Ok(sample) = sample else { return };
         let (took, bytes) = (start.elapsed(), sample.payload_bytes() as u64);
         let meter = &self.meters.read;
@@ -347,11 +347,13 @@ impl BlockShuffle {
                 self.in_memory -= entry.as_ref().map_or(0, Entry::bytes_in_memory);
                 let sample = match entry {
                     Some(Entry::Memory(sample)) => sample,
-                    Some(Entry::Disk(_)) if !wanted => return Ok(Some(Next::Place(Item::Passed))),
+                    Some(Entry::Disk(_)) if !wanted => {
+                        return Ok(Some(Next::Position(Item::Skipped)))
+                    }
                     Some(Entry::Disk(spilled)) => {
                         let start = Instant::now();
                         let sample = block.spill.take(spilled, &self.bytes)?;
-                        self.book(&sample, start);
+                        self.record(&sample, start);
                         sample
                     }
                     None => {
@@ -360,7 +362,7 @@ impl BlockShuffle {
                         ))
                     }
                 };
-                return Ok(Some(Next::Place(Item::Read(sample))));
+                return Ok(Some(Next::Position(Item::Read(sample))));
             }
             let ends_epoch = block.ends_epoch;
             self.blocks.pop_front();
@@ -388,7 +390,7 @@ struct ShardStream {
     spec: OrderSpec,
     reading: Reading,
     /// Of the shuffle that takes the samples, if there is one.
-    room: Option<Arc<Room>>,
+    budget: Option<Arc<ShuffleBudget>>,
     jobs: Option<channel::Sender<Job>>,
     threads: Vec<JoinHandle<()>>,
     /// The epoch that is being opened, its order, and how far that has got.
@@ -410,17 +412,17 @@ impl ShardStream {
         set: Arc<OpenSet>,
         spec: OrderSpec,
         reading: Reading,
-        room: Option<Arc<Room>>,
+        budget: Option<Arc<ShuffleBudget>>,
         epoch: u64,
     ) -> Result<ShardStream, PipelineError> {
         let (jobs, job_queue) = channel::unbounded::<Job>();
         let mut threads = Vec::new();
         for number in 0..reading.io_threads {
             let (job_queue, set, reading) = (job_queue.clone(), set.clone(), reading.clone());
-            let room = room.clone();
+            let budget = budget.clone();
             threads.push(super::spawn(&format!("qf-read-{number}"), move || {
                 for job in job_queue {
-                    read_job(&set, &reading, room.as_ref(), job);
+                    read_job(&set, &reading, budget.as_ref(), job);
                 }
             })?);
         }
@@ -440,7 +442,7 @@ impl ShardStream {
             epochs_left: (epochs > 0).then(|| epochs.saturating_sub(epoch)),
             noted: HashSet::new(),
             reading,
-            room,
+            budget,
         })
     }
 
@@ -463,8 +465,8 @@ impl ShardStream {
             };
             match samples.recv() {
                 Some(FromShard::Sample(sample, shard)) => {
-                    if let Some(room) = &self.room {
-                        room.receive(payload_bytes(&sample));
+                    if let Some(budget) = &self.budget {
+                        budget.receive(payload_bytes(&sample));
                     }
                     return Ok(Arrival::Sample(sample, shard));
                 }
@@ -543,7 +545,7 @@ impl Drop for ShardStream {
     }
 }
 
-fn read_job(set: &OpenSet, reading: &Reading, room: Option<&Arc<Room>>, job: Job) {
+fn read_job(set: &OpenSet, reading: &Reading, budget: Option<&Arc<ShuffleBudget>>, job: Job) {
     let Job { shard, samples } = job;
     let Some(location) = set.shards.get(shard as usize) else {
         return; // The job list holds indices of this very list.
@@ -551,12 +553,12 @@ fn read_job(set: &OpenSet, reading: &Reading, room: Option<&Arc<Room>>, job: Job
     let file = reading.shard_files.open(location);
     let observer = TimedReads::new(&location.name, &reading.meters, &reading.bytes)
         .with_file(file.clone(), &reading.stop)
-        .with_room(room.cloned());
+        .with_budget(budget.cloned());
     let mut open = true;
     let mut visit = |sample: Result<EncodedSample, SampleError>| {
         let bytes = payload_bytes(&sample);
-        if let Some(room) = room {
-            room.send(bytes);
+        if let Some(budget) = budget {
+            budget.send(bytes);
         }
         reading.meters.read.add_items(1);
         let arrival = FromShard::Sample(sample, file.clone());

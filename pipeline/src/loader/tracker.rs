@@ -1,19 +1,19 @@
-//! Keeps the books of a run while its places come by.
+//! Keeps the counters of a run while its positions come by.
 
-use super::lanes::Lanes;
-use super::place::{PlaceId, RowStart};
+use super::position::{PositionId, RowStart};
 use super::skips::{NamedOnce, SkipReports, SkippedSample};
+use super::slots::BatchSlots;
 use super::state::LoaderState;
 use super::stats::Counters;
 use crate::config::{LoaderConfig, OnBad};
 use crate::error::{PipelineError, SampleError, ShardError};
 use crate::warnings::Warnings;
 
-/// Counts what became of each place, and knows the state after it.
+/// Counts what became of each position, and knows the state after it.
 pub(crate) struct Tracker {
-    lanes: Lanes,
+    slots: BatchSlots,
     state: LoaderState,
-    last: Option<PlaceId>,
+    last: Option<PositionId>,
     policy: Policy,
     named: NamedOnce,
     warnings: Warnings,
@@ -43,9 +43,9 @@ impl Policy {
 const MIN_LOOKED_AT: u64 = 1000;
 
 impl Tracker {
-    pub(crate) fn new(state: LoaderState, lanes: Lanes, policy: Policy) -> Tracker {
+    pub(crate) fn new(state: LoaderState, slots: BatchSlots, policy: Policy) -> Tracker {
         Tracker {
-            lanes,
+            slots,
             last: None,
             policy,
             named: NamedOnce::new(state.epoch()),
@@ -54,7 +54,7 @@ impl Tracker {
         }
     }
 
-    /// The books of a data set.
+    /// The counters of a data set.
     fn set_counters(&self, set: u32) -> &Counters {
         let counters = self.state.set_counters.get(set as usize);
         counters.unwrap_or(&self.state.counters)
@@ -65,21 +65,21 @@ impl Tracker {
         key.map_or("", |key| &key.name)
     }
 
-    fn count(&mut self, set: u32, book: impl Fn(&mut Counters)) {
-        book(&mut self.state.counters);
+    fn count(&mut self, set: u32, change: impl Fn(&mut Counters)) {
+        change(&mut self.state.counters);
         if let Some(counters) = self.state.set_counters.get_mut(set as usize) {
-            book(counters);
+            change(counters);
         }
     }
 
-    /// A place came up; its sample is part of a batch, or will be.
-    pub(crate) fn good(&mut self, place: PlaceId) {
+    /// A position came up; its sample is part of a batch, or will be.
+    pub(crate) fn good(&mut self, place: PositionId) {
         self.count(place.set, |counters| counters.read += 1);
         self.last = Some(place);
     }
 
-    /// A place came up, and its sample is handed out by itself.
-    pub(crate) fn sample(&mut self, place: PlaceId) {
+    /// A position came up, and its sample is handed out by itself.
+    pub(crate) fn sample(&mut self, place: PositionId) {
         self.count(place.set, |counters| {
             counters.read += 1;
             counters.delivered += 1;
@@ -87,10 +87,10 @@ impl Tracker {
         self.last = Some(place);
     }
 
-    /// A place came up, and its sample is bad.
+    /// A position came up, and its sample is bad.
     pub(crate) fn bad_sample(
         &mut self,
-        place: PlaceId,
+        place: PositionId,
         error: SampleError,
     ) -> Result<(), PipelineError> {
         self.count(place.set, |counters| {
@@ -176,7 +176,7 @@ impl Tracker {
         Ok(())
     }
 
-    /// Places at the end of an epoch that are not used.
+    /// Positions at the end of an epoch that are not used.
     pub(crate) fn dropped(&mut self, set: u32, places: u64) {
         self.count(set, |counters| {
             counters.read += places;
@@ -189,7 +189,7 @@ impl Tracker {
         self.last = None;
         self.state.row = next.row;
         self.state.sets.clone_from(&next.sets);
-        self.state.lanes = self.lanes.used_before(next.row);
+        self.state.slots = self.slots.used_before(next.row);
     }
 
     /// Good samples of these sets are left of that epoch, and no batch will have them.
@@ -213,7 +213,7 @@ impl Tracker {
             >= rows
     }
 
-    /// A batch of samples of these sets is complete; all their places have come up.
+    /// A batch of samples of these sets is complete; all their positions have come up.
     pub(crate) fn batch(&mut self, sets: impl IntoIterator<Item = u32>) -> LoaderState {
         for set in sets {
             self.count(set, |counters| counters.delivered += 1);
@@ -222,13 +222,13 @@ impl Tracker {
         self.state()
     }
 
-    /// The state after the last place.
+    /// The state after the last position.
     pub(crate) fn state(&self) -> LoaderState {
         let mut state = self.state.clone();
-        if let Some(PlaceId { start, lane, .. }) = &self.last {
+        if let Some(PositionId { start, slot, .. }) = &self.last {
             state.row = start.row;
             state.sets.clone_from(&start.sets);
-            state.lanes = self.lanes.used(start.row, *lane);
+            state.slots = self.slots.used(start.row, *slot);
         }
         state
     }

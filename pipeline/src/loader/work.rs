@@ -148,7 +148,7 @@ impl Work {
         let tokens = tokens?;
         let mut pixels = row.unwrap_or_else(|| {
             let spare = self.spare.pop();
-            Pixels::Spare(spare.unwrap_or_else(|| vec![0; self.image_len()]))
+            Pixels::Overflow(spare.unwrap_or_else(|| vec![0; self.image_len()]))
         });
         let out = PlanarRgbMut::new(self.images.size(), pixels.as_mut_slice())
             .expect("rows of batches and spare buffers have the length of an image");

@@ -21,7 +21,7 @@ impl Workers {
         let mut joined = Joined(Vec::new());
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
-            // The place in the order reports the death of its worker; the process lives on.
+            // The position in the order reports the death of its worker; the process lives on.
             .panic_handler(|_| {})
             .spawn_handler(|thread| {
                 let name = format!("qf-work-{}", thread.index());

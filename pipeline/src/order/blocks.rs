@@ -5,7 +5,7 @@ use super::{below, generator, shuffled, OrderSpec, Purpose};
 /// How an epoch's samples are cut into blocks, and the order within each.
 ///
 /// The first block is shorter by a random amount, so that the same samples do not share a block in
-/// every epoch. A place's block is known without reading what comes before it.
+/// every epoch. A position's block is known without reading what comes before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocks {
     spec: OrderSpec,
@@ -28,10 +28,10 @@ impl Blocks {
         }
     }
 
-    /// The block of a place, and the first place of that block.
-    pub fn block_of(&self, place: u64) -> (u64, u64) {
+    /// The block of a position, and the first position of that block.
+    pub fn block_of(&self, position: u64) -> (u64, u64) {
         let size = self.spec.block_samples;
-        match place.checked_sub(self.first) {
+        match position.checked_sub(self.first) {
             None => (0, 0),
             Some(beyond) => (1 + beyond / size, self.first + beyond / size * size),
         }
@@ -62,17 +62,17 @@ mod tests {
     fn blocks_cover_every_place_once() {
         for (size, epoch) in [(1, 0), (2, 1), (7, 0), (7, 1), (100, 3)] {
             let blocks = Blocks::new(&spec(5, ShuffleMode::Buffer, size), epoch);
-            let (mut place, mut block) = (0, 0);
-            while place < 500 {
+            let (mut position, mut block) = (0, 0);
+            while position < 500 {
                 let len = blocks.len_of(block);
                 assert!((1..=size).contains(&len));
                 for within in 0..len {
-                    assert_eq!(blocks.block_of(place + within), (block, place));
+                    assert_eq!(blocks.block_of(position + within), (block, position));
                 }
                 let mut order = blocks.permutation(block, len as usize);
                 order.sort_unstable();
                 assert!(order.iter().copied().eq(0..len as u32));
-                place += len;
+                position += len;
                 block += 1;
             }
         }

@@ -2,7 +2,7 @@
 
 use super::{epoch_shards, Blocks, OrderSpec, Permutation, ShuffleMode};
 
-/// Finds any place of an epoch.
+/// Finds any position of an epoch.
 ///
 /// Memory: 12 bytes a shard, and 4 bytes a sample of one block.
 #[derive(Clone, Debug)]
@@ -61,27 +61,27 @@ impl EpochOrder {
         self.len() == 0
     }
 
-    /// `(shard, sample within the shard)` at a place; `None` at the end of the epoch.
-    pub fn at(&mut self, place: u64) -> Option<(u32, u32)> {
+    /// `(shard, sample within the shard)` at a position; `None` at the end of the epoch.
+    pub fn at(&mut self, position: u64) -> Option<(u32, u32)> {
         let len = self.len();
-        if place >= len {
+        if position >= len {
             return None;
         }
         let sample = match &mut self.shuffle {
-            Shuffle::Stored => place,
-            Shuffle::Full(permutation) => permutation.at(place),
+            Shuffle::Stored => position,
+            Shuffle::Full(permutation) => permutation.at(position),
             Shuffle::Blocks {
                 blocks,
                 current,
                 permutation,
             } => {
-                let (block, start) = blocks.block_of(place);
+                let (block, start) = blocks.block_of(position);
                 if *current != block {
                     let samples = blocks.len_of(block).min(len - start);
                     *permutation = blocks.permutation(block, samples as usize);
                     *current = block;
                 }
-                start + u64::from(permutation[(place - start) as usize])
+                start + u64::from(permutation[(position - start) as usize])
             }
         };
         let shard = self.starts.partition_point(|&start| start <= sample) - 1;
@@ -106,16 +106,18 @@ mod tests {
             for epoch in 0..3 {
                 let mut order = EpochOrder::new(&counts, &spec(4, shuffle, 9), epoch);
                 assert_eq!(order.len(), 50);
-                let places: Vec<_> = (0..50).map(|place| order.at(place).unwrap()).collect();
+                let positions: Vec<_> = (0..50)
+                    .map(|position| order.at(position).unwrap())
+                    .collect();
                 assert_eq!(order.at(50), None);
-                // Any place by itself, in any order.
+                // Any position by itself, in any order.
                 assert!((0..50)
                     .rev()
-                    .all(|p| order.at(p) == Some(places[p as usize])));
-                let mut sorted = places.clone();
+                    .all(|p| order.at(p) == Some(positions[p as usize])));
+                let mut sorted = positions.clone();
                 sorted.sort_unstable();
                 assert_eq!(sorted, all, "{shuffle:?}");
-                orders.push(places);
+                orders.push(positions);
             }
             match shuffle {
                 ShuffleMode::None => assert!(orders.iter().all(|order| *order == all)),
@@ -129,10 +131,11 @@ mod tests {
     fn a_block_reaches_no_further_than_its_length() {
         let mut stored = EpochOrder::new(&[500, 500], &spec(4, ShuffleMode::Shards, 0), 1);
         let mut blocks = EpochOrder::new(&[500, 500], &spec(4, ShuffleMode::Buffer, 20), 1);
-        let place_of: std::collections::HashMap<_, u64> =
-            (0..1000).map(|place| (stored.at(place), place)).collect();
-        for place in 0..1000 {
-            assert!(place_of[&blocks.at(place)].abs_diff(place) < 20);
+        let place_of: std::collections::HashMap<_, u64> = (0..1000)
+            .map(|position| (stored.at(position), position))
+            .collect();
+        for position in 0..1000 {
+            assert!(place_of[&blocks.at(position)].abs_diff(position) < 20);
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Which data set the next sample comes from.
 
-/// Shares places among data sets in proportion to their weights.
+/// Shares positions among data sets in proportion to their weights.
 ///
-/// Each place goes to the set that is furthest behind its share (the first of them when equal), so
-/// after any number of places every set is within one place of it. Deterministic; its state is the
-/// places taken so far.
+/// Each position goes to the set that is furthest behind its share (the first of them when equal), so
+/// after any number of positions every set is within one position of it. Deterministic; its state is the
+/// positions taken so far.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mixture {
     /// Shares, adding up to one.
@@ -13,7 +13,7 @@ pub struct Mixture {
 }
 
 impl Mixture {
-    /// A mixture with positive, finite weights, from places taken before (zeros at the start).
+    /// A mixture with positive, finite weights, from positions taken before (zeros at the start).
     pub fn new(weights: &[f64], taken: &[u64]) -> Mixture {
         let total: f64 = weights.iter().sum();
         Mixture {
@@ -22,12 +22,12 @@ impl Mixture {
         }
     }
 
-    /// Places taken by each set.
+    /// Positions taken by each set.
     pub fn taken(&self) -> &[u64] {
         &self.taken
     }
 
-    /// The set that the next place belongs to; zero without sets.
+    /// The set that the next position belongs to; zero without sets.
     pub fn next(&self) -> usize {
         let place = self.taken.iter().sum::<u64>() as f64 + 1.0;
         let behind = |set: usize| self.shares[set] * place - self.taken[set] as f64;
@@ -40,7 +40,7 @@ impl Mixture {
         best
     }
 
-    /// Books a place for a set.
+    /// Takes a position for a set.
     pub fn take(&mut self, set: usize) {
         self.taken[set] += 1;
     }

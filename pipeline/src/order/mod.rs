@@ -4,7 +4,7 @@
 //! shards, one shard after the other, are then taken as they come, or permuted within [`Blocks`] of a
 //! bounded number of samples, or, where all counts are known, all together by a [`Permutation`].
 //! Nothing here looks at threads, ranks or time, so a seed gives one order on any machine, and each
-//! place of it can be found without those before it.
+//! position of it can be found without those before it.
 
 mod blocks;
 mod epoch;
@@ -30,7 +30,7 @@ pub enum ShuffleMode {
     Shards,
     /// Shards in a new random order each epoch, and samples among those that come near them.
     Buffer,
-    /// All samples of the data set, each place equally likely; every shard needs an index.
+    /// All samples of the data set, each position equally likely; every shard needs an index.
     Full,
 }
 

@@ -6,7 +6,7 @@ use super::{generator, OrderSpec, Purpose};
 
 const ROUNDS: usize = 8;
 
-/// A random permutation of `0..len`, evaluated at any place by itself.
+/// A random permutation of `0..len`, evaluated at any position by itself.
 ///
 /// A balanced Feistel network over the next power of four, walked until it falls within `len`
 /// (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002): below four steps on average.
@@ -29,12 +29,12 @@ impl Permutation {
         }
     }
 
-    /// What stands at `place`; `place` itself beyond the length.
-    pub fn at(&self, place: u64) -> u64 {
-        if place >= self.len {
-            return place;
+    /// What stands at `position`; `position` itself beyond the length.
+    pub fn at(&self, position: u64) -> u64 {
+        if position >= self.len {
+            return position;
         }
-        let mut value = place;
+        let mut value = position;
         loop {
             value = self.encrypt(value);
             if value < self.len {
@@ -76,16 +76,16 @@ mod tests {
     fn every_length_is_permuted() {
         for len in (0..70).chain([255, 256, 257, 1000, 4097]) {
             let order = permutation(len, 3, len);
-            let mut seen: Vec<u64> = (0..len).map(|place| order.at(place)).collect();
+            let mut seen: Vec<u64> = (0..len).map(|position| order.at(position)).collect();
             seen.sort_unstable();
             assert!(seen.iter().copied().eq(0..len), "{len}");
         }
         let large = permutation(u64::from(u32::MAX) * 7, 1, 0);
-        assert!((0..1000).all(|place| large.at(place) < u64::from(u32::MAX) * 7));
+        assert!((0..1000).all(|position| large.at(position) < u64::from(u32::MAX) * 7));
         assert_eq!(permutation(0, 1, 0).at(3), 3);
     }
 
-    /// Of five things, over many epochs: each stands equally often at each place, and each pair in
+    /// Of five things, over many epochs: each stands equally often at each position, and each pair in
     /// either order.
     #[test]
     fn small_permutations_are_fair() {
@@ -94,10 +94,11 @@ mod tests {
         let mut before = [[0u32; 5]; 5];
         for epoch in 0..EPOCHS {
             let order = permutation(5, 9, epoch);
-            let places: Vec<usize> = (0..5).map(|place| order.at(place) as usize).collect();
-            for (place, &thing) in places.iter().enumerate() {
-                counts[place][thing] += 1;
-                for &later in &places[place + 1..] {
+            let positions: Vec<usize> =
+                (0..5).map(|position| order.at(position) as usize).collect();
+            for (position, &thing) in positions.iter().enumerate() {
+                counts[position][thing] += 1;
+                for &later in &positions[position + 1..] {
                     before[thing][later] += 1;
                 }
             }
@@ -122,8 +123,8 @@ mod tests {
         let len = 100_003u64;
         let order = permutation(len, 2, 0);
         let mut eighths = [0u32; 8];
-        for place in 0..len - 1 {
-            let gap = (order.at(place + 1) + len - order.at(place)) % len;
+        for position in 0..len - 1 {
+            let gap = (order.at(position + 1) + len - order.at(position)) % len;
             eighths[(gap * 8 / len) as usize] += 1;
         }
         // 12,500 expected, standard deviation 105.
@@ -137,8 +138,8 @@ mod tests {
     #[test]
     fn the_permutation_is_stable_across_versions() {
         let order = permutation(10, 42, 3);
-        let places: Vec<u64> = (0..10).map(|place| order.at(place)).collect();
-        assert_eq!(places, GOLDEN);
+        let positions: Vec<u64> = (0..10).map(|position| order.at(position)).collect();
+        assert_eq!(positions, GOLDEN);
     }
 
     const GOLDEN: [u64; 10] = [8, 0, 6, 5, 3, 4, 9, 1, 2, 7];

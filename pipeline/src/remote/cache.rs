@@ -528,7 +528,7 @@ impl Drop for Keeping {
             .as_ref()
             .map_or(0, |entry| entry.bytes - entry.written);
         if (1..=MAX_REST).contains(&rest) {
-            self.inner.hurry(Instant::now() + REST_WAIT);
+            self.inner.set_deadline(Instant::now() + REST_WAIT);
             let mut buffer = vec![0; 64 << 10];
             while self.entry.is_some() && self.read(&mut buffer).is_ok_and(|count| count > 0) {}
         }

@@ -23,7 +23,7 @@ pub(super) enum Failure {
     /// The server sends whole objects only.
     NoRanges,
     /// It may pass: a clause such as `the server answers 503 Service Unavailable`.
-    Passing {
+    Transient {
         /// What happened.
         what: String,
         /// How long the server asks to be left alone.
@@ -35,7 +35,7 @@ pub(super) enum Failure {
 
 impl Failure {
     pub(super) fn passing(what: impl Into<String>) -> Self {
-        Failure::Passing {
+        Failure::Transient {
             what: what.into(),
             after: None,
             status: None,
@@ -95,7 +95,7 @@ impl Failure {
                 ErrorKind::PermissionDenied,
                 format!("{name}: {what}; {hint}"),
             ),
-            _ => Failure::Passing {
+            _ => Failure::Transient {
                 what,
                 after: exchange.retry_after,
                 status: exchange.status,
@@ -107,7 +107,7 @@ impl Failure {
     pub(super) fn into_error(self) -> io::Error {
         match self {
             Failure::Final { error, .. } => error,
-            Failure::Passing { what, .. } => io::Error::other(what),
+            Failure::Transient { what, .. } => io::Error::other(what),
             Failure::NoRanges => io::Error::other("the server sends whole files only"),
         }
     }
@@ -136,7 +136,7 @@ pub(super) fn of_status(
             ErrorKind::PermissionDenied,
             format!("{name}: {what}; {advice}"),
         ),
-        408 | 425 | 429 | 500 | 502..=504 | 509 | 520..=530 | 598 | 599 => Failure::Passing {
+        408 | 425 | 429 | 500 | 502..=504 | 509 | 520..=530 | 598 | 599 => Failure::Transient {
             what,
             after,
             status: Some(status),
@@ -213,7 +213,10 @@ mod tests {
     fn only_passing_answers_are_asked_for_again() {
         let sort = |status| of_status(status, "x".into(), "http://h/x", "log in", None);
         for status in [408, 425, 429, 500, 502, 503, 504, 522] {
-            assert!(matches!(sort(status), Failure::Passing { .. }), "{status}");
+            assert!(
+                matches!(sort(status), Failure::Transient { .. }),
+                "{status}"
+            );
         }
         for (status, kind) in [
             (404, ErrorKind::NotFound),

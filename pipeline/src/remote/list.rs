@@ -12,7 +12,7 @@ use url::Url;
 use super::cache::Cache;
 use super::failure::Failure;
 use super::keys::{path_of, unmask};
-use super::object::{Place, RemoteObject, Version};
+use super::object::{ObjectAddress, RemoteObject, Version};
 use super::runtime::Runtime;
 use super::store::Store;
 use super::RemoteOptions;
@@ -73,19 +73,21 @@ impl Resolver {
             let store = self
                 .store(&target)
                 .map_err(|error| io_error(shown.as_ref(), error))?;
-            let one = |place| RemoteObject::new(store.clone(), place, pattern.clone(), None);
+            let one = |address| RemoteObject::new(store.clone(), address, pattern.clone(), None);
             match target.key {
-                Key::One(place) => objects.push(Arc::new(one(place))),
+                Key::One(address) => objects.push(Arc::new(one(address))),
                 Key::Many(listing) => {
                     // Without a match, the wildcards may be characters of a key.
                     let literal = match (&listing.pattern, path_of(&listing.key)) {
-                        (Some(_), Ok(path)) if listing.may_be_a_key() => Some(Place::Key(path)),
+                        (Some(_), Ok(path)) if listing.may_be_a_key() => {
+                            Some(ObjectAddress::Key(path))
+                        }
                         _ => None,
                     };
                     let listed = list(spec, &store, listing, &self.options.stop);
                     match (listed, literal) {
-                        (Err(error @ PipelineError::NoShards { .. }), Some(place)) => {
-                            let object = Arc::new(one(place));
+                        (Err(error @ PipelineError::NoShards { .. }), Some(address)) => {
+                            let object = Arc::new(one(address));
                             self.ask(spec, std::slice::from_ref(&object))
                                 .map_err(|_| error)?;
                             objects.push(object);
@@ -185,7 +187,7 @@ struct Target {
 }
 
 enum Key {
-    One(Place),
+    One(ObjectAddress),
     Many(Listing),
 }
 
@@ -247,7 +249,7 @@ impl Target {
             }
             let url =
                 Url::parse(spec).map_err(|error| format!("the URL does not parse: {error}"))?;
-            return Ok(target(Key::One(Place::Page(url))));
+            return Ok(target(Key::One(ObjectAddress::Page(url))));
         }
         if key.contains('?') && DisplayUrl::hides_query(spec) {
             return Err(format!(
@@ -257,14 +259,14 @@ impl Target {
         }
         let wildcard = key.find(['*', '?', '[']);
         if wildcard.is_none() && !key.is_empty() && !key.ends_with('/') {
-            return Ok(target(Key::One(Place::Key(path_of(key)?))));
+            return Ok(target(Key::One(ObjectAddress::Key(path_of(key)?))));
         }
         let pattern = wildcard.map(|_| glob::Pattern::new(key));
         let (prefix, pattern) = match (wildcard, pattern) {
             (Some(at), Some(Ok(pattern))) => (&key[..at], Some(pattern)),
             // A bracket that closes nothing: a character of the key.
             (_, Some(Err(_))) if !key.contains(['*', '?']) => {
-                return Ok(target(Key::One(Place::Key(path_of(key)?))));
+                return Ok(target(Key::One(ObjectAddress::Key(path_of(key)?))));
             }
             (_, Some(Err(error))) => return Err(format!("the pattern does not parse: {error}")),
             _ => (key, None),
@@ -346,7 +348,7 @@ fn list(
             path_of(&key).map_err(|hint| no_shards(format!("{}{key}: {hint}", store.root)))?;
         let url = format!("{}{key}", store.root);
         let index = indexes.remove(&format!("{key}{INDEX_ENDING}"));
-        let object = RemoteObject::new(store.clone(), Place::Key(path), url, Some(version));
+        let object = RemoteObject::new(store.clone(), ObjectAddress::Key(path), url, Some(version));
         Ok(Arc::new(object.with_index(index)))
     };
     found.into_iter().map(object).collect()
@@ -414,8 +416,10 @@ mod tests {
         let one = |spec: &str, authority: &str, path: &str| {
             let target = Target::parse(spec).unwrap();
             let found = match target.key {
-                Key::One(Place::Key(found)) => found.to_string(),
-                Key::One(Place::Page(found)) => found[url::Position::BeforePath..].to_string(),
+                Key::One(ObjectAddress::Key(found)) => found.to_string(),
+                Key::One(ObjectAddress::Page(found)) => {
+                    found[url::Position::BeforePath..].to_string()
+                }
                 Key::Many(_) => panic!("{spec}"),
             };
             assert_eq!(

@@ -21,7 +21,7 @@ use crate::stop::Stop;
 
 /// Where an object is in its store.
 #[derive(Clone)]
-pub(super) enum Place {
+pub(super) enum ObjectAddress {
     /// Under a key of a bucket or container.
     Key(Path),
     /// At a URL of a web server, query included.
@@ -31,7 +31,7 @@ pub(super) enum Place {
 /// A shard in a store, or a file beside one.
 pub(crate) struct RemoteObject {
     pub(super) store: Arc<Store>,
-    pub(super) place: Place,
+    pub(super) address: ObjectAddress,
     /// As it was written, secrets included.
     url: String,
     /// As it may be shown.
@@ -45,7 +45,7 @@ pub(crate) struct RemoteObject {
     pub(super) whole_only: AtomicBool,
 }
 
-/// Which of the objects that were ever at this place.
+/// Which of the objects that were ever at this address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Version {
     /// In bytes, where the server knows it.
@@ -121,7 +121,7 @@ impl fmt::Debug for RemoteObject {
     }
 }
 
-/// By place.
+/// By address.
 impl PartialEq for RemoteObject {
     fn eq(&self, other: &Self) -> bool {
         self.url == other.url
@@ -134,13 +134,13 @@ impl RemoteObject {
     /// An object of a version that is known already, or that the first use asks for.
     pub(super) fn new(
         store: Arc<Store>,
-        place: Place,
+        address: ObjectAddress,
         url: String,
         version: Option<Version>,
     ) -> Self {
         RemoteObject {
             store,
-            place,
+            address,
             name: DisplayUrl::of(&url).to_string(),
             url,
             version: version.map(OnceLock::from).unwrap_or_default(),
@@ -179,22 +179,22 @@ impl RemoteObject {
     }
 
     fn make_sidecar(&self, ending: &str, version: Option<Version>) -> RemoteObject {
-        let (place, url) = match &self.place {
-            Place::Key(path) => {
+        let (address, url) = match &self.address {
+            ObjectAddress::Key(path) => {
                 let sidecar = path_of(&format!("{path}{ending}"));
-                let place = Place::Key(sidecar.unwrap_or_else(|_| path.clone()));
-                (place, format!("{}{ending}", self.url))
+                let address = ObjectAddress::Key(sidecar.unwrap_or_else(|_| path.clone()));
+                (address, format!("{}{ending}", self.url))
             }
-            Place::Page(page) => {
+            ObjectAddress::Page(page) => {
                 let mut page = page.clone();
                 page.set_path(&format!("{}{ending}", page.path()));
                 let url = page.to_string();
-                (Place::Page(page), url)
+                (ObjectAddress::Page(page), url)
             }
         };
         RemoteObject {
             is_sidecar: true,
-            ..RemoteObject::new(self.store.clone(), place, url, version)
+            ..RemoteObject::new(self.store.clone(), address, url, version)
         }
     }
 
@@ -239,14 +239,14 @@ impl RemoteObject {
     }
 
     async fn ask_once(&self) -> Result<Version, Failure> {
-        let head = self.store.head(&self.place, &self.name).await;
-        match (&self.place, &head) {
-            (Place::Key(_), _) | (_, Err(Failure::Passing { .. })) => return head,
+        let head = self.store.head(&self.address, &self.name).await;
+        match (&self.address, &head) {
+            (ObjectAddress::Key(_), _) | (_, Err(Failure::Transient { .. })) => return head,
             (_, Ok(version)) if version.size.is_some_and(|size| size > 0) => return head,
             _ => {}
         }
         // Web servers that answer only GET, or say the length only there, or nowhere.
-        let get = |range| self.store.get(&self.place, &self.name, range, None);
+        let get = |range| self.store.get(&self.address, &self.name, range, None);
         let answer = match get(Some(0..1)).await {
             Err(Failure::NoRanges) => get(None).await.inspect(|_| self.note_whole_only()),
             answer => answer,
@@ -279,7 +279,7 @@ impl RemoteObject {
             version: now,
             length,
             body,
-        } = match self.store.get(&self.place, &self.name, range, tag).await {
+        } = match self.store.get(&self.address, &self.name, range, tag).await {
             Err(Failure::Final { error, is_answer })
                 if error.kind() != ErrorKind::PermissionDenied =>
             {
@@ -362,7 +362,10 @@ impl RemoteObject {
 
     async fn read_first_once(&self, count: u64) -> Result<Vec<u8>, Failure> {
         let range = (!self.sends_whole_only()).then_some(0..count);
-        let answer = self.store.get(&self.place, &self.name, range, None).await?;
+        let answer = self
+            .store
+            .get(&self.address, &self.name, range, None)
+            .await?;
         let mut body = answer.body;
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         let mut bytes = Vec::new();

@@ -69,7 +69,7 @@ impl RangeReader {
     }
 
     /// Has every read fail that would wait beyond `deadline`.
-    pub(super) fn hurry(&mut self, deadline: Instant) {
+    pub(super) fn set_deadline(&mut self, deadline: Instant) {
         self.deadline = Some(deadline);
     }
 
@@ -168,7 +168,7 @@ async fn fill(object: Arc<RemoteObject>, version: Version, stretch: Stretch, buf
             }
             Err(failure) => failure,
         };
-        let Failure::Passing { what, after, .. } = failure else {
+        let Failure::Transient { what, after, .. } = failure else {
             store.health.answered();
             break failure;
         };
@@ -407,7 +407,7 @@ impl Buffer {
                 Some(Some(Failure::Final { error, .. })) => {
                     return Err(io::Error::new(error.kind(), error.to_string()))
                 }
-                Some(Some(Failure::Passing { what, .. })) => {
+                Some(Some(Failure::Transient { what, .. })) => {
                     return Err(io::Error::other(what.clone()))
                 }
                 None => {}

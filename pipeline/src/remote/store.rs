@@ -19,7 +19,7 @@ use object_store::{
 use super::cache::Cache;
 use super::client::{Connector, Exchange};
 use super::failure::{inmost, Failure};
-use super::object::{Place, Version};
+use super::object::{ObjectAddress, Version};
 use super::patience::{Health, Patience};
 use super::runtime::Runtime;
 use super::web::Web;
@@ -220,7 +220,7 @@ impl Store {
         name: &str,
     ) -> Result<(), Failure> {
         let (what, after, status) = match failure {
-            Failure::Passing {
+            Failure::Transient {
                 what,
                 after,
                 status,
@@ -248,13 +248,17 @@ impl Store {
     }
 
     /// What is known of an object without its content, asked for once.
-    pub(super) async fn head(&self, place: &Place, name: &str) -> Result<Version, Failure> {
-        match (&self.backend, place) {
-            (Backend::Cloud { objects, .. }, Place::Key(path)) => {
+    pub(super) async fn head(
+        &self,
+        address: &ObjectAddress,
+        name: &str,
+    ) -> Result<Version, Failure> {
+        match (&self.backend, address) {
+            (Backend::Cloud { objects, .. }, ObjectAddress::Key(path)) => {
                 let (meta, _) = cloud(name, objects.head(path)).await?;
                 Ok(Version::of(&meta))
             }
-            (Backend::Web(web), Place::Page(url)) => web.head(url, name).await,
+            (Backend::Web(web), ObjectAddress::Page(url)) => web.head(url, name).await,
             _ => Err(mismatch(name)),
         }
     }
@@ -262,13 +266,13 @@ impl Store {
     /// Asks once for the bytes of `range`, or for all.
     pub(super) async fn get(
         &self,
-        place: &Place,
+        address: &ObjectAddress,
         name: &str,
         range: Option<Range<u64>>,
         if_match: Option<String>,
     ) -> Result<Answer, Failure> {
-        match (&self.backend, place) {
-            (Backend::Cloud { objects, .. }, Place::Key(path)) => {
+        match (&self.backend, address) {
+            (Backend::Cloud { objects, .. }, ObjectAddress::Key(path)) => {
                 let options = GetOptions {
                     range: range.map(GetRange::Bounded),
                     if_match,
@@ -282,7 +286,7 @@ impl Store {
                     body: Body::Cloud(result.into_stream()),
                 })
             }
-            (Backend::Web(web), Place::Page(url)) => {
+            (Backend::Web(web), ObjectAddress::Page(url)) => {
                 let answer = web.get(url, name, range, if_match).await?;
                 Ok(Answer {
                     version: answer.version,

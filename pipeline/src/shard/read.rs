@@ -116,15 +116,15 @@ pub trait ReadObserver {
         vec![0; len]
     }
     /// The shard's file once more from its beginning, and how long it is, where it is a file that can
-    /// be read at any place. Asked for where what is passed over then need not be read.
-    fn rewound(&self) -> Option<(Box<dyn ReadSeek>, u64)> {
+    /// be read at any position. Asked for where what is passed over then need not be read.
+    fn seekable_reader(&self) -> Option<(Box<dyn ReadSeek>, u64)> {
         None
     }
     /// Called with the columns of an Arrow shard that hold images and captions.
     fn chosen_columns(&self, columns: &ChosenColumns) {
         let _ = columns;
     }
-    /// Whether a member's `len` bytes at `offset` of the [rewound](ReadObserver::rewound) file stay
+    /// Whether a member's `len` bytes at `offset` of the file of [`seekable_reader`](ReadObserver::seekable_reader) stay
     /// there, to be read later.
     fn leaves(&self, offset: u64, len: u64) -> Leave {
         let _ = (offset, len);
@@ -194,8 +194,8 @@ pub fn read_shard(
         Content::Tar => {
             let grouper = Grouper::new(shard.clone(), shard_index, options.max_sample_bytes)
                 .of_plain_file(compression == Compression::None);
-            let rewound = match compression {
-                Compression::None => observer.rewound(),
+            let seekable_reader = match compression {
+                Compression::None => observer.seekable_reader(),
                 _ => None,
             };
             let mut reading = TarReading {
@@ -205,7 +205,7 @@ pub fn read_shard(
                 tail: &mut tail,
                 visit,
             };
-            match rewound {
+            match seekable_reader {
                 Some((file, len)) => {
                     let leaves = |offset, len| observer.leaves(offset, len);
                     let reader = Seekable::new(file, len, PLAIN_BUFFER_BYTES);

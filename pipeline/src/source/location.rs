@@ -16,11 +16,11 @@ pub struct ShardLocation {
     /// The name used in messages and sample ids: the path or URL as given or matched, without what
     /// may be secret in a URL.
     pub name: Arc<str>,
-    place: Place,
+    origin: Origin,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+enum Origin {
     Local(PathBuf),
     Remote(Arc<RemoteObject>),
 }
@@ -34,7 +34,7 @@ impl ShardLocation {
         let path = path.into();
         ShardLocation {
             name: Arc::from(path.to_string_lossy().as_ref()),
-            place: Place::Local(path),
+            origin: Origin::Local(path),
         }
     }
 
@@ -42,15 +42,15 @@ impl ShardLocation {
     pub(crate) fn remote(object: Arc<RemoteObject>) -> Self {
         ShardLocation {
             name: Arc::from(object.name()),
-            place: Place::Remote(object),
+            origin: Origin::Remote(object),
         }
     }
 
     /// The file, if the shard is one on this machine.
     pub fn path(&self) -> Option<&Path> {
-        match &self.place {
-            Place::Local(path) => Some(path),
-            Place::Remote(_) => None,
+        match &self.origin {
+            Origin::Local(path) => Some(path),
+            Origin::Remote(_) => None,
         }
     }
 
@@ -62,24 +62,24 @@ impl ShardLocation {
 
     /// What tells it from other shards: not to be shown.
     pub(super) fn identity(&self) -> String {
-        match &self.place {
-            Place::Local(path) => {
+        match &self.origin {
+            Origin::Local(path) => {
                 let path: PathBuf = path.components().collect();
                 path.to_string_lossy().into_owned()
             }
-            Place::Remote(object) => object.url().to_string(),
+            Origin::Remote(object) => object.url().to_string(),
         }
     }
 
     /// The file beside it whose name has this ending more.
     pub fn sidecar(&self, ending: &str) -> ShardLocation {
-        match &self.place {
-            Place::Local(path) => {
+        match &self.origin {
+            Origin::Local(path) => {
                 let mut name = path.clone().into_os_string();
                 name.push(ending);
                 ShardLocation::local(name)
             }
-            Place::Remote(object) => ShardLocation::remote(object.sidecar(ending)),
+            Origin::Remote(object) => ShardLocation::remote(object.sidecar(ending)),
         }
     }
 
@@ -92,9 +92,9 @@ impl ShardLocation {
     /// is set.
     pub fn size(&self, stop: &Stop) -> io::Result<Option<u64>> {
         stop.check()?;
-        match &self.place {
-            Place::Local(path) => Ok(Some(std::fs::metadata(path)?.len())),
-            Place::Remote(object) => object.size(stop),
+        match &self.origin {
+            Origin::Local(path) => Ok(Some(std::fs::metadata(path)?.len())),
+            Origin::Remote(object) => object.size(stop),
         }
     }
 
@@ -110,7 +110,7 @@ impl ShardLocation {
         stop: &Stop,
     ) -> io::Result<Sidecar> {
         let sidecar = self.sidecar(ending);
-        if let Place::Remote(object) = &sidecar.place {
+        if let Origin::Remote(object) = &sidecar.origin {
             return object.first_bytes(count, stop);
         }
         let mut bytes = Vec::new();
@@ -127,9 +127,9 @@ impl ShardLocation {
     /// Whether the store that it is in was given up: for as long as an outage may last, no request to
     /// it was answered.
     pub(crate) fn store_is_lost(&self) -> bool {
-        match &self.place {
-            Place::Local(_) => false,
-            Place::Remote(object) => object.store_is_lost(),
+        match &self.origin {
+            Origin::Local(_) => false,
+            Origin::Remote(object) => object.store_is_lost(),
         }
     }
 
@@ -140,9 +140,9 @@ impl ShardLocation {
     /// Of kind `NotFound` where it is gone, else what the system or the server says. A remote shard
     /// may turn out to be gone, or another, only at the first read: that ends with the error.
     pub fn open(&self, stop: &Stop) -> io::Result<ShardBytes> {
-        match &self.place {
-            Place::Local(path) => Ok(ShardLocation::bytes_of(Arc::new(File::open(path)?), stop)),
-            Place::Remote(object) => object.open(stop),
+        match &self.origin {
+            Origin::Local(path) => Ok(ShardLocation::bytes_of(Arc::new(File::open(path)?), stop)),
+            Origin::Remote(object) => object.open(stop),
         }
     }
 
@@ -157,23 +157,23 @@ impl ShardLocation {
     /// # Errors
     /// As [`ShardLocation::open`].
     pub fn open_range(&self, range: Range<u64>, stop: &Stop) -> io::Result<ShardBytes> {
-        match &self.place {
-            Place::Local(path) => {
+        match &self.origin {
+            Origin::Local(path) => {
                 let mut file = File::open(path)?;
                 file.seek(SeekFrom::Start(range.start))?;
                 let length = range.end.saturating_sub(range.start);
                 let bytes = ShardLocation::bytes_of(Arc::new(file), stop);
                 Ok(Box::new(bytes.take(length)))
             }
-            Place::Remote(object) => object.open_range(range, stop),
+            Origin::Remote(object) => object.open_range(range, stop),
         }
     }
 
     /// Greatest size of the cache that the shard may be kept in, in bytes; none for a local one.
     pub fn cache_bytes(&self) -> Option<u64> {
-        match &self.place {
-            Place::Local(_) => None,
-            Place::Remote(object) => object.cache_bytes(),
+        match &self.origin {
+            Origin::Local(_) => None,
+            Origin::Remote(object) => object.cache_bytes(),
         }
     }
 
@@ -183,9 +183,9 @@ impl ShardLocation {
     /// # Errors
     /// As [`ShardLocation::open`], and those of its reads.
     pub fn prefetch(&self, stop: &Stop) -> io::Result<()> {
-        match &self.place {
-            Place::Local(_) => Ok(()),
-            Place::Remote(object) => object.prefetch(stop),
+        match &self.origin {
+            Origin::Local(_) => Ok(()),
+            Origin::Remote(object) => object.prefetch(stop),
         }
     }
 }

@@ -8,9 +8,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What is shown in the place of a query.
+/// What is shown instead of a query.
 const QUERY: &str = "?<redacted>";
-/// What is shown in the place of a user and a password.
+/// What is shown instead of a user and a password.
 const USER: &str = "<redacted>@";
 
 /// A text with the secrets of its URLs taken out: user and password, and the query.

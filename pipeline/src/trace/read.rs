@@ -191,7 +191,7 @@ impl TraceFile {
                     }
                     "thread_sort_index" => {
                         let value = value("sort_index")?.as_f64();
-                        let value = value.ok_or("the sort index is no number")?;
+                        let value = value.ok_or("the sort index is not a number")?;
                         tracks.entry(id).or_insert_with(new_track).sort_index = value;
                     }
                     "process_name" => {

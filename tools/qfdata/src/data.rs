@@ -248,7 +248,7 @@ impl RemoteArgs {
     fn options(&self) -> anyhow::Result<RemoteOptions> {
         let mut options = RemoteOptions::from_vars(std::env::vars_os());
         if self.cache.is_some() && self.cache_size == 0 {
-            bail!("--cache-size 0 leaves no room for a shard");
+            bail!("--cache-size 0 holds no shard");
         }
         options.outage = Duration::from_secs(self.outage_secs);
         options.cache = self.cache.clone().map(|dir| CacheOptions {

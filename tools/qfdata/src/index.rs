@@ -25,7 +25,7 @@ use crate::progress;
 
 /// Write the index of shards beside them, or check it.
 ///
-/// NAME.tar.qfidx holds the keys and places of the samples of NAME.tar and its checksum. With it a
+/// NAME.tar.qfidx holds the keys and offsets of the samples of NAME.tar and its checksum. With it a
 /// loader knows the exact number of samples, resumes at once, and can shuffle all samples. `qfdata
 /// shard` writes it with each shard; this command makes up for shards from elsewhere, reading each
 /// once. An index is kept if it is sound, fits the length and the fingerprint of its shard and is not

@@ -28,7 +28,7 @@ pub(crate) struct ModelArgs {
 
     /// A model from elsewhere instead: a LAVIS checkpoint, a folder of transformers, or
     /// hf://ORG/NAME
-    #[arg(long, value_name = "PLACE", conflicts_with_all = ["run_dir", "step", "ema"])]
+    #[arg(long, value_name = "WEIGHTS", conflicts_with_all = ["run_dir", "step", "ema"])]
     weights: Option<String>,
 
     /// vocab.txt or tokenizer.json of --weights [default: the one beside it]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{bail, Context};
 use qf_model::device::{open_device, DeviceChoice};
-use qf_model::{RankPlace, RankTimeouts};
+use qf_model::{RankConfig, RankTimeouts};
 use tch::Device;
 
 /// Port of a SLURM job's rank 0, plus the job's number: jobs that share a machine differ in it.
@@ -15,7 +15,7 @@ const SLURM_PORTS: u64 = 10_000;
 /// What the environment says of the ranks.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ranks {
-    pub(crate) place: RankPlace,
+    pub(crate) config: RankConfig,
     /// This process among those of its machine.
     local_rank: usize,
     /// Ranks on this machine.
@@ -31,7 +31,7 @@ pub(crate) struct TimeoutArgs {
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     join_timeout: Option<u64>,
 
-    /// Seconds after which a rank without a sign of life counts as dead [default: 15]
+    /// Seconds after which a rank without a heartbeat counts as dead [default: 15]
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(3..))]
     rank_timeout: Option<u64>,
 }
@@ -71,9 +71,9 @@ fn find(smallest: i64, get: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<O
     } else {
         return Ok(None);
     };
-    ranks.place.validate()?;
+    ranks.config.validate()?;
     // One rank is a single process, whoever started it.
-    Ok(Some(ranks).filter(|ranks| ranks.place.world_size >= smallest))
+    Ok(Some(ranks).filter(|ranks| ranks.config.world_size >= smallest))
 }
 
 fn number<T: std::str::FromStr>(name: &str, text: &str) -> anyhow::Result<T> {
@@ -108,7 +108,7 @@ fn torchrun(get: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Ranks> {
     let attempt = get("TORCHELASTIC_RESTART_COUNT").unwrap_or_else(|| "0".into());
     let agent_has_store = get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value == "True");
     Ok(Ranks {
-        place: RankPlace {
+        config: RankConfig {
             rank,
             world_size: number("WORLD_SIZE", &value("WORLD_SIZE"))?,
             host: value("MASTER_ADDR"),
@@ -158,7 +158,7 @@ fn slurm(get: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Ranks> {
     };
     let restarts = get("SLURM_RESTART_COUNT").unwrap_or_else(|| "0".into());
     Ok(Ranks {
-        place: RankPlace {
+        config: RankConfig {
             rank,
             world_size: number(name, &size)?,
             host,
@@ -237,13 +237,16 @@ mod tests {
     }
 
     #[test]
-    fn torchrun_names_a_place() {
+    fn torchrun_configures_a_rank() {
         assert_eq!(find_in(&[]).unwrap(), None);
         let ranks = find_in(&TORCHRUN).unwrap().unwrap();
-        let place = &ranks.place;
-        assert_eq!((place.rank, place.world_size, ranks.local_rank), (3, 4, 1));
-        assert_eq!((place.host.as_str(), place.port), ("node1", 29500));
-        assert!(!place.hosts_store && !ranks.is_restart);
+        let config = &ranks.config;
+        assert_eq!(
+            (config.rank, config.world_size, ranks.local_rank),
+            (3, 4, 1)
+        );
+        assert_eq!((config.host.as_str(), config.port), ("node1", 29500));
+        assert!(!config.hosts_store && !ranks.is_restart);
         let cores = std::thread::available_parallelism().unwrap().get();
         assert_eq!(ranks.loader_threads(), cores);
         for (size, share) in [("2", (cores / 2).max(1)), ("100000", 1), ("0", cores)] {
@@ -254,7 +257,7 @@ mod tests {
             find_in(&with(&[("RANK", "0")]))
                 .unwrap()
                 .unwrap()
-                .place
+                .config
                 .hosts_store
         );
         let agent = [
@@ -263,8 +266,8 @@ mod tests {
             ("TORCHELASTIC_RESTART_COUNT", "2"),
         ];
         let ranks = find_in(&with(&agent)).unwrap().unwrap();
-        assert!(!ranks.place.hosts_store && ranks.is_restart);
-        assert_eq!(ranks.place.attempt, "qftrain/2");
+        assert!(!ranks.config.hosts_store && ranks.is_restart);
+        assert_eq!(ranks.config.attempt, "qftrain/2");
         let one = [("RANK", "0"), ("WORLD_SIZE", "1")];
         assert_eq!(find_in(&with(&one)).unwrap(), None);
         let one = with(&one);
@@ -273,7 +276,7 @@ mod tests {
             found.map(|(_, value)| value.to_string())
         };
         let forced = find(1, &get).unwrap().unwrap();
-        assert_eq!(forced.place.world_size, 1);
+        assert_eq!(forced.config.world_size, 1);
     }
 
     #[test]
@@ -321,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn slurm_names_a_place() {
+    fn slurm_configures_a_rank() {
         let step = [
             ("SLURM_STEP_ID", "0"),
             ("SLURM_PROCID", "5"),
@@ -332,9 +335,12 @@ mod tests {
             ("SLURM_LAUNCH_NODE_IPADDR", "10.0.0.1"),
         ];
         let ranks = find_in(&step).unwrap().unwrap();
-        let place = &ranks.place;
-        assert_eq!((place.rank, place.world_size, ranks.local_rank), (5, 8, 1));
-        assert_eq!((place.host.as_str(), place.port), ("gpu07", 23_456));
+        let config = &ranks.config;
+        assert_eq!(
+            (config.rank, config.world_size, ranks.local_rank),
+            (5, 8, 1)
+        );
+        assert_eq!((config.host.as_str(), config.port), ("gpu07", 23_456));
         // A batch script is no step.
         assert_eq!(find_in(&step[1..]).unwrap(), None);
         let requeued = [&step[..], &[("SLURM_RESTART_COUNT", "1")]].concat();

@@ -189,7 +189,7 @@ fn run_as_rank(args: &TrainArgs, ranks: ranks::Ranks) -> anyhow::Result<()> {
         signal_hook::low_level::exit(1)
     };
     let timeouts = args.timeouts.resolve();
-    let group = ProcessGroup::join(ranks.place.clone(), device, timeouts, move |cause| {
+    let group = ProcessGroup::join(ranks.config.clone(), device, timeouts, move |cause| {
         end(&cause)
     })?;
     match train(args, device, Some(&ranks), &group) {
@@ -786,7 +786,7 @@ fn print_profile(profile: &RunProfile) -> anyhow::Result<()> {
         };
         let dropped = match trace.dropped {
             0 => String::new(),
-            dropped => format!(" ({dropped} more had no room)"),
+            dropped => format!(" ({dropped} more were over its limit)"),
         };
         say(format_args!(
             "trace: {}, {}{dropped}{idle}, in {}; open it in https://ui.perfetto.dev",

@@ -4,7 +4,7 @@
 //! weights in 64-bit floating point, rounded to 16 bits with as many places as fit, products added
 //! in 32 bits. The order is PIL's: rows first, rounded and clipped to 8 bits, then columns. It is
 //! faster for what it leaves out (other formats, other filters) and for two things that follow:
-//! sixteen rows are turned on their side, so that rows fill the vectors and no output needs a sum
+//! sixteen rows are transposed, so that rows fill the vectors and no output needs a sum
 //! across one; and what comes out is planes, mirrored as asked for. Once warm it allocates nothing.
 
 #[cfg(target_arch = "x86_64")]

@@ -188,7 +188,7 @@ fn pitch(shape: &Shape) -> usize {
     3 * shape.size.next_multiple_of(8) / 8
 }
 
-/// Turns a strip of rows on its side: units of pixels 2k and 2k + 1 of a channel, of all rows, at
+/// Transposes a strip of rows: units of pixels 2k and 2k + 1 of a channel, of all rows, at
 /// `tile[2 * (3 * k + channel)]` and the vector behind it.
 #[target_feature(enable = "avx2")]
 fn turn(rows: &[&[u8]; STRIP_ROWS], tile: &mut [__m256i]) {

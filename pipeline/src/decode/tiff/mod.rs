@@ -204,7 +204,7 @@ fn number(directory: &Directory<'_>, tag: u16, default: u64) -> Result<u64, Deco
     };
     field
         .number(0)
-        .ok_or_else(|| broken(format!("its tag {tag} is no number")))
+        .ok_or_else(|| broken(format!("its tag {tag} is not a number")))
 }
 
 fn broken(message: impl Into<String>) -> DecodeError {

@@ -10,7 +10,7 @@ fn set(name: &str, weight: f64, shards: &[ShardLocation]) -> DataSet {
     }
 }
 
-/// A rank whose lanes never meet one of the sets goes on past the ends of its epochs.
+/// A rank whose slots never meet one of the sets goes on past the ends of its epochs.
 #[test]
 fn a_mixture_on_ranks_that_see_only_one_of_its_sets() {
     let dir = tempfile::tempdir().unwrap();
@@ -121,9 +121,9 @@ fn a_bad_sample_in_an_epoch_of_one_row() {
     }
 }
 
-/// Books that no run reaches are refused.
+/// Counters that no run reaches are refused.
 #[test]
-fn a_state_with_impossible_books() {
+fn a_state_with_impossible_counters() {
     let dir = tempfile::tempdir().unwrap();
     let shards = shards_with(dir.path(), "s", &[16], &[]);
     let mut state = run(&config(), &shards, None)[0].state.clone();
@@ -138,7 +138,7 @@ fn a_state_with_impossible_books() {
     assert!(message.contains("does not fit together"), "{message}");
 }
 
-/// Which samples a damaged place of an indexed shard costs does not depend on who reads with whom.
+/// Which samples a damaged position of an indexed shard costs does not depend on who reads with whom.
 #[test]
 fn damage_in_an_indexed_shard_costs_the_same_samples_everywhere() {
     let dir = tempfile::tempdir().unwrap();

@@ -233,7 +233,7 @@ fn epochs_visit_every_sample_once_in_a_new_order_with_new_views() {
 fn resuming_anywhere_gives_the_batches_that_would_have_come() {
     let dir = tempfile::tempdir().unwrap();
     let shards = write_shards(dir.path(), ShardFormat::Tar, &[7, 3, 12]);
-    // A sample without captions and a shard that ends early are places of the order too.
+    // A sample without captions and a shard that ends early are positions of the order too.
     let broken = dir.path().join("s-003.tar");
     let bytes = std::fs::read(dir.path().join("s-002.tar")).unwrap();
     std::fs::write(&broken, &bytes[..bytes.len() / 2]).unwrap();
@@ -291,7 +291,7 @@ fn a_state_of_other_data_or_settings_is_refused_with_both_values() {
 }
 
 #[test]
-fn the_books_balance_and_bad_samples_are_named() {
+fn counters_reconcile_and_bad_samples_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("odd.tar");
     let mut tar = tar::Builder::new(std::fs::File::create(&path).unwrap());

@@ -105,10 +105,10 @@ fn any_world_size_goes_on_from_any_other() {
                     let states: Vec<LoaderState> =
                         parts.iter().map(|part| part[step - 1].1.clone()).collect();
                     let merged = LoaderState::merge(&states).unwrap();
-                    // Nothing was bad, so any rank's state says the same, books apart.
+                    // Nothing was bad, so any rank's state says the same, counters apart.
                     assert_eq!(
-                        (states[0].row, &states[0].lanes),
-                        (merged.row, &merged.lanes)
+                        (states[0].row, &states[0].slots),
+                        (merged.row, &merged.slots)
                     );
                     let json = serde_json::to_string(&merged).unwrap();
                     assert!(json.len() < 1024, "{json}");
@@ -162,7 +162,7 @@ fn partly_bad(dir: &Path, is_bad: impl Fn(usize) -> bool) -> Vec<ShardLocation> 
 #[test]
 fn bad_samples_cost_no_step_and_no_other_sample() {
     let dir = tempfile::tempdir().unwrap();
-    // Of lane 2, in stored order, two thirds are bad.
+    // Of slot 2, in stored order, two thirds are bad.
     let is_bad = |number: usize| (number % 8 == 2 && number % 24 != 2) || number % 29 == 5;
     let shards = partly_bad(dir.path(), is_bad);
     let good: BTreeSet<String> = (0..200)
@@ -233,7 +233,7 @@ fn every_rank_does_as_many_steps_as_the_epochs_have_rows() {
     };
     // One rank ends with its data: 175 good samples an epoch are 21 batches of 8.
     assert_eq!(steps(1), [42]);
-    // More of them do what the places allow: 25 rows an epoch.
+    // More of them do what the positions allow: 25 rows an epoch.
     assert_eq!(steps(2), [50, 50]);
     assert_eq!(steps(4), [50; 4]);
 }
@@ -273,7 +273,7 @@ fn worlds_that_do_not_fit_are_refused() {
     let three = [&states[0], &states[0], &states[0]].map(Clone::clone);
     assert!(LoaderState::merge(&three).is_err());
     let mut odd = states[0].clone();
-    odd.lanes[0].rows = u64::MAX;
+    odd.slots[0].rows = u64::MAX;
     assert!(odd.check(&odd.order).is_err());
 }
 
@@ -323,14 +323,14 @@ fn a_mixture_keeps_its_shares_and_each_set_its_epochs() {
         assert_eq!(whole(4, Some(state), steps), expected[batches + 1..]);
     }
     let end = &listed[11].1;
-    // 240 places: 144 of 90, 72 of 11, 24 of 30.
+    // 240 positions: 144 of 90, 72 of 11, 24 of 30.
     let epochs: Vec<u64> = end.sets.iter().map(|set| set.epoch).collect();
     assert_eq!(
         epochs,
         [1, 5, 0],
         "where the last row began, after 132, 66 and 22 of them"
     );
-    // The loader itself hands out the same, decoded, and keeps books of each set.
+    // The loader itself hands out the same, decoded, and keeps counters of each set.
     let mut builder = Loader::builder(config(alone));
     for set in &sets {
         builder = builder.data_set(set.clone());

@@ -26,7 +26,7 @@ fn each_bad_sample_is_reported_with_the_batch_that_it_is_missing_from() {
         let taken = reports.take_before(batch.state.batches);
         assert_eq!(taken.unnamed, 0);
         seen.extend(taken.named.into_iter().map(|r| (batch.state.batches, r)));
-        // Whatever is ahead in the queue, the reports are those of the books.
+        // Whatever is ahead in the queue, the reports are those of the counters.
         assert_eq!(seen.len() as u64, batch.state.counters.bad_total());
     }
     let keys: Vec<&str> = seen.iter().map(|(_, report)| &*report.key).collect();

@@ -339,7 +339,7 @@ fn unindexed(
     (path, shards)
 }
 
-/// Long members for which the shuffle has no room stay in their shard until their turn comes: the same
+/// Long members over the shuffle's budget stay in their shard until their turn comes: the same
 /// batches, and each byte read about once.
 #[test]
 fn what_the_shuffle_puts_off_is_read_once() {

@@ -1,6 +1,6 @@
 //! Strips of components to units of red, green and blue, in AVX2.
 //!
-//! Rows are turned on their side first: a vector holds a column of sixteen rows, 16 bits each. Upsampling
+//! Rows are transposed first: a vector holds a column of sixteen rows, 16 bits each. Upsampling
 //! and colour conversion work on such columns, so what would be neighbours within a vector are vectors of
 //! their own, and the results are interleaved as [`super`] wants them and nowhere else.
 //!

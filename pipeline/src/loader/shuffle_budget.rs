@@ -3,17 +3,17 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Samples on their way to a shuffle, and held by it, in bytes. Counted, never waited for: who finds no
-/// room leaves a member in its shard.
+/// budget leaves a member in its shard.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct ShuffleBudget {
     max_bytes: usize,
     on_the_way: AtomicUsize,
     held: AtomicUsize,
 }
 
-impl Room {
-    pub(crate) fn new(max_bytes: usize) -> Room {
-        Room {
+impl ShuffleBudget {
+    pub(crate) fn new(max_bytes: usize) -> ShuffleBudget {
+        ShuffleBudget {
             max_bytes,
             on_the_way: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
@@ -31,7 +31,7 @@ impl Room {
         self.on_the_way.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// A sample that was read has arrived; what is kept of it is then told with [`Room::hold`].
+    /// A sample that was read has arrived; what is kept of it is then told with [`ShuffleBudget::hold`].
     pub(crate) fn receive(&self, bytes: usize) {
         self.on_the_way.fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -48,18 +48,18 @@ mod tests {
 
     #[test]
     fn what_comes_and_what_is_held_count() {
-        let room = Room::new(100);
-        assert!(room.is_for(100) && !room.is_for(101));
-        room.send(60);
-        assert!(room.is_for(40) && !room.is_for(41));
-        room.receive(60);
-        room.hold(90);
-        assert!(room.is_for(10) && !room.is_for(11));
-        // More may come than there is room for.
-        room.send(60);
-        assert!(!room.is_for(1) && room.is_for(0));
-        room.receive(60);
-        room.hold(0);
-        assert!(room.is_for(100));
+        let budget = ShuffleBudget::new(100);
+        assert!(budget.is_for(100) && !budget.is_for(101));
+        budget.send(60);
+        assert!(budget.is_for(40) && !budget.is_for(41));
+        budget.receive(60);
+        budget.hold(90);
+        assert!(budget.is_for(10) && !budget.is_for(11));
+        // More may come than the budget holds.
+        budget.send(60);
+        assert!(!budget.is_for(1) && budget.is_for(0));
+        budget.receive(60);
+        budget.hold(0);
+        assert!(budget.is_for(100));
     }
 }

@@ -1,4 +1,4 @@
-//! Places of the order, on their way from the data sets to whoever decodes them.
+//! Positions of the order, on their way from the data sets to whoever decodes them.
 
 use std::sync::Arc;
 
@@ -6,19 +6,19 @@ use super::state::SetPosition;
 use crate::error::{PipelineError, SampleError, ShardError};
 use crate::sample::EncodedSample;
 
-/// What a data set has at a place of its order.
+/// What a data set has at a position of its order.
 pub(crate) enum Item {
     /// The sample, or why it is none.
     Read(Result<EncodedSample, SampleError>),
     /// Where it is: shard of the set, and sample of the shard.
     Unread { shard: u32, sample: u32 },
-    /// A place that the caller did not want.
-    Passed,
+    /// A position that the caller did not want.
+    Skipped,
 }
 
 /// What a data set says next.
 pub(crate) enum Next {
-    Place(Item),
+    Position(Item),
     /// Samples are missing here.
     BadShard(ShardError),
     EndOfEpoch,
@@ -43,21 +43,21 @@ pub(crate) struct RowStart {
     pub(crate) sets: Vec<SetPosition>,
 }
 
-/// Which place it is.
+/// Which position it is.
 #[derive(Clone, Debug)]
-pub(crate) struct PlaceId {
+pub(crate) struct PositionId {
     pub(crate) start: Arc<RowStart>,
-    pub(crate) lane: u64,
+    pub(crate) slot: u64,
     pub(crate) set: u32,
     pub(crate) epoch: u64,
 }
 
 /// What happens next to this rank.
 pub(crate) enum Event<I> {
-    Place(PlaceId, I),
+    Position(PositionId, I),
     /// Samples of this set are missing; whether this rank counts it, if all notice it.
     BadShard(u32, ShardError, bool),
-    /// This many places at the end of an epoch are not used.
+    /// This many positions at the end of an epoch are not used.
     Dropped(u32, u64),
     /// An epoch of this set is over; what comes next begins there.
     EndOfEpoch(u32, Arc<RowStart>),

@@ -1,6 +1,6 @@
-//! The line in front of the collator: places in their order, each with its result once a worker has it.
+//! The reorder buffer in front of the collator: positions in their order, each with its result once a worker has it.
 //!
-//! Who waits is woken seldom: the collator when a batch is there, the sequencer when many places are
+//! Who waits is woken seldom: the collator when a batch is there, the sequencer when many positions are
 //! free. A thread that wakes for every sample costs as much as some stages do.
 
 use std::collections::VecDeque;
@@ -11,10 +11,10 @@ use super::collate::{Finished, Slot};
 use super::queue::{Closed, QueueMeter, MIN_TRACED_WAIT};
 use crate::trace::Trace;
 
-/// How long a line may be.
+/// How much a reorder buffer may hold.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct LineLimits {
-    /// Places.
+pub(crate) struct ReorderLimits {
+    /// Positions.
     pub(crate) items: usize,
     /// Bytes that they hold together; a single heavier one stands alone.
     pub(crate) bytes: usize,
@@ -37,7 +37,7 @@ impl Entry {
 #[derive(Default)]
 struct State {
     entries: VecDeque<Entry>,
-    /// Number of the first entry, counted from the beginning of the line.
+    /// Number of the first entry, counted from the beginning of the run.
     first: u64,
     bytes: usize,
     /// Entries at the front that are finished, ...
@@ -51,7 +51,7 @@ struct State {
     idle: Vec<(Instant, Duration)>,
     /// Where it is traced.
     waiting: Option<Waiting>,
-    /// Whether the sequencer waits for room.
+    /// Whether the sequencer waits for a free slot.
     is_full: bool,
     /// Nobody adds to it, or takes from it, any more.
     is_ended: bool,
@@ -60,7 +60,7 @@ struct State {
 
 /// Which sample the collator waits for longest.
 struct Waiting {
-    /// Since when the front of the line waits for a worker.
+    /// Since when the front of the buffer waits for a worker.
     since: Instant,
     longest: (Instant, Duration),
     slowest: usize,
@@ -121,12 +121,12 @@ impl State {
         self.wanted.is_some_and(|wanted| self.is_due(wanted, busy))
     }
 
-    fn has_room(&self, bytes: usize, limits: &LineLimits) -> bool {
+    fn has_room(&self, bytes: usize, limits: &ReorderLimits) -> bool {
         let fits = self.bytes.saturating_add(bytes) <= limits.bytes;
         self.entries.len() < limits.items && (fits || self.bytes == 0)
     }
 
-    /// Whether the workers have nothing that is in line.
+    /// Whether the workers have nothing left to do in it.
     fn is_idle(&self) -> bool {
         self.ready == self.entries.len()
     }
@@ -149,16 +149,16 @@ impl State {
     }
 }
 
-struct Line {
+struct ReorderBuffer {
     state: Mutex<State>,
     /// The collator waits for the one, the sequencer for the other.
     due: Condvar,
     room: Condvar,
-    limits: LineLimits,
+    limits: ReorderLimits,
     meter: Arc<QueueMeter>,
 }
 
-impl Line {
+impl ReorderBuffer {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing that can panic runs while it is locked.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -179,7 +179,7 @@ impl Line {
 
     fn finish(&self, number: u64, finished: Option<Finished>) {
         let mut state = self.lock();
-        // It stays in line until it is finished.
+        // It stays in the buffer until it is finished.
         let at = number.wrapping_sub(state.first) as usize;
         let Some(entry) = state.entries.get_mut(at) else {
             return;
@@ -201,37 +201,40 @@ impl Line {
     }
 }
 
-/// Adds to the end of a line.
-pub(crate) struct LineSender(Arc<Line>);
+/// Adds to the end of a reorder buffer.
+pub(crate) struct ReorderSender(Arc<ReorderBuffer>);
 
 /// Takes from its front.
-pub(crate) struct LineReceiver(Arc<Line>);
+pub(crate) struct ReorderReceiver(Arc<ReorderBuffer>);
 
-/// A sample in line, that a worker has to finish. One that is dropped before says that there is nothing.
+/// A sample in the buffer, that a worker has to finish. One that is dropped before says that there is nothing.
 pub(crate) struct Ticket {
-    line: Arc<Line>,
+    buffer: Arc<ReorderBuffer>,
     number: u64,
     is_finished: bool,
 }
 
-/// A line within limits, of which every one is at least 1 in effect.
-pub(crate) fn line(limits: LineLimits, meter: Arc<QueueMeter>) -> (LineSender, LineReceiver) {
-    let limits = LineLimits {
+/// A reorder buffer within limits, of which every one is at least 1 in effect.
+pub(crate) fn reorder_buffer(
+    limits: ReorderLimits,
+    meter: Arc<QueueMeter>,
+) -> (ReorderSender, ReorderReceiver) {
+    let limits = ReorderLimits {
         items: limits.items.max(1),
         busy: limits.busy.max(1),
         ..limits
     };
-    let line = Arc::new(Line {
+    let buffer = Arc::new(ReorderBuffer {
         state: Mutex::default(),
         due: Condvar::new(),
         room: Condvar::new(),
         limits,
         meter,
     });
-    (LineSender(line.clone()), LineReceiver(line))
+    (ReorderSender(buffer.clone()), ReorderReceiver(buffer))
 }
 
-impl LineSender {
+impl ReorderSender {
     /// Adds what needs no worker.
     pub(crate) fn send(&self, slot: Slot) -> Result<(), Closed> {
         self.push(slot, 0, true).map(|_| ())
@@ -241,23 +244,23 @@ impl LineSender {
     pub(crate) fn send_pending(&self, slot: Slot, bytes: usize) -> Result<Ticket, Closed> {
         let number = self.push(slot, bytes, false)?;
         Ok(Ticket {
-            line: self.0.clone(),
+            buffer: self.0.clone(),
             number,
             is_finished: false,
         })
     }
 
     fn push(&self, slot: Slot, bytes: usize, is_finished: bool) -> Result<u64, Closed> {
-        let line = &*self.0;
+        let buffer = &*self.0;
         let start = Instant::now();
-        let mut state = line.lock();
-        while !state.is_closed && !state.has_room(bytes, &line.limits) {
+        let mut state = buffer.lock();
+        while !state.is_closed && !state.has_room(bytes, &buffer.limits) {
             state.is_full = true;
             // Workers may have done all there is: nothing else would wake the collator.
-            if state.is_awaited(line.limits.busy) {
-                line.due.notify_one();
+            if state.is_awaited(buffer.limits.busy) {
+                buffer.due.notify_one();
             }
-            state = line.wait(&line.room, state);
+            state = buffer.wait(&buffer.room, state);
         }
         state.is_full = false;
         if state.is_closed {
@@ -278,13 +281,13 @@ impl LineSender {
         if is_finished {
             state.advance();
         }
-        line.changed(state);
-        line.meter.add_send(start);
+        buffer.changed(state);
+        buffer.meter.add_send(start);
         Ok(number)
     }
 }
 
-impl Drop for LineSender {
+impl Drop for ReorderSender {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.is_ended = true;
@@ -292,25 +295,25 @@ impl Drop for LineSender {
     }
 }
 
-impl LineReceiver {
-    /// Moves up to `wanted` places from the front to `taken`, once so many are finished; fewer where there
-    /// is other than samples among them, or the line can grow no longer. Nothing is moved at its end.
+impl ReorderReceiver {
+    /// Moves up to `wanted` positions from the front to `taken`, once so many are finished; fewer where there
+    /// is other than samples among them, or the buffer can grow no longer. Nothing is moved at its end.
     pub(crate) fn take(&self, wanted: usize, taken: &mut VecDeque<Slot>) {
-        let line = &*self.0;
+        let buffer = &*self.0;
         let start = Instant::now();
-        let mut state = line.lock();
+        let mut state = buffer.lock();
         state.wanted = Some(wanted);
-        let trace = line.meter.trace();
+        let trace = buffer.meter.trace();
         state.waiting = trace.map(|_| Waiting::new());
         if state.is_idle() {
             state.idle_since = Some(start);
         }
-        while !state.is_due(wanted, line.limits.busy) {
-            state = line.wait(&line.due, state);
+        while !state.is_due(wanted, buffer.limits.busy) {
+            state = buffer.wait(&buffer.due, state);
         }
         state.end_idle();
         for (since, waited) in state.idle.drain(..) {
-            line.meter.add_empty_waited(since, waited);
+            buffer.meter.add_empty_waited(since, waited);
         }
         state.wanted = None;
         if let (Some(trace), Some(waiting)) = (trace, state.waiting.take()) {
@@ -330,13 +333,13 @@ impl LineReceiver {
         let wakes = state.is_full;
         drop(state);
         if wakes {
-            line.room.notify_one();
+            buffer.room.notify_one();
         }
-        line.meter.add_taken(start, fill as u64, count as u64);
+        buffer.meter.add_taken(start, fill as u64, count as u64);
     }
 }
 
-impl Drop for LineReceiver {
+impl Drop for ReorderReceiver {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.is_closed = true;
@@ -352,32 +355,32 @@ impl Drop for LineReceiver {
 impl Ticket {
     /// Whether anybody is there to take the sample.
     pub(crate) fn is_wanted(&self) -> bool {
-        !self.line.lock().is_closed
+        !self.buffer.lock().is_closed
     }
 
     /// What the worker made of the sample.
     pub(crate) fn finish(mut self, finished: Finished) {
         self.is_finished = true;
-        self.line.finish(self.number, Some(finished));
+        self.buffer.finish(self.number, Some(finished));
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         if !self.is_finished {
-            self.line.finish(self.number, None);
+            self.buffer.finish(self.number, None);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::place::{PlaceId, RowStart};
+    use super::super::position::{PositionId, RowStart};
     use super::*;
     use crate::error::{SampleError, SkipReason};
     use crate::sample::SampleId;
 
-    const LIMITS: LineLimits = LineLimits {
+    const LIMITS: ReorderLimits = ReorderLimits {
         items: 8,
         bytes: 100,
         busy: 3,
@@ -388,9 +391,9 @@ mod tests {
             row: 0,
             sets: Vec::new(),
         });
-        let id = PlaceId {
+        let id = PositionId {
             start,
-            lane: 0,
+            slot: 0,
             set: 0,
             epoch: 0,
         };
@@ -421,7 +424,7 @@ mod tests {
         }
     }
 
-    fn take(receiver: &LineReceiver, wanted: usize) -> Vec<Option<u32>> {
+    fn take(receiver: &ReorderReceiver, wanted: usize) -> Vec<Option<u32>> {
         let mut taken = VecDeque::new();
         receiver.take(wanted, &mut taken);
         taken.into_iter().map(number).collect()
@@ -430,7 +433,7 @@ mod tests {
     #[test]
     fn results_come_in_the_order_of_places() {
         for bytes in [0, 1, 40, 60, 1000] {
-            let (sender, receiver) = line(LIMITS, Arc::default());
+            let (sender, receiver) = reorder_buffer(LIMITS, Arc::default());
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(4)
                 .build()
@@ -467,7 +470,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_waited_for_and_what_ends_one_is_not() {
-        let (sender, receiver) = line(LIMITS, Arc::default());
+        let (sender, receiver) = reorder_buffer(LIMITS, Arc::default());
         let (told, seen) = std::sync::mpsc::channel();
         let collator = std::thread::spawn(move || {
             while let some @ [_, ..] = &*take(&receiver, 4) {
@@ -497,7 +500,7 @@ mod tests {
 
     #[test]
     fn whoever_waits_hears_that_the_other_is_gone() {
-        let (sender, receiver) = line(LIMITS, Arc::default());
+        let (sender, receiver) = reorder_buffer(LIMITS, Arc::default());
         let ticket = sender.send_pending(place(), 90).unwrap();
         assert!(ticket.is_wanted());
         let blocked = std::thread::spawn(move || sender.send_pending(place(), 90).err());
