@@ -12,6 +12,8 @@ mod cases;
 mod ddp;
 /// The examples of both libraries.
 mod examples;
+/// README and the guide: commands, options, links.
+mod documents;
 /// The network, the optimiser and the processors against numbers of the reference.
 mod golden;
 /// Archives and images made to break readers.
