@@ -15,7 +15,16 @@ fn root() -> PathBuf {
 
 /// Every Markdown page that users read, with its text.
 fn pages() -> Vec<(PathBuf, String)> {
-    let mut pages = vec![root().join("README.md"), root().join("ARCHITECTURE.md")];
+    let names = [
+        "README",
+        "ARCHITECTURE",
+        "CONTRIBUTING",
+        "SECURITY",
+        "CHANGELOG",
+    ];
+    let mut pages: Vec<PathBuf> = (names.iter())
+        .map(|name| root().join(format!("{name}.md")))
+        .collect();
     let mut folders = vec![root().join("docs")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
