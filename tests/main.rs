@@ -10,10 +10,10 @@ mod bin;
 mod cases;
 /// Several ranks: their mathematics, and `qftrain` with them.
 mod ddp;
-/// The examples of both libraries.
-mod examples;
 /// README and the guide: commands, options, links.
 mod documents;
+/// The examples of both libraries.
+mod examples;
 /// The network, the optimiser and the processors against numbers of the reference.
 mod golden;
 /// Archives and images made to break readers.
