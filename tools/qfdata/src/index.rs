@@ -20,8 +20,8 @@ use serde::Serialize;
 
 use crate::data::ReadArgs;
 use crate::interrupt::Interrupt;
-use crate::output::{remark, say};
 use crate::progress;
+use qf_cli::output::{remark, say};
 
 /// Write the index of shards beside them, or check it.
 ///

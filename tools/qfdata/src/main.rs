@@ -7,8 +7,6 @@ mod data;
 mod index;
 mod interrupt;
 mod order;
-mod output;
-mod paths;
 mod preview;
 mod profile;
 mod progress;
@@ -19,10 +17,10 @@ mod vocab;
 
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Parser, Subcommand};
+use qf_cli::args::parse;
+use qf_cli::output;
 use qf_pipeline::error::full_message;
-use qf_pipeline::mistakes::plain;
 
 /// Builds, inspects and profiles shards of captioned images.
 #[derive(Parser)]
@@ -58,7 +56,7 @@ enum Command {
 
 fn main() -> ExitCode {
     output::start_log();
-    let cli = match parse() {
+    let cli = match parse::<Cli>() {
         Ok(cli) => cli,
         Err(code) => return code,
     };
@@ -80,15 +78,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// The command line. Of a value that cannot be, clap says what Rust's parsers say; users get plain words.
-fn parse() -> Result<Cli, ExitCode> {
-    let matches = paths::refuse_urls(Cli::command()).try_get_matches();
-    let cli = matches.and_then(|matches| Cli::from_arg_matches(&matches));
-    cli.map_err(|error| {
-        if error.kind() != ErrorKind::ValueValidation {
-            error.exit();
-        }
-        output::remark(format_args!("{}", plain(&error.render().to_string())));
-        ExitCode::from(2)
-    })
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn every_option_that_takes_a_path_refuses_urls() {
+        let (accepted, options) = qf_cli::args::accepted_urls(&Cli::command());
+        assert_eq!(accepted, Vec::<String>::new());
+        assert!(options >= 8, "{options} options found");
+    }
 }

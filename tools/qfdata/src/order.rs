@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::data::{with_data, DataArgs};
 use crate::interrupt::EndAtOnce;
-use crate::output::say;
+use qf_cli::output::say;
 
 /// List what a rank will see, in order, without decoding.
 ///

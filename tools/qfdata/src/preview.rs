@@ -22,11 +22,11 @@ use serde::Serialize;
 use crate::data::{CaptionLinesArg, InputArgs};
 use crate::interrupt::Interrupt;
 use crate::order::parse_shuffle;
-use crate::output::say;
 use crate::profile::parse_quality;
 use describe::{passed_over, title};
 use grid::{Grid, Layout};
 use outputs::{check_outputs, write_outputs};
+use qf_cli::output::say;
 use request::{request, Request};
 use shown::{Sample, Shown, Skipped};
 

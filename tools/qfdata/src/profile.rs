@@ -24,7 +24,7 @@ use serde::Serialize;
 use crate::data::{with_data, CaptionLinesArg, DataArgs};
 use crate::interrupt::Interrupt;
 use crate::order::parse_shuffle;
-use crate::output::{remark, say};
+use qf_cli::output::{remark, say};
 
 /// Captions that a vocabulary is trained from when none is given.
 const VOCABULARY_CAPTIONS: u64 = 20_000;

@@ -34,10 +34,10 @@ use qf_pipeline::words::counted;
 use rayon::prelude::*;
 
 use crate::interrupt::Interrupt;
-use crate::output::remark;
 use crate::{progress, size};
 use input::{Listing, Planned, Skip};
 use lock::{PrefixLock, RunRecord, Settings};
+use qf_cli::output::remark;
 use report::Report;
 
 /// Digits of a shard's number; more shards than that get longer numbers.

@@ -22,8 +22,8 @@ use qf_pipeline::words::counted;
 use rayon::prelude::*;
 
 use crate::interrupt::Interrupt;
-use crate::output::say;
 use crate::progress;
+use qf_cli::output::say;
 use scene::{Draw, Scene};
 
 /// JPEG quality: artefacts are below the noise of 8-bit colour at the size models see.

@@ -12,7 +12,7 @@ use qf_pipeline::vocabulary::vocabulary_from_shards;
 use qf_pipeline::words::counted;
 
 use crate::data::ShardsArg;
-use crate::output::say;
+use qf_cli::output::say;
 
 #[derive(Args)]
 pub(crate) struct VocabArgs {

@@ -15,8 +15,8 @@ use qf_model::{
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::output::{remark, say};
 use crate::settings::Settings;
+use qf_cli::output::{remark, say};
 
 /// Token counts of the first captions of the COCO 2017 validation set, `[CLS]` and `[SEP]`
 /// included.

@@ -19,7 +19,7 @@ use tch::Tensor;
 use crate::data::{self, ColumnArgs};
 use crate::image_paths::image_paths;
 use crate::model_source::{InferenceArgs, LoadedModel, ModelSource};
-use crate::output::{remark, say, InPart};
+use qf_cli::output::{remark, say, InPart};
 
 #[derive(Args)]
 pub(crate) struct CaptionArgs {

@@ -10,11 +10,11 @@ use qf_pipeline::loader::split_spec;
 use qf_pipeline::source::ShardSpec;
 use tch::Device;
 
-use crate::output::remark;
 use crate::session::load_config;
 use crate::settings::Settings;
 use crate::train::{device_name, TrainArgs};
 use crate::weights::fit_to_bert;
+use qf_cli::output::remark;
 
 /// Puts the configuration together; on all ranks of a run, which may not all see its folder.
 pub(crate) fn configuration(

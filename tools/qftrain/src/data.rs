@@ -13,8 +13,8 @@ use qf_pipeline::remote::{CacheOptions, RemoteOptions};
 use qf_pipeline::source::{resolve_shards_with, ShardLocation, ShardSpec};
 use qf_pipeline::LoaderConfig;
 
-use crate::output::remark;
 use crate::settings::Settings;
+use qf_cli::output::remark;
 
 /// What holds images and captions, where it is not found by itself.
 #[derive(Args, Clone, Debug)]

@@ -16,8 +16,8 @@ use qf_pipeline::LoaderConfig;
 
 use crate::data::{self, ColumnArgs};
 use crate::model_source::{check_text_len, InferenceArgs, LoadedModel};
-use crate::output::say;
 use crate::progress::Count;
+use qf_cli::output::say;
 
 #[derive(Args)]
 pub(crate) struct EvalArgs {

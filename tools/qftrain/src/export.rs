@@ -9,8 +9,8 @@ use qf_model::Blip2Qformer;
 use qf_pipeline::text::CaptionTokenizer;
 
 use crate::model_source::ModelArgs;
-use crate::output::say;
 use crate::session::write_file;
+use qf_cli::output::say;
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Format {

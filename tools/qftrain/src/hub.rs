@@ -6,7 +6,7 @@ use anyhow::{anyhow, bail, Context};
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
-use crate::output::remark;
+use qf_cli::output::remark;
 
 /// What marks a place on the hub.
 pub(crate) const SCHEME: &str = "hf://";

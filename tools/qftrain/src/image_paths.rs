@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, Context};
 use qf_pipeline::decode::is_image_extension;
 
-use crate::output::remark;
+use qf_cli::output::remark;
 
 /// Endings of images that cannot be decoded. In a folder they count as images all the same: each is then
 /// named as one that cannot be read, not lost among files of other kinds.

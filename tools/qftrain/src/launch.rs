@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context};
 use rustix::process::{kill_process, Pid, Signal};
 
-use crate::output::remark;
 use crate::signals;
+use qf_cli::output::remark;
 
 /// Holds the number of the process that started this rank.
 const LAUNCHER: &str = "QFTRAIN_LAUNCHER";

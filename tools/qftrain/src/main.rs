@@ -17,8 +17,6 @@ mod image_paths;
 mod launch;
 mod library_environment;
 mod model_source;
-mod output;
-mod paths;
 mod progress;
 mod ranks;
 mod resumption;
@@ -33,11 +31,11 @@ mod weights;
 
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Parser, Subcommand};
+use qf_cli::args::parse;
+use qf_cli::output;
 use qf_model::host_memory::keep_blocks;
 use qf_pipeline::error::full_message;
-use qf_pipeline::mistakes::plain;
 
 /// Trains a BLIP-2 Q-Former (ITC + ITM + ITG) from shards of captioned images.
 #[derive(Parser)]
@@ -81,7 +79,7 @@ enum Command {
 
 fn main() -> ExitCode {
     // Before the program starts itself once more, which help and mistakes can do without.
-    let cli = match parse() {
+    let cli = match parse::<Cli>() {
         Ok(cli) => cli,
         Err(code) => return code,
     };
@@ -111,15 +109,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// The command line. Of a value that cannot be, clap says what Rust's parsers say; users get plain words.
-fn parse() -> Result<Cli, ExitCode> {
-    let matches = paths::refuse_urls(Cli::command()).try_get_matches();
-    let cli = matches.and_then(|matches| Cli::from_arg_matches(&matches));
-    cli.map_err(|error| {
-        if error.kind() != ErrorKind::ValueValidation {
-            error.exit();
-        }
-        output::remark(format_args!("{}", plain(&error.render().to_string())));
-        ExitCode::from(2)
-    })
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn every_option_that_takes_a_path_refuses_urls() {
+        let (accepted, options) = qf_cli::args::accepted_urls(&Cli::command());
+        assert_eq!(accepted, Vec::<String>::new());
+        assert!(options >= 10, "{options} options found");
+    }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use qf_model::train::{MetricsRecord, StepRecord, ValidationRecord};
 
-use crate::output::remark;
+use qf_cli::output::remark;
 
 /// Time between lines where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);

@@ -8,7 +8,7 @@ use qf_model::train::TrainConfig;
 use toml::Value;
 
 use crate::agreement::flatten;
-use crate::output::remark;
+use qf_cli::output::remark;
 
 /// What another value of a setting does to a run that goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use serde_json::json;
 use tch::Kind;
 
 use crate::model_source::InferenceArgs;
-use crate::output::say;
+use qf_cli::output::say;
 
 #[derive(Args)]
 pub(crate) struct ScoreArgs {

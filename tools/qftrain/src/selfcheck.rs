@@ -11,7 +11,7 @@ use qf_model::Precision;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::output::{remark, say};
+use qf_cli::output::{remark, say};
 
 #[derive(Args)]
 pub(crate) struct SelfCheckArgs {

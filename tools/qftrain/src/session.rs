@@ -14,7 +14,7 @@ use qf_pipeline::vocabulary::vocabulary_from_shards;
 use qf_pipeline::words::counted;
 use serde::{Deserialize, Serialize};
 
-use crate::output::remark;
+use qf_cli::output::remark;
 
 /// Captions that a vocabulary is trained from, at most: enough for stable counts, read in seconds.
 const MAX_VOCABULARY_CAPTIONS: u64 = 200_000;

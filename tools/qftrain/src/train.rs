@@ -31,7 +31,6 @@ use tch::{Device, Tensor};
 use crate::configuration::{
     check_relative, check_start_options, check_tokenizer, configuration, make_paths_absolute,
 };
-use crate::output::{remark, say};
 use crate::progress::Progress;
 use crate::resumption::check_changes;
 use crate::session::{
@@ -39,6 +38,7 @@ use crate::session::{
 };
 use crate::weights::{adopt_tokenizer, StartWeights};
 use crate::{agreement, data, launch, ranks, signals};
+use qf_cli::output::{remark, say};
 
 #[derive(Args)]
 pub(crate) struct TrainArgs {

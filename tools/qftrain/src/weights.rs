@@ -14,10 +14,10 @@ use qf_pipeline::text::CaptionTokenizer;
 use serde::Serialize;
 use tch::Device;
 
-use crate::output::remark;
 use crate::session::load_config;
 use crate::settings::Settings;
 use crate::{hub, vocabulary};
+use qf_cli::output::remark;
 
 /// What a run started from, for `weights.json`.
 #[derive(Serialize)]

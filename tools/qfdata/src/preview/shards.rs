@@ -12,7 +12,7 @@ use super::request::Request;
 use super::shown::{Crop, Sample, Shown, Skipped};
 use crate::data::with_data;
 use crate::interrupt::Interrupt;
-use crate::output::remark;
+use qf_cli::output::remark;
 
 /// Bad samples that are named on stderr where there is no batch to show them with.
 const MAX_REMARKS: usize = 20;

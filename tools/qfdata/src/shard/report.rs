@@ -8,8 +8,8 @@ use qf_pipeline::words::counted;
 use serde::Serialize;
 
 use super::input::{Listing, Skip};
-use crate::output::say;
 use crate::size;
+use qf_cli::output::say;
 
 /// What was found and what became of it; `--json` prints this.
 #[derive(Debug, Serialize)]

@@ -8,7 +8,7 @@ use anyhow::Context;
 use qf_pipeline::printable::{Printable, PrintableLines};
 
 /// A line of results on stdout.
-pub(crate) fn say(line: Arguments<'_>) -> anyhow::Result<()> {
+pub fn say(line: Arguments<'_>) -> anyhow::Result<()> {
     let line = line.to_string();
     match writeln!(io::stdout(), "{}", PrintableLines(&line)) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -19,14 +19,14 @@ pub(crate) fn say(line: Arguments<'_>) -> anyhow::Result<()> {
 }
 
 /// A line about the work on stderr. There is no place to report that it cannot be written.
-pub(crate) fn remark(line: Arguments<'_>) {
+pub fn remark(line: Arguments<'_>) {
     let line = line.to_string();
     let _ = writeln!(io::stderr(), "{}", PrintableLines(&line));
 }
 
 /// Sends the log to stderr, a line for each record, warnings and errors unless `RUST_LOG` says
 /// otherwise.
-pub(crate) fn start_log() {
+pub fn start_log() {
     let default_level = env_logger::Env::default().default_filter_or("warn");
     env_logger::Builder::from_env(default_level)
         .format(|out, record| {
@@ -37,3 +37,16 @@ pub(crate) fn start_log() {
         })
         .init();
 }
+
+/// A command did what it could, and some of its inputs could not be used: exit code 3. Those were named one
+/// by one; this is the summary.
+#[derive(Debug)]
+pub struct InPart(pub String);
+
+impl std::fmt::Display for InPart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for InPart {}
