@@ -18,15 +18,9 @@
 set -euo pipefail
 
 readonly TORCH_VERSION=2.11.0
-# Of the CUDA libraries, libtorch_cpu.so itself needs these; the versions that torch 2.11.0 asks for.
-readonly CUDA_RUNTIME=nvidia-cuda-runtime==13.0.96
-readonly CUDA_CUPTI=nvidia-cuda-cupti==13.0.85
-# Headers that torch's own package does without, for the NCCL part of model/shim.
-readonly CUDA_HEADERS=(nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85)
-# The version that torch 2.11.0 asks for: structures of its header travel by value.
+# Of scripts/wheels/nccl-headers.txt.
 readonly NCCL_VERSION=2.28.9
 readonly MIN_PYTHON=3.10 # of the torch wheels
-readonly CMAKE='cmake>=3.20,<5' # builds libjpeg-turbo
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 readonly root config="$root/.cargo/config.toml"
@@ -118,11 +112,20 @@ pip_install() { # PYTHON WHAT ARGUMENT...
         || die "pip could not install $what: $(reason "$errors")"
 }
 
+# The wheels of a list, each compared with its SHA-256.
+wheels() { # PYTHON WHAT LIST ARGUMENT...
+    local python=$1 what=$2 list=$root/scripts/wheels/$3
+    shift 3
+    pip_install "$python" "$what" --only-binary=:all: --require-hashes --requirement "$list" "$@"
+}
+
 # The one line that matters of what pip or cargo wrote.
 reason() { # TEXT
     local network='Retrying|NewConnectionError|name resolution|resolve host|connect to|timed out|network'
     if grep -q 'No space left' <<<"$1"; then
         echo "no space left on the disk"
+    elif grep -q 'DO NOT MATCH THE HASHES' <<<"$1"; then
+        echo "a package is not the one that scripts/wheels lists: $(grep -m1 -oE '[^ ]+ from https?://[^ ]+' <<<"$1" || true); nothing was installed"
     elif grep -qiE "$network" <<<"$1"; then
         echo "the package index cannot be reached; check the network (or the proxy) and run this again"
     else
@@ -143,7 +146,7 @@ decoder_tools() {
             say "fetching cmake from PyPI into $home (some 30 MB)"
             rm -rf "$part" "$home" && mkdir -p "$part"
             python3 -m venv "$part/venv"
-            pip_install "$part/venv/bin/python" cmake --only-binary=:all: --no-deps --target "$part/site" "$CMAKE"
+            wheels "$part/venv/bin/python" cmake cmake.txt --no-deps --target "$part/site"
             rm -rf "$part/venv"
             touch "$part/complete"
             publish "$home"
@@ -231,14 +234,13 @@ fetched_libtorch() { # prints its folder
         esac
         rm -rf "$part" && mkdir -p "$part"
         python3 -m venv "$part/venv"
-        local pip=(pip_install "$part/venv/bin/python" "torch $TORCH_VERSION"
-            --only-binary=:all: --target "$part/site" "torch==$TORCH_VERSION")
+        local fetch=(wheels "$part/venv/bin/python" "torch $TORCH_VERSION" "libtorch-$kind.txt" --target "$part/site")
         if [ $kind = cuda ]; then
             say "fetching libtorch $TORCH_VERSION with CUDA from PyPI into $home (some 3 GB)"
-            "${pip[@]}" "${CUDA_HEADERS[@]}"
+            "${fetch[@]}"
         else
             say "fetching libtorch $TORCH_VERSION from PyPI into $home (some 550 MB, of which 700 MB stay unpacked)"
-            "${pip[@]}" --no-deps "$CUDA_RUNTIME" "$CUDA_CUPTI"
+            "${fetch[@]}" --no-deps
             # Nothing on a machine without a GPU opens these.
             rm -f "$part/site/torch/lib"/libtorch_{cuda,cuda_linalg,nvshmem}.so
         fi
@@ -262,8 +264,7 @@ nccl_headers() { # LIBTORCH_VIEW
         say "fetching the headers of NCCL $NCCL_VERSION and CUDA from PyPI into $home (some 200 MB, of which 20 MB stay)"
         rm -rf "$part" "$home" && mkdir -p "$part/include"
         python3 -m venv "$part/venv"
-        pip_install "$part/venv/bin/python" "the headers of NCCL" --only-binary=:all: --no-deps \
-            --target "$part/site" "nvidia-nccl-cu13==$NCCL_VERSION" "$CUDA_RUNTIME" "${CUDA_HEADERS[@]}"
+        wheels "$part/venv/bin/python" "the headers of NCCL" nccl-headers.txt --no-deps --target "$part/site"
         cp -r "$part/site/nvidia/cu13/include/." "$part/site/nvidia/nccl/include/." "$part/include"
         rm -rf "$part/venv" "$part/site"
         touch "$part/complete"
@@ -382,8 +383,7 @@ torch_bindings() {
     say "fetching the Python bindings of torch $TORCH_VERSION, which the tests run (some 550 MB, of which 32 MB stay)"
     rm -rf "$part" && mkdir -p "$part"
     python3 -m venv "$part/venv"
-    pip_install "$part/venv/bin/python" "torch $TORCH_VERSION" \
-        --only-binary=:all: --no-deps --target "$part/site" "torch==$TORCH_VERSION"
+    wheels "$part/venv/bin/python" "torch $TORCH_VERSION" libtorch-cpu.txt --no-deps --target "$part/site"
     mv "$part/site/torch/lib/libtorch_python.so" "$torch/lib/libtorch_python.so"
     rm -rf "$part"
 }
