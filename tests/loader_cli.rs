@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Instant;
 
-use qf_pipeline::shard::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
+use qf_pipeline::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 use serde_json::Value;
 
 use crate::bin;

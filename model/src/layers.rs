@@ -357,3 +357,12 @@ pub(crate) fn attend(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Ten
         false,
     )?)
 }
+
+impl LowCopies {
+    /// Up to three layers of one input as a single product: outputs one after the other.
+    pub(crate) fn joint(&mut self, layers: &[&Linear]) -> Result<LowLinear, ModelError> {
+        let parameters = layers.iter().map(|layer| layer.parameters());
+        let parameters: Vec<(Tensor, Tensor)> = parameters.collect::<Result<_, _>>()?;
+        self.copies_of(parameters, 1)
+    }
+}

@@ -10,7 +10,6 @@ use std::ops::Range;
 use tch::{Kind, Tensor};
 
 use crate::error::ModelError;
-use crate::layers::Linear;
 use crate::ops;
 
 /// All copies of a model.
@@ -38,13 +37,6 @@ impl LowCopies {
         self.kind
     }
 
-    /// Up to three layers of one input as a single product: outputs one after the other.
-    pub(crate) fn joint(&mut self, layers: &[&Linear]) -> Result<LowLinear, ModelError> {
-        let parameters = layers.iter().map(|layer| layer.parameters());
-        let parameters: Vec<(Tensor, Tensor)> = parameters.collect::<Result<_, _>>()?;
-        self.copies_of(parameters, 1)
-    }
-
     /// A product with `weight` `[N, K]` and `bias` `[N]`, N filled up with zeros to a multiple of
     /// `multiple`: the result has that many columns.
     pub(crate) fn padded(
@@ -57,7 +49,8 @@ impl LowCopies {
         self.copies_of(vec![parameters], multiple)
     }
 
-    fn copies_of(
+    /// Layers of one input, weight and bias, as a single product, filled up as in [`LowCopies::padded`].
+    pub(crate) fn copies_of(
         &mut self,
         layers: Vec<(Tensor, Tensor)>,
         multiple: i64,

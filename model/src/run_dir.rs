@@ -3,7 +3,6 @@
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint;
 use crate::error::ModelError;
 
 /// What a process holds that trains in a run folder.
@@ -84,7 +83,7 @@ impl RunDir {
     /// [`ModelError::Io`] when the checkpoints cannot be listed.
     pub fn holds_run(&self) -> Result<bool, ModelError> {
         let has_metrics = fs::metadata(self.metrics()).is_ok_and(|metrics| metrics.len() > 0);
-        Ok(has_metrics || !checkpoint::list(&self.checkpoints())?.is_empty())
+        Ok(has_metrics || !list_checkpoints(&self.checkpoints())?.is_empty())
     }
 
     /// Removes the files of a start that trained nothing, its claim included; returns whether nothing
@@ -147,6 +146,34 @@ impl RunDir {
 #[must_use = "dropping it gives the folder up"]
 pub struct RunLock {
     _file: File,
+}
+
+/// The folders under the names of checkpoints, oldest first, as (step, folder). They are not
+/// looked into.
+///
+/// # Errors
+/// [`ModelError::Io`] when the folder is there but cannot be listed.
+pub fn list_checkpoints(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>, ModelError> {
+    let at = |source| ModelError::Io {
+        path: checkpoints.to_owned(),
+        source,
+    };
+    let mut found = Vec::new();
+    if !checkpoints.is_dir() {
+        return Ok(found);
+    }
+    for entry in fs::read_dir(checkpoints).map_err(at)? {
+        let path = entry.map_err(at)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if let Some(step) = name
+            .strip_prefix("step-")
+            .and_then(|step| step.parse().ok())
+        {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 #[cfg(test)]

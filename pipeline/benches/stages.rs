@@ -14,10 +14,10 @@ use qf_pipeline::augment::normalise_batch;
 use qf_pipeline::decode::DecodeQuality;
 use qf_pipeline::pixels::PlanarRgb;
 use qf_pipeline::shard::read::{read_shard, NoObserver, ReadOptions};
-use qf_pipeline::shard::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 use qf_pipeline::source::resolve_shards;
 use qf_pipeline::stop::Stop;
 use qf_pipeline::text::CaptionProcessor;
+use qf_pipeline::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 use qf_pipeline::{Loader, LoaderConfig};
 
 const MODES: [(&str, DecodeQuality); 3] = [

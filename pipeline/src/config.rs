@@ -8,9 +8,9 @@ use crate::decode::{DecodeLimits, DecodeMemory, DecodeQuality, OnTruncated};
 use crate::error::PipelineError;
 use crate::filter::Filters;
 use crate::order::ShuffleMode;
-use crate::shard::decompress::{MAX_WINDOW_LOG, MIN_WINDOW_LOG};
 use crate::shard::read::ReadOptions;
 use crate::shard::zstd_frames::DEFAULT_MAX_WINDOW_LOG;
+use crate::shard::zstd_frames::{MAX_WINDOW_LOG, MIN_WINDOW_LOG};
 
 /// What becomes of a bad sample or shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

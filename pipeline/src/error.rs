@@ -7,10 +7,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decode::ForeignFormat;
+use crate::image_format::ForeignFormat;
 use crate::printable::Printable;
 use crate::sample::SampleId;
-use crate::source::DisplayUrl;
+use crate::shard_spec::DisplayUrl;
 
 /// Why a sample was not delivered; the key of the skip counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -9,7 +9,7 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use qf_pipeline::shard::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
+//! use qf_pipeline::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 //! use qf_pipeline::text::{train_vocabulary, CaptionTokenizer, VocabularyOptions};
 //! use qf_pipeline::{source::resolve_shards, Loader, LoaderConfig};
 //!
@@ -64,6 +64,7 @@ pub mod decode;
 pub mod error;
 pub mod filter;
 pub mod image_file;
+mod image_format;
 pub mod image_stage;
 pub mod index;
 pub mod json;
@@ -74,8 +75,10 @@ pub mod pixels;
 pub mod printable;
 pub mod process;
 pub mod remote;
+mod resume;
 pub mod sample;
 pub mod shard;
+mod shard_spec;
 pub mod source;
 pub mod stop;
 pub mod survey;
@@ -87,9 +90,10 @@ pub mod trace;
 pub mod vocabulary;
 pub mod warnings;
 pub mod words;
+pub mod write;
 
-pub use batch::Batch;
+pub use batch::{Batch, DecodedSample};
 pub use config::LoaderConfig;
 pub use error::{PipelineError, SampleError, ShardError, SkipReason};
 pub use loader::Loader;
-pub use sample::{DecodedSample, EncodedSample, Member, MemberData, SampleId};
+pub use sample::{EncodedSample, Member, MemberData, SampleId};

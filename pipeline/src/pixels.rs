@@ -4,8 +4,6 @@
 //! planar: `[3, S, S]`, all red samples, then all green, then all blue, each plane row by row from the
 //! top. Both are bytes of the same number, so a slice does not tell which it is: these types do.
 
-use crate::decode::RgbImage;
-
 /// Channels of an image: red, green, blue.
 const CHANNELS: usize = 3;
 
@@ -184,6 +182,44 @@ impl PlanarImages {
             size: self.size,
             samples: &self.samples,
         }
+    }
+}
+
+/// An upright 8-bit RGB picture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RgbImage {
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    /// `[H, W, 3]`
+    pub(crate) data: Vec<u8>,
+}
+
+impl RgbImage {
+    /// Takes over `data`, `[height, width, 3]` u8, row major; `None` if its length is another, or
+    /// if a side is zero.
+    pub fn new(width: u32, height: u32, data: Vec<u8>) -> Option<RgbImage> {
+        let expected = u64::from(width) * u64::from(height);
+        let fits = expected > 0 && expected.checked_mul(3) == u64::try_from(data.len()).ok();
+        fits.then_some(RgbImage {
+            width,
+            height,
+            data,
+        })
+    }
+
+    /// Width in pixels, at least 1.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Height in pixels, at least 1.
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// `[H, W, 3]` u8, RGB, row major.
+    pub fn data(&self) -> &[u8] {
+        &self.data
     }
 }
 

@@ -3,12 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::augment::View;
-use crate::batch::Pixels;
-use crate::decode::is_image_extension;
+use crate::image_format::is_image_extension;
 use crate::json;
 use crate::printable::Printable;
-use crate::text::TokenRows;
 
 /// Where a sample comes from: enough to find it again with any tar or Arrow tool.
 ///
@@ -173,36 +170,4 @@ impl MemberData {
             MemberData::Text(texts) => texts.iter().map(String::len).sum(),
         }
     }
-}
-
-/// What the image of a sample was, and what is shown of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SourceView {
-    /// Width of the upright picture in pixels, as its header says.
-    pub width: u32,
-    /// Height of the upright picture in pixels.
-    pub height: u32,
-    /// The region of it that was resized to S × S, and whether it was mirrored.
-    pub view: View,
-}
-
-/// A sample after decoding, augmentation and tokenisation: what collation makes batches of.
-#[derive(Debug)]
-pub struct DecodedSample {
-    /// Where it comes from.
-    pub id: SampleId,
-    /// `[3, S, S]` u8, RGB: the processed image before normalisation; as a rule already in the row
-    /// of its batch.
-    pub(crate) pixels: Pixels,
-    /// Which part of which picture the pixels show.
-    pub view: SourceView,
-    /// The members that were asked for beside image and captions.
-    pub members: Vec<Member>,
-    /// `[N]` captions in use, after the caption processor; one, or all of the sample's.
-    pub captions: Vec<String>,
-    /// All captions as stored, if [`LoaderBuilder::keep_captions`](crate::loader::LoaderBuilder::keep_captions)
-    /// was called.
-    pub stored_captions: Option<Vec<String>>,
-    /// A row for each of `captions`.
-    pub tokens: TokenRows,
 }

@@ -10,12 +10,12 @@ use std::collections::BTreeMap;
 use std::io::Read;
 
 use crate::captions::{caption_members, names, CaptionLines, CaptionSource};
+use crate::captions::{captions_from_json, captions_from_text};
 use crate::config::LoaderConfig;
-use crate::decode::is_image_extension;
 use crate::error::{SampleError, SkipReason};
+use crate::image_format::is_image_extension;
 use crate::sample::EncodedSample;
 use crate::shard::arrow::ChosenColumns;
-use crate::shard::captions::{captions_from_json, captions_from_text};
 use crate::shard::read::{read_shard, ReadObserver, ReadOptions};
 use crate::source::{ShardBytes, ShardLocation};
 use crate::stop::Stop;

@@ -31,8 +31,9 @@ use crate::collective::Ranks;
 use crate::error::ModelError;
 use crate::optim::AdamW;
 use crate::params::LoadScope;
-use crate::weights::{read_safetensors, vocabulary, WeightsFile};
+use crate::tensor_file::{read_safetensors, vocabulary, WeightsFile};
 
+pub use crate::run_dir::list_checkpoints as list;
 pub use write::{CheckpointWriter, Retention};
 
 /// Version of the layout above.
@@ -144,30 +145,6 @@ pub struct Checkpoint {
     pub folder: PathBuf,
     /// Everything of it but tensors.
     pub state: TrainState,
-}
-
-/// The folders under the names of checkpoints, oldest first, as (step, folder). They are not
-/// looked into.
-///
-/// # Errors
-/// [`ModelError::Io`] when the folder is there but cannot be listed.
-pub fn list(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>, ModelError> {
-    let mut found = Vec::new();
-    if !checkpoints.is_dir() {
-        return Ok(found);
-    }
-    for entry in fs::read_dir(checkpoints).map_err(at(checkpoints))? {
-        let path = entry.map_err(at(checkpoints))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if let Some(step) = name
-            .strip_prefix("step-")
-            .and_then(|step| step.parse().ok())
-        {
-            found.push((step, path));
-        }
-    }
-    found.sort();
-    Ok(found)
 }
 
 /// The newest checkpoint that is whole; `None` when there is none of any kind.
@@ -291,7 +268,7 @@ fn read_state(folder: &Path) -> Result<TrainState, ModelError> {
 pub fn load_model(checkpoint: &Path, model: &mut Blip2Qformer) -> Result<(), ModelError> {
     let path = checkpoint.join(MODEL_FILE);
     if path.exists() {
-        vocabulary::check(&WeightsFile::open(&path)?, &model.config().qformer)?;
+        vocabulary::check(&WeightsFile::open_file(&path)?, &model.config().qformer)?;
     }
     let (origin, tensors) = read_tensors(checkpoint, MODEL_FILE)?;
     model.params_mut().load(&tensors, &origin, LoadScope::All)

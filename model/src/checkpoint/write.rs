@@ -18,8 +18,8 @@ use crate::blip2::Blip2Qformer;
 use crate::collective::Ranks;
 use crate::error::ModelError;
 use crate::optim::AdamW;
+use crate::tensor_file::vocabulary;
 use crate::tensor_file::{write_safetensors, Metadata};
-use crate::weights::vocabulary;
 
 /// Ending of a folder that is being written.
 const PARTIAL: &str = ".partial";

@@ -9,7 +9,6 @@ use std::time::Duration;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use super::Reduction;
 use crate::cuda_library::CudaLibrary;
 use crate::error::ModelError;
 use crate::ops::{shim_message, GradientsThroughAutograd};
@@ -493,6 +492,15 @@ impl Nccl {
         std::mem::forget(library);
         Ok(Nccl(address))
     }
+}
+
+/// How tensors of several ranks become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduction {
+    /// Their sum.
+    Sum,
+    /// The largest of each element.
+    Max,
 }
 
 #[cfg(test)]

@@ -66,3 +66,8 @@ impl Board {
         }
     }
 }
+
+/// libtorch's messages go on with where it was thrown.
+pub(super) fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default().trim()
+}

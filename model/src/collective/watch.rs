@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::group::RankConfig;
-use super::store::Board;
+use super::rank::RankConfig;
+use super::store::{first_line, Board};
 
 /// Time between two heartbeats.
 pub(super) const BEAT: Duration = Duration::from_secs(1);
@@ -169,9 +169,4 @@ fn look(
         }
     }
     Ok(None)
-}
-
-/// libtorch's messages go on with where it was thrown.
-pub(super) fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default().trim()
 }

@@ -12,6 +12,7 @@ mod decode;
 mod embeddings;
 mod head;
 mod image;
+mod key_value;
 mod layer;
 mod plan;
 mod rows;
@@ -30,7 +31,8 @@ use layer::Layer;
 use plan::{causal_mask, key_mask, Layout, Past, Plan};
 use rows::RowMap;
 
-pub(crate) use image::{ImageKeyValues, ImageProjection, KeyValue};
+pub(crate) use image::ImageProjection;
+pub(crate) use key_value::{ImageKeyValues, KeyValue};
 pub(crate) use plan::{TextRows, MASKED};
 
 /// What queries alone come to.

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Fault, ADVICE};
+use super::check::{Fault, ADVICE};
 
 /// What is tolerated. The first three are shares of what is expected.
 #[derive(Clone, Copy, Debug)]

@@ -7,9 +7,9 @@ use std::path::Path;
 use serde_json::Value;
 use tch::{Device, Tensor};
 
+use super::check::{Bench, Fault, NotOk, ADVICE};
 use super::compare::{norm, on_host, Comparison, F32};
 use super::reference::is_zero_gradient;
-use super::{Bench, Fault, NotOk, ADVICE};
 use crate::blip2::{Blip2Qformer, NegativeSampling, StepInput, StepOutput};
 use crate::collective::SingleProcess;
 use crate::config::{FeaturesConfig, ModelConfig, QformerConfig, VisionConfig};

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
 
+use super::check::{Bench, Fault, NotOk, ADVICE};
 use super::compare::{same_bits, Comparison, F32};
 use super::network::{config, model, Inputs, Tower};
 use super::step::{against, forward, note, numbers};
-use super::{Bench, Fault, NotOk, ADVICE};
 use crate::blip2::ComputeOptions;
 use crate::collective::{
     carries_nccl, Collective, Gradients, ProcessGroup, RankConfig, RankTimeouts, Ranks, Reduction,

@@ -2,7 +2,7 @@
 
 use tch::Device;
 
-use super::{Bench, NotOk};
+use super::check::{Bench, NotOk};
 use crate::accelerator::memory;
 use crate::collective::carries_nccl;
 use crate::device::{cuda_versions, gpu};

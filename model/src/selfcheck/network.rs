@@ -6,7 +6,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
-use super::Fault;
+use super::check::Fault;
 use crate::blip2::{Blip2Qformer, ComputeOptions};
 use crate::config::{ModelConfig, Precision, QformerConfig, VisionConfig, VitConfig};
 use crate::params::LoadScope;

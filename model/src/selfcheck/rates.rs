@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use tch::{Device, Kind, Tensor};
 
+use super::check::{Bench, NotOk};
 use super::compare::same_bits;
-use super::{Bench, NotOk};
 use crate::accelerator::OwnStream;
 use crate::flops::matmul_peak;
 

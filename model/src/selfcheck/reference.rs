@@ -5,8 +5,8 @@ use std::collections::HashSet;
 
 use tch::{Device, Kind, Tensor};
 
+use super::check::Fault;
 use super::network::model;
-use super::Fault;
 use crate::blip2::{Blip2Qformer, ComputeOptions};
 use crate::config::{ModelConfig, Precision, VisionConfig};
 use crate::optim::AdamWConfig;

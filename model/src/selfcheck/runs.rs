@@ -7,10 +7,10 @@ use std::path::Path;
 use qf_pipeline::Loader;
 use tch::Device;
 
+use super::check::{Bench, Fault, NotOk, ADVICE};
 use super::compare::{Comparison, Tolerance, BF16, F32};
 use super::network::{config, model, Tower};
 use super::upload::{loader, tokenizer};
-use super::{Bench, Fault, NotOk, ADVICE};
 use crate::blip2::ComputeOptions;
 use crate::checkpoint::newest;
 use crate::collective::SingleProcess;

@@ -2,11 +2,11 @@
 
 use tch::Kind;
 
+use super::check::{Bench, Fault, NotOk, ADVICE};
 use super::compare::same_bits;
 use super::network::{config, model, Inputs, Tower};
 use super::step::forward;
 use super::upload::loader;
-use super::{Bench, Fault, NotOk, ADVICE};
 use crate::blip2::{Blip2Qformer, ComputeOptions};
 use crate::checkpoint::{
     load_model, load_optimizer, newest, CheckpointWriter, Retention, TrainState,

@@ -2,10 +2,10 @@
 
 use tch::{Kind, Tensor};
 
+use super::check::{Bench, Fault, NotOk};
 use super::compare::{norm, on_host, Comparison, Tolerance, BF16, F32};
 use super::network::{config, model, Inputs, Tower};
 use super::reference::{is_zero_gradient, reference};
-use super::{Bench, Fault, NotOk};
 use crate::blip2::{Blip2Qformer, ComputeOptions, NegativeSampling, StepInput, StepOutput};
 use crate::collective::{Collective, SingleProcess};
 use crate::config::Precision;

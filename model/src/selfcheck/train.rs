@@ -2,11 +2,11 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::check::{Bench, Fault, NotOk, ADVICE};
 use super::compare::{norm, on_host, Comparison, Tolerance, BF16, F32};
 use super::network::{config, drawn, model, Inputs, Tower};
 use super::reference::{reference, PlainAdamW};
 use super::step::forward;
-use super::{Bench, Fault, NotOk, ADVICE};
 use crate::accelerator::SideStream;
 use crate::blip2::{Blip2Qformer, ComputeOptions};
 use crate::collective::SingleProcess;

@@ -4,15 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use qf_pipeline::augment::{CLIP_MEAN, CLIP_STD};
-use qf_pipeline::shard::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 use qf_pipeline::source::resolve_shards;
 use qf_pipeline::text::{train_vocabulary, CaptionTokenizer, VocabularyOptions};
+use qf_pipeline::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 use qf_pipeline::{Batch, Loader, LoaderConfig};
 use tch::{Device, Kind, Tensor};
 
+use super::check::{Bench, Fault, NotOk};
 use super::compare::{same_bits, Comparison, BF16, F32};
 use super::network::{config, draw, model, Tower, IMAGE_SIZE};
-use super::{Bench, Fault, NotOk};
 use crate::blip2::ComputeOptions;
 use crate::config::Precision;
 use crate::feed::DeviceFeed;

@@ -7,8 +7,6 @@ use qf_pipeline::source::{local_path, ShardSpec};
 use qf_pipeline::LoaderConfig;
 use serde::{Deserialize, Serialize};
 
-use super::non_finite::OnNonFinite;
-use super::validation::ValidationConfig;
 use crate::config::{ModelConfig, Precision};
 use crate::context::Kernels;
 use crate::error::ModelError;
@@ -339,4 +337,147 @@ impl TrainConfig {
             "must be given for the schedule `epoch_cosine`".into(),
         )
     }
+}
+
+/// Settings of validation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ValidationConfig {
+    /// Held-out shards: files, globs, `{000..012}` ranges.
+    pub shards: Vec<ShardSpec>,
+    /// Validates after every so many steps. Default 1000.
+    pub every_steps: u64,
+    /// Images that are used at most, in whole batches from the beginning of the shards; all are
+    /// compared with all their captions, and their features stay on the device meanwhile.
+    /// Default 1000.
+    pub max_samples: usize,
+    /// Candidates per query that the matching head ranks again; 0 for none. Default 16.
+    pub rerank: usize,
+    /// Images at a time; the contrastive loss compares within a batch. Default: that of training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_size: Option<usize>,
+    /// By which figure the best checkpoint is told, which is kept beside the newest. Default
+    /// `itc_mean_recall`.
+    pub keep_best: KeepBest,
+}
+
+impl Default for ValidationConfig {
+    fn default() -> Self {
+        ValidationConfig {
+            shards: Vec::new(),
+            every_steps: 1000,
+            max_samples: 1000,
+            rerank: 16,
+            batch_size: None,
+            keep_best: KeepBest::ItcMeanRecall,
+        }
+    }
+}
+
+/// A validation figure that tells the best checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeepBest {
+    /// No checkpoint is kept for its figure.
+    None,
+    /// The sum of the three losses, the lower the better.
+    Loss,
+    /// Mean of TR and IR R@1, 5 and 10 by contrastive score, the higher the better.
+    ItcMeanRecall,
+    /// The same after re-ranking by the matching head.
+    ItmMeanRecall,
+}
+
+impl KeepBest {
+    /// Its name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            KeepBest::None => "none",
+            KeepBest::Loss => "loss",
+            KeepBest::ItcMeanRecall => "itc_mean_recall",
+            KeepBest::ItmMeanRecall => "itm_mean_recall",
+        }
+    }
+
+    /// The figure of a record, if it has it.
+    pub(super) fn figure(self, record: &ValidationRecord) -> Option<f32> {
+        let value = match self {
+            KeepBest::None => None,
+            KeepBest::Loss => record.loss,
+            KeepBest::ItcMeanRecall => Some(record.itc.mean()),
+            KeepBest::ItmMeanRecall => record.itm.as_ref().map(RecallPair::mean),
+        };
+        value.map(|value| value as f32).filter(|v| v.is_finite())
+    }
+
+    /// Whether `figure` is better than `best`.
+    pub(super) fn improves(self, figure: f32, best: f32) -> bool {
+        match self {
+            KeepBest::Loss => figure < best,
+            _ => figure > best,
+        }
+    }
+}
+
+impl ValidationConfig {
+    /// Checks the settings beside those of the training data.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] naming the first that cannot work.
+    pub fn validate(&self, data: &LoaderConfig) -> Result<(), ModelError> {
+        let batch_size = self.batch_size(data);
+        let checks = [
+            (
+                !self.shards.is_empty(),
+                "validation.shards",
+                "names no shard; give held-out shards, or leave the section out".to_string(),
+            ),
+            (
+                self.every_steps > 0,
+                "validation.every_steps",
+                "must be at least 1".to_string(),
+            ),
+            (
+                (2..=65_536).contains(&batch_size),
+                "validation.batch_size",
+                format!("{batch_size} is out of range; take 2 to 65536"),
+            ),
+            (
+                self.max_samples >= batch_size,
+                "validation.max_samples",
+                format!(
+                    "{} is less than one batch of {batch_size}",
+                    self.max_samples
+                ),
+            ),
+            (
+                self.rerank > 0 || self.keep_best != KeepBest::ItmMeanRecall,
+                "validation.keep_best",
+                "`itm_mean_recall` needs re-ranking, and validation.rerank is 0".to_string(),
+            ),
+        ];
+        for (holds, setting, message) in checks {
+            if !holds {
+                return Err(ModelError::Config { setting, message });
+            }
+        }
+        Ok(())
+    }
+
+    fn batch_size(&self, data: &LoaderConfig) -> usize {
+        self.batch_size.unwrap_or(data.batch_size)
+    }
+}
+
+/// What a loss or gradient that is not finite leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnNonFinite {
+    /// The run ends with an error; the checkpoints before it stand. On a GPU it shows up to 8
+    /// steps late, so that no step waits for the device.
+    #[default]
+    Stop,
+    /// The step changes no weight and the run goes on. On a GPU every step then waits for the
+    /// device once, after the gradients.
+    Skip,
 }

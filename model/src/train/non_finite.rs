@@ -4,28 +4,15 @@ use std::path::{Path, PathBuf};
 
 use qf_pipeline::loader::LoaderState;
 use qf_pipeline::Batch;
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use super::config::OnNonFinite;
 use super::record::SkippedRecord;
 use crate::blip2::{Blip2Qformer, StepOutput};
 use crate::collective::{Ranks, SingleProcess};
 use crate::error::ModelError;
 use crate::host::DeviceBatch;
 use crate::tensor_file::{write_safetensors, Metadata};
-
-/// What a loss or gradient that is not finite leads to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnNonFinite {
-    /// The run ends with an error; the checkpoints before it stand. On a GPU it shows up to 8
-    /// steps late, so that no step waits for the device.
-    #[default]
-    Stop,
-    /// The step changes no weight and the run goes on. On a GPU every step then waits for the
-    /// device once, after the gradients.
-    Skip,
-}
 
 /// Steps that are checked together on a GPU.
 const MAX_PENDING: usize = 8;

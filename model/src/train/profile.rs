@@ -8,7 +8,6 @@ use qf_pipeline::trace::{Arg, Trace};
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use super::secs;
 use super::step_trace::TraceReport;
 use crate::accelerator::memory;
 use crate::config::Precision;
@@ -397,4 +396,9 @@ fn bottleneck(
          more loader threads would not",
         most.name
     )
+}
+
+/// Seconds since `start`.
+pub(super) fn secs(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64()
 }

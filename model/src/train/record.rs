@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use qf_pipeline::atomic_file::AtomicFile;
 use serde::{Deserialize, Serialize};
 
-use super::validation::ValidationRecord;
 use crate::error::ModelError;
 
 /// A line of metrics.jsonl.
@@ -177,6 +176,36 @@ impl MetricsFile {
             source,
         })
     }
+}
+
+/// One validation, as logged. Losses are `None` where no batch had two images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ValidationRecord {
+    /// Steps done.
+    pub step: u64,
+    /// Sum of the three losses, mean over the batches weighted by their images: without dropout, on
+    /// the first caption of each image, with negatives drawn alike at every validation.
+    pub loss: Option<f64>,
+    /// Contrastive loss.
+    pub loss_itc: Option<f64>,
+    /// Matching loss.
+    pub loss_itm: Option<f64>,
+    /// Language-model loss.
+    pub loss_lm: Option<f64>,
+    /// Images used.
+    pub images: usize,
+    /// Their captions.
+    pub captions: usize,
+    /// Samples that could not be used.
+    pub skipped: u64,
+    /// Candidates that were re-ranked per query.
+    pub rerank: usize,
+    /// Recall by contrastive score.
+    pub itc: RecallPair,
+    /// Recall after re-ranking by the matching head.
+    pub itm: Option<RecallPair>,
+    /// Time it took.
+    pub secs: f64,
 }
 
 #[cfg(test)]

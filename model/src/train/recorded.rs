@@ -10,8 +10,10 @@ use tch::{Kind, Tensor};
 
 use super::non_finite::{Guard, Verdict, Watch};
 use super::parallel::rank_seed;
+use super::profile::{Phase, Phases};
+use super::seed::step_seed;
 use super::step::{step_columns, StepFailure, StepResult};
-use super::{step_seed, Phase, Phases, Trainer};
+use super::trainer::Trainer;
 use crate::accelerator::empty_cache;
 use crate::blip2::{NegativeSampling, StepInput};
 use crate::collective::SingleProcess;

@@ -4,17 +4,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use qf_pipeline::loader::{LoaderState, TakenReports};
+use tch::{Kind, Tensor};
 
+use super::config::{KeepBest, TrainConfig};
 use super::non_finite::{Guard, Verdict};
 use super::output::Output;
 use super::parallel::{self, Agreed, GradientMean, Peers};
 use super::profile::Place;
+use super::profile::{Phase, Phases};
+use super::record::{MetricsRecord, StepRecord, ValidationRecord};
 use super::recorded::RecordedSteps;
+use super::scaler::LossScaler;
+use super::seed::step_seed;
 use super::step::{StepFailure, StepResult};
-use super::{
-    record, step_seed, KeepBest, LossScaler, MetricsRecord, Outcome, Phase, Phases, RunContext,
-    RunEnd, RunFailure, Saved, StepTrace, TrainConfig, Trainer, ValidationRecord, Validator,
-};
+use super::step_trace::StepTrace;
+use super::trainer::{Outcome, RunContext, RunEnd, RunFailure, Saved, Trainer};
+use super::validation::Validator;
 use crate::accelerator::SideStream;
 use crate::checkpoint::{
     BestCheckpoint, CheckpointWriter, RandomState, SchedulePosition, TrainState,
@@ -616,4 +621,39 @@ impl Trainer {
 /// Tokens of the longest text of a batch.
 fn longest_text(batch: &ReadyBatch) -> i64 {
     text_lengths(&batch.host).into_iter().max().unwrap_or(0)
+}
+
+fn record(
+    done: &StepResult,
+    losses: &Tensor,
+    epoch: u64,
+    [samples_read, samples_skipped]: [u64; 2],
+    step: u64,
+    lr: f64,
+    phases: &Phases,
+) -> Result<StepRecord, ModelError> {
+    // In one transfer.
+    let norm = done.gradient_norm.f_to_kind(losses.f_kind()?)?.f_view(1)?;
+    let numbers = Tensor::f_cat(&[losses, &norm], 0)?.f_to_kind(Kind::Double)?;
+    let numbers = Vec::<f64>::try_from(numbers)?;
+    let [loss, loss_itc, loss_itm, loss_lm, grad_norm] = numbers[..] else {
+        return Err(ModelError::Input {
+            what: "losses and norm",
+            message: format!("expected 5 numbers, got {}", numbers.len()),
+        });
+    };
+    Ok(StepRecord {
+        step,
+        epoch,
+        loss,
+        loss_itc,
+        loss_itm,
+        loss_lm,
+        grad_norm,
+        lr,
+        images_per_s: phases.images_per_s(),
+        data_wait_share: phases.wait_share(),
+        samples_read,
+        samples_skipped,
+    })
 }

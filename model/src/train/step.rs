@@ -4,7 +4,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::non_finite::{Guard, MicroStep, StepView, Verdict};
 use super::parallel::{rank_seed, Peers};
-use super::{step_seed, Phase, Phases, Trainer};
+use super::profile::{Phase, Phases};
+use super::seed::step_seed;
+use super::trainer::Trainer;
 use crate::blip2::{Blip2Qformer, NegativeSampling, StepInput};
 use crate::device;
 use crate::error::ModelError;

@@ -3,7 +3,7 @@
 
 use tch::Tensor;
 
-use super::DropPath;
+use super::parts::{embed_patches, DropPath};
 use crate::config::VitConfig;
 use crate::error::ModelError;
 use crate::layers::{attend, merge_heads, split_heads, xavier, LayerNorm, Linear, LinearInit};
@@ -52,7 +52,7 @@ impl ClipVit {
     /// `[B, 3, S, S]` → `[B, M, E]`, before the first block.
     pub(crate) fn embed(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
         let class_token = self.class_embedding.f_view([1, 1, -1])?;
-        let rows = super::embed_patches(pixels, &class_token, &self.conv1_weight, None)?;
+        let rows = embed_patches(pixels, &class_token, &self.conv1_weight, None)?;
         self.ln_pre
             .forward_in_f32(&rows.f_add(&self.positional_embedding)?)
     }

@@ -3,7 +3,7 @@
 
 use tch::Tensor;
 
-use super::DropPath;
+use super::parts::{embed_patches, DropPath};
 use crate::config::VitConfig;
 use crate::error::ModelError;
 use crate::layers::{attend, merge_heads, split_heads, xavier, LayerNorm, Linear, LinearInit};
@@ -50,7 +50,7 @@ impl SmallVit {
     /// `[B, 3, S, S]` → `[B, M, E]`, before the first block.
     pub(crate) fn embed(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
         let bias = Some(&self.patch_bias);
-        let rows = super::embed_patches(pixels, &self.cls_token, &self.patch_weight, bias)?;
+        let rows = embed_patches(pixels, &self.cls_token, &self.patch_weight, bias)?;
         Ok(rows.f_add(&self.pos_embed)?)
     }
 

@@ -6,13 +6,13 @@ use std::path::Path;
 use serde_json::{json, Value};
 use tch::{Device, Kind, Tensor};
 
-use super::file::io_error;
 use super::hugging_face::{config_json, preprocessor_json, same_ln_vision, tokenizer_json};
 use super::names::{hugging_face, Source};
-use super::vocabulary;
 use crate::blip2::Blip2Qformer;
 use crate::config::VisionConfig;
 use crate::error::ModelError;
+use crate::tensor_file::io_error;
+use crate::tensor_file::vocabulary;
 use crate::tensor_file::{write_safetensors, Metadata};
 
 /// Writes the model as one safetensors file with LAVIS's names: every parameter, the second names

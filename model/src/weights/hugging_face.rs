@@ -4,10 +4,10 @@ use std::path::Path;
 
 use serde_json::{json, Value};
 
-use super::file::io_error;
-use super::WeightsFile;
 use crate::config::{ModelConfig, QformerConfig, VisionConfig, VitConfig};
 use crate::error::ModelError;
+use crate::tensor_file::io_error;
+use crate::tensor_file::WeightsFile;
 
 /// Bytes of a config.json; real ones have a few thousand.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;

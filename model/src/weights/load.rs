@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use tch::{Kind, Tensor};
 
 use super::names::{gamma_beta, Layout, Naming, Source};
-use super::vocabulary::{self, WORDS};
-use super::WeightsFile;
+use super::vocabulary::WORDS;
 use crate::blip2::Blip2Qformer;
 use crate::error::ModelError;
 use crate::params::ParamStore;
+use crate::tensor_file::vocabulary;
+use crate::tensor_file::WeightsFile;
 use crate::vision::{interpolate_positions, PositionInterpolation};
 
 const WORD_BIAS: &str = "Qformer.cls.predictions.bias";

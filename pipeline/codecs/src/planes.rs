@@ -3,7 +3,7 @@
 /// Writes the samples of RGB pixels to a plane for each channel; as many as the shortest holds.
 pub fn split_rgb(pixels: &[u8], red: &mut [u8], green: &mut [u8], blue: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
-    if crate::has_avx2() {
+    if crate::cpu::has_avx2() {
         x86::split_rgb(pixels, red, green, blue);
         return;
     }

@@ -1,19 +1,7 @@
 //! The crop of torchvision's `RandomResizedCrop`.
 
 use super::SampleRng;
-
-/// A rectangle of whole pixels inside an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CropBox {
-    /// First column.
-    pub x: u32,
-    /// First row.
-    pub y: u32,
-    /// Columns, at least 1.
-    pub width: u32,
-    /// Rows, at least 1.
-    pub height: u32,
-}
+use crate::decode::CropBox;
 
 /// How often a crop is drawn before the central one is taken.
 const TRIES: usize = 10;

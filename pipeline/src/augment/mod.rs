@@ -28,7 +28,8 @@ use crate::pixels::{PlanarBatch, PlanarRgb, PlanarRgbMut};
 
 use pillow::PillowResizer;
 
-pub use crop::{random_resized_crop, CropBox};
+pub use crate::decode::CropBox;
+pub use crop::random_resized_crop;
 pub use rng::SampleRng;
 
 /// Mean of each channel (R, G, B; samples scaled to 0–1) that CLIP's and BLIP-2's towers expect.

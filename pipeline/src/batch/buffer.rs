@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use crossbeam::queue::SegQueue;
 
-use super::PooledBuffer;
 use crate::error::PipelineError;
 
 /// A fixed block of host memory.
@@ -84,5 +83,43 @@ impl BufferPool {
 
     pub(super) fn give_back(&self, buffer: Box<dyn HostBuffer>) {
         self.free.push(buffer);
+    }
+}
+
+/// A host buffer on loan from a pool.
+pub(crate) struct PooledBuffer {
+    buffer: Option<Box<dyn HostBuffer>>,
+    pool: Arc<BufferPool>,
+}
+
+impl PooledBuffer {
+    pub(crate) fn new(buffer: Box<dyn HostBuffer>, pool: Arc<BufferPool>) -> Self {
+        PooledBuffer {
+            buffer: Some(buffer),
+            pool,
+        }
+    }
+
+    /// No buffer: an empty slice.
+    pub(crate) fn none(pool: Arc<BufferPool>) -> Self {
+        PooledBuffer { buffer: None, pool }
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        self.buffer.as_ref().map_or(&[], |buffer| buffer.as_slice())
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
+        self.buffer
+            .as_mut()
+            .map_or(&mut [], |buffer| buffer.as_mut_slice())
+    }
+}
+
+impl Drop for PooledBuffer {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            self.pool.give_back(buffer);
+        }
     }
 }

@@ -1,17 +1,17 @@
 //! Batches in reusable host memory.
 
 mod buffer;
+mod decoded;
 mod rows;
 
-use std::sync::Arc;
-
-pub(crate) use buffer::BufferPool;
+pub(crate) use buffer::{BufferPool, PooledBuffer};
 pub use buffer::{HostAllocator, HostBuffer, PlainAllocator};
+pub use decoded::{DecodedSample, SourceView};
 pub(crate) use rows::{EpochRows, Pixels};
 
-use crate::loader::{Counters, LoaderState};
 use crate::pixels::PlanarBatch;
-use crate::sample::{Member, SampleId, SourceView};
+use crate::resume::{Counters, LoaderState};
+use crate::sample::{Member, SampleId};
 use crate::text::TokenRows;
 
 /// A batch of `B` images with `N` captions, in host memory.
@@ -64,43 +64,5 @@ impl Batch {
     /// Counters of the run up to and including this batch.
     pub fn counters(&self) -> &Counters {
         &self.state.counters
-    }
-}
-
-/// A host buffer on loan from a pool.
-pub(crate) struct PooledBuffer {
-    buffer: Option<Box<dyn HostBuffer>>,
-    pool: Arc<BufferPool>,
-}
-
-impl PooledBuffer {
-    pub(crate) fn new(buffer: Box<dyn HostBuffer>, pool: Arc<BufferPool>) -> Self {
-        PooledBuffer {
-            buffer: Some(buffer),
-            pool,
-        }
-    }
-
-    /// No buffer: an empty slice.
-    pub(crate) fn none(pool: Arc<BufferPool>) -> Self {
-        PooledBuffer { buffer: None, pool }
-    }
-
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        self.buffer.as_ref().map_or(&[], |buffer| buffer.as_slice())
-    }
-
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
-        self.buffer
-            .as_mut()
-            .map_or(&mut [], |buffer| buffer.as_mut_slice())
-    }
-}
-
-impl Drop for PooledBuffer {
-    fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take() {
-            self.pool.give_back(buffer);
-        }
     }
 }

@@ -1,69 +1,21 @@
 //! The raw captions of a sample, from whichever member carries them.
 
 pub mod names;
+mod parse;
+mod source;
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Serialize};
-
-use crate::decode::is_image_extension;
 use crate::error::SkipReason;
+use crate::image_format::is_image_extension;
 use crate::sample::{EncodedSample, Member, MemberData};
-use crate::shard::arrow::CAPTION_MEMBER;
-use crate::shard::captions::{
-    captions_from_json, captions_from_json_field, captions_from_text, CaptionError,
+use names::CAPTION_MEMBER;
+
+pub use parse::{
+    captions_from_json, captions_from_json_field, captions_from_text, captions_from_value,
+    one_line, CaptionError,
 };
-
-/// Whether a text member holds one caption or several.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CaptionLines {
-    /// Each line that is not blank is a caption: what `qfdata shard` writes.
-    #[default]
-    Each,
-    /// The whole text is one caption, line breaks or not: what img2dataset writes and open_clip reads.
-    One,
-}
-
-impl CaptionLines {
-    /// As in the configuration file.
-    pub fn name(self) -> &'static str {
-        match self {
-            CaptionLines::Each => "each",
-            CaptionLines::One => "one",
-        }
-    }
-}
-
-impl std::str::FromStr for CaptionLines {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "each" => Ok(CaptionLines::Each),
-            "one" => Ok(CaptionLines::One),
-            _ => Err("expected each (a caption a line) or one (a caption a file)".into()),
-        }
-    }
-}
-
-/// Where a sample's captions are.
-#[derive(Clone, Copy, Debug)]
-pub struct CaptionSource<'a> {
-    /// The member, JSON field or column to take, and no other; found by name where it is `None`.
-    pub column: Option<&'a str>,
-    /// What a text member holds.
-    pub lines: CaptionLines,
-}
-
-impl Default for CaptionSource<'_> {
-    fn default() -> Self {
-        CaptionSource {
-            column: None,
-            lines: CaptionLines::Each,
-        }
-    }
-}
+pub use source::{CaptionLines, CaptionSource};
 
 /// Whether a tar member of this extension may carry captions.
 pub fn is_caption_member(extension: &str) -> bool {

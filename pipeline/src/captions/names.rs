@@ -132,6 +132,9 @@ pub fn find<'a, T: Copy>(names: &[&str], named: &[(&'a str, T)]) -> Option<(&'a 
     })
 }
 
+/// Name of the member that holds the captions, whatever the column was called.
+pub const CAPTION_MEMBER: &str = "caption";
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,9 +5,9 @@ use std::io::Cursor;
 use image::codecs::bmp::BmpDecoder;
 use image::{ColorType, ImageDecoder, ImageError};
 
+use super::buffers::{memory_for, RowSink};
 use super::samples::{Colour, Layout};
-use super::{memory_for, DecodeError, DecodeLimits, ImageFormat, RowSink};
-use crate::augment::CropBox;
+use super::{CropBox, DecodeError, DecodeLimits, ImageFormat};
 
 /// Most pixels that a byte of run-length coded data can stand for: runs of 255 in two bytes.
 const MAX_PIXELS_PER_BYTE: u64 = 128;

@@ -3,17 +3,18 @@
 use qf_codecs::jpeg::{ComponentStrip, Decompressor, Entropy, Outcome, Part, Region, Scale, Strip};
 use qf_codecs::resample::{Area, STRIP_ROWS};
 
-use super::format::describe_unknown;
+use super::buffers::grow;
 use super::guard::guarded;
 use super::memory::{Pixels, Reservation};
 use super::opened::{Content, RowHeader};
 use super::orientation::{self, Turn};
 use super::samples::ink_on;
 use super::{
-    grow, jpeg, webp, DecodeError, DecodeLimits, DecodeQuality, ForeignFormat, ImageFormat,
-    OnTruncated, OpenedImage, RgbImage,
+    jpeg, webp, CropBox, DecodeError, DecodeLimits, DecodeQuality, ForeignFormat, ImageFormat,
+    OnTruncated, OpenedImage,
 };
-use crate::augment::CropBox;
+use crate::image_format::describe_unknown;
+use crate::pixels::RgbImage;
 
 /// Decoded pixels that hold a crop: stored orientation, perhaps reduced, perhaps with columns and
 /// rows beside the crop. Memory of a large one goes back to the decoders' budget when it is dropped.
@@ -530,4 +531,13 @@ fn cmyk_to_rgb(pixels: &mut [u8]) {
             pixels[at * 3 + channel] = ink_on(255 - pixels[at * 4 + channel], light);
         }
     }
+}
+
+/// Decodes an image to upright RGB.
+///
+/// # Errors
+///
+/// [`DecodeError`]: bytes of no known format, a damaged or truncated image, one beyond `limits`.
+pub fn decode_rgb(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
+    Decoder::new(limits.clone(), OnTruncated::Error).decode_whole(bytes)
 }

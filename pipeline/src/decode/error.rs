@@ -1,7 +1,7 @@
 //! Why bytes did not become a picture.
 
-use super::{ForeignFormat, ImageFormat};
 use crate::error::SkipReason;
+use crate::image_format::{ForeignFormat, ImageFormat};
 
 /// Why bytes did not become a picture.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -7,9 +7,9 @@
 use weezl::decode::Decoder;
 use weezl::{BitOrder, LzwStatus};
 
+use super::buffers::{memory_for, RowSink};
 use super::samples::{grey_palette, palette, Colour, Layout};
-use super::{memory_for, DecodeError, DecodeLimits, ImageFormat, OnTruncated, RowSink};
-use crate::augment::CropBox;
+use super::{CropBox, DecodeError, DecodeLimits, ImageFormat, OnTruncated};
 
 /// Most pixels that a byte of data can stand for: a code of 12 bits for a string of 4,096.
 const MAX_PIXELS_PER_BYTE: u64 = 2731;

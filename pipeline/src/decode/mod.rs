@@ -31,9 +31,10 @@
 //! Profiles and texts are not looked at, but for an orientation.
 
 mod bmp;
+mod buffers;
+mod crop_box;
 mod decoder;
 mod error;
-mod format;
 mod gif;
 mod guard;
 mod jpeg;
@@ -41,6 +42,7 @@ mod limits;
 mod memory;
 mod metadata;
 mod opened;
+mod options;
 pub(crate) mod orientation;
 mod png;
 mod samples;
@@ -50,131 +52,14 @@ mod tests;
 mod tiff;
 mod webp;
 
-use qf_codecs::jpeg::Scale;
-use serde::{Deserialize, Serialize};
-
-pub use decoder::{DecodedCrop, Decoder};
+pub use crop_box::CropBox;
+pub use decoder::{decode_rgb, DecodedCrop, Decoder};
 pub(crate) use decoder::{DecodedStrip, StripRows};
 pub use error::DecodeError;
-pub use format::{is_image_extension, ForeignFormat, ImageFormat};
 pub use limits::DecodeLimits;
 pub use memory::DecodeMemory;
 pub use opened::OpenedImage;
+pub use options::{DecodeQuality, OnTruncated};
 
-/// Receives the rows of a region from the top, RGB.
-type RowSink<'a> = &'a mut dyn FnMut(&[u8]);
-
-/// How far a JPEG may be reduced while it is decoded, before it is resized to S × S pixels.
-///
-/// The inverse transform can deliver 1/8, 2/8 or 4/8 of the size for less work. The smallest of
-/// them is taken whose crop is still at least a factor k larger than S on both sides. The
-/// signal-to-noise ratios given here are against the decode at full size, and hold on every
-/// photograph of the tests at S = 224. They depend on the content: fine detail suffers more, and at
-/// a smaller S photographs of the same size have more of it (42 dB at S = 96, k = 2).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DecodeQuality {
-    /// Never reduced: the pixels of a whole decode.
-    Exact,
-    /// k = 2.4: at least 50 dB. (2 gives 49.0 dB on one photograph.)
-    #[default]
-    Balanced,
-    /// k = 1.5: at least 40 dB. (1.25 gives 36.4 dB on one photograph.)
-    Fast,
-}
-
-impl DecodeQuality {
-    /// The scale at which to decode a crop of this size that will be resized to `size` × `size`.
-    fn scale(self, crop: (u32, u32), size: u32) -> Scale {
-        let factor = match self {
-            DecodeQuality::Exact => return Scale::Full,
-            DecodeQuality::Balanced => 2.4,
-            DecodeQuality::Fast => 1.5,
-        };
-        let needed = f64::from(size) * factor;
-        let enough =
-            |scale: &Scale| f64::from(crop.0.min(crop.1)) / f64::from(scale.reduction()) >= needed;
-        Scale::ALL.into_iter().find(enough).unwrap_or(Scale::Full)
-    }
-}
-
-/// What becomes of an image whose data ends early or does not decode.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnTruncated {
-    /// An error. Damage below the crop is not looked at, but the end of the data must be there: a
-    /// JPEG's end marker; all rows of other formats, though not what follows them.
-    #[default]
-    Error,
-    /// What is missing is grey in a JPEG, black in a PNG, in a GIF what its frame does not cover, as
-    /// PIL does it with `LOAD_TRUNCATED_IMAGES`. Of other formats still an error.
-    Grey,
-}
-
-/// An upright 8-bit RGB picture.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RgbImage {
-    width: u32,
-    height: u32,
-    /// `[H, W, 3]`
-    data: Vec<u8>,
-}
-
-impl RgbImage {
-    /// Takes over `data`, `[height, width, 3]` u8, row major; `None` if its length is another, or
-    /// if a side is zero.
-    pub fn new(width: u32, height: u32, data: Vec<u8>) -> Option<RgbImage> {
-        let expected = u64::from(width) * u64::from(height);
-        let fits = expected > 0 && expected.checked_mul(3) == u64::try_from(data.len()).ok();
-        fits.then_some(RgbImage {
-            width,
-            height,
-            data,
-        })
-    }
-
-    /// Width in pixels, at least 1.
-    pub fn width(&self) -> u32 {
-        self.width
-    }
-
-    /// Height in pixels, at least 1.
-    pub fn height(&self) -> u32 {
-        self.height
-    }
-
-    /// `[H, W, 3]` u8, RGB, row major.
-    pub fn data(&self) -> &[u8] {
-        &self.data
-    }
-}
-
-/// Zeroed memory for a decoder.
-///
-/// # Errors
-/// [`DecodeError::NoMemory`].
-fn memory_for(format: ImageFormat, bytes: usize) -> Result<Vec<u8>, DecodeError> {
-    let mut memory = Vec::new();
-    grow(&mut memory, format, bytes)?;
-    Ok(memory)
-}
-
-/// Makes memory at least this long.
-fn grow(memory: &mut Vec<u8>, format: ImageFormat, bytes: usize) -> Result<(), DecodeError> {
-    if memory.len() < bytes {
-        memory
-            .try_reserve_exact(bytes - memory.len())
-            .map_err(|_| DecodeError::NoMemory { format, bytes })?;
-        memory.resize(bytes, 0);
-    }
-    Ok(())
-}
-
-/// Decodes an image to upright RGB.
-///
-/// # Errors
-///
-/// [`DecodeError`]: bytes of no known format, a damaged or truncated image, one beyond `limits`.
-pub fn decode_rgb(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
-    Decoder::new(limits.clone(), OnTruncated::Error).decode_whole(bytes)
-}
+pub use crate::image_format::{is_image_extension, ForeignFormat, ImageFormat};
+pub use crate::pixels::RgbImage;

@@ -2,11 +2,11 @@
 
 use image::metadata::Orientation;
 
+use super::buffers::RowSink;
 use super::orientation::Turn;
 use super::{
-    bmp, gif, jpeg, png, tiff, webp, DecodeError, DecodeLimits, ImageFormat, OnTruncated, RowSink,
+    bmp, gif, jpeg, png, tiff, webp, CropBox, DecodeError, DecodeLimits, ImageFormat, OnTruncated,
 };
-use crate::augment::CropBox;
 
 /// An image whose header has been read.
 #[derive(Debug)]

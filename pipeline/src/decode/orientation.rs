@@ -2,8 +2,8 @@
 
 use image::metadata::Orientation;
 
-use super::RgbImage;
-use crate::augment::CropBox;
+use super::CropBox;
+use crate::pixels::RgbImage;
 
 /// How a stored picture is turned to stand upright: the upright pixel (x, y) is the stored one at
 /// column x and row y, or, transposed, at column y and row x; each counted from the far end if

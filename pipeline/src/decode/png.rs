@@ -11,10 +11,10 @@ use std::ops::Range;
 use image::metadata::Orientation;
 use png::Transformations;
 
+use super::buffers::{memory_for, RowSink};
 use super::metadata::{raw_profile, Metadata, MAX_TEXT_BYTES};
 use super::samples::{palette, Colour, Layout};
-use super::{memory_for, DecodeError, DecodeLimits, ImageFormat, OnTruncated, RowSink};
-use crate::augment::CropBox;
+use super::{CropBox, DecodeError, DecodeLimits, ImageFormat, OnTruncated};
 
 /// Most bytes that a byte of deflated data inflates to.
 const MAX_INFLATION: u64 = 1032;

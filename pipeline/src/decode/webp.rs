@@ -7,8 +7,7 @@ use image::metadata::Orientation;
 use qf_codecs::webp::{decode_rgb, features, Region};
 
 use super::metadata::Metadata;
-use super::{DecodeError, DecodeLimits, ImageFormat};
-use crate::augment::CropBox;
+use super::{CropBox, DecodeError, DecodeLimits, ImageFormat};
 
 /// What the chunks of a file tell.
 #[derive(Clone, Debug)]

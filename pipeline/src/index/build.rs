@@ -10,21 +10,25 @@ use std::rc::Rc;
 use sha2::{Digest, Sha256};
 
 use super::fingerprint::Fingerprint;
-use super::format::{key_hash, name_crc, Checksum, Header, IndexEntry, MemberPlace, Record};
-use super::{Access, INDEX_ENDING};
+use super::format::{
+    key_hash, name_crc, Access, Checksum, Header, IndexEntry, MemberPlace, Record,
+};
 use crate::atomic_file::AtomicFile;
 use crate::error::{PipelineError, ShardError};
 use crate::sample::SampleId;
 use crate::shard::arrow::ArrowShardReader;
-use crate::shard::decompress::{compression_of, decompressor, Compression, Leftover};
+use crate::shard::decompress::{compression_of, decompressor, Compression};
 use crate::shard::forward::Stream;
 use crate::shard::group::{split_key, Grouper};
 use crate::shard::note::ShardNote;
+use crate::shard::piece::StoredPiece;
 use crate::shard::read::{
     content_of, not_a_shard, peek, Content, Leave, ReadOptions, Tail, READ_BUFFER_BYTES,
 };
+use crate::shard::stream_end::Leftover;
 use crate::shard::tar::{for_each_member, shard_error, TarEnd, TarMember};
 use crate::shard::zstd_frames::FrameReader;
+use crate::shard_spec::INDEX_ENDING;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
 
@@ -82,15 +86,6 @@ impl EncodedIndex {
         file.commit()?;
         Ok(path.to_owned())
     }
-}
-
-/// A piece of a shard that is read as a whole: a zstd frame (or several) or an Arrow record batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct StoredPiece {
-    /// Its bytes in the shard file.
-    pub(crate) stored: Range<u64>,
-    /// A frame's uncompressed bytes, a batch's rows.
-    pub(crate) content: u64,
 }
 
 /// How the samples of a shard are stored.

@@ -6,7 +6,6 @@ use flate2::Crc;
 use sha2::{Digest, Sha256};
 
 use super::fingerprint::Fingerprint;
-use super::Access;
 
 /// First bytes of a sidecar.
 pub(super) const MAGIC: [u8; 8] = *b"QFINDEX\0";
@@ -386,6 +385,17 @@ impl<'a> Fields<'a> {
         self.0 = rest;
         Some(std::str::from_utf8(text).ok()?.to_owned())
     }
+}
+
+/// How single samples of a shard are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// A plain tar: its own bytes.
+    Tar,
+    /// A tar.zst whose frames decompress independently: the frames that hold it.
+    ZstdFrames,
+    /// Arrow IPC: its record batch.
+    ArrowBatches,
 }
 
 #[cfg(test)]

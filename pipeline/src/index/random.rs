@@ -3,15 +3,16 @@
 use std::io::{self, BufReader, Read};
 use std::ops::Range;
 
-use super::format::{key_hash, Record};
-use super::{damaged_entry, overwrite_advice, shard_error, Access, ShardIndex};
+use super::faults::{damaged_entry, overwrite_advice, shard_error};
+use super::format::{key_hash, Access, Record};
+use super::shard_index::ShardIndex;
 use crate::error::{SampleError, ShardError};
 use crate::sample::EncodedSample;
 use crate::shard::arrow::ArrowShardReader;
 use crate::shard::forward::Stream;
 use crate::shard::group::Grouper;
-use crate::shard::read::{Leave, ReadObserver, ReadOptions, READ_BUFFER_BYTES};
-use crate::shard::tar::{for_each_member, TarMember};
+use crate::shard::read::{ReadObserver, ReadOptions, READ_BUFFER_BYTES};
+use crate::shard::tar::{for_each_member, Leave, TarMember};
 use crate::shard::zstd_frames::FrameReader;
 use crate::source::ShardLocation;
 use crate::stop::Stop;

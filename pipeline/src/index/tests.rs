@@ -10,12 +10,13 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::error::SampleError;
+use crate::error::{SampleError, ShardError};
 use crate::sample::EncodedSample;
 use crate::shard::read::{read_shard, NoObserver, ReadObserver, ReadOptions};
-use crate::shard::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
-use crate::source::ShardBytes;
+use crate::source::{ShardBytes, ShardLocation};
+use crate::stop::Stop;
 use crate::test_data;
+use crate::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 
 /// What a sample, or its error, looks like.
 type Seen = Result<EncodedSample, String>;

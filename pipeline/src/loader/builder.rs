@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
-use super::dataset::DataSet;
-use super::listing::Listing;
-use super::open::{NeedsCaptions, OpenRun, Start};
-use super::samples::Samples;
-use super::skips::SkipReports;
-use super::state::LoaderState;
-use super::stats::Meters;
-use super::world::World;
 use super::Loader;
 use crate::batch::{HostAllocator, PlainAllocator};
 use crate::config::{CaptionChoice, LoaderConfig};
 use crate::error::PipelineError;
+use crate::loader::meters::stats::Meters;
+use crate::loader::plan::sets::NeedsCaptions;
+use crate::loader::run::listing::Listing;
+use crate::loader::run::open::{OpenRun, Start};
+use crate::loader::run::samples::Samples;
+use crate::loader::run::skips::SkipReports;
+use crate::resume::LoaderState;
+use crate::resume::World;
+use crate::source::DataSet;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
 use crate::text::CaptionTokenizer;
@@ -36,8 +37,15 @@ pub struct LoaderBuilder {
     stop: Stop,
 }
 
+impl Loader {
+    /// A loader to be, with these settings.
+    pub fn builder(config: LoaderConfig) -> LoaderBuilder {
+        LoaderBuilder::new(config)
+    }
+}
+
 impl LoaderBuilder {
-    pub(super) fn new(config: LoaderConfig) -> LoaderBuilder {
+    fn new(config: LoaderConfig) -> LoaderBuilder {
         LoaderBuilder {
             config,
             sets: Vec::new(),

@@ -1,6 +1,7 @@
 //! Shuffling within reach: blocks of consecutive samples, each permuted by itself.
 
-use super::{below, generator, shuffled, OrderSpec, Purpose};
+use super::draw::{below, generator, shuffled, Purpose};
+use super::OrderSpec;
 
 /// How an epoch's samples are cut into blocks, and the order within each.
 ///
@@ -54,7 +55,7 @@ impl Blocks {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::spec;
+    use super::super::shards::tests::spec;
     use super::super::ShuffleMode;
     use super::*;
 

@@ -91,7 +91,7 @@ impl EpochOrder {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::spec;
+    use super::super::shards::tests::spec;
     use super::*;
 
     #[test]

@@ -2,7 +2,8 @@
 
 use rand_chacha::rand_core::RngCore;
 
-use super::{generator, OrderSpec, Purpose};
+use super::draw::{generator, Purpose};
+use super::OrderSpec;
 
 const ROUNDS: usize = 8;
 
@@ -64,7 +65,7 @@ fn mix(value: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::spec;
+    use super::super::shards::tests::spec;
     use super::super::ShuffleMode;
     use super::*;
 

@@ -23,20 +23,13 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::object::{RemoteObject, Version};
-use super::read::RangeReader;
+use super::version::Version;
 use super::CacheOptions;
 use crate::stop::Stop;
 
 /// Longest wait for another process to tidy the folder; it takes milliseconds.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 const LOCK_INTERVAL: Duration = Duration::from_millis(5);
-
-/// A reader that ends this close to the end of a shard (the padding of a tar archive, the footer of
-/// an Arrow file) has still seen it whole: the rest is fetched as the reader is dropped,
-const MAX_REST: u64 = 1 << 20;
-/// if it comes within this time.
-const REST_WAIT: Duration = Duration::from_millis(200);
 
 /// Files this process has checked or written: path, inode, time of change.
 static VERIFIED: LazyLock<Mutex<HashSet<FileId>>> = LazyLock::new(Mutex::default);
@@ -51,6 +44,15 @@ fn verified() -> MutexGuard<'static, HashSet<FileId>> {
 pub(super) struct Cache {
     dir: PathBuf,
     max_bytes: u64,
+}
+
+/// What a shard is kept under.
+pub(super) struct CacheKey<'a> {
+    /// As it was written: not to be shown.
+    pub(super) url: &'a str,
+    /// As it may be shown.
+    pub(super) name: &'a str,
+    pub(super) version: &'a Version,
 }
 
 /// How a shard is to be read.
@@ -84,14 +86,15 @@ impl Cache {
         })
     }
 
-    fn paths(&self, object: &RemoteObject, version: &Version) -> Option<Paths> {
+    fn paths(&self, key: &CacheKey<'_>) -> Option<Paths> {
+        let version = key.version;
         // Neither ETag nor time: a changed shard of the same length would go unnoticed.
         if version.e_tag.is_none() && version.last_modified.is_none() {
             return None;
         }
         // Of unknown length: how much room it needs is not known either.
         version.size?;
-        let hash = Sha256::digest(format!("{}\0{}", object.url(), version.describe()));
+        let hash = Sha256::digest(format!("{}\0{}", key.url, version.describe()));
         let name: String = hash[..16]
             .iter()
             .map(|byte| format!("{byte:02x}"))
@@ -108,16 +111,11 @@ impl Cache {
     ///
     /// # Errors
     /// Once `stop` is set.
-    pub(super) fn find(
-        &self,
-        object: &RemoteObject,
-        version: &Version,
-        stop: &Stop,
-    ) -> io::Result<Option<CachedFile>> {
-        let Some(paths) = self.paths(object, version) else {
+    pub(super) fn find(&self, key: &CacheKey<'_>, stop: &Stop) -> io::Result<Option<CachedFile>> {
+        let Some(paths) = self.paths(key) else {
             return Ok(None);
         };
-        match self.open(&paths, version, stop) {
+        match self.open(&paths, key.version, stop) {
             Ok(file) => Ok(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => {
@@ -125,7 +123,7 @@ impl Cache {
                 log::warn!(
                     "cache {}: {error}; reading {} without it",
                     self.dir.display(),
-                    object.name()
+                    key.name
                 );
                 Ok(None)
             }
@@ -182,26 +180,21 @@ impl Cache {
     ///
     /// # Errors
     /// Once `stop` is set.
-    pub(super) fn admit(
-        &self,
-        object: &RemoteObject,
-        version: &Version,
-        stop: &Stop,
-    ) -> io::Result<Admission> {
-        if let Some(file) = self.find(object, version, stop)? {
+    pub(super) fn admit(&self, key: &CacheKey<'_>, stop: &Stop) -> io::Result<Admission> {
+        if let Some(file) = self.find(key, stop)? {
             return Ok(Admission::Hit(file));
         }
-        let Some(paths) = self.paths(object, version) else {
+        let Some(paths) = self.paths(key) else {
             log::debug!(
                 "{}: without length, or ETag and time of change; not cached",
-                object.name()
+                key.name
             );
             return Ok(Admission::Pass);
         };
-        match self.begin(object, version, paths, stop) {
+        match self.begin(key, paths, stop) {
             Ok(Some(entry)) => Ok(Admission::Fetch(Box::new(entry))),
             // Another may have finished it meanwhile.
-            Ok(None) => Ok(match self.find(object, version, stop)? {
+            Ok(None) => Ok(match self.find(key, stop)? {
                 Some(file) => Admission::Hit(file),
                 None => Admission::Pass,
             }),
@@ -210,7 +203,7 @@ impl Cache {
                 log::warn!(
                     "cache {}: {error}; reading {} without it",
                     self.dir.display(),
-                    object.name()
+                    key.name
                 );
                 Ok(Admission::Pass)
             }
@@ -218,14 +211,8 @@ impl Cache {
     }
 
     /// Makes room and the file to write to, unless somebody else did or there is no room.
-    fn begin(
-        &self,
-        object: &RemoteObject,
-        version: &Version,
-        paths: Paths,
-        stop: &Stop,
-    ) -> io::Result<Option<Entry>> {
-        let Some(bytes) = version.size.filter(|size| *size <= self.max_bytes) else {
+    fn begin(&self, key: &CacheKey<'_>, paths: Paths, stop: &Stop) -> io::Result<Option<Entry>> {
+        let Some(bytes) = key.version.size.filter(|size| *size <= self.max_bytes) else {
             return Ok(None);
         };
         let Some(_folder) = self.lock_folder(stop)? else {
@@ -245,8 +232,8 @@ impl Cache {
             hash: Sha256::new(),
             written: 0,
             bytes,
-            name: object.name().to_string(),
-            version: version.clone(),
+            name: key.name.to_string(),
+            version: key.version.clone(),
         };
         entry.file.try_lock()?;
         entry.file.set_len(bytes)?;
@@ -335,10 +322,10 @@ impl Cache {
     }
 }
 
-struct Paths {
+pub(super) struct Paths {
     shard: PathBuf,
-    part: PathBuf,
-    notes: PathBuf,
+    pub(super) part: PathBuf,
+    pub(super) notes: PathBuf,
 }
 
 impl Paths {
@@ -348,7 +335,7 @@ impl Paths {
     }
 }
 
-fn remove(path: &Path) {
+pub(super) fn remove(path: &Path) {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             log::warn!("cache: {} cannot be removed: {error}", path.display());
@@ -434,28 +421,20 @@ impl Read for CachedFile {
 
 /// A shard on its way into the cache. Dropped unfinished, it leaves nothing.
 pub(super) struct Entry {
-    paths: Paths,
+    pub(super) paths: Paths,
     /// Locked.
     file: File,
     hash: Sha256,
-    written: u64,
+    pub(super) written: u64,
     /// Length of the shard.
-    bytes: u64,
+    pub(super) bytes: u64,
     /// The URL as it may be shown.
     name: String,
     version: Version,
 }
 
 impl Entry {
-    /// Writes what is read from `inner`, which is the whole shard.
-    pub(super) fn keep(self, inner: RangeReader) -> Keeping {
-        Keeping {
-            inner,
-            entry: Some(self),
-        }
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)?;
         self.hash.update(bytes);
         self.written += bytes.len() as u64;
@@ -463,7 +442,7 @@ impl Entry {
     }
 
     /// Gives the shard its name.
-    fn publish(&mut self) -> io::Result<()> {
+    pub(super) fn publish(&mut self) -> io::Result<()> {
         let notes = Notes {
             url: self.name.clone(),
             version: self.version.describe(),
@@ -475,63 +454,5 @@ impl Entry {
         let meta = self.file.metadata()?;
         verified().insert(file_id(&self.paths.shard, &meta));
         fs::rename(&self.paths.part, &self.paths.shard)
-    }
-}
-
-/// Reads a shard from the store and writes it to the cache on the way.
-pub(super) struct Keeping {
-    inner: RangeReader,
-    entry: Option<Entry>,
-}
-
-impl Keeping {
-    /// What goes wrong in the cache is not the reader's trouble.
-    fn keep(&mut self, bytes: &[u8]) {
-        let Some(entry) = &mut self.entry else { return };
-        let mut result = entry.write(bytes);
-        let complete = entry.written == entry.bytes;
-        if result.is_ok() && complete {
-            result = entry.publish();
-        }
-        if let Err(error) = &result {
-            log::warn!(
-                "cache: {}: {error}; reading on without it",
-                entry.paths.part.display()
-            );
-            remove(&entry.paths.notes);
-        }
-        if result.is_err() || complete {
-            self.drop_entry();
-        }
-    }
-
-    fn drop_entry(&mut self) {
-        if let Some(entry) = self.entry.take() {
-            // Gone where it was published.
-            remove(&entry.paths.part);
-        }
-    }
-}
-
-impl Read for Keeping {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(out)?;
-        self.keep(&out[..count]);
-        Ok(count)
-    }
-}
-
-impl Drop for Keeping {
-    fn drop(&mut self) {
-        let rest = self
-            .entry
-            .as_ref()
-            .map_or(0, |entry| entry.bytes - entry.written);
-        if (1..=MAX_REST).contains(&rest) {
-            self.inner.set_deadline(Instant::now() + REST_WAIT);
-            let mut buffer = vec![0; 64 << 10];
-            while self.entry.is_some() && self.read(&mut buffer).is_ok_and(|count| count > 0) {}
-        }
-        self.drop_entry();
     }
 }

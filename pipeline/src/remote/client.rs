@@ -127,7 +127,7 @@ pub(super) fn web_client(options: &RemoteOptions) -> Result<reqwest::Client, req
         .referer(false)
         .http1_only()
         .connect_timeout(options.connect_timeout)
-        .pool_idle_timeout(super::POOL_IDLE)
+        .pool_idle_timeout(super::options::POOL_IDLE)
         .build()
 }
 

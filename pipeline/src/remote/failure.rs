@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use super::client::Exchange;
-use crate::source::DisplayUrl;
+use crate::shard_spec::DisplayUrl;
 
 /// Longest quotation from a server's answer, in characters.
 const MAX_QUOTE: usize = 200;

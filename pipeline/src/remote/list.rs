@@ -12,13 +12,13 @@ use url::Url;
 use super::cache::Cache;
 use super::failure::Failure;
 use super::keys::{path_of, unmask};
-use super::object::{ObjectAddress, RemoteObject, Version};
+use super::object::RemoteObject;
 use super::runtime::Runtime;
 use super::store::Store;
+use super::version::{ObjectAddress, Version};
 use super::RemoteOptions;
 use crate::error::PipelineError;
-use crate::index::INDEX_ENDING;
-use crate::source::DisplayUrl;
+use crate::shard_spec::{DisplayUrl, INDEX_ENDING};
 use crate::stop::Stop;
 
 /// Shards asked for at a time.

@@ -1,32 +1,17 @@
 //! One object: what is known of it, and its bytes.
 
 use std::fmt;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use object_store::path::Path;
-use object_store::ObjectMeta;
-use url::Url;
-
-use super::cache::Admission;
 use super::failure::Failure;
 use super::keys::path_of;
-use super::read::RangeReader;
 use super::store::{Answer, Body, Effort, Store};
-use crate::index::INDEX_ENDING;
-use crate::source::{DisplayUrl, ShardBytes};
+use super::version::{ObjectAddress, Version};
+use crate::shard_spec::{DisplayUrl, INDEX_ENDING};
 use crate::stop::Stop;
-
-/// Where an object is in its store.
-#[derive(Clone)]
-pub(super) enum ObjectAddress {
-    /// Under a key of a bucket or container.
-    Key(Path),
-    /// At a URL of a web server, query included.
-    Page(Url),
-}
 
 /// A shard in a store, or a file beside one.
 pub(crate) struct RemoteObject {
@@ -43,65 +28,6 @@ pub(crate) struct RemoteObject {
     is_sidecar: bool,
     /// The server was found to answer a range request with the whole object.
     pub(super) whole_only: AtomicBool,
-}
-
-/// Which of the objects that were ever at this address.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Version {
-    /// In bytes, where the server knows it.
-    pub(super) size: Option<u64>,
-    /// Without quotes: listings of some stores lack them.
-    pub(super) e_tag: Option<String>,
-    /// As the server says it; of a store seconds since 1970: listings know milliseconds too, answers
-    /// do not.
-    pub(super) last_modified: Option<String>,
-}
-
-impl Version {
-    pub(super) fn of(meta: &ObjectMeta) -> Self {
-        let e_tag = meta
-            .e_tag
-            .as_deref()
-            .map(|tag| tag.trim_matches('"').to_string());
-        let seconds = meta.last_modified.timestamp();
-        Version {
-            size: Some(meta.size),
-            e_tag: e_tag.filter(|tag| !tag.is_empty()),
-            last_modified: (seconds != 0).then(|| seconds.to_string()),
-        }
-    }
-
-    /// Whether an answer that claims to be of version `now` can be of this one. An ETag makes times
-    /// unimportant.
-    fn admits(&self, now: &Version) -> bool {
-        fn agree<T: PartialEq>(then: &Option<T>, now: &Option<T>) -> bool {
-            then.is_none() || now.is_none() || then == now
-        }
-        agree(&self.size, &now.size)
-            && match (&self.e_tag, &now.e_tag) {
-                (Some(then), Some(now)) => then == now,
-                _ => agree(&self.last_modified, &now.last_modified),
-            }
-    }
-
-    /// What tells versions apart, for people and for the names in the cache.
-    pub(super) fn describe(&self) -> String {
-        let size = match self.size {
-            Some(size) => format!("{size} bytes"),
-            None => "unknown length".to_string(),
-        };
-        match (&self.e_tag, &self.last_modified) {
-            (Some(tag), _) => format!("ETag {tag}, {size}"),
-            (None, Some(time)) => format!("{size} of time {time}"),
-            (None, None) => size,
-        }
-    }
-
-    /// The ETag for an `If-Match`: weak ones never match there.
-    fn strong_tag(&self) -> Option<String> {
-        let tag = self.e_tag.as_ref().filter(|tag| !tag.starts_with("W/"))?;
-        Some(format!("\"{tag}\""))
-    }
 }
 
 /// What a store has where a file beside a shard may be.
@@ -211,7 +137,7 @@ impl RemoteObject {
     }
 
     /// Its version, from the store if nobody asked before.
-    fn known(self: &Arc<Self>, stop: &Stop) -> io::Result<Version> {
+    pub(super) fn known(self: &Arc<Self>, stop: &Stop) -> io::Result<Version> {
         if let Some(version) = self.version.get() {
             return Ok(version.clone());
         }
@@ -381,58 +307,6 @@ impl RemoteObject {
         Ok(bytes)
     }
 
-    pub(crate) fn open(self: &Arc<Self>, stop: &Stop) -> io::Result<ShardBytes> {
-        stop.check()?;
-        let version = self.known(stop)?;
-        let whole = || RangeReader::new(self.clone(), version.clone(), None, stop.clone());
-        let Some(cache) = &self.store.cache else {
-            return Ok(Box::new(whole()));
-        };
-        Ok(match cache.admit(self, &version, stop)? {
-            Admission::Hit(file) => Box::new(file),
-            Admission::Fetch(entry) => Box::new(entry.keep(whole())),
-            Admission::Pass => Box::new(whole()),
-        })
-    }
-
-    pub(crate) fn open_range(
-        self: &Arc<Self>,
-        range: Range<u64>,
-        stop: &Stop,
-    ) -> io::Result<ShardBytes> {
-        stop.check()?;
-        let version = self.known(stop)?;
-        let range = match version.size {
-            Some(size) => range.start.min(size)..range.end.min(size),
-            None => range,
-        };
-        if let Some(cache) = &self.store.cache {
-            if let Some(file) = cache.find(self, &version, stop)? {
-                return Ok(Box::new(file.range(range)?));
-            }
-        }
-        let reader = RangeReader::new(self.clone(), version, Some(range), stop.clone());
-        Ok(Box::new(reader))
-    }
-
-    pub(crate) fn cache_bytes(&self) -> Option<u64> {
-        self.store.cache.as_ref().map(|cache| cache.max_bytes())
-    }
-
-    /// Brings it into the cache, if there is one and room can be made.
-    pub(crate) fn prefetch(self: &Arc<Self>, stop: &Stop) -> io::Result<()> {
-        let version = self.known(stop)?;
-        if let Some(cache) = &self.store.cache {
-            if let Admission::Fetch(entry) = cache.admit(self, &version, stop)? {
-                let bytes = RangeReader::new(self.clone(), version, None, stop.clone());
-                let mut bytes = entry.keep(bytes);
-                let mut buffer = vec![0; 256 << 10];
-                while bytes.read(&mut buffer)? > 0 {}
-            }
-        }
-        Ok(())
-    }
-
     /// Whether its store was given up: no request was answered for longer than an outage may last.
     pub(crate) fn store_is_lost(&self) -> bool {
         self.store.health.is_lost()
@@ -444,30 +318,5 @@ impl RemoteObject {
 
     pub(super) fn note_whole_only(&self) {
         self.whole_only.store(true, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions() {
-        let version = |size: u64, tag: &str, time: &str| Version {
-            size: (size > 0).then_some(size),
-            e_tag: (!tag.is_empty()).then(|| tag.to_string()),
-            last_modified: (!time.is_empty()).then(|| time.to_string()),
-        };
-        let check = |a: &Version, b: &Version, same| assert_eq!(a.admits(b), same, "{a:?} {b:?}");
-        check(&version(5, "a", "1"), &version(5, "a", "90"), true);
-        check(&version(5, "a", "1"), &version(5, "b", "1"), false);
-        check(&version(5, "a", "1"), &version(6, "a", "1"), false);
-        check(&version(5, "", "7"), &version(5, "", "7"), true);
-        check(&version(5, "", "7"), &version(5, "", "9"), false);
-        check(&version(5, "a", "7"), &version(5, "", ""), true);
-        check(&version(5, "a", "7"), &version(0, "a", ""), true);
-        check(&version(0, "a", "7"), &version(5, "b", ""), false);
-        assert_eq!(version(5, "a", "1").strong_tag().unwrap(), "\"a\"");
-        assert_eq!(version(5, "W/\"a", "1").strong_tag(), None);
     }
 }

@@ -10,10 +10,11 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::failure::Failure;
-use super::object::{RemoteObject, Version};
+use super::object::RemoteObject;
 use super::patience::Patience;
 use super::runtime::STOP_INTERVAL;
 use super::store::Body;
+use super::version::Version;
 use crate::stop::Stop;
 
 /// The bytes of a range, in order.

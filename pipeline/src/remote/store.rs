@@ -19,9 +19,9 @@ use object_store::{
 use super::cache::Cache;
 use super::client::{Connector, Exchange};
 use super::failure::{inmost, Failure};
-use super::object::{ObjectAddress, Version};
 use super::patience::{Health, Patience};
 use super::runtime::Runtime;
+use super::version::{ObjectAddress, Version};
 use super::web::Web;
 use super::RemoteOptions;
 use crate::stop::Stop;
@@ -154,7 +154,7 @@ impl Store {
     /// For what is asked before anything is read: a name that is wrong should not take long.
     pub(super) fn at_start(&self) -> Effort {
         Effort {
-            limit: self.options.outage.min(super::START_LIMIT),
+            limit: self.options.outage.min(super::options::START_LIMIT),
             is_optional: false,
         }
     }
@@ -366,7 +366,7 @@ fn client_options(options: &RemoteOptions) -> ClientOptions {
     ClientOptions::new()
         .with_timeout_disabled()
         .with_connect_timeout(options.connect_timeout)
-        .with_pool_idle_timeout(super::POOL_IDLE)
+        .with_pool_idle_timeout(super::options::POOL_IDLE)
 }
 
 /// Trying again is done here, where it is known which bytes have come.

@@ -12,7 +12,7 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 
 use super::client::{refusal, web_client};
 use super::failure::{of_status, Failure};
-use super::object::Version;
+use super::version::Version;
 use super::RemoteOptions;
 
 #[derive(Debug)]

@@ -5,13 +5,11 @@
 //! Zeros behind the compressed data are padding. Anything else ends the stream there, as gzip does
 //! with "trailing garbage", and [`Leftover`] says where.
 
-use std::cell::Cell;
-use std::fmt;
 use std::io::{self, BufRead, Read};
-use std::rc::Rc;
 
 use flate2::bufread::GzDecoder;
 
+use super::stream_end::{skip_zeros, Leftover};
 use super::zstd_frames::FrameReader;
 
 /// How a shard is compressed as a whole.
@@ -37,69 +35,6 @@ pub(crate) fn compression_of(magic: &[u8]) -> Compression {
 }
 
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
-
-/// Where a compressed file holds something else behind its compressed data: known once the stream was
-/// read to its end. Clones are of the same stream.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Leftover(Rc<Cell<Option<u64>>>);
-
-impl Leftover {
-    /// Offset in the file, in bytes.
-    pub(crate) fn offset(&self) -> Option<u64> {
-        self.0.get()
-    }
-
-    pub(super) fn set(&self, offset: u64) {
-        self.0.set(Some(offset));
-    }
-}
-
-/// A zstd frame whose window is beyond the limit: the shard is sound, and memory the question.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct WindowTooLarge {
-    /// What the frame needs.
-    pub(super) window_bytes: u64,
-    /// The limit, as a power of two.
-    pub(super) max_log: u32,
-}
-
-impl WindowTooLarge {
-    /// The least limit under which the frame is read, as a power of two.
-    fn log(self) -> u32 {
-        self.window_bytes
-            .max(1)
-            .next_power_of_two()
-            .trailing_zeros()
-    }
-}
-
-impl fmt::Display for WindowTooLarge {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-        let (needed, limit) = (mib(self.window_bytes), mib(1 << self.max_log));
-        write!(
-            f,
-            "needs a zstd window of {needed} MiB, and the limit is {limit} MiB"
-        )?;
-        match self.log() {
-            log if log <= MAX_WINDOW_LOG => write!(
-                f,
-                "; raise it with `max_zstd_window_log` (--max-zstd-window-log {log}; for training \
-                 --set data.max_zstd_window_log={log}), at that much memory a reader, or compress \
-                 the shard again without --long"
-            ),
-            _ => f.write_str(
-                ", which cannot be raised so far; compress the shard again without --long",
-            ),
-        }
-    }
-}
-
-impl std::error::Error for WindowTooLarge {}
-
-/// Limits of a window's size that can be set, as powers of two; zstd's own.
-pub(crate) const MIN_WINDOW_LOG: u32 = 10;
-pub(crate) const MAX_WINDOW_LOG: u32 = 31;
 
 /// Decompresses a stream from its beginning.
 ///
@@ -185,19 +120,6 @@ impl<R: BufRead> Read for GzipReader<R> {
             }
         }
         Ok(0)
-    }
-}
-
-/// Passes over zeros; `false` if nothing follows them.
-pub(super) fn skip_zeros(input: &mut impl BufRead) -> io::Result<bool> {
-    loop {
-        let bytes = input.fill_buf()?;
-        let zeros = bytes.iter().take_while(|&&byte| byte == 0).count();
-        let (is_end, is_found) = (bytes.is_empty(), zeros < bytes.len());
-        input.consume(zeros);
-        if is_end || is_found {
-            return Ok(is_found);
-        }
     }
 }
 

@@ -4,14 +4,16 @@ use std::io::{self, BufReader, Read, Seek};
 use std::sync::Arc;
 
 use crate::captions::is_caption_member;
-use crate::decode::{is_image_extension, ForeignFormat};
 use crate::error::{SampleError, ShardError};
+use crate::image_format::{is_image_extension, ForeignFormat};
 use crate::sample::EncodedSample;
 use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader, ChosenColumns};
-use crate::shard::decompress::{compression_of, decompressor, Compression, Leftover};
+use crate::shard::decompress::{compression_of, decompressor, Compression};
 use crate::shard::forward::{ReadSeek, Seekable, Stream};
 use crate::shard::group::{split_key, Grouper};
 use crate::shard::note::ShardNote;
+use crate::shard::stream_end::Leftover;
+pub use crate::shard::tar::Leave;
 use crate::shard::tar::{for_each_member, has_checksum, shard_error, TarEnd, TarMember};
 use crate::shard::zstd_frames::DEFAULT_MAX_WINDOW_LOG;
 use crate::source::{ShardBytes, ShardLocation};
@@ -130,17 +132,6 @@ pub trait ReadObserver {
         let _ = (offset, len);
         Leave::Never
     }
-}
-
-/// When a member stays in its shard, to be read later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leave {
-    /// It is read now, or the shard ends with an error.
-    Never,
-    /// Only if it cannot be read now: so that it makes no difference which is tried.
-    IfUnreadable,
-    /// It is passed over.
-    Now,
 }
 
 /// Observes nothing.

@@ -10,8 +10,8 @@ use std::io::{self, BufRead, Read, Write};
 
 use zstd::stream::raw::{CParameter, DParameter, Decoder, Encoder, InBuffer, Operation, OutBuffer};
 
-use super::decompress::{skip_zeros, Leftover, WindowTooLarge};
-use crate::index::StoredPiece;
+use super::piece::StoredPiece;
+use super::stream_end::{skip_zeros, Leftover};
 
 /// Largest zstd window accepted by default, as a power of two: 128 MiB, as `zstd -d` does.
 pub(crate) const DEFAULT_MAX_WINDOW_LOG: u32 = 27;
@@ -413,6 +413,54 @@ impl<W: Write> Write for SeekableWriter<W> {
         self.output.flush()
     }
 }
+
+/// A zstd frame whose window is beyond the limit: the shard is sound, and memory the question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WindowTooLarge {
+    /// What the frame needs.
+    pub(super) window_bytes: u64,
+    /// The limit, as a power of two.
+    pub(super) max_log: u32,
+}
+
+impl WindowTooLarge {
+    /// The least limit under which the frame is read, as a power of two.
+    fn log(self) -> u32 {
+        self.window_bytes
+            .max(1)
+            .next_power_of_two()
+            .trailing_zeros()
+    }
+}
+
+impl fmt::Display for WindowTooLarge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let (needed, limit) = (mib(self.window_bytes), mib(1 << self.max_log));
+        write!(
+            f,
+            "needs a zstd window of {needed} MiB, and the limit is {limit} MiB"
+        )?;
+        match self.log() {
+            log if log <= MAX_WINDOW_LOG => write!(
+                f,
+                "; raise it with `max_zstd_window_log` (--max-zstd-window-log {log}; for training \
+                 --set data.max_zstd_window_log={log}), at that much memory a reader, or compress \
+                 the shard again without --long"
+            ),
+            _ => f.write_str(
+                ", which cannot be raised so far; compress the shard again without --long",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for WindowTooLarge {}
+
+/// Limits of a window's size that can be set, as powers of two; zstd's own.
+pub(crate) const MIN_WINDOW_LOG: u32 = 10;
+
+pub(crate) const MAX_WINDOW_LOG: u32 = 31;
 
 #[cfg(test)]
 mod tests {

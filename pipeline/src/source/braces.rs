@@ -5,7 +5,7 @@
 //! backslash before `{`, `}` or `,` makes that an ordinary character.
 
 use crate::error::PipelineError;
-use crate::source::DisplayUrl;
+use crate::shard_spec::DisplayUrl;
 
 /// More elements than any real data set has shards; a typo such as `{0..9999999999}` stops here.
 const MAX_EXPANSIONS: usize = 1_000_000;

@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::DisplayUrl;
-use crate::remote::{RemoteObject, Sidecar};
+use crate::remote::{RemoteObject, ShardBytes, Sidecar};
+use crate::shard_spec::DisplayUrl;
 use crate::stop::Stop;
 
 /// One shard of a data set.
@@ -24,9 +24,6 @@ enum Origin {
     Local(PathBuf),
     Remote(Arc<RemoteObject>),
 }
-
-/// A shard's bytes, in order.
-pub type ShardBytes = Box<dyn Read + Send>;
 
 impl ShardLocation {
     /// A file.

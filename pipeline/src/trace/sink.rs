@@ -8,7 +8,7 @@ use std::thread::{JoinHandle, ThreadId};
 
 use crossbeam::channel;
 
-use super::{push, write_str};
+use super::line::{push, write_str};
 use crate::atomic_file::AtomicFile;
 use crate::error::PipelineError;
 

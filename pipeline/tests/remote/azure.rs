@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use qf_pipeline::index::{Found, ShardIndex};
 use qf_pipeline::order::ShuffleMode;
 use qf_pipeline::remote::RemoteOptions;
-use qf_pipeline::shard::write::ShardFormat;
 use qf_pipeline::source::ShardLocation;
 use qf_pipeline::stop::Stop;
+use qf_pipeline::write::ShardFormat;
 
 use crate::loader::{config, run, write_shards};
 use crate::test_data::{self, python};

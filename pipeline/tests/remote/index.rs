@@ -3,8 +3,8 @@ use std::time::{Duration, Instant};
 use qf_pipeline::index::{Found, ShardIndex};
 use qf_pipeline::order::ShuffleMode;
 use qf_pipeline::remote::RemoteOptions;
-use qf_pipeline::shard::write::ShardFormat;
 use qf_pipeline::stop::Stop;
+use qf_pipeline::write::ShardFormat;
 
 use crate::custom::{collect_warnings, warnings, Custom, Head, Pace, Reply};
 use crate::loader::{config, run, write_shards};

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use qf_pipeline::loader::{LoaderState, World};
 use qf_pipeline::order::ShuffleMode;
 use qf_pipeline::remote::{CacheOptions, RemoteOptions};
-use qf_pipeline::shard::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 use qf_pipeline::source::{resolve_shards, ShardLocation};
 use qf_pipeline::text::CaptionTokenizer;
+use qf_pipeline::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 use qf_pipeline::{Loader, LoaderConfig};
 
 use crate::server::{Fault, Server};

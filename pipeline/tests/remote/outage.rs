@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use qf_pipeline::config::OnBad;
 use qf_pipeline::order::ShuffleMode;
 use qf_pipeline::remote::RemoteOptions;
-use qf_pipeline::shard::write::ShardFormat;
 use qf_pipeline::source::ShardLocation;
 use qf_pipeline::stop::Stop;
 use qf_pipeline::text::CaptionTokenizer;
+use qf_pipeline::write::ShardFormat;
 use qf_pipeline::{Loader, LoaderConfig, PipelineError};
 
 use crate::custom::{collect_warnings, warnings, Custom, Pace, Reply};

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use qf_pipeline::order::ShuffleMode;
 use qf_pipeline::remote::RemoteOptions;
-use qf_pipeline::shard::write::ShardFormat;
 use qf_pipeline::stop::Stop;
+use qf_pipeline::write::ShardFormat;
 
 use crate::loader::{config, run, write_shards};
 use crate::test_data::python;

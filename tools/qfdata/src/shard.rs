@@ -27,10 +27,10 @@ use qf_pipeline::atomic_file;
 use qf_pipeline::captions::CaptionLines;
 use qf_pipeline::index::INDEX_ENDING;
 use qf_pipeline::shard::arrow::CaptionType;
-use qf_pipeline::shard::write::{ShardFormat, ShardOptions, ShardWriter, WrittenShard};
 use qf_pipeline::source::ShardLocation;
 use qf_pipeline::warnings::Warnings;
 use qf_pipeline::words::counted;
+use qf_pipeline::write::{ShardFormat, ShardOptions, ShardWriter, WrittenShard};
 use rayon::prelude::*;
 
 use crate::interrupt::Interrupt;

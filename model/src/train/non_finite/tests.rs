@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
-use qf_pipeline::shard::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 use qf_pipeline::source::resolve_shards;
 use qf_pipeline::text::{train_vocabulary, CaptionTokenizer, VocabularyOptions};
+use qf_pipeline::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 use qf_pipeline::{Loader, LoaderConfig};
 
 use super::*;

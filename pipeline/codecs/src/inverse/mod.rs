@@ -8,6 +8,7 @@
 //! The results are those of libjpeg's accurate integer transform (`jidctint.c`, after Loeffler,
 //! Ligtenberg and Moschytz) and of its reduced one (`jidctred.c`), to the last bit.
 
+mod stretch;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -15,12 +16,8 @@ mod x86;
 mod tests;
 
 use crate::huffman::{Block, Scan, MAX_BLOCKS};
-
-/// Samples of a block, along a side.
-pub(crate) const SIDE: usize = 8;
-
-/// Samples of a block at half its size.
-pub(crate) const HALF: usize = SIDE / 2;
+use stretch::Stretch;
+pub(crate) use stretch::{HALF, SIDE};
 
 /// Components: luma and chroma.
 pub(crate) const PLANES: usize = 3;
@@ -83,7 +80,7 @@ impl<'a> Inverse<'a> {
         let are_known = planes.iter().all(|plane| matches!(plane.side, SIDE | HALF));
         let is_whole = sizes.min() > Some(0) && mcu_blocks <= MAX_BLOCKS && are_known;
         let is_within = wanted.0 <= wanted.1 && wanted.1 < mcus_per_row;
-        if !crate::has_avx2() || !is_whole || !is_within {
+        if !crate::cpu::has_avx2() || !is_whole || !is_within {
             return None;
         }
         // Those of a picture that was given up are still there.
@@ -128,7 +125,7 @@ impl<'a> Inverse<'a> {
                         across: plane.across,
                     };
                     let memory = rows.memory.get_mut(row * plane.side * rows.pitch..)?;
-                    stretch.transform(plane, memory.get_mut(column..)?, rows.pitch)?;
+                    transform(stretch, plane, memory.get_mut(column..)?, rows.pitch)?;
                 }
                 offset += plane.across * plane.down;
             }
@@ -141,61 +138,26 @@ impl<'a> Inverse<'a> {
     }
 }
 
-/// Neighbouring blocks of a component, in MCUs one behind the other.
-struct Stretch<'a> {
-    blocks: &'a mut [Block],
-    mcu_blocks: usize,
-    /// Of the first, within its MCU.
-    offset: usize,
-    /// How many there are in an MCU.
-    across: usize,
-}
-
-impl Stretch<'_> {
-    /// Transforms the blocks, and leaves zeros. The samples of each, `side` in a row, come side by side to
-    /// rows of `memory`; where the last has no neighbour, as many are written behind them. None if there
-    /// is no room for that.
-    fn transform(self, plane: &PlanePlan, memory: &mut [u8], pitch: usize) -> Option<()> {
-        #[cfg(target_arch = "x86_64")]
-        return x86::transform(self, plane.side, &plane.factors, memory, pitch);
-        #[cfg(not(target_arch = "x86_64"))]
-        {
-            let _ = (self.blocks, self.mcu_blocks, self.offset, self.across);
-            let _ = (plane, memory, pitch);
-            None
-        }
-    }
-
-    /// Calls `transform` with two blocks at a time, and at the end with one that is left; and with the
-    /// number of the first of them.
-    #[inline(always)]
-    fn each_pair(
-        self,
-        mut transform: impl FnMut(&mut Block, Option<&mut Block>, usize) -> Option<()>,
-    ) -> Option<()> {
-        let Stretch {
-            blocks,
-            mcu_blocks,
-            offset,
-            across,
-        } = self;
-        let mut number = 0;
-        if across == 1 {
-            for mcus in blocks.chunks_mut(2 * mcu_blocks) {
-                let (first, second) = mcus.split_at_mut(mcu_blocks);
-                transform(first.get_mut(offset)?, second.get_mut(offset), number)?;
-                number += 2;
-            }
-            return Some(());
-        }
-        for mcu in blocks.chunks_exact_mut(mcu_blocks) {
-            for pair in mcu.get_mut(offset..offset + across)?.chunks_mut(2) {
-                let (first, second) = pair.split_first_mut()?;
-                transform(first, second.first_mut(), number)?;
-                number += 2;
-            }
-            number -= across & 1;
-        }
-        Some(())
+/// Transforms the blocks, and leaves zeros. The samples of each, `side` in a row, come side by side to
+/// rows of `memory`; where the last has no neighbour, as many are written behind them. None if there
+/// is no room for that.
+fn transform(
+    stretch: Stretch<'_>,
+    plane: &PlanePlan,
+    memory: &mut [u8],
+    pitch: usize,
+) -> Option<()> {
+    #[cfg(target_arch = "x86_64")]
+    return x86::transform(stretch, plane.side, &plane.factors, memory, pitch);
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (
+            stretch.blocks,
+            stretch.mcu_blocks,
+            stretch.offset,
+            stretch.across,
+        );
+        let _ = (plane, memory, pitch);
+        None
     }
 }

@@ -132,7 +132,7 @@ fn block(numbers: &mut Numbers, side: usize) -> Block {
 
 /// Blocks and pairs of blocks against a reference that gives `samples_side` samples for a side.
 fn check(samples_side: usize, reference: impl Fn(&Block, &Block) -> Vec<u8>) {
-    if !crate::has_avx2() {
+    if !crate::cpu::has_avx2() {
         crate::test_data::skip("inverse", "this processor has no AVX2");
         return;
     }
@@ -176,9 +176,7 @@ fn check(samples_side: usize, reference: impl Fn(&Block, &Block) -> Vec<u8>) {
         };
         const PITCH: usize = 8 * SIDE;
         let mut samples = [7; PITCH * SIDE];
-        stretch
-            .transform(&plane, &mut samples[5..], PITCH)
-            .expect("rows are long enough");
+        transform(stretch, &plane, &mut samples[5..], PITCH).expect("rows are long enough");
         for mcu in memory.chunks(across + 1) {
             let zeros = mcu[..across].iter().all(|block| *block == [0; 64]);
             assert!(zeros && mcu[across] == other, "{number}: zeros are left");
@@ -217,9 +215,9 @@ fn rows_that_are_too_short_are_refused() {
             side,
             factors: [1; 64],
         };
-        stretch.transform(&plane, &mut vec![0; len], 30)
+        super::transform(stretch, &plane, &mut vec![0; len], 30)
     };
-    if crate::has_avx2() {
+    if crate::cpu::has_avx2() {
         assert_eq!(transform(SIDE, 7 * 30 + 15), None);
         assert_eq!(transform(SIDE, 7 * 30 + 16), Some(()));
         assert_eq!(transform(HALF, 3 * 30 + 7), None);

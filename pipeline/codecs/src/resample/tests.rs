@@ -3,7 +3,7 @@ use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
 use super::{Area, Resampler, Shape, STRIP_ROWS};
-use crate::jpeg::components::{ComponentStrip, Halved};
+use crate::strip::{ComponentStrip, Halved};
 use crate::testing::Numbers;
 
 /// A part whose rows are all there.

@@ -12,9 +12,9 @@ use std::arch::x86_64::*;
 
 mod colour;
 
+use super::shape::Shape;
 use super::weights::{Line, Weights};
-use super::{Shape, STRIP_ROWS};
-use crate::jpeg::ComponentStrip;
+use crate::strip::{ComponentStrip, STRIP_ROWS};
 use colour::{turn_components, units_len};
 
 /// Pairs of rows of a strip.

@@ -4,10 +4,12 @@ use std::borrow::Cow;
 use std::io::{Cursor, ErrorKind, Read};
 use std::ops::Range;
 
+use super::super::buffers::memory_for;
 use super::super::tags::{Directory, Field};
-use super::super::{memory_for, DecodeError, DecodeLimits, ImageFormat};
+use super::super::{DecodeError, DecodeLimits, ImageFormat};
 use super::chunks::{jpeg, open, Compression};
-use super::{broken, tag, Header};
+use super::fields::{broken, tag};
+use super::header::Header;
 
 /// Where the chunks of a file are.
 pub(super) struct Chunks<'a> {

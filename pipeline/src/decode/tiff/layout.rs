@@ -3,7 +3,7 @@
 use super::super::samples::{palette, Colour, Layout};
 use super::super::tags::Directory;
 use super::chunks::Compression;
-use super::{broken, number, tag, unsupported};
+use super::fields::{broken, number, tag, unsupported};
 use crate::decode::DecodeError;
 
 /// Most samples of a pixel, PIL's limit.

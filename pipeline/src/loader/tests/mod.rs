@@ -8,16 +8,16 @@ mod traced;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::*;
-use crate::batch::{HostBuffer, PlainAllocator};
-use crate::config::{CaptionChoice, OnBad};
-use crate::error::SkipReason;
+use crate::batch::{Batch, HostAllocator, HostBuffer, PlainAllocator, SourceView};
+use crate::config::{CaptionChoice, LoaderConfig, OnBad};
+use crate::error::{PipelineError, SkipReason};
 use crate::order::ShuffleMode;
-use crate::sample::SourceView;
-use crate::shard::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 use crate::source::{resolve_shards, ShardLocation};
-use crate::text::TokenRows;
+use crate::text::{CaptionTokenizer, TokenRows};
+use crate::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 
 /// A PNG whose colours depend on `number`, so that images can be told apart.
 fn png(number: usize) -> Vec<u8> {

@@ -241,7 +241,7 @@ impl<R: Read> BatchReader<R> {
             *dictionary = Arc::default();
         }
         // The batch that shared it is gone by now, so nothing is copied here.
-        Arc::make_mut(dictionary).append(&values, rows);
+        Arc::make_mut(dictionary).append((0..rows).map(|row| values.get(row)));
         // Delta batches are bounded one by one; their sum is bounded here.
         self.dictionary_bytes = others_bytes.saturating_add(dictionary.memory_bytes());
         if self.dictionary_bytes > self.max_message_bytes {

@@ -2,8 +2,6 @@
 
 use arrow2::array::{MutableArray, MutableBinaryArray};
 
-use super::leaf::Leaf;
-
 /// Values of one dictionary; delta batches append to it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Dictionary {
@@ -29,10 +27,10 @@ impl Dictionary {
         self.values.values().get(start..end)
     }
 
-    /// Appends the first `rows` values.
-    pub(super) fn append(&mut self, values: &Leaf, rows: usize) {
-        for row in 0..rows {
-            self.values.push(values.get(row));
+    /// Appends values, `None` for a null.
+    pub(super) fn append<'a>(&mut self, values: impl Iterator<Item = Option<&'a [u8]>>) {
+        for value in values {
+            self.values.push(value);
         }
     }
 

@@ -43,9 +43,6 @@ pub use image_name::IMAGE_EXTENSIONS;
 pub use read::{ArrowShardReader, ChosenColumns};
 pub use write::{ArrowShardWriter, ArrowWriteError, CaptionType};
 
-/// Name of the member that holds the captions, whatever the column was called.
-pub const CAPTION_MEMBER: &str = "caption";
-
 /// How Arrow shards are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArrowReadOptions {

@@ -9,7 +9,8 @@ use super::error::{ArrowError, ReadError};
 use super::image_name::{extension_of, key_of};
 use super::schema::Field;
 use super::select::{select_columns, Role};
-use super::{ArrowReadOptions, CAPTION_MEMBER};
+use super::ArrowReadOptions;
+use crate::captions::names::CAPTION_MEMBER;
 use crate::error::{SampleError, ShardError, SkipReason};
 use crate::sample::{EncodedSample, Member, MemberData, SampleId};
 

@@ -7,8 +7,8 @@ use super::error::ArrowError;
 use super::image_name::IMAGE_EXTENSIONS;
 use super::schema::Field;
 use super::shape::{Content, Shape};
-use super::{ArrowReadOptions, CAPTION_MEMBER};
-use crate::captions::names::{self, CAPTION_NAMES, IMAGE_NAMES};
+use super::ArrowReadOptions;
+use crate::captions::names::{self, CAPTION_MEMBER, CAPTION_NAMES, IMAGE_NAMES};
 
 /// What a selected column is to a sample.
 #[derive(Clone, Debug, PartialEq)]

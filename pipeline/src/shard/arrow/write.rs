@@ -12,7 +12,7 @@ use arrow2::chunk::Chunk;
 use arrow2::datatypes::{DataType, Field, Schema};
 use arrow2::io::ipc::write::{StreamWriter, WriteOptions};
 
-use crate::index::StoredPiece;
+use crate::shard::piece::StoredPiece;
 
 /// Most rows of a record batch: what datasets uses for images.
 const MAX_BATCH_ROWS: usize = 100;

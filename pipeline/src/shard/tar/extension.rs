@@ -1,5 +1,6 @@
 //! What extension headers say of the members behind them: GNU's long names and pax records.
 
+use super::header::decimal;
 use super::sparse::PaxMap;
 
 /// What is known of the next member beside its own header.
@@ -89,17 +90,6 @@ fn split_record(bytes: &[u8]) -> Result<Record<'_>, &'static str> {
     let equals = content.iter().position(|&byte| byte == b'=');
     let equals = equals.ok_or("has no `=`")?;
     Ok((&content[..equals], &content[equals + 1..], rest))
-}
-
-/// A number in decimal digits.
-pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() {
-        return None;
-    }
-    digits.iter().try_fold(0u64, |value, &digit| match digit {
-        b'0'..=b'9' => value.checked_mul(10)?.checked_add(u64::from(digit - b'0')),
-        _ => None,
-    })
 }
 
 #[cfg(test)]

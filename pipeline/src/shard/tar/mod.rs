@@ -11,10 +11,9 @@ mod sparse;
 
 use std::io::{self, Read, Seek, SeekFrom};
 
-use super::decompress::WindowTooLarge;
 use super::forward::ends_early;
 use super::note::ShardNote;
-use super::read::Leave;
+use super::zstd_frames::WindowTooLarge;
 use crate::error::ShardError;
 use extension::Extension;
 use header::{is_zero, Block, Header, Kind, BLOCK_BYTES};
@@ -535,6 +534,17 @@ pub(crate) fn shard_error(shard: &str, offset_bytes: u64, error: &io::Error) -> 
         format!("damaged ({text}); fetch the shard again")
     };
     error_at(shard, offset_bytes, message)
+}
+
+/// When a member stays in its shard, to be read later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// It is read now, or the shard ends with an error.
+    Never,
+    /// Only if it cannot be read now: so that it makes no difference which is tried.
+    IfUnreadable,
+    /// It is passed over.
+    Now,
 }
 
 #[cfg(test)]

@@ -2,8 +2,7 @@
 //! ways: in the header itself (`--format=gnu`), and in pax records or in front of the data
 //! (`GNU.sparse` 0.0, 0.1 and 1.0).
 
-use super::extension::decimal;
-use super::header::{number, Block, BLOCK_BYTES};
+use super::header::{decimal, number, Block, BLOCK_BYTES};
 
 /// Most pieces of a member. Files of images have a handful.
 const MAX_PIECES: usize = 1 << 16;

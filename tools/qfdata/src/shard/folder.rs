@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use qf_pipeline::captions::CaptionLines;
-use qf_pipeline::shard::write::check_key;
+use qf_pipeline::write::check_key;
 
 use super::input::{is_image_extension, Candidate, CaptionSource, Listing, Skip, SkipCause};
 use crate::interrupt::Interrupt;

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use image::ImageFormat;
 use qf_pipeline::captions::CaptionLines;
+use qf_pipeline::captions::{captions_from_json, captions_from_text};
 use qf_pipeline::printable::Printable;
-use qf_pipeline::shard::captions::{captions_from_json, captions_from_text};
 use qf_pipeline::shard::read::ReadOptions;
-use qf_pipeline::shard::write::ShardSample;
 use qf_pipeline::survey::TextEvidence;
+use qf_pipeline::write::ShardSample;
 use serde::Serialize;
 
 /// The largest caption file, and manifest line, in bytes.

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context};
 use qf_pipeline::captions::names::{self, CAPTION_NAMES, PATH_NAMES};
+use qf_pipeline::captions::{captions_from_value, one_line};
 use qf_pipeline::json;
-use qf_pipeline::shard::captions::{captions_from_value, one_line};
 use qf_pipeline::warnings::Warnings;
 use qf_pipeline::words::counted;
 use serde_json::{Map, Value};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use qf_pipeline::shard::write::{tar_sample_bytes, ShardFormat, TAR_END_BYTES};
+use qf_pipeline::write::{tar_sample_bytes, ShardFormat, TAR_END_BYTES};
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use qf_pipeline::shard::write::{ShardFormat, WrittenShard};
 use qf_pipeline::words::counted;
+use qf_pipeline::write::{ShardFormat, WrittenShard};
 use serde::Serialize;
 
 use super::input::{Listing, Skip};

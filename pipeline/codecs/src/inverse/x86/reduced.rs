@@ -2,8 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::super::{HALF, SIDE};
-use super::{
+use super::super::stretch::{HALF, SIDE};
+use super::vectors::{
     as_shifted, clear_two_rows, difference, dot, one_row, sum, two_rows, CONSTANT_BITS, PASS_BITS,
 };
 use crate::huffman::Block;

@@ -9,8 +9,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::STRIP_ROWS;
-use crate::jpeg::components::{ComponentStrip, CHROMA_BEFORE, LUMA_BEFORE};
+use crate::strip::{ComponentStrip, CHROMA_BEFORE, LUMA_BEFORE, STRIP_ROWS};
 
 /// Columns that are done at a time.
 const GROUP: usize = 16;

@@ -1,0 +1,607 @@
+//! Writes shards: atomic files in every format the reader knows.
+//!
+//! A tar shard holds, for each sample, `KEY.jpg` (the image as it is, with its own extension), then
+//! `KEY.txt` (one caption a line) and, where the input had one, `KEY.json` byte for byte. Headers
+//! carry no time, user or machine, so equal input gives equal bytes. An Arrow shard holds the rows
+//! `image: {bytes, path: "KEY.jpg"}` and `caption`; it has no place for other JSON.
+//!
+//! A `tar.zst` shard consists of independent zstd frames, cut between samples once they hold 256 KiB,
+//! and ends with the seek table of the [seekable format], which other decoders pass over.
+//!
+//! Beside each shard goes its index ([`crate::index`]), after the shard has its name: a crash leaves
+//! a shard without index, never an index without its shard.
+//!
+//! [seekable format]: https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md
+
+mod content;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::atomic_file::AtomicFile;
+use crate::error::PipelineError;
+use crate::index::{IndexBuilder, Layout, MemberPlace, ShardIdentity};
+use crate::shard::arrow::{ArrowShardWriter, ArrowWriteError, CaptionType};
+use crate::shard::group::{key_hash, split_key};
+use crate::shard::zstd_frames::SeekableWriter;
+use crate::shard_spec::INDEX_ENDING;
+use crate::source::ShardLocation;
+use crate::stop::Stop;
+use content::{ChecksumWriter, GzipWriter, TarOutput};
+
+/// Size of a tar block in bytes: headers are one block, contents whole blocks.
+const TAR_BLOCK_BYTES: u64 = 512;
+
+/// The longest key in bytes: with an extension it stays below the 4,096 of Linux paths.
+pub const MAX_KEY_BYTES: usize = 3072;
+
+/// Container and compression of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ShardFormat {
+    /// WebDataset tar.
+    Tar,
+    /// WebDataset tar, gzip.
+    TarGz,
+    /// WebDataset tar, Zstandard.
+    TarZst,
+    /// Arrow IPC stream in the layout of Hugging Face datasets.
+    Arrow,
+}
+
+impl ShardFormat {
+    /// All formats.
+    pub const ALL: [ShardFormat; 4] = [
+        ShardFormat::Tar,
+        ShardFormat::TarGz,
+        ShardFormat::TarZst,
+        ShardFormat::Arrow,
+    ];
+
+    /// The ending of a shard's file name, which is also the format's name: `tar`, `tar.gz`,
+    /// `tar.zst` or `arrow`.
+    pub fn extension(self) -> &'static str {
+        match self {
+            ShardFormat::Tar => "tar",
+            ShardFormat::TarGz => "tar.gz",
+            ShardFormat::TarZst => "tar.zst",
+            ShardFormat::Arrow => "arrow",
+        }
+    }
+}
+
+impl fmt::Display for ShardFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.extension())
+    }
+}
+
+/// Not the name of a [`ShardFormat`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown shard format `{0}`; use tar, tar.gz, tar.zst or arrow")]
+pub struct UnknownShardFormat(String);
+
+impl FromStr for ShardFormat {
+    type Err = UnknownShardFormat;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        ShardFormat::ALL
+            .into_iter()
+            .find(|format| format.extension() == name)
+            .ok_or_else(|| UnknownShardFormat(name.to_owned()))
+    }
+}
+
+/// How shards are written; the same for every shard of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardOptions {
+    /// Container and compression.
+    pub format: ShardFormat,
+    /// Type of an Arrow shard's caption column. [`CaptionType::One`] keeps the first caption only.
+    pub caption_type: CaptionType,
+    /// Compression level: 0–9 for gzip, 1–22 for Zstandard, clamped to that. Photographs do not
+    /// shrink at any level; raise it for uncompressed images.
+    pub level: i32,
+    /// Whether the shard's index is written beside it. Default yes.
+    pub index: bool,
+}
+
+impl ShardOptions {
+    /// The defaults for this format: a list of captions, gzip level 1, Zstandard level 3, an index.
+    pub fn new(format: ShardFormat) -> Self {
+        Self {
+            format,
+            caption_type: CaptionType::List,
+            level: match format {
+                ShardFormat::TarGz => 1,
+                _ => 3,
+            },
+            index: true,
+        }
+    }
+}
+
+/// A sample on its way into a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardSample {
+    /// Key, unique in the data set; see [`check_key`].
+    pub key: String,
+    /// Extension of the image: lower case, no dot, e.g. `jpg`.
+    pub extension: String,
+    /// The encoded image.
+    pub image: Vec<u8>,
+    /// Captions, each on one line.
+    pub captions: Vec<String>,
+    /// Whether the captions go into a `.txt` member; if not they are those of `json`.
+    pub text_member: bool,
+    /// A `.json` member, passed through as it is (tar formats only).
+    pub json: Option<Vec<u8>>,
+}
+
+/// A shard that is complete and under its final name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrittenShard {
+    /// The file.
+    pub path: PathBuf,
+    /// Samples in it.
+    pub samples: u64,
+    /// Captions in it.
+    pub captions: u64,
+    /// Size of the file in bytes.
+    pub file_bytes: u64,
+    /// The index beside it, if there is one.
+    pub index: Option<PathBuf>,
+}
+
+/// Writes one shard. Dropped before [`finish`](ShardWriter::finish), it leaves no file.
+#[derive(Debug)]
+pub struct ShardWriter {
+    target: PathBuf,
+    body: Body,
+    samples: u64,
+    captions: u64,
+    /// Hashes of the keys so far; 16 bytes a sample.
+    keys: HashSet<[u64; 2]>,
+    /// `None` if no index is wanted.
+    index: Option<IndexBuilder>,
+}
+
+type ShardFile = ChecksumWriter<AtomicFile>;
+
+enum Body {
+    Tar(tar::Builder<ShardFile>),
+    TarGz(tar::Builder<GzipWriter<ShardFile>>),
+    TarZst(tar::Builder<SeekableWriter<ShardFile>>),
+    Arrow(Box<ArrowShardWriter<ShardFile>>, CaptionType),
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Body::Tar(_) => "Tar",
+            Body::TarGz(_) => "TarGz",
+            Body::TarZst(_) => "TarZst",
+            Body::Arrow(..) => "Arrow",
+        })
+    }
+}
+
+impl ShardWriter {
+    /// Opens a shard that will be named `target`.
+    ///
+    /// # Errors
+    /// [`PipelineError::Io`] naming the target.
+    pub fn create(
+        target: impl Into<PathBuf>,
+        options: &ShardOptions,
+    ) -> Result<Self, PipelineError> {
+        let target = target.into();
+        let file = ChecksumWriter::new(AtomicFile::create(&target)?);
+        let body = match options.format {
+            ShardFormat::Tar => Body::Tar(tar::Builder::new(file)),
+            ShardFormat::TarGz => {
+                let level = u32::try_from(options.level.clamp(0, 9)).unwrap_or(1);
+                Body::TarGz(tar::Builder::new(GzipWriter::new(file, level)))
+            }
+            ShardFormat::TarZst => {
+                let frames = SeekableWriter::new(file, options.level.clamp(1, 22));
+                Body::TarZst(tar::Builder::new(frames.map_err(io_error(&target))?))
+            }
+            ShardFormat::Arrow => {
+                let position = file.position();
+                let writer = ArrowShardWriter::with_position(file, options.caption_type, position)
+                    .map_err(|error| arrow_error(&target, "", error))?;
+                Body::Arrow(Box::new(writer), options.caption_type)
+            }
+        };
+        Ok(Self {
+            target,
+            body,
+            samples: 0,
+            captions: 0,
+            keys: HashSet::new(),
+            index: options.index.then(IndexBuilder::default),
+        })
+    }
+
+    /// Appends a sample.
+    ///
+    /// # Errors
+    /// [`PipelineError::Unwritable`] for a key that readers would split elsewhere or that the shard
+    /// has already, [`PipelineError::Io`] when the disk says no. The shard cannot be finished after
+    /// an error of the second kind.
+    pub fn write(&mut self, sample: &ShardSample) -> Result<(), PipelineError> {
+        let refused = |m: String| unwritable(&self.target, &sample.key, m);
+        check_key(&sample.key).map_err(refused)?;
+        let name = format!("{}.{}", sample.key, sample.extension);
+        if split_key(&name).is_none_or(|(key, _)| key != sample.key) {
+            let extension = &sample.extension;
+            return Err(refused(format!(
+                "`{extension}` is no extension of an image"
+            )));
+        }
+        if self.keys.contains(&key_hash(&sample.key)) {
+            return Err(refused("the shard has this key already".to_owned()));
+        }
+        let mut members = Vec::new();
+        let mut captions = sample.captions.len() as u64;
+        let written = match &mut self.body {
+            Body::Tar(tar) => append(tar, &name, sample, &mut members),
+            Body::TarGz(tar) => append(tar, &name, sample, &mut members),
+            Body::TarZst(tar) => append(tar, &name, sample, &mut members),
+            Body::Arrow(arrow, caption_type) => {
+                let kept = match caption_type {
+                    CaptionType::One => &sample.captions[..sample.captions.len().min(1)],
+                    CaptionType::List => &sample.captions[..],
+                };
+                captions = kept.len() as u64;
+                arrow
+                    .write(&name, &sample.image, kept)
+                    .map_err(|error| arrow_error(&self.target, &sample.key, error))?;
+                // The index learns at the end in which batch the row is.
+                Ok(0..0)
+            }
+        };
+        let content = written.map_err(io_error(&self.target))?;
+        self.captions += captions;
+        self.samples += 1;
+        self.keys.insert(key_hash(&sample.key));
+        if let Some(index) = &mut self.index {
+            index
+                .add(sample.key.clone(), false, content, members)
+                .map_err(|m| unwritable(&self.target, &sample.key, m))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the end of the shard, gives it its name, and writes its index.
+    ///
+    /// # Errors
+    /// [`PipelineError::Io`] naming the shard, of which nothing is left then, or its index.
+    pub fn finish(self) -> Result<WrittenShard, PipelineError> {
+        let Self {
+            target,
+            body,
+            samples,
+            captions,
+            keys: _,
+            index,
+        } = self;
+        let written = match body {
+            Body::Tar(tar) => tar.into_inner().map(|file| (file, Layout::Tar)),
+            Body::TarGz(tar) => tar
+                .into_inner()
+                .and_then(GzipWriter::finish)
+                .map(|file| (file, Layout::Sequential)),
+            Body::TarZst(tar) => tar
+                .into_inner()
+                .and_then(SeekableWriter::finish)
+                .map(|(file, frames)| (file, Layout::ZstdFrames(frames))),
+            Body::Arrow(arrow, _) => {
+                let (file, batches) = arrow
+                    .finish_with_batches()
+                    .map_err(|error| arrow_error(&target, "", error))?;
+                Ok((file, Layout::ArrowBatches(batches)))
+            }
+        };
+        let (file, layout) = written.map_err(io_error(&target))?;
+        let (file, file_bytes, sha256) = file.finish();
+        let location = ShardLocation::local(&target);
+        remove_index(&location)?;
+        file.commit()?;
+        let index = index
+            .map(|index| {
+                let identity = ShardIdentity::new(&location, file_bytes, sha256, &Stop::default());
+                let identity = identity.map_err(io_error(&target))?;
+                index.finish(&layout, identity).write_beside(&location)
+            })
+            .transpose()?;
+        Ok(WrittenShard {
+            path: target,
+            samples,
+            captions,
+            file_bytes,
+            index,
+        })
+    }
+}
+
+/// Removes the index of a shard that is about to change, if it has one.
+fn remove_index(shard: &ShardLocation) -> Result<(), PipelineError> {
+    let sidecar = shard.sidecar(INDEX_ENDING);
+    let Some(path) = sidecar.path() else {
+        return Ok(());
+    };
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether `KEY.jpg` is read back as the key `KEY` by every reader of the format.
+///
+/// # Errors
+/// What is wrong with it: it is empty or too long, has a dot in its base name, an empty, `.` or
+/// `..` part, a control character, or a first folder of the form `__NAME__`, which webdataset skips.
+pub fn check_key(key: &str) -> Result<(), String> {
+    let base = key.rsplit('/').next().unwrap_or(key);
+    let reserved = |part: &str| part.len() >= 4 && part.starts_with("__") && part.ends_with("__");
+    let complaint = if key.is_empty() {
+        "the key is empty"
+    } else if key.len() > MAX_KEY_BYTES {
+        "the key is longer than 3072 bytes"
+    } else if base.contains('.') {
+        "the key has a dot in its base name; readers take the rest for an extension"
+    } else if key.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        "the key has an empty, `.` or `..` part"
+    } else if key.chars().any(char::is_control) {
+        "the key has a control character"
+    } else if key
+        .split_once('/')
+        .is_some_and(|(first, _)| reserved(first))
+    {
+        "the key starts with a folder of the form `__NAME__`, which webdataset passes over"
+    } else {
+        return Ok(());
+    };
+    Err(complaint.to_owned())
+}
+
+/// Bytes that a sample takes in an uncompressed tar shard (exact for names of up to 100 bytes), given
+/// the sizes of its members' contents.
+pub fn tar_sample_bytes(member_bytes: &[u64]) -> u64 {
+    member_bytes.iter().fold(0, |sum: u64, &bytes| {
+        sum.saturating_add(TAR_BLOCK_BYTES).saturating_add(
+            bytes
+                .div_ceil(TAR_BLOCK_BYTES)
+                .saturating_mul(TAR_BLOCK_BYTES),
+        )
+    })
+}
+
+/// Bytes that end a tar shard: two empty blocks.
+pub const TAR_END_BYTES: u64 = 2 * TAR_BLOCK_BYTES;
+
+/// Image first: a reader that only wants images can stop there. Returns where the sample lies in the
+/// uncompressed stream.
+fn append<W: TarOutput>(
+    tar: &mut tar::Builder<W>,
+    image_name: &str,
+    sample: &ShardSample,
+    members: &mut Vec<MemberPlace>,
+) -> io::Result<std::ops::Range<u64>> {
+    let start = tar.get_ref().content_bytes();
+    members.push(append_member(tar, image_name, &sample.image)?);
+    if sample.text_member {
+        let text = sample.captions.join("\n");
+        let name = format!("{}.txt", sample.key);
+        members.push(append_member(tar, &name, text.as_bytes())?);
+    }
+    if let Some(json) = &sample.json {
+        let name = format!("{}.json", sample.key);
+        members.push(append_member(tar, &name, json)?);
+    }
+    let end = tar.get_ref().content_bytes();
+    tar.get_mut().end_sample()?;
+    Ok(start..end)
+}
+
+fn append_member<W: TarOutput>(
+    tar: &mut tar::Builder<W>,
+    name: &str,
+    content: &[u8],
+) -> io::Result<MemberPlace> {
+    // `append_data` adds a GNU long-name member where the name does not fit a ustar header.
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    let size_bytes = content.len() as u64;
+    header.set_size(size_bytes);
+    tar.append_data(&mut header, name, content)?;
+    let padded = size_bytes.next_multiple_of(TAR_BLOCK_BYTES);
+    Ok(MemberPlace {
+        name: split_key(name).map_or_else(String::new, |(_, extension)| extension),
+        offset_bytes: tar.get_ref().content_bytes() - padded,
+        size_bytes,
+    })
+}
+
+fn io_error(path: &Path) -> impl Fn(io::Error) -> PipelineError + '_ {
+    move |source| PipelineError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn arrow_error(shard: &Path, key: &str, error: ArrowWriteError) -> PipelineError {
+    match error {
+        ArrowWriteError::Io(source) => io_error(shard)(source),
+        other => unwritable(shard, key, other.to_string()),
+    }
+}
+
+fn unwritable(shard: &Path, key: &str, message: String) -> PipelineError {
+    PipelineError::Unwritable {
+        shard: shard.to_owned(),
+        key: key.to_owned(),
+        message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::io::Read;
+
+    fn sample(key: &str) -> ShardSample {
+        ShardSample {
+            key: key.to_owned(),
+            extension: "jpg".to_owned(),
+            image: b"\xff\xd8\xff image bytes".to_vec(),
+            captions: vec!["a dog".to_owned(), "the dog runs".to_owned()],
+            text_member: true,
+            json: None,
+        }
+    }
+
+    fn write_to(target: &Path, format: ShardFormat, samples: &[ShardSample]) -> WrittenShard {
+        let mut writer = ShardWriter::create(target, &ShardOptions::new(format)).unwrap();
+        for sample in samples {
+            writer.write(sample).unwrap();
+        }
+        writer.finish().unwrap()
+    }
+
+    fn members(tar: impl Read) -> Vec<(String, Vec<u8>)> {
+        let mut archive = tar::Archive::new(tar);
+        archive
+            .entries()
+            .unwrap()
+            .map(|entry| {
+                let mut entry = entry.unwrap();
+                assert_eq!(entry.header().mtime().unwrap(), 0);
+                assert_eq!(entry.header().uid().unwrap(), 0);
+                assert_eq!(entry.header().mode().unwrap(), 0o644);
+                let name = entry.path().unwrap().to_str().unwrap().to_owned();
+                let mut content = Vec::new();
+                entry.read_to_end(&mut content).unwrap();
+                (name, content)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn tar_members_in_order_in_every_compression() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = format!("{}/{}", "folder".repeat(40), "k".repeat(200));
+        let mut with_json = sample("dir.v2/b");
+        with_json.json = Some(br#"{"caption": "x"}"#.to_vec());
+        with_json.text_member = false;
+        let samples = [sample("a"), with_json, sample(&long)];
+        let captions = b"a dog\nthe dog runs".to_vec();
+        let expected = [
+            ("a.jpg".to_owned(), samples[0].image.clone()),
+            ("a.txt".to_owned(), captions.clone()),
+            ("dir.v2/b.jpg".to_owned(), samples[1].image.clone()),
+            ("dir.v2/b.json".to_owned(), br#"{"caption": "x"}"#.to_vec()),
+            (format!("{long}.jpg"), samples[2].image.clone()),
+            (format!("{long}.txt"), captions),
+        ];
+        for format in [ShardFormat::Tar, ShardFormat::TarGz, ShardFormat::TarZst] {
+            let target = folder.path().join(format!("s.{format}"));
+            let written = write_to(&target, format, &samples);
+            assert_eq!((written.samples, written.captions), (3, 6));
+            let bytes = fs::read(&target).unwrap();
+            assert_eq!(written.file_bytes, bytes.len() as u64);
+            let found = match format {
+                ShardFormat::TarGz => members(flate2::read::GzDecoder::new(&bytes[..])),
+                ShardFormat::TarZst => members(zstd::Decoder::new(&bytes[..]).unwrap()),
+                _ => members(&bytes[..]),
+            };
+            assert_eq!(found, expected, "{format}");
+            write_to(&target, format, &samples);
+            assert_eq!(
+                fs::read(&target).unwrap(),
+                bytes,
+                "equal input, equal bytes"
+            );
+        }
+    }
+
+    #[test]
+    fn planned_size_of_a_tar_is_exact() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("s.tar");
+        let mut empty = sample("b");
+        empty.image = vec![0; 1024];
+        let written = write_to(&target, ShardFormat::Tar, &[sample("a"), empty]);
+        let text = "a dog\nthe dog runs".len() as u64;
+        let planned = tar_sample_bytes(&[15, text]) + tar_sample_bytes(&[1024, text]);
+        assert_eq!(written.file_bytes, planned + TAR_END_BYTES);
+        assert_eq!(tar_sample_bytes(&[u64::MAX]), u64::MAX);
+    }
+
+    #[test]
+    fn arrow_rows_are_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("s.arrow");
+        let written = write_to(&target, ShardFormat::Arrow, &[sample("a"), sample("b")]);
+        assert_eq!((written.samples, written.captions), (2, 4));
+        assert!(written.file_bytes > 2 * 15);
+    }
+
+    #[test]
+    fn an_unfinished_shard_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        for format in ShardFormat::ALL {
+            let target = folder.path().join(format!("s.{format}"));
+            let mut writer = ShardWriter::create(&target, &ShardOptions::new(format)).unwrap();
+            writer.write(&sample("a")).unwrap();
+            let message = writer.write(&sample("a.b")).unwrap_err().to_string();
+            assert!(message.contains("`a.b`"), "{message}");
+            drop(writer);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn keys() {
+        let long = "k".repeat(MAX_KEY_BYTES);
+        for good in [
+            "a",
+            "000000001",
+            "dir/a",
+            "dir.v2/a b",
+            "__a",
+            "日本",
+            "x/__y__/a",
+            &long,
+        ] {
+            assert_eq!(check_key(good), Ok(()), "{good}");
+        }
+        let longer = "k".repeat(MAX_KEY_BYTES + 1);
+        for bad in [
+            "", "a.b", ".a", "/a", "a/", "a//b", "../a", "./a", "a\nb", "__x__/a", &longer,
+        ] {
+            assert!(check_key(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn format_names() {
+        for format in ShardFormat::ALL {
+            assert_eq!(format.to_string().parse(), Ok(format));
+        }
+        let error = "zip".parse::<ShardFormat>().unwrap_err().to_string();
+        assert!(
+            error.contains("`zip`") && error.contains("tar.zst"),
+            "{error}"
+        );
+    }
+}
