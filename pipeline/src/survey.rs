@@ -7,7 +7,6 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io::Read;
 
 use crate::captions::{caption_members, names, CaptionLines, CaptionSource};
 use crate::captions::{captions_from_json, captions_from_text};
@@ -16,8 +15,8 @@ use crate::error::{SampleError, SkipReason};
 use crate::image_format::is_image_extension;
 use crate::sample::EncodedSample;
 use crate::shard::arrow::ChosenColumns;
-use crate::shard::read::{read_shard, ReadObserver, ReadOptions};
-use crate::source::{ShardBytes, ShardLocation};
+use crate::shard::read::{read_shard, LeaveMembers, MemberMemory, ReadOptions, WatchReads};
+use crate::source::ShardLocation;
 use crate::stop::Stop;
 
 /// Samples of a shard that are looked at.
@@ -329,19 +328,15 @@ fn look(
 #[derive(Default)]
 struct Columns(RefCell<Option<ChosenColumns>>);
 
-impl ReadObserver for Columns {
-    fn watch_file(&self, file: ShardBytes) -> Box<dyn Read> {
-        file
-    }
-
-    fn watch_decompressor(&self, decompressor: Box<dyn Read>) -> Box<dyn Read> {
-        decompressor
-    }
-
+impl WatchReads for Columns {
     fn chosen_columns(&self, columns: &ChosenColumns) {
         *self.0.borrow_mut() = Some(columns.clone());
     }
 }
+
+impl MemberMemory for Columns {}
+
+impl LeaveMembers for Columns {}
 
 #[cfg(test)]
 mod tests {

@@ -9,10 +9,13 @@ use std::sync::Arc;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::format::Header;
 use super::*;
 use crate::error::{SampleError, ShardError};
 use crate::sample::EncodedSample;
-use crate::shard::read::{read_shard, NoObserver, ReadObserver, ReadOptions};
+use crate::shard::read::{
+    read_shard, LeaveMembers, MemberMemory, NoObserver, ReadObserver, ReadOptions, WatchReads,
+};
 use crate::source::{ShardBytes, ShardLocation};
 use crate::stop::Stop;
 use crate::test_data;
@@ -427,7 +430,7 @@ impl Read for CountedRead {
     }
 }
 
-impl ReadObserver for Counting {
+impl WatchReads for Counting {
     fn watch_file(&self, file: ShardBytes) -> Box<dyn Read> {
         self.opened.set(self.opened.get() + 1);
         file
@@ -436,6 +439,10 @@ impl ReadObserver for Counting {
         Box::new(CountedRead(decompressor, self.bytes.clone()))
     }
 }
+
+impl MemberMemory for Counting {}
+
+impl LeaveMembers for Counting {}
 
 #[test]
 fn neighbours_share_a_read_and_a_frame_is_decompressed_once() {

@@ -5,6 +5,7 @@ pub(crate) mod decompress;
 pub(crate) mod forward;
 pub mod group;
 pub mod note;
+mod observe;
 pub(crate) mod piece;
 pub mod read;
 pub(crate) mod stream_end;

@@ -7,16 +7,17 @@ use crate::captions::is_caption_member;
 use crate::error::{SampleError, ShardError};
 use crate::image_format::{is_image_extension, ForeignFormat};
 use crate::sample::EncodedSample;
-use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader, ChosenColumns};
+use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader};
 use crate::shard::decompress::{compression_of, decompressor, Compression};
-use crate::shard::forward::{ReadSeek, Seekable, Stream};
+use crate::shard::forward::{Seekable, Stream};
 use crate::shard::group::{split_key, Grouper};
 use crate::shard::note::ShardNote;
+pub use crate::shard::observe::{LeaveMembers, MemberMemory, NoObserver, ReadObserver, WatchReads};
 use crate::shard::stream_end::Leftover;
 pub use crate::shard::tar::Leave;
 use crate::shard::tar::{for_each_member, has_checksum, shard_error, TarEnd, TarMember};
 use crate::shard::zstd_frames::DEFAULT_MAX_WINDOW_LOG;
-use crate::source::{ShardBytes, ShardLocation};
+use crate::source::ShardLocation;
 use crate::stop::Stop;
 
 /// Size of the read buffer in front of a shard file, in bytes.
@@ -94,57 +95,6 @@ impl ReadOptions {
 
 /// Receives the samples of a shard in order; returns `false` to stop reading.
 pub type Visit<'a> = &'a mut dyn FnMut(Result<EncodedSample, SampleError>) -> bool;
-
-/// Wraps a raw or a decompressing reader, so that a caller can time it, and may provide memory; see
-/// [`read_shard`].
-pub trait ReadObserver {
-    /// Opens the file, which calls `open` once.
-    ///
-    /// # Errors
-    /// Those of `open`.
-    fn watch_open(
-        &self,
-        open: &mut dyn FnMut() -> io::Result<ShardBytes>,
-    ) -> io::Result<ShardBytes> {
-        open()
-    }
-    /// Called once with the file.
-    fn watch_file(&self, file: ShardBytes) -> Box<dyn Read>;
-    /// Called with the decompressor, if the shard is compressed.
-    fn watch_decompressor(&self, decompressor: Box<dyn Read>) -> Box<dyn Read>;
-    /// Makes the vector that a member's data is read into: `len` bytes, whatever they are. A
-    /// caller that takes members apart can put their memory to use again here.
-    fn new_bytes(&self, len: usize) -> Vec<u8> {
-        vec![0; len]
-    }
-    /// The shard's file once more from its beginning, and how long it is, where it is a file that can
-    /// be read at any position. Asked for where what is passed over then need not be read.
-    fn seekable_reader(&self) -> Option<(Box<dyn ReadSeek>, u64)> {
-        None
-    }
-    /// Called with the columns of an Arrow shard that hold images and captions.
-    fn chosen_columns(&self, columns: &ChosenColumns) {
-        let _ = columns;
-    }
-    /// Whether a member's `len` bytes at `offset` of the file of [`seekable_reader`](ReadObserver::seekable_reader) stay
-    /// there, to be read later.
-    fn leaves(&self, offset: u64, len: u64) -> Leave {
-        let _ = (offset, len);
-        Leave::Never
-    }
-}
-
-/// Observes nothing.
-pub struct NoObserver;
-
-impl ReadObserver for NoObserver {
-    fn watch_file(&self, file: ShardBytes) -> Box<dyn Read> {
-        file
-    }
-    fn watch_decompressor(&self, decompressor: Box<dyn Read>) -> Box<dyn Read> {
-        decompressor
-    }
-}
 
 /// Reads all samples of a shard, in order, and says what is odd about it.
 ///

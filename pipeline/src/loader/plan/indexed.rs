@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::position::{Item, Next, Source};
+use super::position::{FromSet, Item, Source};
 use super::sets::OpenSet;
 use crate::error::PipelineError;
 use crate::index::ShardIndex;
@@ -49,21 +49,21 @@ impl IndexedSource {
 }
 
 impl Source for IndexedSource {
-    fn next(&mut self, wanted: bool) -> Result<Next, PipelineError> {
+    fn next(&mut self, wanted: bool) -> Result<FromSet, PipelineError> {
         if self.position == self.order.len() {
             self.epoch += 1;
             self.position = 0;
             self.order = EpochOrder::new(&self.counts, &self.spec, self.epoch);
-            return Ok(Next::EndOfEpoch);
+            return Ok(FromSet::EndOfEpoch);
         }
         let place = self.position;
         self.position += 1;
         if !wanted {
-            return Ok(Next::Position(Item::Skipped));
+            return Ok(FromSet::Position(None));
         }
         Ok(match self.order.at(place) {
-            Some((shard, sample)) => Next::Position(Item::Unread { shard, sample }),
-            None => Next::EndOfEpoch, // Not reached: `position` is below the length.
+            Some((shard, sample)) => FromSet::Position(Some(Item::Unread { shard, sample })),
+            None => FromSet::EndOfEpoch, // Not reached: `position` is below the length.
         })
     }
 

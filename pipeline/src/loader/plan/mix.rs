@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::position::{Event, Item, Next, PositionId, RowStart, Source};
+use super::position::{Event, FromSet, Item, PositionId, RowStart, Source};
 use crate::error::{PipelineError, ShardError};
 use crate::order::Mixture;
 use crate::resume::BatchSlots;
@@ -140,9 +140,12 @@ impl Mixer {
         let (epoch, _) = source.position();
         let set_number = set as u32;
         match source.next(is_due)? {
-            Next::Position(item) => {
+            FromSet::Position(item) => {
                 self.seen[set] += 1;
                 if is_due {
+                    let item = item.ok_or_else(|| {
+                        PipelineError::Thread("a position lacks its item; this is a bug".into())
+                    })?;
                     self.hold_bad();
                     let id = PositionId {
                         start: self.start.clone(),
@@ -161,8 +164,8 @@ impl Mixer {
                     self.end_row();
                 }
             }
-            Next::BadShard(error) => self.bad.push((set_number, error)),
-            Next::EndOfEpoch => self.end_epoch(set, epoch)?,
+            FromSet::BadShard(error) => self.bad.push((set_number, error)),
+            FromSet::EndOfEpoch => self.end_epoch(set, epoch)?,
         }
         Ok(())
     }

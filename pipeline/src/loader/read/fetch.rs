@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use crossbeam::channel;
 
-use super::observe::TimedReads;
+use super::observe::LoaderReads;
 use super::stream::Reading;
 use crate::error::{PipelineError, SampleError, ShardError, SkipReason};
 use crate::index::read_samples;
@@ -364,7 +364,7 @@ impl Reader {
                 trace.record("cache shard", start, took, &args);
             }
         }
-        let observer = TimedReads::new(&location.name, &reading.meters, &reading.bytes);
+        let observer = LoaderReads::new(&location.name, &reading.meters, &reading.bytes);
         let mut answered = 0;
         while answered < wanted.len() {
             let mut gone = false;

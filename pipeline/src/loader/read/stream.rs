@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use crossbeam::channel;
 
-use super::observe::TimedReads;
+use super::leave::OpenShard;
+use super::observe::LoaderReads;
 use super::recycle::BytePool;
 use super::shard_file::{ShardFile, ShardFiles};
 use super::shuffle_budget::ShuffleBudget;
@@ -15,7 +16,7 @@ use super::spill::{Spill, Spilled};
 use crate::error::{PipelineError, SampleError, ShardError};
 use crate::loader::meters::queue::{bounded, QueueReceiver, QueueSender};
 use crate::loader::meters::stats::Meters;
-use crate::loader::plan::position::{Item, Next, Source};
+use crate::loader::plan::position::{FromSet, Item, Source};
 use crate::loader::plan::sets::OpenSet;
 use crate::order::{epoch_shards, Blocks, OrderSpec, ShuffleMode};
 use crate::sample::EncodedSample;
@@ -130,17 +131,17 @@ impl StreamSource {
         }
     }
 
-    fn end_epoch(&mut self) -> Next {
+    fn end_epoch(&mut self) -> FromSet {
         self.epoch += 1;
         self.position = 0;
-        Next::EndOfEpoch
+        FromSet::EndOfEpoch
     }
 
     fn next_shuffled(
         &mut self,
         mut shuffle: BlockShuffle,
         wanted: bool,
-    ) -> Result<Next, PipelineError> {
+    ) -> Result<FromSet, PipelineError> {
         let next = loop {
             shuffle.budget.hold(shuffle.in_memory);
             if shuffle.wants_more(&self.spec) && !self.shards.is_over() {
@@ -163,27 +164,27 @@ impl StreamSource {
         };
         self.shuffle = Some(shuffle);
         Ok(match next {
-            Next::Position(item) => {
+            FromSet::Position(item) => {
                 self.position += 1;
-                Next::Position(item)
+                FromSet::Position(item)
             }
-            Next::EndOfEpoch => self.end_epoch(),
+            FromSet::EndOfEpoch => self.end_epoch(),
             bad => bad,
         })
     }
 }
 
 impl Source for StreamSource {
-    fn next(&mut self, wanted: bool) -> Result<Next, PipelineError> {
+    fn next(&mut self, wanted: bool) -> Result<FromSet, PipelineError> {
         if let Some(shuffle) = self.shuffle.take() {
             return self.next_shuffled(shuffle, wanted);
         }
         Ok(match self.arrival()? {
             Arrival::Sample(sample, _) => {
                 self.position += 1;
-                Next::Position(Item::Read(sample))
+                FromSet::Position(Some(Item::Read(sample)))
             }
-            Arrival::BadShard(error) => Next::BadShard(error),
+            Arrival::BadShard(error) => FromSet::BadShard(error),
             Arrival::EndOfEpoch => self.end_epoch(),
         })
     }
@@ -330,7 +331,7 @@ impl BlockShuffle {
     }
 
     /// What the first block has next; `None` if it is not whole. What is not `wanted` is not read.
-    fn pop(&mut self, wanted: bool) -> Result<Option<Next>, PipelineError> {
+    fn pop(&mut self, wanted: bool) -> Result<Option<FromSet>, PipelineError> {
         loop {
             let Some(block) = self.blocks.front_mut() else {
                 return Ok(None);
@@ -339,7 +340,7 @@ impl BlockShuffle {
                 return Ok(None);
             };
             if let Some(error) = block.bad.pop_front() {
-                return Ok(Some(Next::BadShard(error)));
+                return Ok(Some(FromSet::BadShard(error)));
             }
             if let Some(place) = order.next() {
                 let entry = block.entries.get_mut(place as usize).and_then(Option::take);
@@ -347,9 +348,7 @@ impl BlockShuffle {
                 self.in_memory -= entry.as_ref().map_or(0, Entry::bytes_in_memory);
                 let sample = match entry {
                     Some(Entry::Memory(sample)) => sample,
-                    Some(Entry::Disk(_)) if !wanted => {
-                        return Ok(Some(Next::Position(Item::Skipped)))
-                    }
+                    Some(Entry::Disk(_)) if !wanted => return Ok(Some(FromSet::Position(None))),
                     Some(Entry::Disk(spilled)) => {
                         let start = Instant::now();
                         let sample = block.spill.take(spilled, &self.bytes)?;
@@ -362,12 +361,12 @@ impl BlockShuffle {
                         ))
                     }
                 };
-                return Ok(Some(Next::Position(Item::Read(sample))));
+                return Ok(Some(FromSet::Position(Some(Item::Read(sample)))));
             }
             let ends_epoch = block.ends_epoch;
             self.blocks.pop_front();
             if ends_epoch {
-                return Ok(Some(Next::EndOfEpoch));
+                return Ok(Some(FromSet::EndOfEpoch));
             }
         }
     }
@@ -554,9 +553,13 @@ fn read_job(set: &OpenSet, reading: &Reading, budget: Option<&Arc<ShuffleBudget>
         return; // The job list holds indices of this very list.
     };
     let file = reading.shard_files.open(location);
-    let observer = TimedReads::new(&location.name, &reading.meters, &reading.bytes)
-        .with_file(file.clone(), &reading.stop)
-        .with_budget(budget.cloned());
+    let opened = file.clone().map(|file| OpenShard {
+        file,
+        stop: reading.stop.clone(),
+        budget: budget.cloned(),
+    });
+    let observer =
+        LoaderReads::new(&location.name, &reading.meters, &reading.bytes).with_file(opened);
     let mut open = true;
     let mut visit = |sample: Result<EncodedSample, SampleError>| {
         let bytes = payload_bytes(&sample);

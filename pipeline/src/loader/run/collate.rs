@@ -4,39 +4,19 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::pending::{Finished, Pending};
 use super::reorder_buffer::ReorderReceiver;
 use super::tracker::Tracker;
 use super::work::Work;
 use crate::batch::{Batch, BufferPool, DecodedSample, EpochRows, PooledBuffer};
 use crate::config::LoaderConfig;
-use crate::error::{PipelineError, SampleError, ShardError};
+use crate::error::PipelineError;
 use crate::loader::meters::queue::{Closed, QueueSender};
 use crate::loader::meters::stats::Meters;
-use crate::loader::plan::position::{PositionId, RowStart};
+use crate::loader::plan::position::{Event, PositionId, RowStart};
 use crate::resume::LoaderState;
 use crate::text::TokenRows;
 use crate::words::counted;
-
-/// What a worker makes of a sample.
-pub(crate) type Finished = Result<DecodedSample, SampleError>;
-
-/// One position of the order, on its way from the sequencer to collation.
-pub(crate) enum Slot {
-    /// A sample, and what a worker made of it once it has; nothing, if the worker died.
-    Sample(PositionId, Option<Finished>),
-    /// The rows of the samples that follow, ahead of the first.
-    Rows(Arc<EpochRows>),
-    BadSample(PositionId, SampleError),
-    BadShard(u32, ShardError, bool),
-    /// Positions at the end of an epoch that are not used.
-    Dropped(u32, u64),
-    /// An epoch of this set is over; what comes next begins there.
-    EndOfEpoch(u32, Arc<RowStart>),
-    /// All epochs are over, after this many rows of the run.
-    LastRow(u64),
-    /// The sequencer cannot go on.
-    Failed(PipelineError),
-}
 
 /// What the consumer receives.
 pub(crate) enum Message {
@@ -66,6 +46,15 @@ impl Progress {
     }
 }
 
+/// The batch that fills.
+#[derive(Default)]
+struct Filling {
+    batch: Option<Batch>,
+    /// The rows of this batch and of those after it, and how many of them are filled.
+    rows: Option<Arc<EpochRows>>,
+    filled: u64,
+}
+
 pub(crate) struct Collator {
     pub(crate) config: Arc<LoaderConfig>,
     /// Whether the run ends with the last epoch, or after as many batches as it has rows.
@@ -89,8 +78,8 @@ pub(crate) struct Collator {
 
 impl Collator {
     /// Fills batches until the order ends, something fatal happens or nobody listens.
-    pub(crate) fn run(mut self, slots: ReorderReceiver, batches: QueueSender<Message>) {
-        let last = match self.fill_batches(&slots, &batches) {
+    pub(crate) fn run(mut self, queue: ReorderReceiver, batches: QueueSender<Message>) {
+        let last = match self.fill_batches(&queue, &batches) {
             Ok(()) => Message::End(Box::new(self.tracker.state())),
             Err(Stop::Failed(error)) => Message::Failed(error),
             Err(Stop::Closed) => return,
@@ -101,74 +90,97 @@ impl Collator {
 
     fn fill_batches(
         &mut self,
-        slots: &ReorderReceiver,
+        queue: &ReorderReceiver,
         batches: &QueueSender<Message>,
     ) -> Result<(), Stop> {
-        let died = |what: &str| PipelineError::Thread(format!("{what} died; this is a bug"));
-        let mut batch: Option<Batch> = None;
-        // The rows of batches, and how many of them are filled.
-        let mut rows: Option<Arc<EpochRows>> = None;
-        let mut filled = 0;
+        let mut filling = Filling::default();
         let mut taken = VecDeque::new();
         loop {
             if self.rows.is_some_and(|rows| self.tracker.has_done(rows)) {
                 return Ok(());
             }
             if taken.is_empty() {
-                let has = batch.as_ref().map_or(0, |batch| batch.batch_size);
-                slots.take(self.config.batch_size - has, &mut taken);
+                let has = filling.batch.as_ref().map_or(0, |batch| batch.batch_size);
+                queue.take(self.config.batch_size - has, &mut taken);
             }
-            let slot = taken.pop_front();
-            match slot.ok_or_else(|| died("the sequencer thread"))? {
-                Slot::Sample(place, result) => {
-                    let result = result.ok_or_else(|| died("a decoding worker"))?;
-                    let rows = rows.as_ref().ok_or_else(|| died("the order of an epoch"))?;
-                    match result {
-                        Ok(sample) => {
-                            let current = batch.take().unwrap_or_else(|| self.empty_batch(&place));
-                            batch = self.add(current, place, sample, rows, filled, batches)?;
-                            filled += 1;
-                        }
-                        Err(error) => {
-                            rows.count_bad();
-                            self.saw(place.set, 0);
-                            self.tracker.bad_sample(place, error)?;
-                        }
-                    }
+            let event = taken
+                .pop_front()
+                .ok_or_else(|| died("the sequencer thread"))??;
+            match event {
+                Event::Position(id, Pending::InRow(rows, finished)) => {
+                    let finished = finished.ok_or_else(|| died("a decoding worker"))?;
+                    self.position(id, &rows, finished, &mut filling, batches)?;
                 }
-                Slot::Rows(new) => {
-                    rows = Some(new);
-                    filled = 0;
+                Event::Position(id, Pending::Unreadable(error)) => {
+                    self.saw(id.set, 0);
+                    self.tracker.bad_sample(id, error)?;
                 }
-                Slot::BadSample(place, error) => {
-                    self.saw(place.set, 0);
-                    self.tracker.bad_sample(place, error)?;
-                }
-                Slot::BadShard(set, error, counts) => {
+                Event::BadShard(set, error, counts) => {
                     self.tracker.bad_shard(set, error, counts)?;
                 }
-                Slot::Dropped(set, places) => self.tracker.dropped(set, places),
-                Slot::EndOfEpoch(set, next) => {
+                Event::Dropped(set, positions) => self.tracker.dropped(set, positions),
+                Event::EndOfEpoch(set, next) => {
                     if self.epochs_end_batches {
-                        self.tracker.end_epoch(&next);
-                        let rest = batch.take().zip(rows.take());
-                        if let Some((batch, rows)) = rest.filter(|_| !self.config.drop_last) {
-                            self.hand_on(batch, &rows, batches)?;
-                        }
-                        self.tracker.left_over(self.sets.drain(..));
+                        self.end_batches(&next, &mut filling, batches)?;
                     }
                     self.end_epoch(set)?;
                 }
-                Slot::LastRow(of_run) => {
-                    if self.ends_with_epochs {
-                        return Ok(());
-                    }
+                Event::LastRow(_) if self.ends_with_epochs => return Ok(()),
+                Event::LastRow(of_run) => {
                     self.tracker.last_row(of_run);
                     self.rows = Some(of_run);
                 }
-                Slot::Failed(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Takes in what became of a sample that has a row among `rows`.
+    fn position(
+        &mut self,
+        id: PositionId,
+        rows: &Arc<EpochRows>,
+        finished: Finished,
+        filling: &mut Filling,
+        batches: &QueueSender<Message>,
+    ) -> Result<(), Stop> {
+        if !filling
+            .rows
+            .as_ref()
+            .is_some_and(|now| Arc::ptr_eq(now, rows))
+        {
+            filling.rows = Some(rows.clone());
+            filling.filled = 0;
+        }
+        match finished {
+            Ok(sample) => {
+                let batch = filling.batch.take();
+                let batch = batch.unwrap_or_else(|| self.empty_batch(&id));
+                filling.batch = self.add(batch, id, sample, rows, filling.filled, batches)?;
+                filling.filled += 1;
+            }
+            Err(error) => {
+                rows.count_bad();
+                self.saw(id.set, 0);
+                self.tracker.bad_sample(id, error)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the epoch of a loader whose batches do not span epochs: the rest is a batch, or is left over.
+    fn end_batches(
+        &mut self,
+        next: &RowStart,
+        filling: &mut Filling,
+        batches: &QueueSender<Message>,
+    ) -> Result<(), Stop> {
+        self.tracker.end_epoch(next);
+        let rest = filling.batch.take().zip(filling.rows.take());
+        if let Some((batch, rows)) = rest.filter(|_| !self.config.drop_last) {
+            self.hand_on(batch, &rows, batches)?;
+        }
+        self.tracker.left_over(self.sets.drain(..));
+        Ok(())
     }
 
     fn empty_batch(&self, first: &PositionId) -> Batch {
@@ -192,14 +204,14 @@ impl Collator {
     fn add(
         &mut self,
         mut batch: Batch,
-        place: PositionId,
+        id: PositionId,
         sample: DecodedSample,
         rows: &EpochRows,
         at: u64,
         batches: &QueueSender<Message>,
     ) -> Result<Option<Batch>, Stop> {
-        let set = place.set;
-        self.tracker.good(place);
+        let set = id.set;
+        self.tracker.good(id);
         self.sets.push(set);
         self.saw(set, 1);
         let start = Instant::now();
@@ -286,6 +298,10 @@ impl Collator {
         ))
         .into())
     }
+}
+
+fn died(what: &str) -> PipelineError {
+    PipelineError::Thread(format!("{what} died; this is a bug"))
 }
 
 enum Stop {

@@ -84,7 +84,6 @@ impl Listing {
                         Item::Unread { shard, sample } => {
                             self.key(id.set as usize, shard, sample)?
                         }
-                        Item::Skipped => continue,
                     };
                     self.in_batch.push(id.set);
                     self.tracker.good(id);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::collate::{Collator, Message, Progress};
 use super::open::OpenRun;
 use super::reorder_buffer::{reorder_buffer, ReorderLimits};
-use super::sequence::sequence;
+use super::sequence::Dispatcher;
 use super::skips::SkipReports;
 use super::work::Work;
 use super::workers::Workers;
@@ -108,21 +108,19 @@ impl Loader {
             rows: None,
         };
         let sequencer = run.sequencer()?;
-        let (shared_config, sets) = (config.clone(), run.sets.clone());
-        let epochs_end_batches = run.epochs_end_batches();
+        let sets = run.sets.clone();
+        let dispatcher = Dispatcher {
+            sequencer,
+            workers,
+            work,
+            buffers,
+            batch_size: config.batch_size,
+            epochs_end_batches: run.epochs_end_batches(),
+            rows: None,
+            given: 0,
+        };
         let threads = vec![
-            spawn("qf-sequence", move || {
-                let ends = epochs_end_batches;
-                sequence(
-                    sequencer,
-                    ends,
-                    &config,
-                    &workers,
-                    &work,
-                    &buffers,
-                    &slot_sender,
-                );
-            })?,
+            spawn("qf-sequence", move || dispatcher.run(&slot_sender))?,
             spawn("qf-collate", move || {
                 collator.run(slot_receiver, batch_sender)
             })?,
@@ -136,7 +134,7 @@ impl Loader {
             state: run.state,
             skips: run.skips,
             wait: Duration::ZERO,
-            config: shared_config,
+            config,
             sets,
         })
     }

@@ -4,6 +4,7 @@ pub(crate) mod collate;
 pub(crate) mod listing;
 pub(crate) mod loader;
 pub(crate) mod open;
+pub(crate) mod pending;
 pub(crate) mod reorder_buffer;
 pub(crate) mod samples;
 pub(crate) mod sequence;

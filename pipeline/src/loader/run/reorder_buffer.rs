@@ -7,8 +7,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::collate::{Finished, Slot};
+use super::pending::{Finished, Pending, Queued};
 use crate::loader::meters::queue::{Closed, QueueMeter, MIN_TRACED_WAIT};
+use crate::loader::plan::position::Event;
 use crate::trace::Trace;
 
 /// How much a reorder buffer may hold.
@@ -23,15 +24,11 @@ pub(crate) struct ReorderLimits {
 }
 
 struct Entry {
-    slot: Slot,
+    event: Queued,
     bytes: usize,
+    /// Whether a worker has it, or has had it.
+    is_sample: bool,
     is_finished: bool,
-}
-
-impl Entry {
-    fn is_sample(&self) -> bool {
-        matches!(self.slot, Slot::Sample(..))
-    }
 }
 
 #[derive(Default)]
@@ -88,8 +85,8 @@ impl Waiting {
 
     fn trace(&self, trace: &Trace, entries: &VecDeque<Entry>) {
         let (start, waited) = self.longest;
-        let slowest = entries.get(self.slowest).map(|entry| &entry.slot);
-        let Some(Slot::Sample(_, Some(finished))) = slowest else {
+        let slowest = entries.get(self.slowest).map(|entry| &entry.event);
+        let Some(Ok(Event::Position(_, Pending::InRow(_, Some(finished))))) = slowest else {
             return;
         };
         if waited < MIN_TRACED_WAIT {
@@ -143,7 +140,7 @@ impl State {
             if !entry.is_finished {
                 return;
             }
-            self.others += usize::from(!entry.is_sample());
+            self.others += usize::from(!entry.is_sample);
             self.ready += 1;
         }
     }
@@ -184,7 +181,7 @@ impl ReorderBuffer {
         let Some(entry) = state.entries.get_mut(at) else {
             return;
         };
-        if let Slot::Sample(_, result) = &mut entry.slot {
+        if let Ok(Event::Position(_, Pending::InRow(_, result))) = &mut entry.event {
             *result = finished;
         }
         entry.is_finished = true;
@@ -236,13 +233,13 @@ pub(crate) fn reorder_buffer(
 
 impl ReorderSender {
     /// Adds what needs no worker.
-    pub(crate) fn send(&self, slot: Slot) -> Result<(), Closed> {
-        self.push(slot, 0, true).map(|_| ())
+    pub(crate) fn send(&self, event: Queued) -> Result<(), Closed> {
+        self.push(event, 0, false).map(|_| ())
     }
 
     /// Adds a sample that a worker will finish, of so many bytes until then.
-    pub(crate) fn send_pending(&self, slot: Slot, bytes: usize) -> Result<Ticket, Closed> {
-        let number = self.push(slot, bytes, false)?;
+    pub(crate) fn send_pending(&self, event: Queued, bytes: usize) -> Result<Ticket, Closed> {
+        let number = self.push(event, bytes, true)?;
         Ok(Ticket {
             buffer: self.0.clone(),
             number,
@@ -250,7 +247,7 @@ impl ReorderSender {
         })
     }
 
-    fn push(&self, slot: Slot, bytes: usize, is_finished: bool) -> Result<u64, Closed> {
+    fn push(&self, event: Queued, bytes: usize, is_sample: bool) -> Result<u64, Closed> {
         let buffer = &*self.0;
         let start = Instant::now();
         let mut state = buffer.lock();
@@ -274,11 +271,12 @@ impl ReorderSender {
         let number = state.first.wrapping_add(state.entries.len() as u64);
         state.bytes += bytes;
         state.entries.push_back(Entry {
-            slot,
+            event,
             bytes,
-            is_finished,
+            is_sample,
+            is_finished: !is_sample,
         });
-        if is_finished {
+        if !is_sample {
             state.advance();
         }
         buffer.changed(state);
@@ -298,7 +296,7 @@ impl Drop for ReorderSender {
 impl ReorderReceiver {
     /// Moves up to `wanted` positions from the front to `taken`, once so many are finished; fewer where there
     /// is other than samples among them, or the buffer can grow no longer. Nothing is moved at its end.
-    pub(crate) fn take(&self, wanted: usize, taken: &mut VecDeque<Slot>) {
+    pub(crate) fn take(&self, wanted: usize, taken: &mut VecDeque<Queued>) {
         let buffer = &*self.0;
         let start = Instant::now();
         let mut state = buffer.lock();
@@ -323,8 +321,8 @@ impl ReorderReceiver {
         let (mut bytes, mut others) = (0, 0);
         taken.extend(state.entries.drain(..count).map(|entry| {
             bytes += entry.bytes;
-            others += usize::from(!entry.is_sample());
-            entry.slot
+            others += usize::from(!entry.is_sample);
+            entry.event
         }));
         state.first = state.first.wrapping_add(count as u64);
         state.bytes -= bytes;
@@ -376,6 +374,7 @@ impl Drop for Ticket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::{BufferPool, EpochRows, PlainAllocator};
     use crate::error::{SampleError, SkipReason};
     use crate::loader::plan::position::{PositionId, RowStart};
     use crate::sample::SampleId;
@@ -386,7 +385,7 @@ mod tests {
         busy: 3,
     };
 
-    fn place() -> Slot {
+    fn position() -> Queued {
         let start = Arc::new(RowStart {
             row: 0,
             sets: Vec::new(),
@@ -397,7 +396,9 @@ mod tests {
             set: 0,
             epoch: 0,
         };
-        Slot::Sample(id, None)
+        let pool = BufferPool::new(Arc::new(PlainAllocator), 1);
+        let rows = Arc::new(EpochRows::new(Arc::new(pool), 1));
+        Ok(Event::Position(id, Pending::InRow(rows, None)))
     }
 
     /// A result that says which one it is.
@@ -416,11 +417,13 @@ mod tests {
         })
     }
 
-    fn number(slot: Slot) -> Option<u32> {
-        match slot {
-            Slot::Sample(_, result) => result.map(|result| result.unwrap_err().id.sample_index),
-            Slot::Dropped(_, places) => Some(places as u32),
-            _ => panic!("another slot"),
+    fn number(event: Queued) -> Option<u32> {
+        match event {
+            Ok(Event::Position(_, Pending::InRow(_, result))) => {
+                result.map(|result| result.unwrap_err().id.sample_index)
+            }
+            Ok(Event::Dropped(_, positions)) => Some(positions as u32),
+            _ => panic!("another event"),
         }
     }
 
@@ -441,11 +444,11 @@ mod tests {
             let sequencer = std::thread::spawn(move || {
                 for number in 0..2000 {
                     if number % 50 == 7 {
-                        let slot = Slot::Dropped(0, number.into());
-                        sender.send(slot).unwrap();
+                        let event = Event::Dropped(0, number.into());
+                        sender.send(Ok(event)).unwrap();
                         continue;
                     }
-                    let ticket = sender.send_pending(place(), bytes).unwrap();
+                    let ticket = sender.send_pending(position(), bytes).unwrap();
                     pool.spawn_fifo(move || {
                         if number % 13 == 0 {
                             std::thread::sleep(Duration::from_micros(200));
@@ -478,7 +481,7 @@ mod tests {
             }
         });
         let mut tickets: VecDeque<_> = (0..6)
-            .map(|_| sender.send_pending(place(), 1).unwrap())
+            .map(|_| sender.send_pending(position(), 1).unwrap())
             .collect();
         // The last first: it stays where it is.
         tickets.pop_back().unwrap().finish(finished(5));
@@ -491,7 +494,7 @@ mod tests {
         assert_eq!(seen.recv().unwrap(), [0, 1, 2, 3].map(Some));
         // A worker that died; and an event ends what fills.
         drop(tickets);
-        sender.send(Slot::Dropped(0, 6)).unwrap();
+        sender.send(Ok(Event::Dropped(0, 6))).unwrap();
         assert_eq!(seen.recv().unwrap(), [None, Some(5), Some(6)]);
         drop(sender);
         collator.join().unwrap();
@@ -501,9 +504,9 @@ mod tests {
     #[test]
     fn whoever_waits_hears_that_the_other_is_gone() {
         let (sender, receiver) = reorder_buffer(LIMITS, Arc::default());
-        let ticket = sender.send_pending(place(), 90).unwrap();
+        let ticket = sender.send_pending(position(), 90).unwrap();
         assert!(ticket.is_wanted());
-        let blocked = std::thread::spawn(move || sender.send_pending(place(), 90).err());
+        let blocked = std::thread::spawn(move || sender.send_pending(position(), 90).err());
         std::thread::sleep(Duration::from_millis(20));
         drop(receiver);
         assert_eq!(blocked.join().unwrap(), Some(Closed));

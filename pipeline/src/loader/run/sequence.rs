@@ -2,23 +2,19 @@
 //! emits each with its sample.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-use super::collate::Slot;
+use super::pending::Pending;
 use super::reorder_buffer::ReorderSender;
 use super::work::Work;
 use super::workers::Workers;
 use crate::batch::{BufferPool, EpochRows};
-use crate::config::LoaderConfig;
-use crate::error::{PipelineError, SampleError};
+use crate::error::PipelineError;
 use crate::loader::meters::queue::Closed;
 use crate::loader::plan::mix::Mixer;
-use crate::loader::plan::position::{Event, Item};
+use crate::loader::plan::position::{Event, Item, Sample};
 use crate::loader::read::fetch::Fetcher;
 use crate::sample::EncodedSample;
-use std::sync::Arc;
-
-/// A sample, or why there is none.
-pub(crate) type Sample = Result<EncodedSample, SampleError>;
 
 /// Emits every position of this rank.
 pub(crate) struct Sequencer {
@@ -60,44 +56,34 @@ impl Sequencer {
     /// # Errors
     /// [`PipelineError`] where the order cannot go on.
     pub(crate) fn next(&mut self) -> Result<Event<Sample>, PipelineError> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Ok(event);
-            }
-            self.plan()?;
-            let Some(event) = self.planned.pop_front() else {
-                return Err(PipelineError::Thread(
-                    "the order went on after its end; this is a bug".into(),
-                ));
-            };
-            let event = match event {
-                Event::Position(id, Item::Read(sample)) => {
-                    self.read_bytes -= read_bytes(&sample);
-                    Event::Position(id, sample)
-                }
-                Event::Position(id, Item::Unread { .. }) => {
-                    let Some(fetcher) = &mut self.fetcher else {
-                        return Err(no_fetcher());
-                    };
-                    let fetched = fetcher.take()?;
-                    let set = id.set;
-                    let place = Event::Position(id, fetched.sample);
-                    match fetched.bad_shard {
-                        Some(error) => {
-                            self.ready.push_back(place);
-                            Event::BadShard(set, error, true)
-                        }
-                        None => place,
-                    }
-                }
-                Event::Position(_, Item::Skipped) => continue, // Never due, so never emitted.
-                Event::BadShard(set, error, counts) => Event::BadShard(set, error, counts),
-                Event::Dropped(set, places) => Event::Dropped(set, places),
-                Event::EndOfEpoch(set, next) => Event::EndOfEpoch(set, next),
-                Event::LastRow(row) => Event::LastRow(row),
-            };
+        if let Some(event) = self.ready.pop_front() {
             return Ok(event);
         }
+        self.plan()?;
+        let Some(event) = self.planned.pop_front() else {
+            return Err(PipelineError::Thread(
+                "the order went on after its end; this is a bug".into(),
+            ));
+        };
+        let mut bad_shard = None;
+        let event = event.try_map(|id, item| match item {
+            Item::Read(sample) => {
+                self.read_bytes -= read_bytes(&sample);
+                Ok(sample)
+            }
+            Item::Unread { .. } => {
+                let fetched = self.fetcher.as_mut().ok_or_else(no_fetcher)?.take()?;
+                bad_shard = (fetched.bad_shard).map(|error| Event::BadShard(id.set, error, true));
+                Ok(fetched.sample)
+            }
+        })?;
+        Ok(match bad_shard {
+            Some(bad_shard) => {
+                self.ready.push_back(event);
+                bad_shard
+            }
+            None => event,
+        })
     }
 
     /// Plans far enough ahead; at least one event, until the end.
@@ -135,76 +121,91 @@ fn no_fetcher() -> PipelineError {
     PipelineError::Thread("an indexed place without a fetcher; this is a bug".into())
 }
 
-/// Gives every position of the order a slot, and its sample to a worker with the row it belongs to.
-pub(crate) fn sequence(
-    mut sequencer: Sequencer,
-    epochs_end_batches: bool,
-    config: &LoaderConfig,
-    workers: &Workers,
-    work: &Arc<Work>,
-    buffers: &Arc<BufferPool>,
-    slots: &ReorderSender,
-) {
-    let mut rows: Option<Arc<EpochRows>> = None;
-    let mut given = 0;
-    let mut step = || -> Result<Result<bool, Closed>, PipelineError> {
-        let mut goes_on = true;
-        let slot = match sequencer.next()? {
-            Event::Position(id, Ok(sample)) => {
-                let rows = match &rows {
-                    Some(rows) => rows,
-                    None => {
-                        let new = EpochRows::new(buffers.clone(), config.batch_size);
-                        let new = rows.insert(Arc::new(new));
-                        if slots.send(Slot::Rows(new.clone())).is_err() {
-                            return Ok(Err(Closed));
-                        }
-                        new
-                    }
-                };
-                let row = rows.give(given)?;
-                given += 1;
-                let bytes = sample.payload_bytes() + work.image_len();
-                let epoch = id.epoch;
-                let ticket = match slots.send_pending(Slot::Sample(id, None), bytes) {
-                    Ok(ticket) => ticket,
-                    Err(Closed) => return Ok(Err(Closed)),
-                };
-                let work = work.clone();
-                workers.run(move || {
+/// Gives every sample of the order a row of its batch, a place in the reorder buffer, and a worker.
+pub(crate) struct Dispatcher {
+    pub(crate) sequencer: Sequencer,
+    pub(crate) workers: Workers,
+    pub(crate) work: Arc<Work>,
+    pub(crate) buffers: Arc<BufferPool>,
+    pub(crate) batch_size: usize,
+    /// Whether a batch never spans epochs.
+    pub(crate) epochs_end_batches: bool,
+    /// The rows of the batches that fill, and how many of them are given.
+    pub(crate) rows: Option<Arc<EpochRows>>,
+    pub(crate) given: u64,
+}
+
+/// Why no more events come.
+enum Ended {
+    /// All came, or nobody listens: the ordinary end of a loader that was dropped.
+    Quietly,
+    Failed(PipelineError),
+}
+
+impl From<PipelineError> for Ended {
+    fn from(error: PipelineError) -> Self {
+        Ended::Failed(error)
+    }
+}
+
+impl From<Closed> for Ended {
+    fn from(_: Closed) -> Self {
+        Ended::Quietly
+    }
+}
+
+impl Dispatcher {
+    /// Dispatches until the order ends, something fatal happens or nobody listens.
+    pub(crate) fn run(mut self, queue: &ReorderSender) {
+        loop {
+            match self.dispatch_next(queue) {
+                Ok(()) => {}
+                Err(Ended::Quietly) => return,
+                Err(Ended::Failed(error)) => {
+                    let _ = queue.send(Err(error));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn dispatch_next(&mut self, queue: &ReorderSender) -> Result<(), Ended> {
+        let event = self.sequencer.next()?;
+        let is_last = matches!(event, Event::LastRow(_)) && self.sequencer.is_over();
+        if self.epochs_end_batches && matches!(event, Event::EndOfEpoch(..)) {
+            // What is left of the epoch becomes a batch of its own.
+            self.rows = None;
+            self.given = 0;
+        }
+        let mut job = None;
+        let event = event.try_map(|id, sample| {
+            let sample = match sample {
+                Ok(sample) => sample,
+                Err(error) => return Ok(Pending::Unreadable(error)),
+            };
+            let new_rows = || Arc::new(EpochRows::new(self.buffers.clone(), self.batch_size));
+            let rows = self.rows.get_or_insert_with(new_rows);
+            let row = rows.give(self.given)?;
+            self.given += 1;
+            job = Some((sample, id.epoch, row));
+            Ok(Pending::InRow(rows.clone(), None))
+        })?;
+        match job {
+            None => queue.send(Ok(event))?,
+            Some((sample, epoch, row)) => {
+                let bytes = sample.payload_bytes() + self.work.image_len();
+                let ticket = queue.send_pending(Ok(event), bytes)?;
+                let work = self.work.clone();
+                self.workers.run(move || {
                     if ticket.is_wanted() {
                         ticket.finish(work.process(sample, epoch, row));
                     }
                 });
-                return Ok(Ok(true));
             }
-            Event::Position(id, Err(error)) => Slot::BadSample(id, error),
-            Event::BadShard(set, error, counts) => Slot::BadShard(set, error, counts),
-            Event::Dropped(set, places) => Slot::Dropped(set, places),
-            Event::EndOfEpoch(set, next) => {
-                if epochs_end_batches {
-                    // What is left of the epoch becomes a batch of its own.
-                    rows = None;
-                    given = 0;
-                }
-                Slot::EndOfEpoch(set, next)
-            }
-            Event::LastRow(of_run) => {
-                goes_on = !sequencer.is_over();
-                Slot::LastRow(of_run)
-            }
-        };
-        Ok(slots.send(slot).map(|()| goes_on))
-    };
-    loop {
-        match step() {
-            Ok(Ok(true)) => {}
-            // The end, or nobody listening: the ordinary end of a loader that was dropped.
-            Ok(Ok(false) | Err(Closed)) => return,
-            Err(error) => {
-                let _ = slots.send(Slot::Failed(error));
-                return;
-            }
+        }
+        match is_last {
+            true => Err(Ended::Quietly),
+            false => Ok(()),
         }
     }
 }

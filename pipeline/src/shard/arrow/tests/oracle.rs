@@ -255,6 +255,43 @@ fn check_alike(batches: &[RecordBatch], container: Container, variant: Variant) 
     assert!(expected.iter().all(|column| !column.is_empty()), "{name}");
 }
 
+/// A dense and a sparse union of `numbers` and 0, 1, 0, ...
+fn unions(numbers: &Int32Array) -> [UnionArray; 2] {
+    let rows = numbers.len();
+    let ids = Int32Array::from_iter_values((0..rows as i32).map(|row| row % 2));
+    let union_fields: UnionFields = [(0, "a"), (1, "b")]
+        .map(|(id, name)| (id, Arc::new(Field::new(name, DataType::Int32, true))))
+        .into_iter()
+        .collect();
+    let union = |offsets: Option<ScalarBuffer<i32>>| {
+        let type_ids = ids.iter().map(|id| id.unwrap_or(0) as i8).collect();
+        let children: Vec<ArrayRef> = vec![Arc::new(numbers.clone()), Arc::new(ids.clone())];
+        UnionArray::try_new(union_fields.clone(), type_ids, offsets, children).unwrap()
+    };
+    [union(Some((0..rows as i32).collect())), union(None)]
+}
+
+/// Maps of one entry, from `numbers` to themselves.
+fn maps(numbers: &Int32Array) -> MapArray {
+    let entries = StructArray::from(vec![
+        (
+            Arc::new(Field::new("keys", DataType::Int32, false)),
+            Arc::new(numbers.clone()) as ArrayRef,
+        ),
+        (
+            Arc::new(Field::new("values", DataType::Int32, true)),
+            Arc::new(numbers.clone()) as ArrayRef,
+        ),
+    ]);
+    MapArray::new(
+        Arc::new(Field::new("entries", entries.data_type().clone(), false)),
+        OffsetBuffer::from_lengths((0..numbers.len()).map(|_| 1)),
+        entries,
+        None,
+        false,
+    )
+}
+
 /// Columns of every type that is read, between columns of types that are passed over.
 fn every_type(random: &mut Random, rows: usize) -> RecordBatch {
     let mut words = |nullable: bool| -> Vec<Option<String>> {
@@ -310,18 +347,6 @@ fn every_type(random: &mut Random, rows: usize) -> RecordBatch {
         None,
     );
     let empty = StringArray::from_iter_values((0..rows).map(|_| ""));
-    let ids = Int32Array::from_iter_values((0..rows as i32).map(|row| row % 2));
-    let union_fields: UnionFields = [(0, "a"), (1, "b")]
-        .map(|(id, name)| (id, Arc::new(Field::new(name, DataType::Int32, true))))
-        .into_iter()
-        .collect();
-    let union = |offsets: Option<ScalarBuffer<i32>>| {
-        let type_ids = ids.iter().map(|id| id.unwrap_or(0) as i8).collect();
-        let children: Vec<ArrayRef> = vec![Arc::new(numbers.clone()), Arc::new(ids.clone())];
-        UnionArray::try_new(union_fields.clone(), type_ids, offsets, children).unwrap()
-    };
-    let dense = union(Some((0..rows as i32).collect()));
-    let sparse = union(None);
     let triples = FixedSizeListArray::new(
         Arc::new(Field::new("item", DataType::Int32, true)),
         1,
@@ -329,23 +354,8 @@ fn every_type(random: &mut Random, rows: usize) -> RecordBatch {
         None,
     );
     let hashes = FixedSizeBinaryArray::try_from_iter(noise.iter()).unwrap();
-    let entries = StructArray::from(vec![
-        (
-            Arc::new(Field::new("keys", DataType::Int32, false)),
-            Arc::new(numbers.clone()) as ArrayRef,
-        ),
-        (
-            Arc::new(Field::new("values", DataType::Int32, true)),
-            Arc::new(ids.clone()) as ArrayRef,
-        ),
-    ]);
-    let map = MapArray::new(
-        Arc::new(Field::new("entries", entries.data_type().clone(), false)),
-        OffsetBuffer::from_lengths((0..rows).map(|_| 1)),
-        entries,
-        None,
-        false,
-    );
+    let [dense, sparse] = unions(&numbers);
+    let map = maps(&numbers);
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("number", Arc::new(numbers)),
         ("dense", Arc::new(dense)),
