@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use anyhow::{bail, Context};
 use qf_pipeline::augment::SampleRng;
+use qf_pipeline::batch::SourceView;
 use qf_pipeline::captions::names::CAPTION_NAMES;
 use qf_pipeline::captions::{is_caption_member, raw_captions};
 use qf_pipeline::config::CaptionChoice;
 use qf_pipeline::decode::{is_image_extension, DecodeError, ImageFormat};
 use qf_pipeline::image_stage::{ImageSettings, ImageStage};
 use qf_pipeline::pixels::{PlanarImages, PlanarRgb};
-use qf_pipeline::sample::SourceView;
 use qf_pipeline::words::counted;
 use qf_pipeline::{EncodedSample, LoaderConfig, Member, MemberData, SampleId, SkipReason};
 

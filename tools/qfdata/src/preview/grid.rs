@@ -4,11 +4,9 @@ use anyhow::{bail, Context};
 use image::{Rgb, RgbImage};
 use serde::Serialize;
 
+use super::request::MAX_PIXELS;
 use super::shown::{Caption, PieceKind, Sample, Shown};
 use super::text::{elide_end, elide_start, length, wrap, Font, CHAR_HEIGHT, CHAR_WIDTH};
-
-/// Greatest size of the picture, in pixels: 300 MB.
-pub(super) const MAX_PIXELS: u64 = 100_000_000;
 
 /// Tiles are enlarged by a whole factor up to this side: below it text has no room.
 const MIN_TILE_SIDE: u32 = 160;

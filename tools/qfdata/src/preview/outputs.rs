@@ -7,11 +7,12 @@ use anyhow::{bail, Context};
 use image::{ExtendedColorType, ImageEncoder};
 use qf_pipeline::atomic_file::AtomicFile;
 
+use super::args::PreviewArgs;
 use super::describe::facts;
 use super::grid::Grid;
 use super::request::Request;
 use super::shown::Shown;
-use super::{npy, page, PreviewArgs};
+use super::{npy, page};
 
 /// No file that is written may be one that is read, or be written twice.
 ///

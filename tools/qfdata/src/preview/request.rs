@@ -10,9 +10,8 @@ use qf_pipeline::text::{CaptionProcessor, CaptionTokenizer};
 use qf_pipeline::LoaderConfig;
 use serde::Deserialize;
 
-use super::grid::MAX_PIXELS;
+use super::args::PreviewArgs;
 use super::shown::TextStage;
-use super::PreviewArgs;
 
 /// Image files that make one batch where no size is given.
 const MAX_FILES: usize = 64;
@@ -118,3 +117,6 @@ fn check_size(config: &LoaderConfig) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Greatest size of the picture, in pixels: 300 MB.
+pub(super) const MAX_PIXELS: u64 = 100_000_000;

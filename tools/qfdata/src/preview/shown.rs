@@ -3,9 +3,9 @@
 use std::fmt::{self, Display};
 
 use qf_pipeline::augment::CropBox;
+use qf_pipeline::batch::SourceView;
 use qf_pipeline::loader::SkippedSample;
 use qf_pipeline::pixels::PlanarImages;
-use qf_pipeline::sample::SourceView;
 use qf_pipeline::text::{CaptionProcessor, CaptionTokenizer};
 use qf_pipeline::PipelineError;
 use serde::Serialize;
