@@ -1011,6 +1011,14 @@ fn a_signal_saves_and_ends_all_ranks() {
     drop(stderr.lines());
 }
 
+fn all_say(errors: &[String], words: &[&str]) {
+    for error in errors {
+        for word in words {
+            assert!(error.contains(word), "{word}: {error}");
+        }
+    }
+}
+
 #[test]
 fn ranks_that_do_not_fit_are_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -1021,37 +1029,36 @@ fn ranks_that_do_not_fit_are_refused() {
         let steps = ["--steps", "2"];
         small_run(&run_dir, shards, &[&steps, more].concat())
     };
-    let check = |errors: &[String], words: &[&str]| {
-        for error in errors {
-            for word in words {
-                assert!(error.contains(word), "{word}: {error}");
-            }
-        }
-    };
     // Another setting, other shards: said by all ranks.
     let all = errors(
         free_port(),
         &[run(&tar, &[]), run(&tar, &["--seed", "7"]), run(&tar, &[])],
     );
-    check(
+    all_say(
         &all,
         &["rank 1 differs from rank 0 in", "seed = 7 against 42"],
     );
     let all = errors(free_port(), &[run(&tar, &[]), run(&arrow, &[])]);
-    check(&all, &["rank 1 differs from rank 0", "shards = ", ".arrow"]);
+    all_say(&all, &["rank 1 differs from rank 0", "shards = ", ".arrow"]);
     // A rank's own mistake is told to the others.
     let all = errors(free_port(), &[run(&tar, &[]), run("/no/such.tar", &[])]);
-    check(&all, &["/no/such.tar", "does not exist"]);
-    check(&all[..1], &["rank 1: "]);
+    all_say(&all, &["/no/such.tar", "does not exist"]);
+    all_say(&all[..1], &["rank 1: "]);
     assert!(!Path::new(&run_dir).join("checkpoints").exists());
+}
 
+#[test]
+fn ranks_that_cannot_meet_say_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let run_dir = path(&folder, "run");
+    let tar = glob("tar");
+    let own = small_run(&run_dir, &tar, &["--steps", "2"]);
     // A port that somebody has.
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
-    let own = run(&tar, &[]);
     let output = rank_command(0, 2, port, &own).output().unwrap();
     let port_text = port.to_string();
-    check(
+    all_say(
         &[error_line(&output)],
         &["rank 0", &port_text, "is in use", "MASTER_PORT"],
     );
@@ -1076,24 +1083,31 @@ fn ranks_that_do_not_fit_are_refused() {
         impatient("0", "2", free_port()),
     ];
     let alone = alone.map(|child| error_line(&child.wait_with_output().unwrap()));
-    check(
+    all_say(
         &alone[..1],
         &["rank 1", "rank 0 cannot be reached", "MASTER_ADDR"],
     );
-    check(
+    all_say(
         &alone[1..],
         &["rank 0", "1 of 2 ranks did not come in time: 1"],
     );
     let port = free_port();
     let sizes = [impatient("0", "2", port), impatient("1", "3", port)];
     let sizes = sizes.map(|child| error_line(&child.wait_with_output().unwrap()));
-    check(&sizes, &["WORLD_SIZE"]);
+    all_say(&sizes, &["WORLD_SIZE"]);
     let port = free_port();
     let twice = [("0", "3"), ("1", "3"), ("1", "3")].map(|(r, w)| impatient(r, w, port));
     let twice = twice.map(|child| error_line(&child.wait_with_output().unwrap()));
     let taken = twice.iter().filter(|e| e.contains("is rank 1 already"));
     assert_eq!(taken.count(), 1, "{twice:?}");
+}
 
+#[test]
+fn variables_of_ranks_that_make_no_sense_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let run_dir = path(&folder, "run");
+    let tar = glob("tar");
+    let own = small_run(&run_dir, &tar, &["--steps", "2"]);
     // Variables that make no sense.
     for (variables, word) in [
         (
@@ -1120,7 +1134,7 @@ fn ranks_that_do_not_fit_are_refused() {
         ),
     ] {
         let output = command(&own).envs(variables.iter().copied()).output();
-        check(&[error_line(&output.unwrap())], &[word]);
+        all_say(&[error_line(&output.unwrap())], &[word]);
     }
 }
 

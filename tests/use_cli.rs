@@ -364,6 +364,18 @@ fn filters_of_a_run_leave_its_evaluation_alone() {
     fails(2, &both);
 }
 
+/// Matrix products of another size round otherwise: the words are the same, the scores nearly.
+fn same_captions(one: &serde_json::Value, other: &serde_json::Value) {
+    let captions = |image: &serde_json::Value| image["captions"].as_array().unwrap().clone();
+    let pairs = captions(one).into_iter().zip(captions(other));
+    for (one, other) in pairs {
+        assert_eq!(one["tokens"], other["tokens"]);
+        let score = |caption: &serde_json::Value| caption["score"].as_f64().unwrap();
+        assert!((score(&one) - score(&other)).abs() < 1e-4);
+    }
+    assert_eq!(captions(one).len(), captions(other).len());
+}
+
 #[test]
 fn captions_of_files_and_shards() {
     let folder = tempfile::tempdir().unwrap();
@@ -394,20 +406,9 @@ fn captions_of_files_and_shards() {
     ];
     let json = run(&[&options[..], &[&one, &two]].concat());
     let images = lines(&json);
-    // Matrix products of another size round otherwise: the words are the same, the scores nearly.
-    let same = |one: &serde_json::Value, other: &serde_json::Value| {
-        let captions = |image: &serde_json::Value| image["captions"].as_array().unwrap().clone();
-        let pairs = captions(one).into_iter().zip(captions(other));
-        for (one, other) in pairs {
-            assert_eq!(one["tokens"], other["tokens"]);
-            let score = |caption: &serde_json::Value| caption["score"].as_f64().unwrap();
-            assert!((score(&one) - score(&other)).abs() < 1e-4);
-        }
-        assert_eq!(captions(one).len(), captions(other).len());
-    };
     let singly = run(&[&options[..], &["--batch-size", "1", &one, &two]].concat());
     for (one, other) in images.iter().zip(&lines(&singly)) {
-        same(one, other);
+        same_captions(one, other);
     }
     assert_eq!(images.len(), 2);
     assert_eq!(images[1]["image"], two.as_str());
@@ -431,7 +432,7 @@ fn captions_of_files_and_shards() {
     let of_shards = lines(&run(&of_shards));
     assert_eq!(of_shards.len(), 2);
     for (shard, file) in of_shards.iter().zip(&images) {
-        same(shard, file);
+        same_captions(shard, file);
     }
 
     let draw = |seed: &str| {
@@ -450,7 +451,18 @@ fn captions_of_files_and_shards() {
     };
     assert_eq!(draw("1"), draw("1"));
     assert_ne!(draw("1"), draw("2"));
+}
 
+#[test]
+fn captions_that_cannot_be_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let run_dir = trained(&folder);
+    let one = scene(0);
+    let caption = |more: &[&str]| -> Vec<String> {
+        let base = ["caption", "--run-dir", &run_dir];
+        let all = [&base[..], more].concat();
+        all.into_iter().map(String::from).collect()
+    };
     let check = |code: i32, more: &[&str], words: &[&str]| {
         let arguments = caption(more);
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();

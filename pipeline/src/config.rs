@@ -255,16 +255,12 @@ impl LoaderConfig {
     /// # Errors
     /// [`PipelineError::Config`] naming the first setting that cannot work.
     pub fn validate(&self) -> Result<(), PipelineError> {
-        let check = |holds: bool, setting: &'static str, message: &str| {
-            if holds {
-                Ok(())
-            } else {
-                Err(PipelineError::Config {
-                    setting,
-                    message: message.to_string(),
-                })
-            }
-        };
+        self.check_batches()?;
+        self.check_reading()
+    }
+
+    /// What a batch holds, and how it is drawn.
+    fn check_batches(&self) -> Result<(), PipelineError> {
         check(
             (1..=65_536).contains(&self.batch_size),
             "batch_size",
@@ -299,7 +295,11 @@ impl LoaderConfig {
             (0.0..=1.0).contains(&self.flip_probability),
             "flip_probability",
             "must be 0 to 1",
-        )?;
+        )
+    }
+
+    /// Threads, budgets, shards, and what becomes of bad samples.
+    fn check_reading(&self) -> Result<(), PipelineError> {
         check(self.threads <= 1024, "threads", "must be at most 1024")?;
         check(self.io_threads <= 256, "io_threads", "must be at most 256")?;
         check(
@@ -355,5 +355,16 @@ impl LoaderConfig {
             "decode_memory_bytes",
             "must be at least 1048576",
         )
+    }
+}
+
+/// An error that names the setting, unless what must hold does.
+fn check(holds: bool, setting: &'static str, message: &str) -> Result<(), PipelineError> {
+    match holds {
+        true => Ok(()),
+        false => Err(PipelineError::Config {
+            setting,
+            message: message.to_string(),
+        }),
     }
 }

@@ -336,6 +336,10 @@ mod tests {
             let said = says(json);
             assert!(said.contains(expected), "{json}: {said}");
         }
+    }
+
+    #[test]
+    fn numbers_and_ranges_have_plain_words() {
         let number = |text: &str| {
             plain(
                 &text

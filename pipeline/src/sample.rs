@@ -1,4 +1,4 @@
-//! One type per arrow of the flow: [`EncodedSample`] → [`DecodedSample`] → [`Batch`](crate::batch::Batch).
+//! One type per arrow of the flow: [`EncodedSample`] → [`DecodedSample`](crate::batch::DecodedSample) → [`Batch`](crate::batch::Batch).
 
 use std::fmt;
 use std::sync::Arc;

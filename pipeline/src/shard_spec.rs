@@ -113,7 +113,7 @@ impl AsRef<str> for DisplayUrl {
     }
 }
 
-/// Shards as a user names them: see [`resolve_shards`](super::resolve_shards).
+/// Shards as a user names them: see [`resolve_shards`](crate::source::resolve_shards).
 ///
 /// Everything but [`ShardSpec::expose`] gives the text without its secrets, what is serialised
 /// included: a configuration that is read back then lacks them, which resolving it says.

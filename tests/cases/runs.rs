@@ -449,6 +449,46 @@ fn every_bad_sample_is_named_once() {
     assert_eq!(keys, all);
 }
 
+/// What a resumed run asks about: an option, what is said to have changed, and what that changes.
+const CHANGES: [([&str; 2], &str, &str); 8] = [
+    (
+        ["--lr", "2e-4"],
+        "schedule.init_lr 0.001 → 0.0002",
+        "learning rates",
+    ),
+    (["--steps", "9"], "steps 8 → 9", "learning rates"),
+    (
+        ["--set", "data.decode_quality=exact"],
+        "data.decode_quality \"balanced\" → \"exact\"",
+        "pixels",
+    ),
+    (
+        ["--set", "data.flip_probability=0.25"],
+        "0.5 → 0.25",
+        "pixels",
+    ),
+    (
+        ["--set", "data.max_words=9"],
+        "data.max_words 50 → 9",
+        "texts",
+    ),
+    (
+        ["--set", "data.filters.min_side=8"],
+        "data.filters.min_side 0 → 8",
+        "which samples",
+    ),
+    (
+        ["--set", "optimizer.weight_decay=0.5"],
+        "optimizer.weight_decay",
+        "losses or updates",
+    ),
+    (
+        ["--set", "accumulate_steps=2"],
+        "accumulate_steps 1 → 2",
+        "losses or updates",
+    ),
+];
+
 #[test]
 fn a_resumed_run_says_what_changed_and_asks_before_it_becomes_another() {
     let folder = tempfile::tempdir().unwrap();
@@ -470,44 +510,7 @@ fn a_resumed_run_says_what_changed_and_asks_before_it_becomes_another() {
     let resume = |more: &[&'static str]| -> Vec<&str> {
         [&["--run-dir", run_dir.as_str(), "--resume"][..], more].concat()
     };
-    for (option, change, what) in [
-        (
-            ["--lr", "2e-4"],
-            "schedule.init_lr 0.001 → 0.0002",
-            "learning rates",
-        ),
-        (["--steps", "9"], "steps 8 → 9", "learning rates"),
-        (
-            ["--set", "data.decode_quality=exact"],
-            "data.decode_quality \"balanced\" → \"exact\"",
-            "pixels",
-        ),
-        (
-            ["--set", "data.flip_probability=0.25"],
-            "0.5 → 0.25",
-            "pixels",
-        ),
-        (
-            ["--set", "data.max_words=9"],
-            "data.max_words 50 → 9",
-            "texts",
-        ),
-        (
-            ["--set", "data.filters.min_side=8"],
-            "data.filters.min_side 0 → 8",
-            "which samples",
-        ),
-        (
-            ["--set", "optimizer.weight_decay=0.5"],
-            "optimizer.weight_decay",
-            "losses or updates",
-        ),
-        (
-            ["--set", "accumulate_steps=2"],
-            "accumulate_steps 1 → 2",
-            "losses or updates",
-        ),
-    ] {
+    for (option, change, what) in CHANGES {
         let output = qftrain(&resume(&option));
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{option:?}: {stderr}");
@@ -674,6 +677,43 @@ fn modes(folder: &Path, found: &mut Vec<(PathBuf, u32)>) {
     }
 }
 
+/// Has both programs write all kinds of files into the folder that `run` starts them in.
+fn write_everything(run: impl Fn(PathBuf, &[&str])) {
+    let qfdata = |line: &str| run(bin::qfdata(), &line.split(' ').collect::<Vec<_>>());
+    qfdata("synth --count 12 --size 64 --held-out 4 --out scenes");
+    for format in ["tar", "tar.gz", "tar.zst", "arrow"] {
+        qfdata(&format!(
+            "shard scenes/train --out shards/{format} --format {format}"
+        ));
+    }
+    qfdata("index shards/tar-*.tar --overwrite");
+    qfdata("vocab --shards shards/tar-*.tar --out more/vocab.txt");
+    qfdata(
+        "profile --shards shards/tar-*.tar --seconds 0.2 --trace more/trace.json --threads 1 \
+         --batch-size 2 --image-size 32",
+    );
+    qfdata("order --shards shards/tar-*.tar --batch 2 --stop-at 1 --save-state more/state.json");
+    let more =
+        "--steps 2 --val-shards shards/arrow-*.arrow --val-every 1 --profile --profile-steps 1";
+    let more: Vec<_> = more.split(' ').collect();
+    run(
+        bin::qftrain(),
+        &small_run("runs/a", "shards/tar-*.tar", &more),
+    );
+    for (format, out) in [("hf", "exported"), ("lavis", "lavis.safetensors")] {
+        let export = [
+            "export",
+            "--run-dir",
+            "runs/a",
+            "--format",
+            format,
+            "--out",
+            out,
+        ];
+        run(bin::qftrain(), &export);
+    }
+}
+
 #[test]
 fn files_have_the_permissions_that_the_umask_leaves() {
     for (umask, file_mode, folder_mode) in [
@@ -693,99 +733,7 @@ fn files_have_the_permissions_that_the_umask_leaves() {
                 .unwrap();
             assert!(output.status.success(), "{arguments:?}: {output:?}");
         };
-        let scenes = [
-            "synth",
-            "--count",
-            "12",
-            "--size",
-            "64",
-            "--held-out",
-            "4",
-            "--out",
-            "scenes",
-        ];
-        run(bin::qfdata(), &scenes);
-        for format in ["tar", "tar.gz", "tar.zst", "arrow"] {
-            let prefix = format!("shards/{format}");
-            run(
-                bin::qfdata(),
-                &[
-                    "shard",
-                    "scenes/train",
-                    "--out",
-                    &prefix,
-                    "--format",
-                    format,
-                ],
-            );
-        }
-        run(bin::qfdata(), &["index", "shards/tar-*.tar", "--overwrite"]);
-        run(
-            bin::qfdata(),
-            &[
-                "vocab",
-                "--shards",
-                "shards/tar-*.tar",
-                "--out",
-                "more/vocab.txt",
-            ],
-        );
-        run(
-            bin::qfdata(),
-            &[
-                "profile",
-                "--shards",
-                "shards/tar-*.tar",
-                "--seconds",
-                "0.2",
-                "--trace",
-                "more/trace.json",
-                "--threads",
-                "1",
-                "--batch-size",
-                "2",
-                "--image-size",
-                "32",
-            ],
-        );
-        run(
-            bin::qfdata(),
-            &[
-                "order",
-                "--shards",
-                "shards/tar-*.tar",
-                "--batch",
-                "2",
-                "--stop-at",
-                "1",
-                "--save-state",
-                "more/state.json",
-            ],
-        );
-        let more = [
-            "--steps",
-            "2",
-            "--val-shards",
-            "shards/arrow-*.arrow",
-            "--val-every",
-            "1",
-            "--profile",
-            "--profile-steps",
-            "1",
-        ];
-        run(
-            bin::qftrain(),
-            &small_run("runs/a", "shards/tar-*.tar", &more),
-        );
-        let export = ["export", "--run-dir", "runs/a", "--format"];
-        run(
-            bin::qftrain(),
-            &[&export[..], &["hf", "--out", "exported"]].concat(),
-        );
-        run(
-            bin::qftrain(),
-            &[&export[..], &["lavis", "--out", "lavis.safetensors"]].concat(),
-        );
+        write_everything(run);
         let mut found = Vec::new();
         modes(folder.path(), &mut found);
         assert!(found.len() > 40, "{found:?}");

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tch::{Device, Tensor};
 
-use super::c10d::{C10dError, Gradients, Group, Nccl, Network, Reducer, Reduction, Store};
+use super::c10d::{C10dError, Gradients, Group, Nccl, Network, Reducer, Reduction};
 use super::rank::{is_loopback, RankConfig, RankTimeouts};
 use super::store::{first_line, Board};
 use super::watch::{OnLost, Watch, BEAT, LAST_WORDS};
@@ -19,7 +19,7 @@ const PARTING: Duration = Duration::from_secs(10);
 /// Heartbeats that a rank misses before it is named as the one that a connection broke to.
 const MISSED_BEATS: u32 = 3;
 
-/// The processes of a data-parallel run, joined: [`Collective`] and [`Ranks`] over Gloo for tensors on
+/// The processes of a data-parallel run, joined: [`Collective`](super::Collective) and [`Ranks`](super::Ranks) over Gloo for tensors on
 /// the CPU and NCCL for those on a GPU.
 pub struct ProcessGroup {
     pub(super) config: RankConfig,

@@ -1,11 +1,12 @@
 //! One process among the ranks, and how it meets the others.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use tch::Device;
 
 use super::c10d::{C10dError, Store};
-use super::store::first_line;
+use super::store::{first_line, Board};
 use crate::error::ModelError;
 
 /// Largest port-independent world: beyond it something else is wrong.

@@ -8,6 +8,7 @@ use super::*;
 use crate::blip2::{Blip2Qformer, ComputeOptions};
 use crate::collective::SingleProcess;
 use crate::context::CHOOSING;
+use crate::error::ModelError;
 
 fn settings() -> SelfCheck {
     SelfCheck {

@@ -27,10 +27,10 @@ struct Source {
 pub struct WeightsFile {
     path: PathBuf,
     sources: Vec<Source>,
-    pub(crate) entries: BTreeMap<String, (usize, Entry)>,
-    pub(crate) others: BTreeMap<String, String>,
+    entries: BTreeMap<String, (usize, Entry)>,
+    others: BTreeMap<String, String>,
     metadata: BTreeMap<String, String>,
-    pub(crate) taken_off: Vec<String>,
+    taken_off: Vec<String>,
 }
 
 /// A file that weights came from, for the record of a run.
@@ -95,6 +95,20 @@ impl WeightsFile {
             weights.sources.push(source);
         }
         Ok(weights)
+    }
+
+    /// Calls tensors by new names, from which `taken_off` was taken off.
+    pub(crate) fn rename(&mut self, names: &BTreeMap<String, String>, taken_off: Vec<String>) {
+        let rename = |name: String| names.get(&name).cloned().unwrap_or(name);
+        self.entries = std::mem::take(&mut self.entries)
+            .into_iter()
+            .map(|(name, entry)| (rename(name), entry))
+            .collect();
+        self.others = std::mem::take(&mut self.others)
+            .into_iter()
+            .map(|(name, what)| (rename(name), what))
+            .collect();
+        self.taken_off = taken_off;
     }
 
     pub(crate) fn unusable(&self, message: String) -> ModelError {

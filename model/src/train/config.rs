@@ -7,9 +7,11 @@ use qf_pipeline::source::{local_path, ShardSpec};
 use qf_pipeline::LoaderConfig;
 use serde::{Deserialize, Serialize};
 
+use super::record::ValidationRecord;
 use crate::config::{ModelConfig, Precision};
 use crate::context::Kernels;
 use crate::error::ModelError;
+use crate::eval::RecallPair;
 use crate::optim::AdamWConfig;
 use crate::schedule::Schedule;
 
@@ -238,13 +240,6 @@ impl TrainConfig {
     /// # Errors
     /// [`ModelError::Config`] or [`ModelError::Pipeline`] naming the setting.
     pub fn validate(&self) -> Result<(), ModelError> {
-        let check = |holds: bool, setting: &'static str, message: String| {
-            if holds {
-                Ok(())
-            } else {
-                Err(ModelError::Config { setting, message })
-            }
-        };
         for (setting, path) in [
             ("tokenizer", &self.tokenizer),
             ("remote.cache", &self.remote.cache),
@@ -261,6 +256,12 @@ impl TrainConfig {
         if let Some(validation) = &self.validation {
             validation.validate(&self.data)?;
         }
+        self.check_run()?;
+        self.check_data()
+    }
+
+    /// Steps, and what is written when.
+    fn check_run(&self) -> Result<(), ModelError> {
         check(self.steps > 0, "steps", "must be at least 1".into())?;
         check(
             self.log_every_steps > 0,
@@ -292,6 +293,15 @@ impl TrainConfig {
             "max_skips_in_a_row",
             "must be at least 1; on_non_finite = \"stop\" skips none".into(),
         )?;
+        check(
+            !matches!(self.schedule, Schedule::EpochCosine(_)) || self.steps_per_epoch > 0,
+            "steps_per_epoch",
+            "must be given for the schedule `epoch_cosine`".into(),
+        )
+    }
+
+    /// Data that the model takes and a step needs.
+    fn check_data(&self) -> Result<(), ModelError> {
         check(
             self.data.batch_size >= 2,
             "data.batch_size",
@@ -330,12 +340,15 @@ impl TrainConfig {
                 "{} differs from the tower's {}",
                 self.data.image_size, vit.image_size
             ),
-        )?;
-        check(
-            !matches!(self.schedule, Schedule::EpochCosine(_)) || self.steps_per_epoch > 0,
-            "steps_per_epoch",
-            "must be given for the schedule `epoch_cosine`".into(),
         )
+    }
+}
+
+/// An error that names the setting, unless what must hold does.
+fn check(holds: bool, setting: &'static str, message: String) -> Result<(), ModelError> {
+    match holds {
+        true => Ok(()),
+        false => Err(ModelError::Config { setting, message }),
     }
 }
 
@@ -464,7 +477,7 @@ impl ValidationConfig {
         Ok(())
     }
 
-    fn batch_size(&self, data: &LoaderConfig) -> usize {
+    pub(super) fn batch_size(&self, data: &LoaderConfig) -> usize {
         self.batch_size.unwrap_or(data.batch_size)
     }
 }

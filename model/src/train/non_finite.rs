@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use qf_pipeline::loader::LoaderState;
 use qf_pipeline::Batch;
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::config::OnNonFinite;

@@ -13,6 +13,7 @@ use qf_pipeline::atomic_file::AtomicFile;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
+use crate::eval::RecallPair;
 
 /// A line of metrics.jsonl.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

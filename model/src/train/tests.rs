@@ -1,7 +1,7 @@
 //! Reading, uploading and computing at the same time.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,8 @@ use tch::Device;
 
 use super::non_finite::tests::trainer_and_loader;
 use super::*;
+use crate::feed::DeviceFeed;
+use crate::run_dir::RunDir;
 use crate::SingleProcess;
 
 const STEPS: u64 = 12;

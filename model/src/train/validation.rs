@@ -4,11 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 
-use qf_pipeline::source::{ShardLocation, ShardSpec};
+use qf_pipeline::source::ShardLocation;
 use qf_pipeline::stop::Stop;
 use qf_pipeline::text::CaptionTokenizer;
 use qf_pipeline::{Loader, LoaderConfig};
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::config::{KeepBest, TrainConfig, ValidationConfig};
@@ -19,7 +18,7 @@ use crate::blip2::{Blip2Qformer, NegativeSampling, StepInput};
 use crate::collective::SingleProcess;
 use crate::device::seed;
 use crate::error::ModelError;
-use crate::eval::{EvalBatch, EvalSource, FeatureBankBuilder, RecallPair};
+use crate::eval::{EvalBatch, EvalSource, FeatureBankBuilder};
 use crate::host::batch_allocator;
 
 /// Validates a model on held-out shards.

@@ -17,7 +17,7 @@ use crate::params::Scope;
 
 use clip::ClipVit;
 use eva::EvaVit;
-use parts::drop_paths;
+use parts::{drop_paths, DropPath};
 use small::SmallVit;
 
 /// What turns pixels into image features.

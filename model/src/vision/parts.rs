@@ -8,7 +8,7 @@ use crate::error::ModelError;
 /// Stochastic depth (Huang et al., arXiv 1603.09382) of one block: factors `[B, 1, 1]` of its two
 /// branches, 0 or 1 / (1 - p); none without.
 #[derive(Debug, Default)]
-pub(crate) struct DropPath(Option<[Tensor; 2]>);
+pub(crate) struct DropPath(pub(super) Option<[Tensor; 2]>);
 
 impl DropPath {
     /// rows + branch, the branch of some images left out.

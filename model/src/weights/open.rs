@@ -49,22 +49,12 @@ impl WeightsFile {
             path.to_owned()
         };
         let mut weights = WeightsFile::open_file(&main)?;
-        let names = weights.entries.keys().chain(weights.others.keys());
-        let unwrapped = wrappers::unwrapped(names.map(String::as_str));
+        let others = weights.others().map(|(name, _)| name);
+        let unwrapped = wrappers::unwrapped(weights.names().chain(others));
         let unwrapped = unwrapped.map_err(|message| weights.unusable(message))?;
-        let Some(Unwrapped { names, taken_off }) = unwrapped else {
-            return Ok(weights);
-        };
-        let rename = |name: String| names.get(&name).cloned().unwrap_or(name);
-        weights.entries = std::mem::take(&mut weights.entries)
-            .into_iter()
-            .map(|(name, entry)| (rename(name), entry))
-            .collect();
-        weights.others = std::mem::take(&mut weights.others)
-            .into_iter()
-            .map(|(name, what)| (rename(name), what))
-            .collect();
-        weights.taken_off = taken_off;
+        if let Some(Unwrapped { names, taken_off }) = unwrapped {
+            weights.rename(&names, taken_off);
+        }
         Ok(weights)
     }
 }

@@ -46,7 +46,7 @@
 //!
 //! What the server says for good (401, 403, 404, 405, 410, 501, ...) is an error at once.
 //!
-//! A reader that waits looks at its [`Stop`] twenty times a second. Dropping it
+//! A reader that waits looks at its [`Stop`](crate::stop::Stop) twenty times a second. Dropping it
 //! aborts its requests. All requests of the process run on two threads, which start with the first
 //! remote shard and end when the last [`ShardLocation`](crate::source::ShardLocation) is dropped.
 //!

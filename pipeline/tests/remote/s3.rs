@@ -125,6 +125,50 @@ fn cutting_proxy(server: SocketAddr, script: &[usize]) -> SocketAddr {
     address
 }
 
+/// Resolving `spec` fails with these words.
+fn refuses(spec: &str, options: &RemoteOptions, parts: &[&str]) {
+    let message = resolve(spec, options).unwrap_err();
+    assert!(
+        parts.iter().all(|part| message.contains(part)),
+        "{spec}: {message}"
+    );
+}
+
+/// Keys and buckets that are not there.
+fn refuses_what_is_not_there(options: &RemoteOptions) {
+    refuses(
+        "s3://bucket/p/x-{000..003}.tar",
+        options,
+        &["s3://bucket/p/x-003.tar", "404", "check the name"],
+    );
+    refuses(
+        "s3://nowhere/x.tar",
+        options,
+        &["s3://nowhere/x.tar", "404"],
+    );
+    refuses(
+        "s3://nowhere/*.tar",
+        options,
+        &["s3://nowhere/", "bucket does not exist"],
+    );
+    refuses(
+        "s3://bucket/q/",
+        options,
+        &["nothing is below s3://bucket/q/"],
+    );
+    refuses(
+        "s3://bucket/p/w*.tar",
+        options,
+        &["nothing is below s3://bucket/p/w"],
+    );
+    refuses(
+        "s3://bucket/p/n*.tar",
+        options,
+        &["1 object,", "none that matches"],
+    );
+    refuses("s3://bucket", options, &["whole bucket"]);
+}
+
 #[test]
 fn listings_ranges_and_errors() {
     let Some(python) = python("listings_ranges_and_errors") else {
@@ -181,45 +225,7 @@ fn listings_ranges_and_errors() {
         assert!(read(&sidecar).unwrap() == content);
         assert!(read(&sidecar.sidecar(".qfidx")).is_err());
     }
-
-    let fails = |spec: &str, options: &RemoteOptions, parts: &[&str]| {
-        let message = resolve(spec, options).unwrap_err();
-        assert!(
-            parts.iter().all(|part| message.contains(part)),
-            "{spec}: {message}"
-        );
-    };
-    fails(
-        "s3://bucket/p/x-{000..003}.tar",
-        &options,
-        &["s3://bucket/p/x-003.tar", "404", "check the name"],
-    );
-    fails(
-        "s3://nowhere/x.tar",
-        &options,
-        &["s3://nowhere/x.tar", "404"],
-    );
-    fails(
-        "s3://nowhere/*.tar",
-        &options,
-        &["s3://nowhere/", "bucket does not exist"],
-    );
-    fails(
-        "s3://bucket/q/",
-        &options,
-        &["nothing is below s3://bucket/q/"],
-    );
-    fails(
-        "s3://bucket/p/w*.tar",
-        &options,
-        &["nothing is below s3://bucket/p/w"],
-    );
-    fails(
-        "s3://bucket/p/n*.tar",
-        &options,
-        &["1 object,", "none that matches"],
-    );
-    fails("s3://bucket", &options, &["whole bucket"]);
+    refuses_what_is_not_there(&options);
     let anonymous = with(moto.address, &[("AWS_SKIP_SIGNATURE", "true")]);
     assert_eq!(
         resolve("s3://bucket/p/x-*.tar", &anonymous).unwrap().len(),
@@ -240,7 +246,7 @@ fn listings_ranges_and_errors() {
         "AWS_ACCESS_KEY_ID",
         "AWS_SKIP_SIGNATURE",
     ];
-    fails("s3://bucket/p/x-000.tar", &nothing, &hint);
+    refuses("s3://bucket/p/x-000.tar", &nothing, &hint);
 }
 
 #[test]

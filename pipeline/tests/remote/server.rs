@@ -234,9 +234,8 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             .unwrap()
             .get(&path)
             .map(|file| (file.bytes.clone(), file.e_tag.clone()));
-        let mut finish_head = || input.read_exact(&mut [0]);
         let Some((bytes, mut e_tag)) = file else {
-            finish_head()?;
+            finish_head(&mut input)?;
             write!(out, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")?;
             continue;
         };
@@ -253,21 +252,10 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         if fault == Fault::Changed {
             e_tag = Some("\"changed\"".into());
         }
-        let refused = match fault {
-            _ if method == "HEAD" && shared.refuses_head.load(Ordering::Relaxed) => {
-                Some((405, None))
-            }
-            Fault::Busy(seconds) => Some((503, Some(seconds))),
-            Fault::Status(status) => Some((status, None)),
-            _ if shared.obeys_if_match.load(Ordering::Relaxed)
-                && header("if-match").is_some_and(|tag| Some(tag) != e_tag) =>
-            {
-                Some((412, None))
-            }
-            _ => None,
-        };
+        let wants_other = header("if-match").is_some_and(|tag| Some(tag) != e_tag);
+        let refused = refusal(shared, method, fault, wants_other);
         if let Some((status, after)) = refused {
-            finish_head()?;
+            finish_head(&mut input)?;
             write!(out, "HTTP/1.1 {status} Refused\r\nContent-Length: 0\r\n")?;
             if let Some(seconds) = after {
                 write!(out, "Retry-After: {seconds}\r\n")?;
@@ -283,68 +271,113 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             Fault::Length(off) => body.len().saturating_add_signed(off as isize),
             _ => body.len(),
         };
-        let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n");
-        if range.is_some() {
-            answer = answer.replace("200 OK", "206 Partial Content");
-            let last = part.start + body.len() - 1;
-            answer += &format!(
-                "Content-Range: bytes {}-{last}/{}\r\n",
-                part.start,
-                bytes.len()
-            );
-        }
-        if let Some(tag) = e_tag {
-            answer += &format!("ETag: {tag}\r\nLast-Modified: {MODIFIED}\r\n");
-        }
-        answer += "\r\n";
+        let end = part.start + body.len();
+        let sent = range.map(|range| range.start..end);
+        let answer = answer_head(length, sent, bytes.len(), e_tag);
         if fault != Fault::Silence {
             out.write_all(answer.as_bytes())?;
         }
         if method == "HEAD" {
-            finish_head()?;
+            finish_head(&mut input)?;
             continue;
         }
-        match fault {
-            Fault::Reset(count) => {
-                out.write_all(&body[..count.min(body.len())])?;
-                return Ok(());
-            }
-            Fault::Short(count) => {
-                finish_head()?;
-                out.write_all(&body[..count.min(body.len())])?;
-                return Ok(());
-            }
-            Fault::Length(off) => {
-                finish_head()?;
-                let next = &bytes[part.end.min(bytes.len())..];
-                let more = usize::try_from(off).unwrap_or(0).min(next.len());
-                out.write_all(body)?;
-                out.write_all(&next[..more])?;
-                return Ok(());
-            }
-            Fault::Slow(size) => {
-                finish_head()?;
-                for piece in body.chunks(size) {
-                    out.write_all(piece)?;
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            }
-            Fault::Hang(count) => {
-                finish_head()?;
-                out.write_all(&body[..count.min(body.len())])?;
-                hang(&mut input, shared);
-                return Ok(());
-            }
-            Fault::Silence => {
-                finish_head()?;
-                hang(&mut input, shared);
-                return Ok(());
-            }
-            _ => {
-                finish_head()?;
-                out.write_all(body)?;
+        let behind = &bytes[part.end.min(bytes.len())..];
+        if !send_body((&mut input, &mut out), shared, fault, (body, behind))? {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads the last byte of a request's head.
+fn finish_head(input: &mut impl Read) -> std::io::Result<()> {
+    input.read_exact(&mut [0])
+}
+
+/// Sends a body, as the fault wants it; `behind` is what the file has after it. Whether the connection
+/// goes on.
+fn send_body(
+    (input, out): (&mut BufReader<TcpStream>, &mut TcpStream),
+    shared: &Shared,
+    fault: Fault,
+    (body, behind): (&[u8], &[u8]),
+) -> std::io::Result<bool> {
+    match fault {
+        Fault::Reset(count) => {
+            out.write_all(&body[..count.min(body.len())])?;
+            return Ok(false);
+        }
+        Fault::Short(count) => {
+            finish_head(input)?;
+            out.write_all(&body[..count.min(body.len())])?;
+            return Ok(false);
+        }
+        Fault::Length(off) => {
+            finish_head(input)?;
+            let more = usize::try_from(off).unwrap_or(0).min(behind.len());
+            out.write_all(body)?;
+            out.write_all(&behind[..more])?;
+            return Ok(false);
+        }
+        Fault::Slow(size) => {
+            finish_head(input)?;
+            for piece in body.chunks(size) {
+                out.write_all(piece)?;
+                std::thread::sleep(Duration::from_millis(5));
             }
         }
+        Fault::Hang(count) => {
+            finish_head(input)?;
+            out.write_all(&body[..count.min(body.len())])?;
+            hang(input, shared);
+            return Ok(false);
+        }
+        Fault::Silence => {
+            finish_head(input)?;
+            hang(input, shared);
+            return Ok(false);
+        }
+        _ => {
+            finish_head(input)?;
+            out.write_all(body)?;
+        }
+    }
+    Ok(true)
+}
+
+/// The head of an answer with `length` bytes announced, of `part` of a file of `whole` bytes if a range was
+/// asked for.
+fn answer_head(
+    length: usize,
+    part: Option<Range<usize>>,
+    whole: usize,
+    e_tag: Option<String>,
+) -> String {
+    let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n");
+    if let Some(part) = part {
+        answer = answer.replace("200 OK", "206 Partial Content");
+        let last = part.end - 1;
+        answer += &format!("Content-Range: bytes {}-{last}/{}\r\n", part.start, whole);
+    }
+    if let Some(tag) = e_tag {
+        answer += &format!("ETag: {tag}\r\nLast-Modified: {MODIFIED}\r\n");
+    }
+    answer += "\r\n";
+    answer
+}
+
+/// The status of an answer without a body, and after how many seconds to ask again.
+fn refusal(
+    shared: &Shared,
+    method: &str,
+    fault: Fault,
+    wants_other: bool,
+) -> Option<(u16, Option<u64>)> {
+    match fault {
+        _ if method == "HEAD" && shared.refuses_head.load(Ordering::Relaxed) => Some((405, None)),
+        Fault::Busy(seconds) => Some((503, Some(seconds))),
+        Fault::Status(status) => Some((status, None)),
+        _ if wants_other && shared.obeys_if_match.load(Ordering::Relaxed) => Some((412, None)),
+        _ => None,
     }
 }
 

@@ -12,7 +12,7 @@ mod shards;
 mod shown;
 mod text;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use qf_pipeline::config::Processing;
 use serde::Serialize;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use tch::Kind;
 
 use super::machine::{Container, Machine, Text, Value};
-use crate::weights::file::{Contents, Entry};
+use crate::tensor_file::contents::{Contents, Entry};
 
 /// Where checkpoints keep their state dict, beside optimiser, epoch and configuration.
 const STATE_DICT_KEYS: [&str; 4] = ["model", "state_dict", "module", "model_state_dict"];

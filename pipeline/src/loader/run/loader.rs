@@ -206,7 +206,7 @@ impl Loader {
         &self.state
     }
 
-    /// Where the samples that are left out are named, if [`LoaderBuilder::report_skips`] was called.
+    /// Where the samples that are left out are named, if [`LoaderBuilder::report_skips`](crate::loader::LoaderBuilder::report_skips) was called.
     pub fn skip_reports(&self) -> Option<&SkipReports> {
         self.skips.as_ref()
     }

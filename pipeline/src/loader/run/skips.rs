@@ -112,7 +112,7 @@ impl SkipReports {
     }
 
     /// Takes what was left out before the batch with this number was complete, counted from 1 over the
-    /// whole run as in [`LoaderState::batches`](super::LoaderState::batches). `u64::MAX` takes all.
+    /// whole run as in [`LoaderState::batches`](crate::resume::LoaderState::batches). `u64::MAX` takes all.
     pub fn take_before(&self, batch: u64) -> TakenReports {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = waiting.reports.partition_point(|(of, _)| *of <= batch);
