@@ -38,6 +38,16 @@ mod same_batches;
 mod selfcheck_cli;
 /// `qfdata shard` as a user runs it.
 mod shard_cli;
+/// `qfdata shard` downloads, from a server with faults.
+mod shard_downloads;
+/// What `qfdata shard` does to images, and what it says of them.
+mod shard_images;
+/// `qfdata shard`, killed and started again.
+mod shard_resume;
+/// Every kind of input of `qfdata shard`, written by the programs that such inputs come from.
+mod shard_sources;
+/// `qfdata shard` into an object store.
+mod shard_store;
 /// `qfdata synth` as a user runs it.
 mod synth_cli;
 /// Finds test data, and says what it does not find.

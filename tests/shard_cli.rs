@@ -37,11 +37,27 @@ fn run(arguments: &[&str]) -> Output {
         .expect("qfdata starts")
 }
 
-/// Runs `qfdata shard INPUT --out PREFIX --json` and returns its summary.
+/// Runs `qfdata shard INPUT --out PREFIX --json` and returns its summary. The exit code says whether
+/// something was skipped.
 pub(crate) fn shard(input: &Path, prefix: &Path, more: &[&str]) -> Value {
     let output = run_shard(input, prefix, &[more, &["--json"]].concat());
-    assert!(output.status.success(), "{output:?}");
-    serde_json::from_slice(&output.stdout).unwrap()
+    let code = output.status.code();
+    assert!(matches!(code, Some(0 | 3)), "{output:?}");
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let skipped = summary["skipped"].as_object().unwrap();
+    let filters = [
+        "too_small",
+        "too_big",
+        "bad_aspect",
+        "other_split",
+        "double",
+        "near_double",
+    ];
+    let is_bad = skipped
+        .keys()
+        .any(|cause| !filters.contains(&cause.as_str()));
+    assert_eq!(code, Some(if is_bad { 3 } else { 0 }), "{summary}");
+    summary
 }
 
 /// Runs it where it must fail, and returns the exit code and what it says.
@@ -127,15 +143,24 @@ pub(crate) fn captions_of(shard: &Path) -> Vec<Vec<String>> {
     all
 }
 
-/// Names of the files of a folder; the indexes are left out, after a look that none is alone.
+/// Names of the files of a folder; what stands beside shards is left out, after a look that none is
+/// alone.
 fn names(folder: &Path) -> Vec<String> {
     let mut names = all_names(folder);
-    let indexed: Vec<String> = names
+    let of_shards: Vec<String> = names
         .iter()
-        .filter_map(|name| name.strip_suffix(".qfidx").map(str::to_owned))
+        .filter_map(|name| {
+            let shard = name
+                .strip_suffix(".qfidx")
+                .or(name.strip_suffix(".parquet"));
+            shard.map(str::to_owned)
+        })
         .collect();
-    names.retain(|name| !name.ends_with(".qfidx"));
-    assert!(indexed.iter().all(|shard| names.contains(shard)));
+    let endings = [".qfidx", ".parquet", "_stats.json"];
+    names.retain(|name| name.starts_with('.') || !endings.iter().any(|end| name.ends_with(end)));
+    assert!(of_shards
+        .iter()
+        .all(|shard| names.contains(shard) || shard.starts_with('.')));
     names
 }
 
@@ -386,10 +411,13 @@ fn bad_inputs_are_counted_named_or_fatal() {
     }
 
     let output = run_shard(&photos, &prefix, &["--on-bad", "skip", "--overwrite"]);
-    assert!(
-        output.status.success() && output.stderr.is_empty(),
-        "{output:?}"
-    );
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let message = String::from_utf8(output.stderr).unwrap();
+    let rows = format!("{skipped} rows of the input could not become a sample\n");
+    assert_eq!(message, rows);
+    let quiet = ["--on-bad", "skip", "--overwrite", "--quiet"];
+    let output_of_quiet = run_shard(&photos, &prefix, &quiet);
+    assert!(output_of_quiet.stdout.is_empty(), "{output_of_quiet:?}");
     let text = String::from_utf8(output.stdout).unwrap();
     let accounts = format!(
         "found {} = written 2 + skipped {skipped} (bad_caption 3",
@@ -640,7 +668,7 @@ fn an_interrupted_run_leaves_nothing_unfinished() {
     assert_eq!(output.status.code(), Some(130), "{output:?}");
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(
-        message.contains("0 of 1 shard complete") && message.contains("interrupted"),
+        message.contains("0 shards complete") && message.contains("interrupted"),
         "{message}"
     );
     assert!(!out.exists(), "nothing, not even the folder");

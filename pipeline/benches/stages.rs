@@ -127,6 +127,7 @@ fn write_shard(folder: &Path, photo: &Photo, format: ShardFormat) -> String {
             captions: vec![CAPTION.into()],
             text_member: true,
             json: None,
+            members: Vec::new(),
         };
         writer.write(&sample).expect("writes");
     }

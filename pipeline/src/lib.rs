@@ -28,6 +28,7 @@
 //!         captions: vec!["a grey cat".into(), "a cat at dusk".into()],
 //!         text_member: true,
 //!         json: None,
+//!         members: Vec::new(),
 //!     })?;
 //! }
 //! writer.finish()?;
@@ -76,6 +77,7 @@ pub mod printable;
 pub mod process;
 pub mod remote;
 mod resume;
+pub mod resize;
 pub mod sample;
 pub mod shard;
 mod shard_spec;

@@ -73,6 +73,7 @@ pub(super) fn loader(folder: &Path, device: Device, size: usize) -> Result<Loade
             captions: vec![caption(number)],
             text_member: true,
             json: None,
+            members: Vec::new(),
         })?;
     }
     writer.finish()?;

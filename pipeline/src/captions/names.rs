@@ -3,11 +3,11 @@
 //!
 //! The names are those of img2dataset and open_clip (`txt`, JSON's `caption`), LAION and DataComp
 //! (`TEXT`, `text`, `alt`), Hugging Face's caption sets (`text`, `caption`, `captions`, `caption_0` to
-//! `caption_4`), Flickr30k and COCO in Karpathy's split (`sentences`, whose texts are under `raw`), and
-//! open_clip's tables (`title`). Upper and lower case are not told apart.
+//! `caption_4`), Flickr30k and COCO in Karpathy's split (`sentences`, whose texts are under `raw`),
+//! open_clip's tables (`title`), and Flickr30k's (`comment`). Upper and lower case are not told apart.
 
 /// Names of captions, the preferred ones first.
-pub const CAPTION_NAMES: [&str; 13] = [
+pub const CAPTION_NAMES: [&str; 14] = [
     "txt",
     "caption",
     "captions",
@@ -21,6 +21,7 @@ pub const CAPTION_NAMES: [&str; 13] = [
     "raw_caption",
     "description",
     "title",
+    "comment",
 ];
 
 /// Names of Arrow columns with images, the preferred ones first. (In a tar shard an image is told by
@@ -43,7 +44,7 @@ pub const IMAGE_NAMES: [&str; 13] = [
 
 /// Names of manifest columns with the paths of images, the preferred ones first: ours, open_clip's,
 /// Hugging Face's image folders, Karpathy's.
-pub const PATH_NAMES: [&str; 7] = [
+pub const PATH_NAMES: [&str; 11] = [
     "path",
     "filepath",
     "file_name",
@@ -51,6 +52,32 @@ pub const PATH_NAMES: [&str; 7] = [
     "image_path",
     "image",
     "file",
+    "image_name",
+    "image_file",
+    "img_path",
+    "img",
+];
+
+/// Names of manifest columns with URLs of images, the preferred ones first: img2dataset's and LAION's,
+/// Conceptual Captions', COCO's.
+pub const URL_NAMES: [&str; 7] = [
+    "url",
+    "image_url",
+    "img_url",
+    "image_link",
+    "coco_url",
+    "flickr_url",
+    "link",
+];
+
+/// Names of manifest columns with images in base64, the preferred ones first.
+pub const BASE64_NAMES: [&str; 6] = [
+    "image_base64",
+    "base64",
+    "b64",
+    "image_b64",
+    "image_bytes",
+    "image_data",
 ];
 
 /// How much a name is preferred: the smallest is taken. Names of one [`Rank::position`] that are

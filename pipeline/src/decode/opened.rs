@@ -88,6 +88,16 @@ impl<'a> OpenedImage<'a> {
         })
     }
 
+    /// Told by content.
+    pub fn format(&self) -> ImageFormat {
+        self.format
+    }
+
+    /// Whether the picture as stored lies on its side, upside down or mirrored, and EXIF or XMP says so.
+    pub fn is_turned(&self) -> bool {
+        self.turn != Turn::default()
+    }
+
     /// Width of the upright picture in pixels, at least 1.
     pub fn width(&self) -> u32 {
         self.turn.size(self.stored_size).0

@@ -68,7 +68,7 @@ impl Turn {
 }
 
 /// Turns a stored picture upright; free of cost when it is already.
-pub(super) fn apply(image: RgbImage, turn: Turn) -> RgbImage {
+pub(crate) fn apply(image: RgbImage, turn: Turn) -> RgbImage {
     if turn == Turn::default() {
         return image;
     }

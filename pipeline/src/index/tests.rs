@@ -271,6 +271,7 @@ fn pair(number: usize) -> ShardSample {
         captions: (0..number % 3).map(|n| format!("caption {n}")).collect(),
         text_member: number % 4 != 3,
         json: (number % 4 > 1).then(|| br#"{"caption": "x"}"#.to_vec()),
+        members: Vec::new(),
     }
 }
 

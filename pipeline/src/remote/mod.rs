@@ -98,3 +98,4 @@ pub use bytes::ShardBytes;
 pub(crate) use list::{is_remote, Resolver};
 pub(crate) use object::{RemoteObject, Sidecar};
 pub use options::{CacheOptions, RemoteOptions};
+pub use runtime::install_tls;

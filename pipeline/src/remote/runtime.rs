@@ -24,6 +24,13 @@ pub(super) const STOP_INTERVAL: Duration = Duration::from_millis(50);
 
 static SHARED: Mutex<Weak<Runtime>> = Mutex::new(Weak::new());
 
+/// Chooses the TLS library of the process, for clients that a program makes itself; one that has been
+/// chosen already stays.
+pub fn install_tls() {
+    // An error means that the program has chosen a provider of its own, which serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 #[derive(Debug)]
 pub(super) struct Runtime(Option<tokio::runtime::Runtime>);
 
@@ -34,8 +41,7 @@ impl Runtime {
         if let Some(runtime) = shared.upgrade() {
             return Ok(runtime);
         }
-        // An error means that the program has chosen a provider of its own, which serves as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        install_tls();
         let runtime = Builder::new_multi_thread()
             .worker_threads(WORKER_THREADS)
             .max_blocking_threads(BLOCKING_THREADS)

@@ -138,6 +138,8 @@ pub struct ShardSample {
     pub text_member: bool,
     /// A `.json` member, passed through as it is (tar formats only).
     pub json: Option<Vec<u8>>,
+    /// Further members by extension, passed through as they are (tar formats only).
+    pub members: Vec<(String, Vec<u8>)>,
 }
 
 /// A shard that is complete and under its final name.
@@ -403,6 +405,10 @@ fn append<W: TarOutput>(
         let name = format!("{}.json", sample.key);
         members.push(append_member(tar, &name, json)?);
     }
+    for (extension, content) in &sample.members {
+        let name = format!("{}.{extension}", sample.key);
+        members.push(append_member(tar, &name, content)?);
+    }
     let end = tar.get_ref().content_bytes();
     tar.get_mut().end_sample()?;
     Ok(start..end)
@@ -467,6 +473,7 @@ mod tests {
             captions: vec!["a dog".to_owned(), "the dog runs".to_owned()],
             text_member: true,
             json: None,
+            members: Vec::new(),
         }
     }
 

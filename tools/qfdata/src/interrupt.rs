@@ -5,12 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use anyhow::Context;
+use qf_cli::output::InPart;
 use qf_pipeline::stop::Stop;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
 /// 128 + SIGINT, as shells report it.
 const INTERRUPTED_EXIT_CODE: u8 = 130;
+
+/// Some of the input could not be used.
+const IN_PART_EXIT_CODE: u8 = 3;
 
 /// The run was interrupted.
 #[derive(Debug)]
@@ -78,9 +82,11 @@ impl EndAtOnce {
     }
 }
 
-/// 130 if an interruption is at the root of the error, else 1.
+/// 130 if an interruption is at the root of the error, 3 if the work was done in part, else 1.
 pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if error.root_cause().is::<Interrupted>() {
+    if error.is::<InPart>() {
+        ExitCode::from(IN_PART_EXIT_CODE)
+    } else if error.root_cause().is::<Interrupted>() {
         ExitCode::from(INTERRUPTED_EXIT_CODE)
     } else {
         ExitCode::FAILURE

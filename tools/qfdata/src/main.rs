@@ -1,7 +1,7 @@
 //! `qfdata`: builds, inspects and profiles shards of captioned images.
 //!
-//! Exit codes: 0 done, 1 failed (one `error:` line on stderr says why), 2 wrong usage, 130
-//! interrupted by Ctrl-C.
+//! Exit codes: 0 done, 1 failed (one `error:` line on stderr says why), 2 wrong usage, 3 done in part
+//! (some of the input could not be used), 130 interrupted by Ctrl-C.
 
 mod data;
 mod index;
@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use qf_cli::args::parse;
-use qf_cli::output;
+use qf_cli::output::{self, InPart};
 use qf_pipeline::error::full_message;
 
 /// Builds, inspects and profiles shards of captioned images.
@@ -28,7 +28,7 @@ use qf_pipeline::error::full_message;
     name = "qfdata",
     version,
     arg_required_else_help = true,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted by Ctrl-C.\n\
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part (some of the input could not be used), 130 interrupted by Ctrl-C.\n\
                   RUST_LOG=info or debug shows more."
 )]
 struct Cli {
@@ -72,7 +72,11 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            output::remark(format_args!("error: {}", full_message(error.as_ref())));
+            let message = full_message(error.as_ref());
+            match error.is::<InPart>() {
+                true => output::remark(format_args!("{message}")),
+                false => output::remark(format_args!("error: {message}")),
+            }
             interrupt::exit_code(&error)
         }
     }

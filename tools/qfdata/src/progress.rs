@@ -12,3 +12,13 @@ pub(crate) fn bar(doing: &'static str, total: usize) -> ProgressBar {
         Err(_) => bar,
     }
 }
+
+/// A count of items after a word for what is done to them, where nobody knows how many there are.
+pub(crate) fn counter(doing: &'static str) -> ProgressBar {
+    const TEMPLATE: &str = "{prefix} {spinner} {human_pos} {per_sec} {elapsed}";
+    let bar = ProgressBar::no_length().with_prefix(doing);
+    match ProgressStyle::with_template(TEMPLATE) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}

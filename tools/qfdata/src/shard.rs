@@ -1,316 +1,421 @@
 //! `qfdata shard`: captioned images in, shards out.
 //!
-//! List the input, inspect every sample, cut the list into shards, write the shards in parallel. All
-//! that can be wrong with a sample is found before the first shard is opened, so shards are full and
-//! what they hold does not depend on the number of threads. Memory: the list (a path or two a sample;
-//! a manifest's captions), and one sample a thread.
+//! A flow ([`flow`]): rows of a source are read in order, downloaded where they are URLs, worked on by
+//! every core, put back in order, and written: doubles dropped, shards cut, metadata beside each. What a
+//! shard holds depends on the rows before it and on the settings, never on threads. Each shard that is
+//! whole is written down ([`journal`]), and a run that is started again goes on behind the last.
 
-mod folder;
-mod input;
+mod args;
+mod doubles;
+mod fetch;
+mod flow;
+mod geometry;
+mod journal;
+mod load;
 mod lock;
-mod manifest;
+mod metadata;
+mod output;
 mod plan;
 mod report;
-mod table;
+mod row;
+mod source;
+mod store;
+mod work;
+mod writer;
 
-use std::fs;
-use std::num::NonZeroU64;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::Mutex;
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, bail, Context};
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, ValueEnum, ValueHint};
-use qf_pipeline::atomic_file;
-use qf_pipeline::captions::CaptionLines;
-use qf_pipeline::index::INDEX_ENDING;
+use anyhow::bail;
+use indicatif::ProgressBar;
+use qf_cli::output::{remark, InPart};
 use qf_pipeline::shard::arrow::CaptionType;
-use qf_pipeline::source::ShardLocation;
-use qf_pipeline::warnings::Warnings;
+use qf_pipeline::shard::write::{ShardFormat, ShardOptions};
 use qf_pipeline::words::counted;
-use qf_pipeline::write::{ShardFormat, ShardOptions, ShardWriter, WrittenShard};
-use rayon::prelude::*;
 
 use crate::interrupt::Interrupt;
-use crate::{progress, size};
-use input::{Listing, Planned, Skip};
-use lock::{PrefixLock, RunRecord, Settings};
-use qf_cli::output::remark;
+use crate::progress;
+pub(crate) use args::ShardArgs;
+use args::{Doubles, OnBad};
+use doubles::Seen;
+use fetch::Fetcher;
+use flow::{Flow, Outcome};
+use geometry::{Geometry, ResizeMode};
+use journal::{Earlier, Journal, WholeShard};
+use lock::{RunRecord, Settings};
+use output::Output;
 use report::Report;
-
-/// Digits of a shard's number; more shards than that get longer numbers.
-const NUMBER_DIGITS: usize = 6;
-
-/// Pack captioned images into shards.
-///
-/// INPUT is a folder, searched recursively, of images (JPEG, PNG, WebP, GIF, BMP, TIFF) with captions
-/// in files of the same stem: .txt (one caption a line) or .json (a string, a list of strings, or an
-/// object with `caption` or `captions`). Or it is a manifest, .csv, .tsv or .jsonl, with a path and a
-/// caption a row; paths are relative to the manifest, several rows of a path are several captions.
-///
-/// Images are stored as they are. Keys are relative paths without extension (dots become `_`), or row
-/// numbers for a manifest. Equal input and options give equal shards, whatever the number of threads.
-///
-/// One run at a time writes to a prefix. Where one was killed, the same command again goes on.
-#[derive(Args, Debug)]
-pub(crate) struct ShardArgs {
-    /// Folder of images, or .csv, .tsv or .jsonl manifest
-    #[arg(value_hint = ValueHint::AnyPath)]
-    input: PathBuf,
-
-    /// Path and start of the name of the shards: photos gives photos-000000.tar and so on
-    #[arg(long, value_name = "PREFIX", value_hint = ValueHint::AnyPath)]
-    out: PathBuf,
-
-    /// Format of the shards
-    #[arg(
-        long,
-        default_value = "tar",
-        value_parser = PossibleValuesParser::new(ShardFormat::ALL.map(ShardFormat::extension))
-            .try_map(|name| name.parse::<ShardFormat>())
-    )]
-    format: ShardFormat,
-
-    /// Most samples in a shard
-    #[arg(long, value_name = "N", default_value = "10000")]
-    max_count: NonZeroU64,
-
-    /// Largest shard, before compression: 500MB, 1GiB. Only a sample that is larger by itself goes
-    /// over it
-    #[arg(long, value_name = "SIZE", default_value = "1GB", value_parser = size::parse)]
-    max_bytes: u64,
-
-    /// Shards written at a time [default: number of processors]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
-
-    /// Compression level: 0 to 9 for tar.gz [default: 1], 1 to 22 for tar.zst [default: 3]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..=22))]
-    level: Option<i32>,
-
-    /// Manifest column with the paths of the images [default: found by name: path, file_name, ...]
-    #[arg(long, value_name = "NAME")]
-    path_column: Option<String>,
-
-    /// Manifest column with the captions [default: found by name: caption, text, ...]
-    #[arg(long, value_name = "NAME")]
-    caption_column: Option<String>,
-
-    /// What a .txt of a folder holds: each (line is a caption) or one [default: each, or one where the
-    /// .json beside it says so]
-    #[arg(long, value_name = "each|one")]
-    caption_lines: Option<CaptionLines>,
-
-    /// Mix the samples in an order drawn from this seed [default: order of the input]
-    #[arg(long, value_name = "SEED")]
-    shuffle_seed: Option<u64>,
-
-    /// What to do about inputs that cannot become a sample
-    #[arg(long, value_enum, default_value_t = OnBad::Warn)]
-    on_bad: OnBad,
-
-    /// How images are checked
-    #[arg(long, value_enum, default_value_t = CheckImages::Header)]
-    check_images: CheckImages,
-
-    /// Write no index beside the shards; `qfdata index` can do so later
-    #[arg(long)]
-    no_index: bool,
-
-    /// Replace existing shards of this prefix and format, and remove those that are left over
-    #[arg(long)]
-    overwrite: bool,
-
-    /// Print the summary as one JSON object
-    #[arg(long)]
-    json: bool,
-}
-
-/// What to do about inputs that cannot become a sample.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum OnBad {
-    /// Count them
-    Skip,
-    /// Count and name them
-    Warn,
-    /// Write nothing
-    Error,
-}
-
-/// How images are checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum CheckImages {
-    /// By their first bytes, which also decide the extension they get
-    Header,
-    /// Not at all: the extension counts
-    None,
-}
+use source::Source;
+use work::Recipe;
+use writer::ShardSet;
 
 /// Runs the subcommand.
 pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     let interrupt = Interrupt::install()?;
-    let output = Output::new(&args.out, args.format)?;
-    let options = shard_options(args)?;
-    let threads = match args.threads {
-        Some(threads) => usize::from(threads),
-        None => std::thread::available_parallelism().map_or(1, |n| n.get()),
-    };
-    let mut lock = PrefixLock::take(&output.folder, &output.name, output.extension)?;
-    let record = RunRecord::new(settings(args)?, args.overwrite);
-    let existing = output.existing()?;
-    let record = may_replace(&output, &existing, record, lock.unfinished())?;
-    remove_leftovers(&output)?;
+    let report = Run::new(args, interrupt)?.write(started)?;
+    match report.bad() {
+        0 => Ok(()),
+        bad => Err(InPart(format!(
+            "{} of the input could not become a sample",
+            counted(bad, "row", "rows")
+        ))
+        .into()),
+    }
+}
 
-    let listing = list(args, &interrupt)?;
-    if let Some(columns) = &listing.columns {
-        remark(format_args!("{}: {columns}", args.input.display()));
-    }
-    let mut report = Report::new(args.format, &listing);
-    let (mut samples, skips) = inspect(listing, args.check_images, threads, &interrupt)?;
-    report.count_skips(&skips);
-    complain(&skips, args.on_bad, samples.len())?;
-    if samples.is_empty() {
-        bail!(
-            "{} holds no sample that could be written: {}",
-            args.input.display(),
-            report.accounts()
-        );
-    }
-    if let Some(seed) = args.shuffle_seed {
-        plan::shuffle(&mut samples, seed);
-    }
-    let options = ShardOptions {
-        // One type for the whole data set.
-        caption_type: match samples.iter().all(|sample| sample.captions == 1) {
-            true => CaptionType::One,
-            false => CaptionType::List,
-        },
-        ..options
-    };
-    let limits = plan::Limits {
-        max_count: args.max_count.get(),
-        max_bytes: args.max_bytes,
-    };
-    let runs = plan::cut(&samples, args.format, limits);
-    let runs: Vec<&[Planned]> = runs.into_iter().map(|run| &samples[run]).collect();
-    lock.begin(&record)?;
-    let written = write_shards(&runs, &output, &options, threads, &interrupt);
-    if written.is_err() && output.existing().is_ok_and(|shards| shards.is_empty()) {
-        lock.take_back();
-    }
-    let written = written?;
+/// A run of the command.
+struct Run<'a> {
+    args: &'a ShardArgs,
+    interrupt: Interrupt,
+    output: Output,
+    options: ShardOptions,
+    threads: usize,
+}
 
-    for number in existing {
-        if number >= runs.len() as u64 {
-            remove_shard(&output.shard(number))?;
-            report.removed_stale += 1;
+impl<'a> Run<'a> {
+    fn new(args: &'a ShardArgs, interrupt: Interrupt) -> anyhow::Result<Run<'a>> {
+        check(args)?;
+        Ok(Run {
+            output: Output::new(&args.out, args.format)?,
+            options: shard_options(args)?,
+            threads: match args.threads {
+                Some(threads) => usize::from(threads),
+                None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            },
+            args,
+            interrupt,
+        })
+    }
+
+    fn write(&self, started: Instant) -> anyhow::Result<Report> {
+        let (args, output) = (self.args, &self.output);
+        let record = RunRecord::new(settings(args), args.overwrite);
+        let (mut journal, earlier) = Journal::open(output, record)?;
+        let existing = output.existing()?;
+        output.remove_leftovers()?;
+        let goes_on = self.may_replace(&existing, &mut journal, earlier.as_ref())?;
+
+        let source = self.source()?;
+        journal
+            .record_mut()
+            .set("input fingerprint", source.fingerprint());
+        if let Some(earlier) = earlier.filter(|_| goes_on) {
+            self.go_on(&existing, &mut journal, earlier);
+        }
+        let mut report = Report::new(output, &source);
+        report.kept = journal.whole().len() as u64;
+        let options = ShardOptions {
+            // One type for the whole data set; of others, nobody asks.
+            caption_type: match args.format {
+                ShardFormat::Arrow => source.caption_type(),
+                _ => CaptionType::List,
+            },
+            ..self.options
+        };
+        let fetcher = match source.has_urls() {
+            true => Some(Fetcher::new(&args.downloads)?),
+            false => None,
+        };
+        if args.on_bad == OnBad::Error && !source.has_urls() {
+            self.look_first(&source)?;
+        }
+        let behind = match self.shards(&source, options, fetcher.as_ref(), &mut journal) {
+            Ok(behind) => behind,
+            Err(error) => return Err(self.stopped(error, &mut journal)),
+        };
+        let shards = journal.whole().to_vec();
+        report.count(&shards, &behind, output, started.elapsed());
+        if shards.is_empty() {
+            bail!(
+                "{} holds no sample that could be written: {}",
+                args.input.join(", "),
+                report.accounts()
+            );
+        }
+        for number in existing {
+            if number >= shards.len() as u64 {
+                output.remove(number)?;
+                report.removed_stale += 1;
+            }
+        }
+        let statistics =
+            report.statistics(source.fingerprint(), journal.record().settings(), &shards)?;
+        output.put(&output.stats_name(), &statistics)?;
+        journal.finish(output)?;
+        if !args.quiet {
+            report.print(&output.pattern(shards.len() as u64), args.json)?;
+        }
+        Ok(report)
+    }
+
+    fn source(&self) -> anyhow::Result<Source> {
+        let args = self.args;
+        let mut source = Source::open(&args.input, &args.reading, &self.interrupt)?;
+        if !args.quiet {
+            for note in source.notes() {
+                remark(format_args!("{}: {note}", args.input.join(", ")));
+            }
+        }
+        if let Some(seed) = args.shuffle_seed {
+            let folder = self.output.folder();
+            source = source.shuffled(seed, folder, &self.interrupt.stop())?;
+        }
+        Ok(source)
+    }
+
+    /// Whether shards that are there may be replaced: those of an earlier run of the same settings that
+    /// did not finish, on which this one then goes on, or any with `--overwrite`.
+    fn may_replace(
+        &self,
+        existing: &[u64],
+        journal: &mut Journal,
+        earlier: Option<&Earlier>,
+    ) -> anyhow::Result<bool> {
+        let Some(first) = existing.first() else {
+            return Ok(false);
+        };
+        let shards = counted(existing.len() as u64, "shard", "shards");
+        let first = self.output.shown(*first);
+        let before = earlier.map(|run| (&run.record, journal.record().difference(&run.record)));
+        match before {
+            Some((run, None)) => {
+                if !self.args.quiet {
+                    remark(format_args!(
+                        "an earlier run of this ({}) did not finish; this one goes on",
+                        run.who()
+                    ));
+                }
+                journal.record_mut().overwrite |= run.overwrite;
+                Ok(true)
+            }
+            _ if self.args.overwrite => Ok(false),
+            Some((run, Some((setting, now, then)))) => bail!(
+                "{first} is of a run that did not finish ({}), with other settings ({setting}: {then} \
+                 then, {now} now); finish it by the same command, choose another --out, or replace its \
+                 {shards} with --overwrite",
+                run.who(),
+            ),
+            None => bail!(
+                "{first} exists already, with {shards} of this prefix and format in all; choose \
+                 another --out, or replace them with --overwrite"
+            ),
         }
     }
-    lock.finish()?;
-    report.count_written(&written, started.elapsed());
-    report.print(&output.pattern(written.len()), args.json)
+
+    /// Keeps the whole shards of an earlier run, if its input was this one.
+    fn go_on(&self, existing: &[u64], journal: &mut Journal, earlier: Earlier) {
+        if journal.record().difference_of_input(&earlier.record) {
+            if !self.args.quiet {
+                remark(format_args!(
+                    "the input has changed since then; its shards are written again"
+                ));
+            }
+            return;
+        }
+        let is_there = |shard: &WholeShard| {
+            existing.contains(&shard.number)
+                && self.output.whole_bytes(shard.number) == Some(shard.file_bytes)
+        };
+        let whole: Vec<_> = earlier.whole.into_iter().take_while(is_there).collect();
+        log::info!("{} shards are whole", whole.len());
+        journal.go_on(whole);
+    }
+
+    /// Goes through all rows without writing: with `--on-bad error`, nothing is written if one is bad.
+    fn look_first(&self, source: &Source) -> anyhow::Result<()> {
+        let mut first = None;
+        let (mut bad, mut good) = (0u64, 0u64);
+        let recipe = self.recipe();
+        let flow = self.flow(source, &recipe, None, 0);
+        flow.run(&mut |outcome| {
+            match outcome.sample {
+                Err(skip) if !skip.cause.is_wanted() => {
+                    bad += 1;
+                    first.get_or_insert(skip);
+                }
+                _ => good += 1,
+            }
+            Ok(())
+        })?;
+        match first {
+            None => Ok(()),
+            Some(first) => bail!(
+                "{first}; {} bad, {good} good. Nothing was written; set --on-bad warn or skip to go on \
+                 without the bad ones",
+                counted(bad - 1, "more input is", "more inputs are")
+            ),
+        }
+    }
+
+    fn shards(
+        &self,
+        source: &Source,
+        options: ShardOptions,
+        fetcher: Option<&Fetcher>,
+        journal: &mut Journal,
+    ) -> anyhow::Result<BTreeMap<String, u64>> {
+        let args = self.args;
+        let limits = plan::Limits {
+            max_count: args.max_count.get(),
+            max_bytes: args.max_bytes,
+        };
+        let seen = Seen::new(args.drop_doubles, args.near_distance);
+        let start = journal.whole().last().map_or(0, |shard| shard.rows_end);
+        let mut shards = ShardSet::new(
+            &self.output,
+            options,
+            limits,
+            args.on_bad,
+            seen,
+            source.repeats_keys(),
+            journal,
+        )?;
+        let bar = self.bar(source, start);
+        let recipe = self.recipe();
+        let flow = self.flow(source, &recipe, fetcher, start);
+        flow.run(&mut |outcome: Outcome| {
+            bar.inc(1);
+            shards.accept(outcome)
+        })?;
+        bar.finish_and_clear();
+        shards.finish()
+    }
+
+    fn flow<'b>(
+        &'b self,
+        source: &'b Source,
+        recipe: &'b Recipe,
+        fetcher: Option<&'b Fetcher>,
+        start: u64,
+    ) -> Flow<'b> {
+        Flow {
+            source,
+            rows: start..u64::MAX,
+            recipe,
+            threads: self.threads,
+            fetcher,
+            interrupt: &self.interrupt,
+        }
+    }
+
+    fn bar(&self, source: &Source, start: u64) -> ProgressBar {
+        if self.args.quiet {
+            return ProgressBar::hidden();
+        }
+        let bar = match source.rows() {
+            Some(rows) => progress::bar("writing", usize::try_from(rows).unwrap_or(usize::MAX)),
+            None => progress::counter("writing"),
+        };
+        bar.set_position(start);
+        bar.reset_eta();
+        bar.enable_steady_tick(Duration::from_millis(200));
+        bar
+    }
+
+    fn recipe(&self) -> Recipe {
+        let images = &self.args.images;
+        Recipe {
+            check: images.check_images,
+            geometry: Geometry {
+                mode: images.resize,
+                size: images.image_size,
+                only_if_bigger: images.only_if_bigger,
+            },
+            image_format: images.image_format,
+            quality: images.quality,
+            min_side: images.min_size,
+            max_side: images.max_size,
+            max_aspect: images.max_aspect,
+            perceptual: images.phash || self.args.drop_doubles == Some(Doubles::Near),
+            max_image_bytes: u64::MAX,
+        }
+    }
+
+    /// What is left of a run that failed, and what to do.
+    fn stopped(&self, error: anyhow::Error, journal: &mut Journal) -> anyhow::Error {
+        let whole = journal.whole().len() as u64;
+        if whole == 0 && self.output.existing().is_ok_and(|shards| shards.is_empty()) {
+            journal.take_back();
+        }
+        error.context(format!(
+            "stopped with {} complete under {}; the same command goes on behind them",
+            counted(whole, "shard", "shards"),
+            self.output.pattern(whole)
+        ))
+    }
+}
+
+/// Options that do not go together.
+fn check(args: &ShardArgs) -> anyhow::Result<()> {
+    let images = &args.images;
+    if images.only_if_bigger && images.resize == ResizeMode::No {
+        bail!("--only-if-bigger has no effect without --resize; leave it out, or choose a mode");
+    }
+    if images.max_size != 0 && images.max_size < images.min_size {
+        bail!("--max-size is below --min-size; no image is left");
+    }
+    if images.max_aspect.is_nan() || (images.max_aspect != 0.0 && images.max_aspect < 1.0) {
+        bail!("--max-aspect must be at least 1 (longer side by shorter)");
+    }
+    Ok(())
 }
 
 /// What decides the bytes of the shards, beside the files of the input. The number of threads does not.
-fn settings(args: &ShardArgs) -> anyhow::Result<Settings> {
+fn settings(args: &ShardArgs) -> Settings {
     // All of them by name: a new option is here, or the compiler asks for it.
     let ShardArgs {
         input,
         out: _,
+        reading,
+        images,
+        downloads,
         format: _, // part of the lock's name
         max_count,
         max_bytes,
         threads: _,
         level,
-        path_column,
-        caption_column,
-        caption_lines,
         shuffle_seed,
         on_bad,
-        check_images,
+        drop_doubles,
+        near_distance,
         no_index,
         overwrite: _,
         json: _,
+        quiet: _,
     } = args;
-    let input = fs::canonicalize(input).with_context(|| format!("input {}", input.display()))?;
     let mut settings = Settings::new();
     let mut set = |option: &str, value: String| settings.insert(option.to_owned(), value);
-    set("INPUT", input.display().to_string());
+    let path = |input: &String| {
+        let path = std::fs::canonicalize(input);
+        path.map_or_else(
+            |_| qf_pipeline::source::DisplayUrl::of(input).to_string(),
+            |path| path.display().to_string(),
+        )
+    };
+    set(
+        "INPUT",
+        input.iter().map(path).collect::<Vec<_>>().join(", "),
+    );
     set("--max-count", max_count.to_string());
     set("--max-bytes", max_bytes.to_string());
     set("--on-bad", format!("{on_bad:?}").to_lowercase());
-    set("--check-images", format!("{check_images:?}").to_lowercase());
     set("--no-index", no_index.to_string());
     let given = [
-        ("--path-column", path_column.clone()),
-        ("--caption-column", caption_column.clone()),
-        (
-            "--caption-lines",
-            caption_lines.map(|lines| lines.name().to_owned()),
-        ),
         ("--level", level.map(|level| level.to_string())),
         ("--shuffle-seed", shuffle_seed.map(|seed| seed.to_string())),
+        (
+            "--drop-doubles",
+            drop_doubles.map(|kind| format!("{kind:?} {near_distance}").to_lowercase()),
+        ),
     ];
     for (option, value) in given {
         value.map(|value| set(option, value));
     }
-    Ok(settings)
-}
-
-/// Whether shards that are there may be replaced: those of an earlier run of the same input and
-/// settings that did not finish, or any with `--overwrite`. Returns what to write down of this run.
-fn may_replace(
-    output: &Output,
-    existing: &[u64],
-    mut record: RunRecord,
-    unfinished: Option<&RunRecord>,
-) -> anyhow::Result<RunRecord> {
-    let Some(first) = existing.first() else {
-        return Ok(record);
-    };
-    let shards = counted(existing.len() as u64, "shard", "shards");
-    let before = unfinished.map(|run| (run, record.difference(run)));
-    match before {
-        Some((run, None)) => {
-            remark(format_args!(
-                "an earlier run of this ({}) did not finish; its {shards} are written again",
-                run.who()
-            ));
-            record.overwrite |= run.overwrite;
-            Ok(record)
-        }
-        _ if record.overwrite => Ok(record),
-        Some((run, Some((setting, now, then)))) => bail!(
-            "{} is of a run that did not finish ({}), with other settings ({setting}: {then} then, \
-             {now} now); finish it by the same command, choose another --out, or replace its \
-             {shards} with --overwrite",
-            output.shard(*first).display(),
-            run.who(),
-        ),
-        None => bail!(
-            "{} exists already, with {shards} of this prefix and format in all; choose another \
-             --out, or replace them with --overwrite",
-            output.shard(*first).display(),
-        ),
-    }
-}
-
-/// Removes temporary files that killed runs left under this prefix.
-fn remove_leftovers(output: &Output) -> anyhow::Result<()> {
-    let is_ours = |target: &str| {
-        let shard = target.strip_suffix(INDEX_ENDING).unwrap_or(target);
-        output.number_of(shard).is_some()
-    };
-    let folder = output.folder();
-    let removed = atomic_file::remove_leftovers(folder, &is_ours)
-        .with_context(|| format!("--out: cannot clean up {}", folder.display()))?;
-    if removed > 0 {
-        log::info!("{removed} temporary files of killed runs removed");
-    }
-    Ok(())
+    reading.settings(&mut settings);
+    images.settings(&mut settings);
+    downloads.settings(&mut settings);
+    settings
 }
 
 fn shard_options(args: &ShardArgs) -> anyhow::Result<ShardOptions> {
@@ -335,294 +440,66 @@ fn shard_options(args: &ShardArgs) -> anyhow::Result<ShardOptions> {
     Ok(options)
 }
 
-/// Removes a shard of an earlier run; its index first, which is none without it.
-fn remove_shard(shard: &Path) -> anyhow::Result<()> {
-    let sidecar = ShardLocation::local(shard).sidecar(INDEX_ENDING);
-    for path in sidecar.path().into_iter().chain([shard]) {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && path != shard => {}
-            result => result.with_context(|| format!("cannot remove stale {}", path.display()))?,
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: ShardArgs,
+    }
+
+    fn settings_of(options: &[&str]) -> Settings {
+        let line = [&["x", "in", "--out", "o"], options].concat();
+        settings(&Cli::try_parse_from(line).ok().unwrap().args)
+    }
+
+    #[test]
+    fn what_decides_the_bytes_of_shards_is_a_setting() {
+        let plain = settings_of(&[]);
+        for options in [
+            &["--max-count", "7"][..],
+            &["--max-bytes", "7MB"],
+            &["--level", "7"],
+            &["--shuffle-seed", "7"],
+            &["--drop-doubles", "exact"],
+            &["--no-index"],
+            &["--split", "val"],
+            &["--delimiter", ";"],
+            &["--path-column", "x"],
+            &["--caption-column", "x"],
+            &["--keep-columns", "none"],
+            &["--caption-lines", "one"],
+            &["--images", "x"],
+            &["--from", "csv"],
+            &["--check-images", "decode"],
+            &["--resize", "border"],
+            &["--image-size", "7"],
+            &["--only-if-bigger"],
+            &["--image-format", "png"],
+            &["--quality", "7"],
+            &["--min-size", "7"],
+            &["--max-size", "7"],
+            &["--max-aspect", "7"],
+            &["--phash"],
+            &["--max-download", "7"],
+            &["--ignore-opt-out"],
+            &["--allow-private-addresses"],
+        ] {
+            assert_ne!(settings_of(options), plain, "{options:?}");
         }
-    }
-    Ok(())
-}
-
-/// Names of the shards.
-struct Output {
-    folder: PathBuf,
-    name: String,
-    extension: &'static str,
-}
-
-impl Output {
-    fn new(prefix: &Path, format: ShardFormat) -> anyhow::Result<Self> {
-        let ends_in_separator = prefix.as_os_str().as_encoded_bytes().ends_with(b"/");
-        let name = match prefix.file_name() {
-            Some(name) if !ends_in_separator => name,
-            _ => bail!(
-                "--out {} names a folder; add the start of the shards' names, e.g. {}",
-                prefix.display(),
-                prefix.join("photos").display()
-            ),
-        };
-        let name = name.to_str().context("--out: the name is not UTF-8")?;
-        Ok(Self {
-            folder: prefix.parent().unwrap_or(Path::new("")).to_owned(),
-            name: name.to_owned(),
-            extension: format.extension(),
-        })
-    }
-
-    fn shard(&self, number: u64) -> PathBuf {
-        let Self {
-            name, extension, ..
-        } = self;
-        self.folder
-            .join(format!("{name}-{number:0NUMBER_DIGITS$}.{extension}"))
-    }
-
-    /// As `--shards` of the other commands takes it.
-    fn pattern(&self, shards: usize) -> String {
-        let Self {
-            name, extension, ..
-        } = self;
-        let numbers = match shards {
-            0 | 1 => format!("{:0NUMBER_DIGITS$}", 0),
-            _ => format!("{{{:0NUMBER_DIGITS$}..{:0NUMBER_DIGITS$}}}", 0, shards - 1),
-        };
-        let file = format!("{name}-{numbers}.{extension}");
-        self.folder.join(file).display().to_string()
-    }
-
-    fn folder(&self) -> &Path {
-        match self.folder.as_os_str().is_empty() {
-            true => Path::new("."),
-            false => &self.folder,
+        for options in [
+            &["--threads", "7"][..],
+            &["--json"],
+            &["--quiet"],
+            &["--overwrite"],
+            &["--parallel-downloads", "7"],
+            &["--timeout", "7"],
+        ] {
+            assert_eq!(settings_of(options), plain, "{options:?}");
         }
-    }
-
-    /// The number of a shard, by its file's name.
-    fn number_of(&self, name: &str) -> Option<u64> {
-        let digits = name
-            .strip_prefix(self.name.as_str())?
-            .strip_prefix('-')?
-            .strip_suffix(self.extension)?
-            .strip_suffix('.')?;
-        let is_number = digits.len() >= NUMBER_DIGITS && digits.bytes().all(|b| b.is_ascii_digit());
-        digits.parse().ok().filter(|_| is_number)
-    }
-
-    /// Numbers of the shards that are there, in order.
-    fn existing(&self) -> anyhow::Result<Vec<u64>> {
-        let folder = self.folder();
-        let entries = match fs::read_dir(folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("--out: cannot list {}", folder.display()))
-            }
-        };
-        let mut numbers = Vec::new();
-        for entry in entries {
-            let name = entry?.file_name();
-            numbers.extend(name.to_str().and_then(|name| self.number_of(name)));
-        }
-        numbers.sort_unstable();
-        Ok(numbers)
-    }
-}
-
-fn list(args: &ShardArgs, interrupt: &Interrupt) -> anyhow::Result<Listing> {
-    let input = &args.input;
-    let metadata = fs::metadata(input).with_context(|| format!("input {}", input.display()))?;
-    if metadata.is_dir() {
-        let column_option = [
-            (&args.path_column, "--path-column"),
-            (&args.caption_column, "--caption-column"),
-        ];
-        for (value, option) in column_option {
-            if value.is_some() {
-                bail!(
-                    "{option} is for manifests, but {} is a folder",
-                    input.display()
-                );
-            }
-        }
-        let mut listing = folder::list(input, interrupt)?;
-        input::decide_lines(&mut listing, args.caption_lines);
-        if listing.candidates.is_empty() && listing.skips.is_empty() {
-            bail!(
-                "no images in {} ({} other files); looked for .jpg, .png, .webp, .gif, .bmp, .tif",
-                input.display(),
-                listing.other_files + listing.captions_without_image
-            );
-        }
-        return Ok(listing);
-    }
-    let syntax = manifest::Syntax::of(input).ok_or_else(|| {
-        anyhow!(
-            "input {} is neither a folder nor a .csv, .tsv or .jsonl manifest",
-            input.display()
-        )
-    })?;
-    let columns = manifest::Columns {
-        path: args.path_column.as_deref(),
-        caption: args.caption_column.as_deref(),
-    };
-    if args.caption_lines.is_some() {
-        bail!(
-            "--caption-lines is for folders, but {} is a manifest",
-            input.display()
-        );
-    }
-    let listing = manifest::list(input, syntax, &columns, interrupt)?;
-    if listing.candidates.is_empty() && listing.skips.is_empty() {
-        bail!("manifest {} has no rows", input.display());
-    }
-    Ok(listing)
-}
-
-fn inspect(
-    listing: Listing,
-    check_images: CheckImages,
-    threads: usize,
-    interrupt: &Interrupt,
-) -> anyhow::Result<(Vec<Planned>, Vec<Skip>)> {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .context("cannot start threads")?;
-    let bar = progress::bar("inspecting", listing.candidates.len());
-    let check_header = check_images == CheckImages::Header;
-    let inspected = pool.install(|| {
-        listing
-            .candidates
-            .into_par_iter()
-            .map(|candidate| {
-                interrupt.check()?;
-                bar.inc(1);
-                Ok(input::inspect(candidate, check_header))
-            })
-            .collect::<anyhow::Result<Vec<_>>>()
-    });
-    bar.finish_and_clear();
-    let mut samples = Vec::new();
-    let mut skips = listing.skips;
-    for result in inspected? {
-        match result {
-            Ok(sample) => samples.push(sample),
-            Err(skip) => skips.push(skip),
-        }
-    }
-    Ok((samples, skips))
-}
-
-fn complain(skips: &[Skip], on_bad: OnBad, good: usize) -> anyhow::Result<()> {
-    match (on_bad, skips) {
-        (OnBad::Error, [first, rest @ ..]) => bail!(
-            "{first}; {} bad, {good} good. Nothing was written; set --on-bad warn or skip to go on \
-             without the bad ones",
-            counted(rest.len() as u64, "more input is", "more inputs are")
-        ),
-        (OnBad::Warn, skips) => {
-            let mut warnings = Warnings::default();
-            for skip in skips {
-                warnings.warn(skip.cause.name(), format_args!("skipped {skip}"));
-            }
-        }
-        (OnBad::Skip | OnBad::Error, _) => {}
-    }
-    Ok(())
-}
-
-/// Each worker takes the next shard and writes it whole. After the first failure the others stop at
-/// their next sample.
-fn write_shards(
-    runs: &[&[Planned]],
-    output: &Output,
-    options: &ShardOptions,
-    threads: usize,
-    interrupt: &Interrupt,
-) -> anyhow::Result<Vec<WrittenShard>> {
-    let bar = progress::bar("writing", runs.iter().map(|run| run.len()).sum());
-    let next = AtomicUsize::new(0);
-    let stop = AtomicBool::new(false);
-    // Results by shard number, in the order in which they come.
-    let results = Mutex::new(Vec::with_capacity(runs.len()));
-    let keep = |number: usize, result: anyhow::Result<WrittenShard>| {
-        if result.is_err() {
-            stop.store(true, Ordering::Relaxed);
-        }
-        let mut results = results.lock().unwrap_or_else(|poison| poison.into_inner());
-        results.push((number, result));
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..threads.min(runs.len()) {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(run) = runs.get(number) else { break };
-                    let mut writing = Writing {
-                        stop: &stop,
-                        interrupt,
-                        bar: &bar,
-                    };
-                    match writing.shard(run, output.shard(number as u64), options) {
-                        Ok(Some(shard)) => keep(number, Ok(shard)),
-                        Ok(None) => break,
-                        Err(error) => keep(number, Err(error)),
-                    }
-                }
-            });
-        }
-    });
-    bar.finish_and_clear();
-    let mut results = results
-        .into_inner()
-        .unwrap_or_else(|poison| poison.into_inner());
-    results.sort_by_key(|(number, _)| *number);
-    let complete = results.iter().filter(|(_, result)| result.is_ok()).count();
-    results
-        .into_iter()
-        .map(|(_, result)| {
-            result.with_context(|| {
-                format!(
-                    "stopped with {complete} of {} complete under {}; the same command goes on, and \
-                     writes all of them again",
-                    counted(runs.len() as u64, "shard", "shards"),
-                    output.pattern(runs.len())
-                )
-            })
-        })
-        .collect()
-}
-
-/// What a worker writes under.
-struct Writing<'a> {
-    stop: &'a AtomicBool,
-    interrupt: &'a Interrupt,
-    bar: &'a indicatif::ProgressBar,
-}
-
-impl Writing<'_> {
-    /// `None` if another worker failed meanwhile.
-    fn shard(
-        &mut self,
-        run: &[Planned],
-        target: PathBuf,
-        options: &ShardOptions,
-    ) -> anyhow::Result<Option<WrittenShard>> {
-        let mut writer = ShardWriter::create(target, options)?;
-        for planned in run {
-            self.interrupt.check()?;
-            if self.stop.load(Ordering::Relaxed) {
-                return Ok(None);
-            }
-            let sample = input::load(planned).map_err(|message| anyhow!(message))?;
-            writer.write(&sample)?;
-            self.bar.inc(1);
-        }
-        Ok(Some(writer.finish()?))
     }
 }

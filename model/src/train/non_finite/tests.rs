@@ -62,6 +62,7 @@ pub(in crate::train) fn trainer_and_loader(folder: &Path, batch_size: usize) -> 
                 captions: vec![format!("colour number {number}")],
                 text_member: true,
                 json: None,
+                members: Vec::new(),
             })
             .unwrap();
     }

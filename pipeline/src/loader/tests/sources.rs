@@ -329,6 +329,7 @@ fn unindexed(
             captions: vec!["dog".into()],
             text_member: true,
             json: None,
+            members: Vec::new(),
         };
         writer.write(&sample).unwrap();
     }

@@ -1,13 +1,14 @@
 //! One run at a time to a prefix, and what a run that was killed leaves behind.
 //!
 //! A run locks the hidden file `.PREFIX.FORMAT.run` beside its shards before it looks at them, and
-//! writes there who it is and what it makes before it writes the first. The lock (`flock`) ends with
-//! the process, however that ends; the file is removed when all shards are complete. So a file that
-//! nobody has locked tells of a run that did not finish, and what it was to make.
+//! writes there who it is and what it makes before it writes the first, and a line for each that is
+//! whole. The lock (`flock`) ends with the process, however that ends; the file is removed when all
+//! shards are complete. So a file that nobody has locked tells of a run that did not finish, what it was
+//! to make, and how far it came.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,8 +17,10 @@ use anyhow::{bail, Context};
 use qf_pipeline::atomic_file::NewFolders;
 use serde::{Deserialize, Serialize};
 
-/// More than any record; what is longer is none.
-const MAX_RECORD_BYTES: u64 = 1 << 20;
+use super::journal::{self, WholeShard};
+
+/// More than any record with its lines; what is longer is none.
+const MAX_RECORD_BYTES: u64 = 1 << 30;
 
 /// What decides the bytes of the shards, by name of the option.
 pub(super) type Settings = BTreeMap<String, String>;
@@ -30,6 +33,8 @@ pub(super) struct RunRecord {
     /// Seconds since 1970.
     started: u64,
     settings: Settings,
+    /// What the input was.
+    found: Settings,
     /// Whether it was to replace what was there before.
     pub(super) overwrite: bool,
 }
@@ -41,8 +46,24 @@ impl RunRecord {
             host: host(),
             started: since_1970().as_secs(),
             settings,
+            found: Settings::new(),
             overwrite,
         }
+    }
+
+    /// Adds what is known only once the input was looked at.
+    pub(super) fn set(&mut self, name: &str, value: &str) {
+        self.found.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// What decides the bytes of the shards.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Whether the input of another run was not this one's.
+    pub(super) fn difference_of_input(&self, other: &RunRecord) -> bool {
+        self.found != other.found
     }
 
     /// The first setting in which another run differs: its name, here, and there.
@@ -94,7 +115,7 @@ pub(super) struct PrefixLock {
     /// Those that were made for it; dropped after the file is removed.
     folders: Option<NewFolders>,
     /// Of a run before this one that did not finish.
-    unfinished: Option<RunRecord>,
+    unfinished: Option<(RunRecord, Vec<WholeShard>)>,
     has_begun: bool,
     is_over: bool,
 }
@@ -116,7 +137,7 @@ impl PrefixLock {
                 Ok(()) => true,
                 Err(TryLockError::WouldBlock) => {
                     let holder = read_record(&mut file);
-                    let who = holder.map_or("another process".to_owned(), |run| run.who());
+                    let who = holder.map_or("another process".to_owned(), |(run, _)| run.who());
                     bail!(
                         "{who} is writing shards {}-*.{format}; wait until it has finished, or \
                          choose another --out",
@@ -142,9 +163,9 @@ impl PrefixLock {
                 continue;
             }
             let unfinished = read_record(&mut file);
-            if let Some(run) = unfinished
+            if let Some((run, _)) = unfinished
                 .as_ref()
-                .filter(|run| !is_locked && run.is_alive())
+                .filter(|(run, _)| !is_locked && run.is_alive())
             {
                 bail!("{} is writing there; wait until it has finished", run.who());
             }
@@ -159,22 +180,34 @@ impl PrefixLock {
         }
     }
 
-    /// The run before this one, if it did not finish.
-    pub(super) fn unfinished(&self) -> Option<&RunRecord> {
+    /// The run before this one, if it did not finish, and the shards that it wrote whole.
+    pub(super) fn unfinished(&self) -> Option<&(RunRecord, Vec<WholeShard>)> {
         self.unfinished.as_ref()
     }
 
-    /// Writes down, and on disk, what is about to be written.
-    pub(super) fn begin(&mut self, record: &RunRecord) -> anyhow::Result<()> {
+    /// Writes down, and on disk, what is about to be written, and what is there already.
+    pub(super) fn begin(&mut self, record: &RunRecord, whole: &[WholeShard]) -> anyhow::Result<()> {
+        let lines = journal::lines(record, whole)?;
         let written = (|| {
             self.file.set_len(0)?;
             self.file.rewind()?;
-            self.file.write_all(&serde_json::to_vec(record)?)?;
+            self.file.write_all(&lines)?;
             self.file.sync_all()
         })();
         written.with_context(|| format!("cannot write {}", self.path.display()))?;
         self.has_begun = true;
         Ok(())
+    }
+
+    /// Writes down, and on disk, that a shard is whole.
+    pub(super) fn add(&mut self, shard: &WholeShard) -> anyhow::Result<()> {
+        let line = journal::line(shard)?;
+        let written = (|| {
+            self.file.seek(SeekFrom::End(0))?;
+            self.file.write_all(&line)?;
+            self.file.sync_all()
+        })();
+        written.with_context(|| format!("cannot write {}", self.path.display()))
     }
 
     /// All shards are complete.
@@ -212,11 +245,11 @@ impl Drop for PrefixLock {
 }
 
 /// `None` for a file that a run was killed over before it began, or that is none of ours.
-fn read_record(file: &mut File) -> Option<RunRecord> {
+fn read_record(file: &mut File) -> Option<(RunRecord, Vec<WholeShard>)> {
     let mut text = Vec::new();
     file.rewind().ok()?;
     file.take(MAX_RECORD_BYTES).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
+    journal::parse(&text)
 }
 
 #[cfg(test)]
@@ -243,7 +276,8 @@ mod tests {
         assert!(other.to_string().contains("another process"), "{other}");
         PrefixLock::take(&folder, "s", "arrow").unwrap();
         PrefixLock::take(&folder, "t", "tar").unwrap();
-        lock.begin(&RunRecord::new(settings("x"), false)).unwrap();
+        lock.begin(&RunRecord::new(settings("x"), false), &[])
+            .unwrap();
         let other = PrefixLock::take(&folder, "s", "tar").err().unwrap();
         let pid = format!("process {} on ", std::process::id());
         assert!(other.to_string().contains(&pid), "{other}");
@@ -259,12 +293,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let record = RunRecord::new(settings("x"), true);
         let mut lock = PrefixLock::take(folder.path(), "s", "tar").unwrap();
-        lock.begin(&record).unwrap();
+        lock.begin(&record, &[]).unwrap();
+        let whole = WholeShard {
+            rows_end: 12,
+            ..WholeShard::default()
+        };
+        lock.add(&whole).unwrap();
         drop(lock);
         for _ in 0..2 {
             // Also by one that fails before it begins.
             let lock = PrefixLock::take(folder.path(), "s", "tar").unwrap();
-            assert_eq!(lock.unfinished(), Some(&record));
+            assert_eq!(
+                lock.unfinished(),
+                Some(&(record.clone(), vec![whole.clone()]))
+            );
         }
         let same = RunRecord::new(settings("x"), false);
         assert_eq!(same.difference(&record), None);

@@ -3,16 +3,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use qf_cli::output::say;
 use qf_pipeline::words::counted;
-use qf_pipeline::write::{ShardFormat, WrittenShard};
 use serde::Serialize;
 
-use super::input::{Listing, Skip};
+use super::journal::WholeShard;
+use super::lock::Settings;
+use super::output::Output;
+use super::row::SkipCause;
+use super::source::Source;
 use crate::size;
-use qf_cli::output::say;
 
 /// What was found and what became of it; `--json` prints this.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(super) struct Report {
     format: &'static str,
     shards: u64,
@@ -22,56 +25,66 @@ pub(super) struct Report {
     /// Shards with an index beside them.
     indexes: u64,
     found: u64,
-    skipped: BTreeMap<&'static str, u64>,
+    skipped: BTreeMap<String, u64>,
     dropped_captions: u64,
     renamed_keys: u64,
     other_files: u64,
     captions_without_image: u64,
     /// Shards of an earlier run that were left over.
     pub(super) removed_stale: u64,
+    /// Shards that an earlier run had written whole.
+    pub(super) kept: u64,
     seconds: f64,
     mb_per_s: f64,
     files: Vec<String>,
 }
 
 impl Report {
-    pub(super) fn new(format: ShardFormat, listing: &Listing) -> Self {
-        Self {
-            format: format.extension(),
-            shards: 0,
-            samples: 0,
-            captions: 0,
-            bytes: 0,
-            indexes: 0,
-            found: (listing.candidates.len() + listing.skips.len()) as u64,
-            skipped: BTreeMap::new(),
-            dropped_captions: listing.dropped_captions,
-            renamed_keys: listing.renamed_keys,
-            other_files: listing.other_files,
-            captions_without_image: listing.captions_without_image,
-            removed_stale: 0,
-            seconds: 0.0,
-            mb_per_s: 0.0,
-            files: Vec::new(),
+    pub(super) fn new(output: &Output, source: &Source) -> Self {
+        let mut report = Report {
+            format: output.extension(),
+            ..Report::default()
+        };
+        if let Source::List(list) = source {
+            report.dropped_captions = list.dropped_captions;
+            report.renamed_keys = list.renamed_keys;
+            report.other_files = list.other_files;
+            report.captions_without_image = list.captions_without_image;
         }
+        report
     }
 
-    pub(super) fn count_skips(&mut self, skips: &[Skip]) {
-        for skip in skips {
-            *self.skipped.entry(skip.cause.name()).or_default() += 1;
-        }
-    }
-
-    pub(super) fn count_written(&mut self, shards: &[WrittenShard], elapsed: Duration) {
+    /// Counts whole shards, and rows that came behind the last.
+    pub(super) fn count(
+        &mut self,
+        shards: &[WholeShard],
+        behind: &BTreeMap<String, u64>,
+        output: &Output,
+        elapsed: Duration,
+    ) {
         self.shards = shards.len() as u64;
-        self.samples = shards.iter().map(|shard| shard.samples).sum();
-        self.captions = shards.iter().map(|shard| shard.captions).sum();
-        self.bytes = shards.iter().map(|shard| shard.file_bytes).sum();
-        self.indexes = shards.iter().filter(|shard| shard.index.is_some()).count() as u64;
+        for shard in shards {
+            self.samples += shard.samples;
+            self.captions += shard.captions;
+            self.bytes += shard.file_bytes;
+            self.indexes += shard.indexes;
+            self.renamed_keys += shard.renamed_keys;
+        }
+        for (cause, count) in shards.iter().flat_map(|shard| &shard.skipped).chain(behind) {
+            *self.skipped.entry(cause.clone()).or_default() += count;
+        }
+        self.found = self.samples + self.skipped.values().sum::<u64>();
         self.seconds = elapsed.as_secs_f64();
         self.mb_per_s = self.bytes as f64 / 1e6 / self.seconds.max(1e-9);
-        let paths = shards.iter().map(|shard| shard.path.display().to_string());
-        self.files = paths.collect();
+        let files = shards.iter().map(|shard| output.shown(shard.number));
+        self.files = files.collect();
+    }
+
+    /// How many rows could not become a sample; those that were left out as asked do not count.
+    pub(super) fn bad(&self) -> u64 {
+        let is_bad = |cause: &str| !SkipCause::of_name(cause).is_some_and(SkipCause::is_wanted);
+        let bad = self.skipped.iter().filter(|(cause, _)| is_bad(cause));
+        bad.map(|(_, count)| count).sum()
     }
 
     /// `found 5 = written 3 + skipped 2 (no_caption 1, unreadable 1)`.
@@ -90,6 +103,46 @@ impl Report {
         format!("found {found} = written {samples} + skipped {skipped}{causes}")
     }
 
+    /// What stands beside the shards: the same for equal input and settings.
+    pub(super) fn statistics(
+        &self,
+        fingerprint: &str,
+        settings: &Settings,
+        shards: &[WholeShard],
+    ) -> anyhow::Result<Vec<u8>> {
+        let names = self.files.iter();
+        let name = |file: &String| file.rsplit('/').next().unwrap_or(file).to_owned();
+        let shards: Vec<_> = shards
+            .iter()
+            .zip(names)
+            .map(|(shard, file)| {
+                serde_json::json!({
+                    "file": name(file),
+                    "samples": shard.samples,
+                    "captions": shard.captions,
+                    "bytes": shard.file_bytes,
+                    "skipped": shard.skipped,
+                })
+            })
+            .collect();
+        let statistics = serde_json::json!({
+            "format": self.format,
+            "found": self.found,
+            "samples": self.samples,
+            "captions": self.captions,
+            "bytes": self.bytes,
+            "skipped": self.skipped,
+            "dropped_captions": self.dropped_captions,
+            "renamed_keys": self.renamed_keys,
+            "input_fingerprint": fingerprint,
+            "settings": settings,
+            "shards": shards,
+        });
+        let mut text = serde_json::to_vec_pretty(&statistics)?;
+        text.push(b'\n');
+        Ok(text)
+    }
+
     pub(super) fn print(&self, pattern: &str, json: bool) -> anyhow::Result<()> {
         if json {
             say(format_args!("{}", serde_json::to_string(self)?))?;
@@ -106,6 +159,7 @@ impl Report {
         ))?;
         say(format_args!("{}", self.accounts()))?;
         for (count, one, many, what) in [
+            (self.kept, "shard", "shards", "kept from an earlier run"),
             (
                 self.dropped_captions,
                 "caption",

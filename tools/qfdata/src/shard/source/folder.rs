@@ -5,10 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use qf_pipeline::captions::CaptionLines;
-use qf_pipeline::write::check_key;
+use qf_pipeline::shard::write::check_key;
 
-use super::input::{is_image_extension, Candidate, CaptionSource, Listing, Skip, SkipCause};
+use super::super::row::{CaptionRef, ImageRef, Name, Row, Skip, SkipCause, TextFile};
+use super::super::work::is_image_extension;
+use super::{files, Fingerprint, List};
 use crate::interrupt::Interrupt;
 
 /// Caption files of one stem.
@@ -21,8 +22,9 @@ struct Captions {
 
 /// All images below `root`, sorted by path. Names that start with a dot are passed over; links to
 /// files are followed, links to folders are not.
-pub(super) fn list(root: &Path, interrupt: &Interrupt) -> anyhow::Result<Listing> {
-    let mut listing = Listing::default();
+pub(super) fn list(root: &Path, interrupt: &Interrupt) -> anyhow::Result<List> {
+    let mut listing = List::default();
+    let mut skips: Vec<Skip> = Vec::new();
     let mut images: Vec<PathBuf> = Vec::new(); // relative to the root
     let mut captions: HashMap<PathBuf, Captions> = HashMap::new();
     let mut pending = vec![PathBuf::new()];
@@ -38,7 +40,7 @@ pub(super) fn list(root: &Path, interrupt: &Interrupt) -> anyhow::Result<Listing
             Err(error) => {
                 let what = root.join(&folder).display().to_string();
                 let skip = Skip::new(what, SkipCause::Unreadable, error.to_string());
-                listing.skips.push(skip);
+                skips.push(skip);
                 continue;
             }
         };
@@ -70,29 +72,21 @@ pub(super) fn list(root: &Path, interrupt: &Interrupt) -> anyhow::Result<Listing
         }
     }
     images.sort();
-    listing.skips.sort_by(|a, b| a.what.cmp(&b.what));
+    skips.sort_by(|a, b| a.what.cmp(&b.what));
 
     let mut keyed = Vec::with_capacity(images.len());
     for image in images {
         // Looked up even where the key is bad, so that its captions count as used.
-        let source = match captions.get_mut(&image.with_extension("")) {
-            Some(of_stem) => {
-                of_stem.used = true;
-                CaptionSource::Files {
-                    text: of_stem.text.as_ref().map(|path| root.join(path)),
-                    json: of_stem.json.as_ref().map(|path| root.join(path)),
-                    lines: CaptionLines::Each,
-                }
-            }
-            None => CaptionSource::Files {
-                text: None,
-                json: None,
-                lines: CaptionLines::Each,
-            },
-        };
+        let of_stem = captions.get_mut(&image.with_extension(""));
+        let (text, json) = of_stem.map_or((None, None), |of_stem| {
+            of_stem.used = true;
+            (of_stem.text.clone(), of_stem.json.clone())
+        });
+        let file = |path: Option<PathBuf>| path.map(|path| TextFile::Path(root.join(path)));
+        let source = files(file(text), file(json));
         match natural_key(&image) {
             Ok(key) => keyed.push((key, image, source)),
-            Err(message) => listing.skips.push(Skip::new(
+            Err(message) => skips.push(Skip::new(
                 root.join(&image).display().to_string(),
                 SkipCause::BadName,
                 message,
@@ -101,21 +95,37 @@ pub(super) fn list(root: &Path, interrupt: &Interrupt) -> anyhow::Result<Listing
     }
     listing.captions_without_image = captions.values().filter(|c| !c.used).count() as u64;
 
+    let mut fingerprint = Fingerprint::new();
     let keys = unique_keys(keyed.iter().map(|(key, ..)| key.as_str()).collect());
     for ((natural, image, captions), key) in keyed.into_iter().zip(keys) {
         listing.renamed_keys += u64::from(key != natural);
-        listing.candidates.push(Candidate {
-            key,
-            image: root.join(image),
+        let image = root.join(image);
+        fingerprint.path(&key, &image);
+        if let CaptionRef::Files { text, json, .. } = &captions {
+            for file in [text, json].into_iter().flatten() {
+                fingerprint.path(&file.name(), Path::new(&file.name()));
+            }
+        }
+        listing.rows.push(Ok(Row {
+            name: Name {
+                key,
+                origin: image.display().to_string(),
+                url: None,
+            },
+            image: ImageRef::File(image),
             captions,
-        });
+            json: None,
+            members: Vec::new(),
+        }));
     }
+    listing.rows.extend(skips.into_iter().map(Err));
+    listing.fingerprint = fingerprint.finish();
     Ok(listing)
 }
 
 /// The relative path without its extension, with whatever a WebDataset reader would trip over
 /// replaced: dots in the base name and control characters by `_`, a leading `__` by `_`.
-fn natural_key(image: &Path) -> Result<String, String> {
+pub(super) fn natural_key(image: &Path) -> Result<String, String> {
     let stem = image.with_extension("");
     let stem = stem.to_str().ok_or("the name is not UTF-8; rename it")?;
     let (folder, base) = match stem.rsplit_once('/') {
@@ -137,7 +147,7 @@ fn natural_key(image: &Path) -> Result<String, String> {
 }
 
 /// The first of equal keys stays; later ones get `_2`, `_3`, … (the first number that is free).
-fn unique_keys(natural: Vec<&str>) -> Vec<String> {
+pub(super) fn unique_keys(natural: Vec<&str>) -> Vec<String> {
     let all: HashSet<&str> = natural.iter().copied().collect();
     let mut taken: HashSet<String> = HashSet::with_capacity(natural.len());
     let mut next: HashMap<&str, u64> = HashMap::new();

@@ -1,0 +1,172 @@
+//! `qfdata shard`, killed at any moment and started again: the shards of an unbroken run, to the byte,
+//! and whole ones are not written twice.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use image::ImageFormat;
+use serde_json::Value;
+
+use crate::bin;
+use crate::shard_cli::{image, FORMATS};
+
+const PAIRS: usize = 120;
+
+/// How often a run is killed, for each format; `QF_KILLS` sets another number.
+#[allow(clippy::disallowed_methods)] // A number for a longer test, by hand.
+fn kills() -> usize {
+    let kills = std::env::var("QF_KILLS").ok();
+    kills.and_then(|kills| kills.parse().ok()).unwrap_or(4)
+}
+
+fn pairs(folder: &Path) {
+    fs::create_dir(folder).unwrap();
+    for number in 0..PAIRS {
+        let name = folder.join(format!("{number:04}"));
+        // Every tenth is the double of the one before, every eleventh no image.
+        let double = if number % 10 == 9 { number - 1 } else { number };
+        let bytes = match number % 11 {
+            10 => b"<html>".to_vec(),
+            _ => {
+                let mut bytes = image(ImageFormat::Jpeg, (double % 256) as u8);
+                bytes.resize(bytes.len() + 20_000 + double, double as u8);
+                bytes
+            }
+        };
+        fs::write(name.with_extension("jpg"), bytes).unwrap();
+        fs::write(name.with_extension("txt"), format!("image {number}")).unwrap();
+    }
+}
+
+fn command(folder: &Path, format: &str, out: &str) -> Command {
+    let mut command = Command::new(bin::qfdata());
+    command
+        .current_dir(folder)
+        .args(["shard", "pairs", "--out", &format!("{out}/s")])
+        .args(["--format", format, "--max-count", "7", "--threads", "2"])
+        .args(["--drop-doubles", "exact", "--on-bad", "skip", "--json"])
+        .args(["--shuffle-seed", "3"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Name, content and time of every file of a folder, hidden ones included.
+fn files(folder: &Path) -> BTreeMap<String, (Vec<u8>, SystemTime)> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return BTreeMap::new();
+    };
+    let file = |entry: std::io::Result<fs::DirEntry>| {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        let time = entry.metadata().and_then(|metadata| metadata.modified());
+        let time = time.unwrap_or(SystemTime::UNIX_EPOCH);
+        (name, (fs::read(entry.path()).unwrap_or_default(), time))
+    };
+    entries.map(file).collect()
+}
+
+fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files = files(folder).into_iter();
+    files.map(|(name, (content, _))| (name, content)).collect()
+}
+
+#[test]
+fn a_run_killed_at_any_moment_ends_with_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    pairs(&folder.join("pairs"));
+    let mut state = 99u64;
+    for format in FORMATS {
+        let whole = format!("whole-{format}");
+        let begun = Instant::now();
+        let output = command(folder, format, &whole).output().unwrap();
+        let unbroken = begun.elapsed();
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        let expected = contents(&folder.join(&whole));
+        assert!(expected.len() > 3 * 10, "{:?}", expected.keys());
+        let mut kept_in_all = 0;
+        for kill in 0..kills() {
+            let out = format!("killed-{format}-{kill}");
+            // Killed up to three times, each at a moment of its own.
+            for _ in 0..3 {
+                let mut child = command(folder, format, &out).spawn().unwrap();
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                let share = (state >> 40) as f64 / (1u64 << 24) as f64;
+                std::thread::sleep(unbroken.mul_f64(share));
+                child.kill().unwrap();
+                child.wait().unwrap();
+            }
+            let before = files(&folder.join(&out));
+            let output = command(folder, format, &out).output().unwrap();
+            match output.status.code() {
+                Some(3) => {
+                    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+                    let kept = summary["kept"].as_u64().unwrap();
+                    kept_in_all += kept;
+                    let after = files(&folder.join(&out));
+                    for number in 0..kept {
+                        let name = format!("s-{number:06}.{format}");
+                        assert_eq!(before[&name].1, after[&name].1, "{name} was written again");
+                    }
+                }
+                // One of the three was faster than its kill.
+                Some(1) => {
+                    let message = String::from_utf8_lossy(&output.stderr);
+                    assert!(message.contains("exists already"), "{message}");
+                }
+                _ => panic!("{output:?}"),
+            }
+            let found = contents(&folder.join(&out));
+            let names =
+                |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
+            assert_eq!(names(&found), names(&expected), "{format} {kill}");
+            assert!(found == expected, "{format} {kill}");
+        }
+        println!(
+            "{format}: {kept_in_all} shards kept over {} kills",
+            3 * kills()
+        );
+    }
+}
+
+/// What was whole stays, unless the input has changed since.
+#[test]
+fn a_changed_input_is_written_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    pairs(&folder.join("pairs"));
+    let stopped = |folder: &Path| {
+        let mut child = command(folder, "tar.zst", "out").spawn().unwrap();
+        let begun = Instant::now();
+        let is_begun = || {
+            let names = files(&folder.join("out")).into_keys();
+            names.filter(|name| name.ends_with(".zst")).count() >= 3
+        };
+        while !is_begun() && child.try_wait().unwrap().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    };
+    stopped(folder);
+    fs::write(folder.join("pairs/0000.txt"), "another caption").unwrap();
+    let output = command(folder, "tar.zst", "out").output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(1) {
+        // It was done before it was killed.
+        assert!(message.contains("exists already"), "{message}");
+        return;
+    }
+    assert!(message.contains("the input has changed"), "{message}");
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["kept"], 0);
+    command(folder, "tar.zst", "fresh").output().unwrap();
+    assert!(contents(&folder.join("out")) == contents(&folder.join("fresh")));
+}

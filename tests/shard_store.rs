@@ -1,0 +1,222 @@
+//! `qfdata shard` into an object store: moto's S3.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::bin;
+use crate::shard_cli::{image, pairs};
+use crate::test_data::python;
+
+/// moto's S3 with an empty bucket; prints its port, then, for each line on standard input, what the bucket
+/// holds: names and contents.
+const S3: &str = r#"
+import boto3, hashlib, json, sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+_, port = server.get_host_and_port()
+s3 = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1",
+                  aws_access_key_id="key", aws_secret_access_key="secret")
+s3.create_bucket(Bucket="bkt")
+print(port, flush=True)
+for line in sys.stdin:
+    found = {}
+    for item in s3.list_objects_v2(Bucket="bkt").get("Contents", []):
+        content = s3.get_object(Bucket="bkt", Key=item["Key"])["Body"].read()
+        found[item["Key"]] = hashlib.sha256(content).hexdigest()
+    uploads = len(s3.list_multipart_uploads(Bucket="bkt").get("Uploads", []))
+    print(json.dumps([found, uploads]), flush=True)
+"#;
+
+struct Moto {
+    process: Child,
+    lines: BufReader<std::process::ChildStdout>,
+    endpoint: String,
+}
+
+impl Moto {
+    fn start(python: &Path) -> Moto {
+        let mut process = Command::new(python)
+            .args(["-c", S3])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap());
+        let mut port = String::new();
+        lines.read_line(&mut port).unwrap();
+        Moto {
+            process,
+            lines,
+            endpoint: format!("http://127.0.0.1:{}", port.trim()),
+        }
+    }
+
+    /// Names and checksums of the objects, and uploads that are not finished.
+    fn objects(&mut self) -> (serde_json::Map<String, Value>, u64) {
+        use std::io::Write;
+        let mut stdin = self.process.stdin.as_ref().unwrap();
+        stdin.write_all(b"\n").unwrap();
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        let found: Value = serde_json::from_str(&line).unwrap();
+        (
+            found[0].as_object().unwrap().clone(),
+            found[1].as_u64().unwrap(),
+        )
+    }
+
+    fn command(&self, folder: &Path, out: &str, options: &[&str]) -> Command {
+        let mut command = Command::new(bin::qfdata());
+        command
+            .current_dir(folder)
+            .args(["shard", "pairs", "--out", out, "--json", "--on-bad", "skip"])
+            .args(options)
+            .env("AWS_ENDPOINT_URL", &self.endpoint)
+            .env("AWS_ENDPOINT", &self.endpoint)
+            .env("AWS_ALLOW_HTTP", "true")
+            .env("AWS_REGION", "us-east-1")
+            .env("AWS_ACCESS_KEY_ID", "key")
+            .env("AWS_SECRET_ACCESS_KEY", "secret")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn succeeds(output: &Output) -> Value {
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn a_bucket_gets_the_files_of_a_folder() {
+    let Some(python) = python("a_bucket") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    pairs(&folder.join("pairs"), 9);
+    // One shard that goes in parts.
+    for name in ["large0", "large1"] {
+        let mut large = image(image::ImageFormat::Jpeg, 77);
+        let mut state = 5u32;
+        large.resize_with(20 << 20, || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        });
+        std::fs::write(folder.join(format!("pairs/{name}.jpg")), large).unwrap();
+        std::fs::write(folder.join(format!("pairs/{name}.txt")), name).unwrap();
+    }
+    let mut moto = Moto::start(&python);
+    let options = ["--max-count", "5"];
+    let out = "s3://bkt/sets/x/photos";
+    let summary = succeeds(&moto.command(folder, out, &options).output().unwrap());
+    assert_eq!(summary["shards"], 3);
+    assert_eq!(summary["files"][0], "s3://bkt/sets/x/photos-000000.tar");
+    succeeds(
+        &moto
+            .command(folder, "local/photos", &options)
+            .output()
+            .unwrap(),
+    );
+    let (objects, uploads) = moto.objects();
+    assert_eq!(uploads, 0);
+    let mut local = 0;
+    for entry in std::fs::read_dir(folder.join("local")).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        let content = std::fs::read(entry.path()).unwrap();
+        let object = &objects[&format!("sets/x/{name}")];
+        assert_eq!(object, &sha256(&python, entry.path().as_path()), "{name}");
+        assert!(!content.is_empty());
+        local += 1;
+    }
+    assert_eq!(objects.len(), local, "and no other: {:?}", objects.keys());
+    // As of a folder: not twice, unless asked for.
+    let output = moto.command(folder, out, &options).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(
+        message.contains("s3://bkt/sets/x/photos-000000.tar exists already"),
+        "{message}"
+    );
+    let options = ["--max-count", "20", "--overwrite"];
+    let summary = succeeds(&moto.command(folder, out, &options).output().unwrap());
+    assert_eq!(summary["removed_stale"], 2);
+    // A store that does not let us in.
+    let mut command = moto.command(folder, "s3://nobody/x/photos", &[]);
+    let output = command.output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("s3://nobody/x/photos"), "{message}");
+}
+
+fn sha256(python: &Path, file: &Path) -> String {
+    let script =
+        "import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest())";
+    let output = Command::new(python)
+        .args(["-c", script])
+        .arg(file)
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_killed_run_goes_on_in_a_bucket() {
+    let Some(python) = python("a_killed_run_in_a_bucket") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    pairs(&folder.join("pairs"), 60);
+    let mut moto = Moto::start(&python);
+    let options = ["--max-count", "3"];
+    succeeds(
+        &moto
+            .command(folder, "s3://bkt/whole/s", &options)
+            .output()
+            .unwrap(),
+    );
+    let mut child = moto
+        .command(folder, "s3://bkt/killed/s", &options)
+        .spawn()
+        .unwrap();
+    loop {
+        let (objects, _) = moto.objects();
+        let is_shard = |name: &&String| name.starts_with("killed/") && name.ends_with(".tar");
+        if objects.keys().filter(is_shard).count() >= 3 || child.try_wait().unwrap().is_some() {
+            break;
+        }
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let output = moto
+        .command(folder, "s3://bkt/killed/s", &options)
+        .output()
+        .unwrap();
+    if output.status.success() {
+        let summary = succeeds(&output);
+        assert!(summary["kept"].as_u64().unwrap() >= 1, "{summary}");
+    }
+    let (objects, _) = moto.objects();
+    let of = |start: &str| -> Vec<(String, Value)> {
+        let found = objects.iter().filter_map(|(name, digest)| {
+            Some((name.strip_prefix(start)?.to_owned(), digest.clone()))
+        });
+        found.collect()
+    };
+    assert_eq!(of("killed/"), of("whole/"));
+}
