@@ -62,6 +62,7 @@ fn write_shards(folder: &Path, format: ShardFormat, counts: &[usize], image: &[u
                 captions: vec!["a dog".into()],
                 text_member: true,
                 json: None,
+                members: Vec::new(),
             };
             writer.write(&sample).unwrap();
             number += 1;

@@ -170,3 +170,48 @@ fn a_changed_input_is_written_again() {
     command(folder, "tar.zst", "fresh").output().unwrap();
     assert!(contents(&folder.join("out")) == contents(&folder.join("fresh")));
 }
+
+/// Parts that are made alone hold all rows once, in order.
+#[test]
+fn parts_are_the_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    pairs(&folder.join("pairs"));
+    let run = |format: &str, input: &str, out: &str, more: &[&str]| {
+        let mut command = Command::new(bin::qfdata());
+        command
+            .current_dir(folder)
+            .args(["shard", input, "--out", out, "--format", format])
+            .args(["--max-count", "7", "--on-bad", "skip", "--json"])
+            .args(more);
+        let output = command.output().unwrap();
+        assert!(matches!(output.status.code(), Some(0 | 3)), "{output:?}");
+        let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let shards = crate::shard_cli::files(&summary);
+        let shards: Vec<_> = shards.iter().map(|shard| folder.join(shard)).collect();
+        crate::shard_cli::read_files(&shards)
+    };
+    for more in [&[][..], &["--shuffle-seed", "5"]] {
+        let out = format!("whole{}/s", more.len());
+        let whole = run("tar", "pairs", &out, more);
+        assert_eq!(whole.len(), PAIRS - PAIRS / 11);
+        let mut parts = Vec::new();
+        for part in ["0/4", "1/4", "2/4", "3/4"] {
+            let out = format!("parts{}/s", more.len());
+            parts.extend(run(
+                "tar.zst",
+                "pairs",
+                &out,
+                &[more, &["--part", part]].concat(),
+            ));
+        }
+        assert_eq!(parts, whole);
+    }
+    assert!(folder.join("parts0/s-00003-000000.tar.zst").is_file());
+    // Of shards, too, which are counted first.
+    let pattern = "whole0/s-*.tar";
+    let mut parts = run("arrow", pattern, "again/s", &["--part", "0/2"]);
+    parts.extend(run("arrow", pattern, "again/s", &["--part", "1/2"]));
+    let whole = crate::shard_cli::Samples::from_iter(parts);
+    assert_eq!(whole.len(), PAIRS - PAIRS / 11);
+}

@@ -138,6 +138,11 @@ for name, method in (("stored.zip", zipfile.ZIP_STORED), ("deflated.zip", zipfil
         for n in sorted(range(12), key=lambda n: names[n]):
             out.writestr(names[n], images[n])
             out.writestr(names[n][:-3] + "txt", "\n".join(captions[n]))
+os.makedirs("imagefolder")
+for n in range(12): open(f"imagefolder/{n}.{names[n][-3:]}", "wb").write(images[n])
+with open("imagefolder/metadata.jsonl", "w") as f:
+    for n in range(12): f.write(json.dumps({"file_name": f"{n}.{names[n][-3:]}", "text": captions[n]}) + "\n")
+test("a folder with metadata.jsonl", ["imagefolder"])
 order = sorted(range(12), key=lambda n: names[n])
 for name in ("stored.zip", "deflated.zip"):
     expected = [[names[n][:-4], images[n].hex(), captions[n], None] for n in order]

@@ -185,6 +185,19 @@ pub(crate) fn split_list(spec: &str) -> Vec<&str> {
 /// Ending of a sidecar's name, after the name of its shard.
 pub const INDEX_ENDING: &str = ".qfidx";
 
+/// What the name of a shard may end in.
+pub(crate) const SHARD_ENDINGS: [&str; 4] = [".tar", ".tar.gz", ".tar.zst", ".arrow"];
+
+/// Whether a file of this name is an index, metadata or statistics of shards: no shard, however wide the
+/// pattern.
+pub(crate) fn stands_beside_shards(name: &str) -> bool {
+    let of_shard = name
+        .strip_suffix(".parquet")
+        .or(name.strip_suffix("_stats.json"));
+    name.ends_with(INDEX_ENDING)
+        || of_shard.is_some_and(|shard| SHARD_ENDINGS.iter().any(|ending| shard.ends_with(ending)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,7 +18,7 @@ use super::store::Store;
 use super::version::{ObjectAddress, Version};
 use super::RemoteOptions;
 use crate::error::PipelineError;
-use crate::shard_spec::{DisplayUrl, INDEX_ENDING};
+use crate::shard_spec::{stands_beside_shards, DisplayUrl, INDEX_ENDING, SHARD_ENDINGS};
 use crate::stop::Stop;
 
 /// Shards asked for at a time.
@@ -26,9 +26,6 @@ const PARALLEL_QUESTIONS: usize = 32;
 
 /// More than any real data set has; a prefix with more is not one of shards.
 const MAX_LISTED: usize = 1_000_000;
-
-/// What a prefix stands for. Wildcards find other names too.
-const SHARD_ENDINGS: [&str; 4] = [".tar", ".tar.gz", ".tar.zst", ".arrow"];
 
 const WEB: [&str; 2] = ["http", "https"];
 const CLOUDS: [&str; 8] = ["s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl"];
@@ -293,7 +290,8 @@ impl Listing {
             require_literal_separator: true,
             ..Default::default()
         };
-        !key.ends_with(INDEX_ENDING)
+        // A prefix stands for shards; wildcards find other names too.
+        !stands_beside_shards(key)
             && match &self.pattern {
                 Some(pattern) => pattern.matches_with(key, options),
                 None => SHARD_ENDINGS.iter().any(|ending| key.ends_with(ending)),

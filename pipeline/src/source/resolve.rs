@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{braces, ShardLocation};
 use crate::error::PipelineError;
 use crate::remote::{is_remote, RemoteOptions, Resolver};
-use crate::shard_spec::{split_list, DisplayUrl, INDEX_ENDING};
+use crate::shard_spec::{split_list, stands_beside_shards, DisplayUrl};
 
 /// [`resolve_shards_with`] default options: without credentials or a cache.
 ///
@@ -152,12 +152,7 @@ fn match_pattern(spec: &str, pattern: &str) -> Result<Vec<PathBuf>, PipelineErro
             path: error.path().to_path_buf(),
             source: error.into(),
         })?;
-        // Sidecars are no shards, however wide the pattern.
-        let is_sidecar = path
-            .as_os_str()
-            .as_encoded_bytes()
-            .ends_with(INDEX_ENDING.as_bytes());
-        if path.is_file() && !is_sidecar {
+        if path.is_file() && !stands_beside_shards(&path.to_string_lossy()) {
             files.push(path);
         }
     }

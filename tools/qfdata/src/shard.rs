@@ -24,14 +24,16 @@ mod work;
 mod writer;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use indicatif::ProgressBar;
 use qf_cli::output::{remark, InPart};
 use qf_pipeline::shard::arrow::CaptionType;
-use qf_pipeline::shard::write::{ShardFormat, ShardOptions};
 use qf_pipeline::words::counted;
+use qf_pipeline::write::{ShardFormat, ShardOptions};
 
 use crate::interrupt::Interrupt;
 use crate::progress;
@@ -47,7 +49,7 @@ use output::Output;
 use report::Report;
 use source::Source;
 use work::Recipe;
-use writer::ShardSet;
+use writer::{lock, ShardSet, Writing};
 
 /// Runs the subcommand.
 pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<()> {
@@ -77,7 +79,10 @@ impl<'a> Run<'a> {
     fn new(args: &'a ShardArgs, interrupt: Interrupt) -> anyhow::Result<Run<'a>> {
         check(args)?;
         Ok(Run {
-            output: Output::new(&args.out, args.format)?,
+            output: match args.part {
+                Some(part) => Output::new(&part.prefix(&args.out), args.format)?,
+                None => Output::new(&args.out, args.format)?,
+            },
             options: shard_options(args)?,
             threads: match args.threads {
                 Some(threads) => usize::from(threads),
@@ -117,10 +122,18 @@ impl<'a> Run<'a> {
             true => Some(Fetcher::new(&args.downloads)?),
             false => None,
         };
+        let rows = match args.part {
+            Some(part) => part.rows(source.count(&self.interrupt.stop())?),
+            None => 0..u64::MAX,
+        };
         if args.on_bad == OnBad::Error && !source.has_urls() {
-            self.look_first(&source)?;
+            self.look_first(&source, rows.clone())?;
         }
-        let behind = match self.shards(&source, options, fetcher.as_ref(), &mut journal) {
+        let flow = (&source, fetcher.as_ref(), rows);
+        let journal = Mutex::new(journal);
+        let written = self.shards(flow, options, &journal);
+        let mut journal = journal.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let behind = match written {
             Ok(behind) => behind,
             Err(error) => return Err(self.stopped(error, &mut journal)),
         };
@@ -223,11 +236,11 @@ impl<'a> Run<'a> {
     }
 
     /// Goes through all rows without writing: with `--on-bad error`, nothing is written if one is bad.
-    fn look_first(&self, source: &Source) -> anyhow::Result<()> {
+    fn look_first(&self, source: &Source, rows: Range<u64>) -> anyhow::Result<()> {
         let mut first = None;
         let (mut bad, mut good) = (0u64, 0u64);
         let recipe = self.recipe();
-        let flow = self.flow(source, &recipe, None, 0);
+        let flow = self.flow(source, &recipe, None, rows);
         flow.run(&mut |outcome| {
             match outcome.sample {
                 Err(skip) if !skip.cause.is_wanted() => {
@@ -250,10 +263,9 @@ impl<'a> Run<'a> {
 
     fn shards(
         &self,
-        source: &Source,
+        (source, fetcher, rows): (&Source, Option<&Fetcher>, Range<u64>),
         options: ShardOptions,
-        fetcher: Option<&Fetcher>,
-        journal: &mut Journal,
+        journal: &Mutex<Journal>,
     ) -> anyhow::Result<BTreeMap<String, u64>> {
         let args = self.args;
         let limits = plan::Limits {
@@ -261,25 +273,29 @@ impl<'a> Run<'a> {
             max_bytes: args.max_bytes,
         };
         let seen = Seen::new(args.drop_doubles, args.near_distance);
-        let start = journal.whole().last().map_or(0, |shard| shard.rows_end);
-        let mut shards = ShardSet::new(
-            &self.output,
+        let start = lock(journal).whole().last().map(|shard| shard.rows_end);
+        let rows = start.unwrap_or(rows.start)..rows.end;
+        let writing = Writing {
+            output: &self.output,
             options,
             limits,
-            args.on_bad,
+            on_bad: args.on_bad,
             seen,
-            source.repeats_keys(),
-            journal,
-        )?;
-        let bar = self.bar(source, start);
+            repeats_keys: source.repeats_keys(),
+        };
+        let bar = self.bar(source, &rows);
         let recipe = self.recipe();
-        let flow = self.flow(source, &recipe, fetcher, start);
-        flow.run(&mut |outcome: Outcome| {
-            bar.inc(1);
-            shards.accept(outcome)
-        })?;
+        let flow = self.flow(source, &recipe, fetcher, rows);
+        let skipped = std::thread::scope(|scope| {
+            let mut shards = ShardSet::new(writing, journal, scope)?;
+            flow.run(&mut |outcome: Outcome| {
+                bar.inc(1);
+                shards.accept(outcome)
+            })?;
+            shards.finish()
+        });
         bar.finish_and_clear();
-        shards.finish()
+        skipped
     }
 
     fn flow<'b>(
@@ -287,11 +303,11 @@ impl<'a> Run<'a> {
         source: &'b Source,
         recipe: &'b Recipe,
         fetcher: Option<&'b Fetcher>,
-        start: u64,
+        rows: Range<u64>,
     ) -> Flow<'b> {
         Flow {
             source,
-            rows: start..u64::MAX,
+            rows,
             recipe,
             threads: self.threads,
             fetcher,
@@ -299,16 +315,17 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn bar(&self, source: &Source, start: u64) -> ProgressBar {
+    fn bar(&self, source: &Source, rows: &Range<u64>) -> ProgressBar {
         if self.args.quiet {
             return ProgressBar::hidden();
         }
         let bar = match source.rows() {
-            Some(rows) => progress::bar("writing", usize::try_from(rows).unwrap_or(usize::MAX)),
+            Some(all) => {
+                let left = rows.end.min(all).saturating_sub(rows.start);
+                progress::bar("writing", usize::try_from(left).unwrap_or(usize::MAX))
+            }
             None => progress::counter("writing"),
         };
-        bar.set_position(start);
-        bar.reset_eta();
         bar.enable_steady_tick(Duration::from_millis(200));
         bar
     }
@@ -376,6 +393,7 @@ fn settings(args: &ShardArgs) -> Settings {
         threads: _,
         level,
         shuffle_seed,
+        part,
         on_bad,
         drop_doubles,
         near_distance,
@@ -403,6 +421,10 @@ fn settings(args: &ShardArgs) -> Settings {
     set("--no-index", no_index.to_string());
     let given = [
         ("--level", level.map(|level| level.to_string())),
+        (
+            "--part",
+            part.map(|part| format!("{}/{}", part.index, part.count)),
+        ),
         ("--shuffle-seed", shuffle_seed.map(|seed| seed.to_string())),
         (
             "--drop-doubles",
@@ -466,6 +488,7 @@ mod tests {
             &["--level", "7"],
             &["--shuffle-seed", "7"],
             &["--drop-doubles", "exact"],
+            &["--part", "0/7"],
             &["--no-index"],
             &["--split", "val"],
             &["--delimiter", ";"],

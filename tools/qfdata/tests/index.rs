@@ -115,7 +115,8 @@ fn shards_and_their_indexes_come_and_go_together() {
         names
     };
     shards(folder, &["--format", "tar.zst"]);
-    assert_eq!(names().len(), 6);
+    // Metadata beside each, too, and the statistics of all.
+    assert_eq!(names().len(), 10);
     let summary = succeed(folder, &["index", "--check", "out/*.zst"]);
     assert!(summary.contains("zstd frames 3"), "{summary}");
     let options = [
@@ -128,7 +129,11 @@ fn shards_and_their_indexes_come_and_go_together() {
         "--overwrite",
     ];
     succeed(folder, &options);
-    assert_eq!(names(), ["s-000000.tar.zst", "s-000000.tar.zst.qfidx"]);
+    let metadata = "s-000000.tar.zst.parquet";
+    let statistics = "s.tar.zst_stats.json";
+    let shard = "s-000000.tar.zst";
+    let index = "s-000000.tar.zst.qfidx";
+    assert_eq!(names(), [shard, metadata, index, statistics]);
     succeed(folder, &[&options[..], &["--no-index"]].concat());
-    assert_eq!(names(), ["s-000000.tar.zst"]);
+    assert_eq!(names(), [shard, metadata, statistics]);
 }

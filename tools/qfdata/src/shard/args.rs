@@ -1,13 +1,15 @@
 //! The command line of `qfdata shard`.
 
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum, ValueHint};
 use qf_pipeline::captions::CaptionLines;
 use qf_pipeline::decode::ImageFormat;
-use qf_pipeline::shard::write::ShardFormat;
+use qf_pipeline::source::scheme;
+use qf_pipeline::write::ShardFormat;
 
 use super::geometry::ResizeMode;
 use super::lock::Settings;
@@ -44,7 +46,7 @@ pub(crate) struct ShardArgs {
 
     /// Path (or s3://, gs://, az://) and start of the name of the shards: photos gives
     /// photos-000000.tar and so on
-    #[arg(long, value_name = "PREFIX", value_hint = ValueHint::AnyPath)]
+    #[arg(long, value_name = "PREFIX", value_hint = ValueHint::AnyPath, value_parser = destination)]
     pub(super) out: String,
 
     #[command(flatten)]
@@ -96,6 +98,11 @@ pub(crate) struct ShardArgs {
     /// Mix the samples in an order drawn from this seed [default: order of the input]
     #[arg(long, value_name = "SEED")]
     pub(super) shuffle_seed: Option<u64>,
+
+    /// Only part I (from 0) of N of the rows, under PREFIX-IIIII: parts share nothing, and may be made by
+    /// as many machines
+    #[arg(long, value_name = "I/N", value_parser = part)]
+    pub(super) part: Option<Part>,
 
     /// What to do about inputs that cannot become a sample
     #[arg(long, value_enum, default_value_t = OnBad::Warn)]
@@ -432,6 +439,50 @@ impl ImageKind {
     }
 }
 
+/// Part `index` of `count` of the rows of an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) index: u64,
+    pub(super) count: u64,
+}
+
+impl Part {
+    /// Which of so many rows: parts differ by one row at most.
+    pub(super) fn rows(self, rows: u64) -> Range<u64> {
+        let start = |part: u64| {
+            let start = u128::from(rows) * u128::from(part) / u128::from(self.count);
+            u64::try_from(start).unwrap_or(rows)
+        };
+        start(self.index)..start(self.index + 1)
+    }
+
+    /// The prefix of its shards.
+    pub(super) fn prefix(self, prefix: &str) -> String {
+        format!("{prefix}-{:05}", self.index)
+    }
+}
+
+fn part(text: &str) -> Result<Part, String> {
+    const HELP: &str = "give I/N with I from 0 to N-1, such as 0/8";
+    let (index, count) = text.split_once('/').ok_or(HELP)?;
+    let number = |text: &str| text.trim().parse::<u64>().map_err(|_| HELP.to_owned());
+    let (index, count) = (number(index)?, number(count)?);
+    match index < count {
+        true => Ok(Part { index, count }),
+        false => Err(HELP.to_owned()),
+    }
+}
+
+/// A path, or the URL of an object store.
+fn destination(text: &str) -> Result<String, String> {
+    match scheme(text) {
+        None | Some("s3" | "s3a" | "gs" | "az" | "azure" | "abfs" | "abfss" | "adl") => {
+            Ok(text.to_owned())
+        }
+        Some(_) => Err("shards are written to a path, s3://, gs:// or az://".to_owned()),
+    }
+}
+
 fn delimiter(text: &str) -> Result<u8, String> {
     match text {
         "\\t" | "tab" => Ok(b'\t'),
@@ -445,5 +496,30 @@ fn delimiter(text: &str) -> Result<u8, String> {
             }
             _ => Err("give one character, such as ; or | or tab".to_owned()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_all_rows_once() {
+        for rows in [0, 1, 7, 100, u64::MAX] {
+            for count in [1, 2, 3, 8, 1000] {
+                let mut next = 0;
+                for index in 0..count {
+                    let part = Part { index, count }.rows(rows);
+                    assert_eq!(part.start, next);
+                    assert!(part.end - part.start <= (rows / count).saturating_add(1));
+                    next = part.end;
+                }
+                assert_eq!(next, rows);
+            }
+        }
+        assert_eq!(part("3/8"), Ok(Part { index: 3, count: 8 }));
+        for bad in ["", "3", "8/8", "-1/3", "0/0", "1/x"] {
+            assert!(part(bad).is_err(), "{bad}");
+        }
     }
 }

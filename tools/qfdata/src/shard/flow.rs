@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{self, Receiver, Sender};
 use qf_pipeline::decode::DecodeLimits;
-use qf_pipeline::shard::write::ShardSample;
+use qf_pipeline::write::ShardSample;
 
 use super::fetch::Fetcher;
 use super::row::{ImageRef, Name, Row, Skip};

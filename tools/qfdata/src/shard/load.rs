@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use qf_pipeline::captions::CaptionLines;
-use qf_pipeline::shard::captions::{captions_from_json, captions_from_text};
+use qf_pipeline::captions::{captions_from_json, captions_from_text};
 
 use super::row::{CaptionRef, ImageRef, Row, Skip, SkipCause, TextFile};
 

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, Context};
 use qf_pipeline::atomic_file::{self, AtomicFile};
 use qf_pipeline::index::INDEX_ENDING;
-use qf_pipeline::shard::write::ShardFormat;
 use qf_pipeline::source::{scheme, DisplayUrl};
+use qf_pipeline::write::ShardFormat;
 
 use super::metadata::METADATA_ENDING;
 use super::store::Store;
@@ -31,13 +31,12 @@ pub(super) struct Output {
 impl Output {
     /// `prefix`: a path or the URL of a store, and the start of the names.
     pub(super) fn new(prefix: &str, format: ShardFormat) -> anyhow::Result<Self> {
-        let local = prefix.strip_prefix("file://").unwrap_or(prefix);
-        let is_remote = scheme(prefix).is_some_and(|scheme| scheme != "file");
+        let is_remote = scheme(prefix).is_some();
         let shown = DisplayUrl::of(prefix);
-        let (folder, name) = match local.rsplit_once('/') {
+        let (folder, name) = match prefix.rsplit_once('/') {
             Some((folder, name)) if !folder.is_empty() => (folder, name),
             Some((_, name)) => ("/", name),
-            None => ("", local),
+            None => ("", prefix),
         };
         if matches!(name, "" | "." | "..") || (is_remote && folder.ends_with('/')) {
             bail!(

@@ -1,6 +1,6 @@
 //! How large a shard becomes, and in which order samples come.
 
-use qf_pipeline::shard::write::{tar_sample_bytes, ShardFormat, ShardSample, TAR_END_BYTES};
+use qf_pipeline::write::{tar_sample_bytes, ShardFormat, ShardSample, TAR_END_BYTES};
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

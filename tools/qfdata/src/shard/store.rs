@@ -5,7 +5,7 @@ use std::future::Future;
 use std::path::Path as LocalPath;
 use std::sync::Arc;
 
-use anyhow::{anyhow, bail, Context};
+use anyhow::{anyhow, Context};
 use futures_util::StreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
@@ -39,12 +39,6 @@ impl Store {
     pub(super) fn open(url: &str) -> anyhow::Result<Store> {
         let shown = DisplayUrl::of(url);
         let parsed = Url::parse(url).with_context(|| format!("--out {shown}"))?;
-        if !matches!(
-            parsed.scheme(),
-            "s3" | "s3a" | "gs" | "az" | "azure" | "abfs" | "abfss" | "adl"
-        ) {
-            bail!("--out {shown}: shards are written to folders, s3://, gs:// and az://");
-        }
         qf_pipeline::remote::install_tls();
         let settings = std::env::vars_os().filter_map(|(name, value)| {
             let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);

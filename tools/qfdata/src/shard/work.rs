@@ -3,10 +3,10 @@
 use image::ImageFormat;
 use image_hasher::{HashAlg, Hasher, HasherConfig};
 use qf_codecs::encode::{self, JpegEncoder};
-use qf_pipeline::decode::{DecodeError, DecodeLimits, OpenedImage, RgbImage};
+use qf_pipeline::decode::{DecodeError, DecodeLimits, RgbImage};
 use qf_pipeline::resize::PictureResizer;
 use qf_pipeline::shard::read::ReadOptions;
-use qf_pipeline::shard::write::ShardSample;
+use qf_pipeline::write::ShardSample;
 use sha2::{Digest, Sha256};
 
 use super::args::{CheckImages, ImageKind};
@@ -197,11 +197,10 @@ impl<'a> Worker<'a> {
             return Ok((image, extension.to_owned()));
         }
         let scaled = fitted.map_or(original, |fitted| fitted.scaled);
-        let broken = |error: DecodeError| (cause_of(&error), error.to_string());
         let picture = self
-            .picture(&opened, scaled)
-            .map_err(|error| broken(error))
-            .map_err(|(cause, message)| skip(cause, message))?;
+            .resizer
+            .decode(&opened, scaled)
+            .map_err(|error| skip(cause_of(&error), error.to_string()))?;
         facts.phash = self.perceptual_hash(&picture);
         let Some(kind) = kind else {
             return Ok((image, extension.to_owned()));
@@ -216,14 +215,6 @@ impl<'a> Worker<'a> {
             .encode(&picture, kind)
             .map_err(|message| skip(SkipCause::BrokenImage, message))?;
         Ok((file, kind.extension().to_owned()))
-    }
-
-    fn picture(
-        &mut self,
-        opened: &OpenedImage<'_>,
-        size: (u32, u32),
-    ) -> Result<RgbImage, DecodeError> {
-        self.resizer.decode(opened, size)
     }
 
     fn bounds_sides(&self) -> bool {

@@ -1,10 +1,14 @@
-//! Puts samples into shards, one shard after the other, and writes down each that is whole.
+//! Puts samples into shards, one shard after the other. A thread of its own ([`Closer`]) brings each that
+//! is full to the disk or the store, and writes it down, while the next one is filled.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
 
 use anyhow::Context;
-use qf_pipeline::shard::write::{ShardOptions, ShardSample, ShardWriter};
+use crossbeam::channel::{self, Sender};
 use qf_pipeline::warnings::Warnings;
+use qf_pipeline::write::{ShardOptions, ShardSample, ShardWriter};
 
 use super::args::OnBad;
 use super::doubles::Seen;
@@ -17,11 +21,12 @@ use super::row::{Skip, SkipCause};
 
 /// The shards of a run.
 pub(super) struct ShardSet<'a> {
-    pub(super) output: &'a Output,
-    pub(super) options: ShardOptions,
-    pub(super) limits: Limits,
-    pub(super) on_bad: OnBad,
-    journal: &'a mut Journal,
+    output: &'a Output,
+    options: ShardOptions,
+    limits: Limits,
+    on_bad: OnBad,
+    journal: &'a Mutex<Journal>,
+    closer: Closer<'a>,
     seen: Seen,
     /// How often each key came, where keys may come more than once.
     keys: Option<HashMap<String, u64>>,
@@ -30,7 +35,19 @@ pub(super) struct ShardSet<'a> {
     early: Vec<MetadataRow>,
     counts: WholeShard,
     next_number: u64,
+    has_begun: bool,
     warnings: Warnings,
+}
+
+/// How shards are written.
+pub(super) struct Writing<'a> {
+    pub(super) output: &'a Output,
+    pub(super) options: ShardOptions,
+    pub(super) limits: Limits,
+    pub(super) on_bad: OnBad,
+    pub(super) seen: Seen,
+    /// Whether two rows may have one key.
+    pub(super) repeats_keys: bool,
 }
 
 /// A shard that is being written.
@@ -47,16 +64,21 @@ impl<'a> ShardSet<'a> {
     /// # Errors
     /// Metadata of whole shards that cannot be read.
     pub(super) fn new(
-        output: &'a Output,
-        options: ShardOptions,
-        limits: Limits,
-        on_bad: OnBad,
-        mut seen: Seen,
-        repeats_keys: bool,
-        journal: &'a mut Journal,
+        writing: Writing<'a>,
+        journal: &'a Mutex<Journal>,
+        scope: &'a Scope<'a, '_>,
     ) -> anyhow::Result<ShardSet<'a>> {
+        let Writing {
+            output,
+            options,
+            limits,
+            on_bad,
+            mut seen,
+            repeats_keys,
+        } = writing;
         let mut keys = repeats_keys.then(HashMap::new);
-        for shard in journal.whole() {
+        let whole = lock(journal).whole().to_vec();
+        for shard in &whole {
             let path = output.fetch_metadata(shard.number)?;
             metadata::read_samples(&path, &mut |key, facts| {
                 seen.add(key, facts);
@@ -65,7 +87,7 @@ impl<'a> ShardSet<'a> {
                 }
             })?;
         }
-        let last = journal.whole().last();
+        let last = whole.last();
         Ok(ShardSet {
             next_number: last.map_or(0, |shard| shard.number + 1),
             counts: WholeShard {
@@ -77,10 +99,12 @@ impl<'a> ShardSet<'a> {
             limits,
             on_bad,
             journal,
+            closer: Closer::start(output, journal, scope),
             seen,
             keys,
             current: None,
             early: Vec::new(),
+            has_begun: false,
             warnings: Warnings::default(),
         })
     }
@@ -193,7 +217,9 @@ impl<'a> ShardSet<'a> {
     }
 
     fn open(&mut self) -> anyhow::Result<Current> {
-        self.journal.begin(self.output)?;
+        if !std::mem::replace(&mut self.has_begun, true) {
+            lock(self.journal).begin(self.output)?;
+        }
         let number = self.next_number;
         let mut metadata = MetadataWriter::create(self.output.metadata(number))?;
         for row in self.early.drain(..) {
@@ -207,17 +233,11 @@ impl<'a> ShardSet<'a> {
         })
     }
 
-    /// The shard is whole: gives it its name, and writes it down.
+    /// The shard is full: on with it.
     fn close(&mut self) -> anyhow::Result<()> {
-        let Some(current) = self.current.take() else {
+        let Some(shard) = self.current.take() else {
             return Ok(());
         };
-        let number = self.next_number;
-        // Metadata first: a shard that is there has its metadata.
-        current.metadata.finish()?;
-        let written = current.writer.finish()?;
-        self.output.deliver(number, written.index.is_some())?;
-        self.next_number += 1;
         let rows_end = self.counts.rows_end;
         let counts = std::mem::replace(
             &mut self.counts,
@@ -226,23 +246,97 @@ impl<'a> ShardSet<'a> {
                 ..WholeShard::default()
             },
         );
-        let whole = WholeShard {
-            number,
-            samples: written.samples,
-            captions: written.captions,
-            file_bytes: written.file_bytes,
-            indexes: u64::from(written.index.is_some()),
-            ..counts
-        };
-        self.journal.add(self.output, whole)
+        let number = self.next_number;
+        self.next_number += 1;
+        self.closer.close(Full {
+            shard,
+            counts: WholeShard { number, ..counts },
+        })
     }
 
     /// Writes what is left. Returns what was skipped since the last shard, where there is no shard to
     /// count it with.
     pub(super) fn finish(mut self) -> anyhow::Result<BTreeMap<String, u64>> {
-        self.close().context("the last shard")?;
+        self.close()?;
+        self.closer.finish()?;
         Ok(self.counts.skipped)
     }
+}
+
+/// A shard that is full, and what was counted while it was filled.
+struct Full {
+    shard: Current,
+    counts: WholeShard,
+}
+
+/// Closes full shards, one after the other, on a thread of its own.
+struct Closer<'a> {
+    /// `None` once that thread is to end.
+    shards: Option<Sender<Full>>,
+    thread: Option<ScopedJoinHandle<'a, anyhow::Result<()>>>,
+}
+
+impl<'a> Closer<'a> {
+    fn start(
+        output: &'a Output,
+        journal: &'a Mutex<Journal>,
+        scope: &'a Scope<'a, '_>,
+    ) -> Closer<'a> {
+        // One is closed, one waits, one is filled.
+        let (shards, full) = channel::bounded::<Full>(1);
+        let thread = scope.spawn(move || {
+            for shard in full {
+                close(shard, output, journal)?;
+            }
+            Ok(())
+        });
+        Closer {
+            shards: Some(shards),
+            thread: Some(thread),
+        }
+    }
+
+    fn close(&mut self, shard: Full) -> anyhow::Result<()> {
+        let shards = self.shards.as_ref();
+        match shards.is_some_and(|shards| shards.send(shard).is_ok()) {
+            true => Ok(()),
+            // That thread has ended over an error, which this returns.
+            false => self.finish(),
+        }
+    }
+
+    /// Waits until all are closed.
+    fn finish(&mut self) -> anyhow::Result<()> {
+        self.shards = None;
+        match self.thread.take().map(ScopedJoinHandle::join) {
+            Some(Ok(result)) => result,
+            Some(Err(_)) => Err(anyhow::anyhow!("the thread that closes shards panicked")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Gives a shard its name, and writes it down.
+fn close(full: Full, output: &Output, journal: &Mutex<Journal>) -> anyhow::Result<()> {
+    let Full { shard, counts } = full;
+    // Metadata first: a shard that is there has its metadata.
+    shard.metadata.finish()?;
+    let written = shard.writer.finish()?;
+    output
+        .deliver(counts.number, written.index.is_some())
+        .with_context(|| format!("shard {}", output.shown(counts.number)))?;
+    let whole = WholeShard {
+        samples: written.samples,
+        captions: written.captions,
+        file_bytes: written.file_bytes,
+        indexes: u64::from(written.index.is_some()),
+        ..counts
+    };
+    lock(journal).add(output, whole)
+}
+
+pub(super) fn lock(journal: &Mutex<Journal>) -> MutexGuard<'_, Journal> {
+    journal.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The first of equal keys stays; later ones get `_2`, `_3`, … Returns whether the key was changed.

@@ -40,6 +40,17 @@ pub(super) fn open(
         return standard_input(args, interrupt);
     }
     let path = Path::new(input.strip_prefix("file://").unwrap_or(input));
+    // Hugging Face's image folders: the list of a folder lies in it.
+    let lists = ["metadata.csv", "metadata.jsonl", "metadata.parquet"];
+    let list = lists
+        .iter()
+        .map(|name| path.join(name))
+        .find(|list| list.is_file());
+    if let (Some(list), None) = (list, args.from) {
+        let mut source = open(&[list.display().to_string()], args, interrupt)?;
+        source.add_note(format!("the folder has a list, {}", list.display()));
+        return Ok(source);
+    }
     let kind = match args.from {
         Some(kind) => kind,
         None => kind_of(input, path)?,

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use qf_pipeline::shard::write::check_key;
+use qf_pipeline::write::check_key;
 
 use super::super::row::{CaptionRef, ImageRef, Name, Row, Skip, SkipCause, TextFile};
 use super::super::work::is_image_extension;

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
+use qf_pipeline::captions::{captions_from_value, one_line};
 use qf_pipeline::shard::arrow::CaptionType;
-use qf_pipeline::shard::captions::{captions_from_value, one_line};
 use qf_pipeline::source::DisplayUrl;
 use qf_pipeline::warnings::Warnings;
 use rayon::prelude::*;

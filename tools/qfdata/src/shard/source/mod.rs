@@ -86,6 +86,23 @@ impl Source {
         }
     }
 
+    /// The number of rows; reads shards to count theirs.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub(super) fn count(&self, stop: &Stop) -> anyhow::Result<u64> {
+        if let Some(rows) = self.rows() {
+            return Ok(rows);
+        }
+        let mut rows = 0;
+        self.read(0..u64::MAX, stop, &mut |_| {
+            rows += 1;
+            stop.check()?;
+            Ok(true)
+        })?;
+        Ok(rows)
+    }
+
     /// Reads rows `range` in order; up to the end where that comes first.
     ///
     /// # Errors
@@ -111,6 +128,15 @@ impl Source {
             Source::Parquet(files) => &files.notes,
             Source::Shards(shards) => &shards.notes,
             Source::Spool(spool) => &spool.notes,
+        }
+    }
+
+    fn add_note(&mut self, note: String) {
+        match self {
+            Source::List(list) => list.notes.push(note),
+            Source::Parquet(files) => files.notes.push(note),
+            Source::Shards(shards) => shards.notes.push(note),
+            Source::Spool(spool) => spool.notes.push(note),
         }
     }
 

@@ -5,9 +5,9 @@ use std::ops::Range;
 use qf_pipeline::captions::names::caption_rank;
 use qf_pipeline::captions::{raw_captions, CaptionLines, CaptionSource};
 use qf_pipeline::shard::read::{read_shard, NoObserver, ReadOptions};
-use qf_pipeline::shard::write::check_key;
 use qf_pipeline::source::ShardLocation;
 use qf_pipeline::stop::Stop;
+use qf_pipeline::write::check_key;
 use qf_pipeline::{EncodedSample, MemberData, SampleError, SkipReason};
 
 use super::super::row::{CaptionRef, ImageRef, Input, Name, Row, Skip, SkipCause};
