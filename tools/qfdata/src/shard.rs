@@ -11,17 +11,20 @@ mod fetch;
 mod flow;
 mod geometry;
 mod journal;
+mod kind;
 mod load;
 mod lock;
 mod metadata;
 mod output;
 mod plan;
+mod record;
 mod report;
 mod row;
 mod source;
 mod store;
 mod work;
 mod writer;
+mod zip_file;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -43,11 +46,12 @@ use doubles::Seen;
 use fetch::Fetcher;
 use flow::{Flow, Outcome};
 use geometry::{Geometry, ResizeMode};
-use journal::{Earlier, Journal, WholeShard};
-use lock::{RunRecord, Settings};
+use journal::{Earlier, Journal};
 use output::Output;
+use record::{RunRecord, Settings, WholeShard};
 use report::Report;
-use source::Source;
+use source::any::Source;
+use source::detect;
 use work::Recipe;
 use writer::{lock, ShardSet, Writing};
 
@@ -164,7 +168,7 @@ impl<'a> Run<'a> {
 
     fn source(&self) -> anyhow::Result<Source> {
         let args = self.args;
-        let mut source = Source::open(&args.input, &args.reading, &self.interrupt)?;
+        let mut source = detect::open(&args.input, &args.reading, &self.interrupt)?;
         if !args.quiet {
             for note in source.notes() {
                 remark(format_args!("{}: {note}", args.input.join(", ")));

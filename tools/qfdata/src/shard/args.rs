@@ -12,8 +12,8 @@ use qf_pipeline::source::scheme;
 use qf_pipeline::write::ShardFormat;
 
 use super::geometry::ResizeMode;
-use super::lock::Settings;
-use super::source::Kind;
+use super::kind::Kind;
+use super::record::Settings;
 use crate::size;
 
 /// Pack captioned images into shards.

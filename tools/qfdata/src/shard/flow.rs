@@ -19,7 +19,7 @@ use qf_pipeline::write::ShardSample;
 
 use super::fetch::Fetcher;
 use super::row::{ImageRef, Name, Row, Skip};
-use super::source::Source;
+use super::source::any::Source;
 use super::work::{Facts, Recipe, Worker};
 use crate::interrupt::Interrupt;
 

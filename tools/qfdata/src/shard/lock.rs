@@ -6,106 +6,18 @@
 //! shards are complete. So a file that nobody has locked tells of a run that did not finish, what it was
 //! to make, and how far it came.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{bail, Context};
 use qf_pipeline::atomic_file::NewFolders;
-use serde::{Deserialize, Serialize};
 
-use super::journal::{self, WholeShard};
+use super::record::{self, RunRecord, WholeShard};
 
 /// More than any record with its lines; what is longer is none.
 const MAX_RECORD_BYTES: u64 = 1 << 30;
-
-/// What decides the bytes of the shards, by name of the option.
-pub(super) type Settings = BTreeMap<String, String>;
-
-/// What a run says of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct RunRecord {
-    pid: u32,
-    host: String,
-    /// Seconds since 1970.
-    started: u64,
-    settings: Settings,
-    /// What the input was.
-    found: Settings,
-    /// Whether it was to replace what was there before.
-    pub(super) overwrite: bool,
-}
-
-impl RunRecord {
-    pub(super) fn new(settings: Settings, overwrite: bool) -> Self {
-        RunRecord {
-            pid: std::process::id(),
-            host: host(),
-            started: since_1970().as_secs(),
-            settings,
-            found: Settings::new(),
-            overwrite,
-        }
-    }
-
-    /// Adds what is known only once the input was looked at.
-    pub(super) fn set(&mut self, name: &str, value: &str) {
-        self.found.insert(name.to_owned(), value.to_owned());
-    }
-
-    /// What decides the bytes of the shards.
-    pub(super) fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
-    /// Whether the input of another run was not this one's.
-    pub(super) fn difference_of_input(&self, other: &RunRecord) -> bool {
-        self.found != other.found
-    }
-
-    /// The first setting in which another run differs: its name, here, and there.
-    pub(super) fn difference(&self, other: &RunRecord) -> Option<(String, String, String)> {
-        let mut names: Vec<_> = self.settings.keys().chain(other.settings.keys()).collect();
-        names.sort();
-        let value = |settings: &Settings, name: &str| match settings.get(name) {
-            Some(value) => value.clone(),
-            None => "not given".to_owned(),
-        };
-        let pairs = names.into_iter().map(|name| {
-            let (here, there) = (value(&self.settings, name), value(&other.settings, name));
-            (name.clone(), here, there)
-        });
-        pairs.into_iter().find(|(_, here, there)| here != there)
-    }
-
-    /// `process 4711 on HOST, started 12 s ago`.
-    pub(super) fn who(&self) -> String {
-        let ago = since_1970().as_secs().saturating_sub(self.started);
-        format!("process {} on {}, started {ago} s ago", self.pid, self.host)
-    }
-
-    /// Whether its process runs on this machine, as far as can be told.
-    fn is_alive(&self) -> bool {
-        self.host == host() && Path::new(&format!("/proc/{}", self.pid)).exists()
-    }
-}
-
-fn since_1970() -> Duration {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-}
-
-fn host() -> String {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    match name.trim() {
-        "" => "this machine".to_owned(),
-        name => name.to_owned(),
-    }
-}
 
 /// The right to write shards of a prefix. Dropped, it is given back; what it wrote into the file stays
 /// if shards are there that it began.
@@ -187,7 +99,7 @@ impl PrefixLock {
 
     /// Writes down, and on disk, what is about to be written, and what is there already.
     pub(super) fn begin(&mut self, record: &RunRecord, whole: &[WholeShard]) -> anyhow::Result<()> {
-        let lines = journal::lines(record, whole)?;
+        let lines = record::lines(record, whole)?;
         let written = (|| {
             self.file.set_len(0)?;
             self.file.rewind()?;
@@ -201,7 +113,7 @@ impl PrefixLock {
 
     /// Writes down, and on disk, that a shard is whole.
     pub(super) fn add(&mut self, shard: &WholeShard) -> anyhow::Result<()> {
-        let line = journal::line(shard)?;
+        let line = record::line(shard)?;
         let written = (|| {
             self.file.seek(SeekFrom::End(0))?;
             self.file.write_all(&line)?;
@@ -249,11 +161,12 @@ fn read_record(file: &mut File) -> Option<(RunRecord, Vec<WholeShard>)> {
     let mut text = Vec::new();
     file.rewind().ok()?;
     file.take(MAX_RECORD_BYTES).read_to_end(&mut text).ok()?;
-    journal::parse(&text)
+    record::parse(&text)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::record::Settings;
     use super::*;
 
     fn settings(input: &str) -> Settings {

@@ -7,11 +7,10 @@ use qf_cli::output::say;
 use qf_pipeline::words::counted;
 use serde::Serialize;
 
-use super::journal::WholeShard;
-use super::lock::Settings;
 use super::output::Output;
+use super::record::{Settings, WholeShard};
 use super::row::SkipCause;
-use super::source::Source;
+use super::source::any::Source;
 use crate::size;
 
 /// What was found and what became of it; `--json` prints this.

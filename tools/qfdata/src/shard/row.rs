@@ -6,7 +6,7 @@ use std::sync::Arc;
 use qf_pipeline::captions::CaptionLines;
 use qf_pipeline::printable::Printable;
 
-use super::source::zip::ZipFile;
+use super::zip_file::ZipFile;
 
 /// How a row is named, in the shard, in messages and in the metadata.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,6 +64,17 @@ pub(super) enum CaptionRef {
     Json(Vec<String>),
 }
 
+impl CaptionRef {
+    /// Caption files of an image, a caption a line.
+    pub(super) fn files(text: Option<TextFile>, json: Option<TextFile>) -> CaptionRef {
+        CaptionRef::Files {
+            text,
+            json,
+            lines: CaptionLines::Each,
+        }
+    }
+}
+
 /// A small file, on disk or in a zip.
 #[derive(Clone, Debug)]
 pub(super) enum TextFile {
@@ -83,6 +94,9 @@ impl TextFile {
 
 /// A row, or why it is none.
 pub(super) type Input = Result<Row, Skip>;
+
+/// Receives rows; returns false for no more.
+pub(super) type Give<'a> = &'a mut dyn FnMut(Input) -> anyhow::Result<bool>;
 
 /// Why a row does not become a sample; the key of the skip counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -13,10 +13,11 @@ use qf_pipeline::write::{ShardOptions, ShardSample, ShardWriter};
 use super::args::OnBad;
 use super::doubles::Seen;
 use super::flow::Outcome;
-use super::journal::{Journal, WholeShard};
+use super::journal::Journal;
 use super::metadata::{self, MetadataRow, MetadataWriter};
 use super::output::Output;
 use super::plan::{self, Limits};
+use super::record::WholeShard;
 use super::row::{Skip, SkipCause};
 
 /// The shards of a run.

@@ -12,14 +12,16 @@ use qf_pipeline::source::{resolve_shards_with, scheme, ShardLocation};
 use qf_pipeline::survey::TextEvidence;
 
 use super::super::args::InputArgs;
+use super::super::kind::Kind;
 use super::super::load::small;
 use super::super::row::CaptionRef;
+use super::any::Source;
 use super::columns::Wanted;
+use super::fingerprint::Fingerprint;
 use super::list::Grouped;
+use super::list::List;
 use super::table::Dialect;
-use super::{
-    folder, json_file, lines, parquet, refuse, shards, tables, zip, Fingerprint, Kind, List, Source,
-};
+use super::{folder, json_file, lines, parquet, shards, tables, zip};
 use crate::interrupt::Interrupt;
 
 /// A list is read whole where its kind is told by all of it: .json, .token, .txt, standard input.
@@ -28,7 +30,11 @@ const MAX_LIST_BYTES: u64 = 16 << 30;
 /// Text files that are compared with the JSON beside them.
 const EVIDENCE_FILES: usize = 256;
 
-pub(super) fn open(
+/// Opens the inputs, which are of one kind.
+///
+/// # Errors
+/// What cannot be read, or is of no known kind.
+pub(in super::super) fn open(
     inputs: &[String],
     args: &InputArgs,
     interrupt: &Interrupt,
@@ -613,5 +619,13 @@ fn decide_lines(list: &mut List, given: Option<CaptionLines>) {
              every line for one)"
                 .to_owned(),
         );
+    }
+}
+
+/// Refuses options that have no meaning for this kind of input.
+fn refuse(options: &[(bool, &str)], is: &str, they_are_for: &str) -> anyhow::Result<()> {
+    match options.iter().find(|(given, _)| *given) {
+        Some((_, option)) => bail!("{option} is for {they_are_for}, but {is}"),
+        None => Ok(()),
     }
 }

@@ -9,7 +9,8 @@ use qf_pipeline::write::check_key;
 
 use super::super::row::{CaptionRef, ImageRef, Name, Row, Skip, SkipCause, TextFile};
 use super::super::work::is_image_extension;
-use super::{files, Fingerprint, List};
+use super::fingerprint::Fingerprint;
+use super::list::List;
 use crate::interrupt::Interrupt;
 
 /// Caption files of one stem.
@@ -83,7 +84,7 @@ pub(super) fn list(root: &Path, interrupt: &Interrupt) -> anyhow::Result<List> {
             (of_stem.text.clone(), of_stem.json.clone())
         });
         let file = |path: Option<PathBuf>| path.map(|path| TextFile::Path(root.join(path)));
-        let source = files(file(text), file(json));
+        let source = CaptionRef::files(file(text), file(json));
         match natural_key(&image) {
             Ok(key) => keyed.push((key, image, source)),
             Err(message) => skips.push(Skip::new(

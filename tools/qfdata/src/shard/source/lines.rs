@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Map;
 
-use super::super::row::{ImageRef, Name, Row, Skip, SkipCause, TextFile};
-use super::list::{caption_of_text, image_ref, key_of, Grouped};
-use super::{files, List};
+use super::super::row::{CaptionRef, ImageRef, Name, Row, Skip, SkipCause, TextFile};
+use super::list::{caption_of_text, image_ref, key_of, Grouped, List};
 
 /// Whether a line is `NAME#NUMBER`, a tab, a caption.
 pub(super) fn is_token(line: &str) -> bool {
@@ -83,12 +82,12 @@ pub(super) fn read_list(text: &str, name: &str, folder: &Path, fingerprint: Stri
     list
 }
 
-fn beside(image: &Path) -> super::CaptionRef {
+fn beside(image: &Path) -> CaptionRef {
     let file = |ending: &str| -> Option<TextFile> {
         let path: PathBuf = image.with_extension(ending);
         path.is_file().then_some(TextFile::Path(path))
     };
-    files(file("txt"), file("json"))
+    CaptionRef::files(file("txt"), file("json"))
 }
 
 /// Lines that are not blank, with their numbers from 1.

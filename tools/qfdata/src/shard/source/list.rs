@@ -13,8 +13,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use super::super::load;
-use super::super::row::{CaptionRef, ImageRef, Input, Name, Row, Skip, SkipCause};
-use super::Give;
+use super::super::row::{CaptionRef, Give, ImageRef, Input, Name, Row, Skip, SkipCause};
 
 /// Digits of a key.
 const KEY_DIGITS: usize = 9;

@@ -13,10 +13,10 @@ use qf_pipeline::shard::arrow::CaptionType;
 use serde_json::{Map, Number, Value};
 
 use super::super::load::ending_of;
-use super::super::row::{CaptionRef, ImageRef, Input, Name, Row, Skip, SkipCause};
+use super::super::row::{CaptionRef, Give, ImageRef, Input, Name, Row, Skip, SkipCause};
 use super::columns::{Chosen, Wanted};
+use super::fingerprint::Fingerprint;
 use super::list::{captions_of_value, image_ref, key_of};
-use super::{Fingerprint, Give};
 
 /// Parquet files of one schema.
 pub(in super::super) struct Files {

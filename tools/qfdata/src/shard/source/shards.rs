@@ -10,8 +10,8 @@ use qf_pipeline::stop::Stop;
 use qf_pipeline::write::check_key;
 use qf_pipeline::{EncodedSample, MemberData, SampleError, SkipReason};
 
-use super::super::row::{CaptionRef, ImageRef, Input, Name, Row, Skip, SkipCause};
-use super::{Fingerprint, Give};
+use super::super::row::{CaptionRef, Give, ImageRef, Input, Name, Row, Skip, SkipCause};
+use super::fingerprint::Fingerprint;
 
 /// Shards that are read as they pass.
 pub(in super::super) struct Shards {

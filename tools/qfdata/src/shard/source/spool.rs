@@ -8,18 +8,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context};
 use qf_pipeline::shard::arrow::CaptionType;
-use qf_pipeline::stop::Stop;
 use serde::{Deserialize, Serialize};
 
 use super::super::plan;
-use super::super::row::{CaptionRef, ImageRef, Input, Name, Row, Skip, SkipCause};
-use super::{Give, Source};
+use super::super::row::{CaptionRef, Give, ImageRef, Input, Name, Row, Skip, SkipCause};
 
 /// Rows in a file without a name.
 pub(in super::super) struct Spool {
     file: File,
     /// Where each row begins, and how long it is, in the order in which they are read.
     places: Vec<(u64, u64)>,
+    pub(super) facts: Facts,
+}
+
+/// What is known of the rows.
+pub(super) struct Facts {
     pub(super) notes: Vec<String>,
     pub(super) fingerprint: String,
     pub(super) repeats_keys: bool,
@@ -55,15 +58,18 @@ enum Image {
 }
 
 impl Spool {
-    /// Writes all rows of a source into a temporary file in `folder`.
-    pub(super) fn of(source: &Source, folder: &Path, stop: &Stop) -> anyhow::Result<Spool> {
+    /// Writes all rows that `read` gives into a temporary file in `folder`.
+    pub(super) fn of(
+        facts: Facts,
+        folder: &Path,
+        read: &mut dyn FnMut(Give<'_>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Spool> {
         let what = || format!("no temporary file for shuffling in {}", folder.display());
-        let mut file =
-            BufWriter::with_capacity(1 << 20, tempfile::tempfile_in(folder).with_context(what)?);
+        let file = tempfile::tempfile_in(folder).with_context(what)?;
+        let mut file = BufWriter::with_capacity(1 << 20, file);
         let mut places = Vec::new();
         let mut at = 0;
-        source.read(0..u64::MAX, stop, &mut |row| {
-            stop.check()?;
+        read(&mut |row| {
             let (record, parts) = to_record(row)?;
             let header = serde_json::to_vec(&record)?;
             let mut len = 0;
@@ -81,11 +87,7 @@ impl Spool {
         Ok(Spool {
             file: file.with_context(what)?,
             places,
-            notes: source.notes().to_vec(),
-            fingerprint: source.fingerprint().to_owned(),
-            repeats_keys: source.repeats_keys(),
-            caption_type: source.caption_type(),
-            has_urls: source.has_urls(),
+            facts,
         })
     }
 
