@@ -24,7 +24,7 @@ use tch::{Device, Tensor};
 use crate::accelerator::{use_here, OwnStream};
 use crate::blip2::FrozenTower;
 use crate::error::ModelError;
-use crate::host::{upload_on, DeviceBatch};
+use crate::host::{text_lengths, upload_on, DeviceBatch};
 
 /// Batches that wait on the device, beside the one that is on its way.
 const WAITING: usize = 1;
@@ -45,11 +45,18 @@ pub struct ReadyBatch {
     pub input: DeviceBatch,
     /// `[B, M, E]` f32, where the feed has a tower.
     pub features: Option<Tensor>,
+    /// `[N]`: tokens of each text.
+    pub text_lengths: Vec<i64>,
     /// How long the feed waited for the loader to give this batch.
     loader_wait: Duration,
 }
 
 impl ReadyBatch {
+    /// Tokens of the longest text.
+    pub fn longest_text(&self) -> i64 {
+        self.text_lengths.iter().copied().max().unwrap_or(0)
+    }
+
     /// Has this thread's present stream read the tensors, which another one made.
     pub(crate) fn use_here(&self) -> Result<(), ModelError> {
         let input = &self.input;
@@ -390,6 +397,7 @@ fn prepare(
         }
     }
     Ok(ReadyBatch {
+        text_lengths: text_lengths(&host),
         host,
         input,
         features,

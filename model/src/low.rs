@@ -57,7 +57,7 @@ impl LowCopies {
     ) -> Result<LowLinear, ModelError> {
         let sizes: Vec<i64> = layers.iter().map(|(_, bias)| bias.size()[0]).collect();
         let outputs: i64 = sizes.iter().sum();
-        let rows = (outputs + multiple - 1) / multiple * multiple;
+        let rows = ops::round_up(outputs, multiple);
         let first = &layers[0].0;
         let options = (self.kind, first.device());
         let weight = Tensor::f_zeros([rows, first.size()[1]], options)?;

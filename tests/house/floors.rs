@@ -173,7 +173,7 @@ fn upward_imports_and_rings_are_found() {
         found.join("\n")
     };
     let lib = ("lib.rs", "mod top; mod low; mod low2; pub use top::Top;");
-    let top = ("top.rs", "use crate::low::Low;\npub struct Top(Low);");
+    let top = ("top.rs", "use crate::low::Low;\npub struct Top(Low);\npub fn g() {}");
     let low = ("low.rs", "pub struct Low;");
     let low2 = ("low2.rs", "pub struct Low2;");
     assert_eq!(find(&[lib, top, low, low2]), "");
@@ -183,6 +183,10 @@ fn upward_imports_and_rings_are_found() {
         "use\n    crate::{\n  Top};\npub struct Low(Top);",
         "use super::low2::{self as other};\npub struct Low(other::Low2);",
         "pub struct Low;\nmod inner { use super::super::low2::*; fn f(_: Low2) {} }",
+        // Behind generics, and in a match.
+        "pub struct Low;\nfn f<A, B: From<A>>(a: [u8; 2]) where A: Copy { crate::top::g::<A, B>() }",
+        "pub struct Low;\nimpl<'a, T> From<(T, &'a u8)> for Low { fn from(_: (T, &u8)) -> Low { \
+         match 1 { 1 => crate::top::g(), _ => Low } } }",
     ] {
         let found = find(&[lib, top, ("low.rs", text), low2]);
         assert!(found.starts_with("c/src/low.rs:"), "{text}: {found:?}");
@@ -205,7 +209,9 @@ fn upward_imports_and_rings_are_found() {
     // A comment, a string, a lifetime and what only tests have are no imports.
     let harmless = "/* use crate::top::Top; */ pub struct Low; // crate::top::Top\n\
                     const S: &str = r#\"crate::top::Top \"quoted\" \"#;\nfn f<'a>(x: &'a u8) {}\n\
-                    #[cfg(test)]\nmod tests { use crate::top::Top; }\n#[cfg(test)]\nuse crate::top::Top;";
+                    #[cfg(test)]\nmod tests { use crate::top::Top; }\n#[cfg(test)]\nuse crate::top::Top;\n\
+                    #[cfg(test)]\nfn t<A, B>() { crate::top::g() }\n\
+                    struct S { #[cfg(test)] top: crate::top::Top, low: u8 }";
     assert_eq!(find(&[lib, top, ("low.rs", harmless), low2]), "");
     // A folder's mod.rs and what it re-exports.
     let files = [

@@ -43,7 +43,13 @@ pub(crate) fn without_tests(source: &str) -> Vec<Token> {
     let mut at = 0;
     while at < tokens.len() {
         match only_in_tests(&tokens[at..]) {
-            Some(attribute) => at = end_of_item(&tokens, at + attribute),
+            Some(attribute) => {
+                let from = at + attribute;
+                at = match is_item(&tokens[from..]) {
+                    true => end_of_item(&tokens, from),
+                    false => end_of_entry(&tokens, from),
+                }
+            }
             None => {
                 kept.push(tokens[at].clone());
                 at += 1;
@@ -86,14 +92,39 @@ pub(crate) fn group(tokens: &[Token], open: usize) -> usize {
     tokens.len() - 1
 }
 
+/// Whether an item begins here, and not an entry of a list: a field, a variant, an arm.
+fn is_item(tokens: &[Token]) -> bool {
+    const KEYWORDS: [&str; 17] = [
+        "pub", "mod", "use", "fn", "struct", "enum", "union", "trait", "type", "const", "static",
+        "impl", "unsafe", "extern", "macro_rules", "let", "async",
+    ];
+    let word = tokens.first().and_then(Token::word);
+    let is_keyword = word.is_some_and(|word| KEYWORDS.contains(&word)) || tokens[0].is('#');
+    // `pub name: Type` is a field.
+    let name = tokens.iter().position(|token| token.is(':'));
+    let is_field = word == Some("pub") && name.is_some_and(|at| at <= 5);
+    is_keyword && !is_field
+}
+
 /// The index after the item that begins at `at`: after its `;`, or the braces of its body.
 pub(crate) fn end_of_item(tokens: &[Token], mut at: usize) -> usize {
     while at < tokens.len() {
         match tokens[at].kind {
-            Kind::Mark(';' | ',') => return at + 1,
+            Kind::Mark(';') => return at + 1,
             Kind::Mark('{') => return group(tokens, at) + 1,
             Kind::Mark('(' | '[') => at = group(tokens, at) + 1,
-            // A field or variant that ends its list.
+            _ => at += 1,
+        }
+    }
+    at
+}
+
+/// The index after the entry of a list that begins at `at`, or of what closes the list.
+fn end_of_entry(tokens: &[Token], mut at: usize) -> usize {
+    while at < tokens.len() {
+        match tokens[at].kind {
+            Kind::Mark(',') => return at + 1,
+            Kind::Mark('(' | '[' | '{') => at = group(tokens, at) + 1,
             Kind::Mark(')' | ']' | '}') => return at,
             _ => at += 1,
         }

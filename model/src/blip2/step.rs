@@ -2,12 +2,96 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Blip2Qformer, ComputeOptions, HiddenRows, NegativeSampling, StepInput, StepOutput};
+use super::check::check_same_batch;
+use super::{Blip2Qformer, ComputeOptions};
 use crate::collective::Collective;
-use crate::error::ModelError;
+use crate::error::{check_integers, check_shape, ModelError};
 use crate::loss::itc::{self, Similarities, Targets};
 use crate::loss::{itg, itm};
 use crate::qformer::{ImageKeyValues, ImageProjection, Text, Unimodal};
+
+/// What a step is computed from.
+#[derive(Clone, Copy, Debug)]
+pub struct StepInput<'a> {
+    /// `[B, M, E]`, from [`Blip2Qformer::encode_image`].
+    pub image_embeds: &'a Tensor,
+    /// `[B, T]` i64: `[CLS]` caption `[SEP]` padding.
+    pub token_ids: &'a Tensor,
+    /// `[B, T]` i64, 1 for a token, 0 for padding.
+    pub attention_mask: &'a Tensor,
+    /// `[B]` i64: which image each row shows. Given in fine-tuning, where several captions of one
+    /// image can meet in a batch: they then share the contrastive target and are no negatives of
+    /// each other.
+    pub image_ids: Option<&'a Tensor>,
+}
+
+/// Where the matching loss takes its negatives from.
+#[derive(Clone, Copy, Debug)]
+pub enum NegativeSampling<'a> {
+    /// Drawn by similarity with torch's generator.
+    Multinomial,
+    /// Given, as `[B]` i64 indices into the samples of all ranks in rank order.
+    Given {
+        /// The image that each text is put with.
+        image_idx: &'a Tensor,
+        /// The text that each image is put with.
+        text_idx: &'a Tensor,
+    },
+}
+
+/// What a step computed. The losses carry the graph; the rest serves logs and tests.
+#[derive(Debug)]
+pub struct StepOutput {
+    /// Scalar: contrastive + matching + generation loss.
+    pub loss: Tensor,
+    /// Scalar: mean of the two directions of the contrastive loss.
+    pub loss_itc: Tensor,
+    /// Scalar: images against texts.
+    pub loss_i2t: Tensor,
+    /// Scalar: texts against images.
+    pub loss_t2i: Tensor,
+    /// Scalar: image-text matching.
+    pub loss_itm: Tensor,
+    /// Scalar: text generation.
+    pub loss_lm: Tensor,
+    /// `[B, N]`: own images against all texts, over temperature.
+    pub sim_i2t: Tensor,
+    /// `[B, N]`: own texts against all images, over temperature.
+    pub sim_t2i: Tensor,
+    /// Which columns of the similarities match.
+    pub targets: Targets,
+    /// `[B, N]`: with which probability a text is drawn as an image's negative.
+    pub weights_i2t: Tensor,
+    /// `[B, N]`: with which probability an image is drawn as a text's negative.
+    pub weights_t2i: Tensor,
+    /// `[B]` i64: the image that each text was put with.
+    pub negative_image_idx: Tensor,
+    /// `[B]` i64: the text that each image was put with.
+    pub negative_text_idx: Tensor,
+    /// `[3 B, 2]`: matched pairs, texts with negative images, images with negative texts.
+    pub itm_logits: Tensor,
+    /// `[3 B]` i64: 1 for a match.
+    pub itm_labels: Tensor,
+    /// `[B, Q, d]`, normalised.
+    pub image_feats: Tensor,
+    /// `[B, d]`, normalised.
+    pub text_feat: Tensor,
+    /// With [`ComputeOptions::ALL_ROWS`] only.
+    pub hidden: Option<HiddenRows>,
+}
+
+/// The rows of the last layer, of all passes.
+#[derive(Debug)]
+pub struct HiddenRows {
+    /// `[B, Q, D]`: queries that saw the image.
+    pub image: Tensor,
+    /// `[B, T, D]`: text alone.
+    pub text: Tensor,
+    /// `[3 B, Q + T, D]`: queries and text together.
+    pub itm: Tensor,
+    /// `[B, T, D]`: text that continues the queries; [`Blip2Qformer::lm_logits`] scores it.
+    pub itg: Tensor,
+}
 
 /// Images alone, texts alone, and texts that continue the images' queries.
 struct Alone<'a> {
@@ -50,7 +134,28 @@ struct Matching {
 }
 
 impl Blip2Qformer {
-    pub(super) fn losses(
+    /// One step: four passes through the Q-Former and the three losses.
+    ///
+    /// `train` switches dropout on, which draws from torch's generator, as
+    /// [`NegativeSampling::Multinomial`] does; seed it for a reproducible step. Nothing waits for
+    /// the device. A batch whose texts are all empty has no generation loss: it comes out as NaN.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`], [`ModelError::Kind`] or [`ModelError::Input`] for tensors that do not
+    /// fit, [`ModelError::Torch`] for ids beyond the vocabulary or negatives beyond the batch
+    /// (on the CPU; a GPU cannot tell in time).
+    pub fn forward_losses(
+        &self,
+        input: &StepInput<'_>,
+        negatives: NegativeSampling<'_>,
+        collective: &dyn Collective,
+        train: bool,
+    ) -> Result<StepOutput, ModelError> {
+        self.refresh_copies()?;
+        self.losses(input, negatives, collective, train)
+    }
+
+    fn losses(
         &self,
         input: &StepInput<'_>,
         negatives: NegativeSampling<'_>,
@@ -334,5 +439,50 @@ impl Blip2Qformer {
             Some(copies) => Ok(features.f_to_kind(copies.kind())?),
             None => Ok(features.shallow_clone()),
         }
+    }
+}
+
+impl Blip2Qformer {
+    /// Checks a step's tensors against the model and each other; returns B.
+    fn check_step(
+        &self,
+        input: &StepInput<'_>,
+        negatives: &NegativeSampling<'_>,
+        collective: &dyn Collective,
+    ) -> Result<i64, ModelError> {
+        let batch = self.check_image(input.image_embeds)?;
+        let texts = self.check_text(input.token_ids, input.attention_mask)?;
+        check_same_batch(batch, texts)?;
+        let expected = [batch];
+        let names = format!("[{batch}]");
+        let mut indices = Vec::with_capacity(3);
+        if let Some(ids) = input.image_ids {
+            indices.push(("image ids", ids));
+        }
+        if let NegativeSampling::Given {
+            image_idx,
+            text_idx,
+        } = negatives
+        {
+            indices.push(("negative image indices", image_idx));
+            indices.push(("negative text indices", text_idx));
+        }
+        for (what, index) in indices {
+            check_shape(what, index, &expected, &names)?;
+            check_integers(what, index)?;
+        }
+        if input.token_ids.size()[1] < 2 {
+            return Err(ModelError::Input {
+                what: "token ids",
+                message: "one token a text leaves none to predict; take 2 or more".to_owned(),
+            });
+        }
+        if batch.saturating_mul(collective.world_size()) < 2 {
+            return Err(ModelError::Input {
+                what: "batch",
+                message: "one pair has no negatives; take a batch of 2 or more".to_owned(),
+            });
+        }
+        Ok(batch)
     }
 }

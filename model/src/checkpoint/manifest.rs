@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{
+use super::files::{
     at, damaged, read_text, unknown_version, CHECKPOINT_VERSION, CONFIG_FILE, MANIFEST_FILE,
     MODEL_FILE, OPTIMIZER_FILE, STATE_FILE,
 };

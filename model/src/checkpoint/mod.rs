@@ -14,12 +14,13 @@
 //! [`CheckpointWriter`] writes them beside training; [`newest`], [`best`] and [`of_step`] find one and
 //! check every byte of it against the manifest.
 
+mod files;
 mod manifest;
 mod snapshot;
 mod write;
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use qf_pipeline::loader::LoaderState;
@@ -32,22 +33,13 @@ use crate::error::ModelError;
 use crate::optim::AdamW;
 use crate::params::LoadScope;
 use crate::tensor_file::{read_safetensors, vocabulary, WeightsFile};
+use files::{
+    at, damaged, is_damage, read_text, unknown_version, BEST_FILE, CHECKPOINT_VERSION,
+    FIRST_VERSION, MANIFEST_FILE, MODEL_FILE, OPTIMIZER_FILE, STATE_FILE,
+};
 
 pub use crate::run_dir::list_checkpoints as list;
 pub use write::{CheckpointWriter, Retention};
-
-/// Version of the layout above.
-const CHECKPOINT_VERSION: u32 = 2;
-
-/// The first layout: weights, moments, and a `state.json` of step and loader; no manifest.
-const FIRST_VERSION: u32 = 1;
-
-const MODEL_FILE: &str = "model.safetensors";
-const OPTIMIZER_FILE: &str = "optimizer.safetensors";
-const STATE_FILE: &str = "state.json";
-const CONFIG_FILE: &str = "config.toml";
-const MANIFEST_FILE: &str = "manifest.json";
-const BEST_FILE: &str = "best.json";
 
 /// What a run needs beside weights and moments to continue.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -338,55 +330,4 @@ fn read_tensors(
         }
         read => Ok((path.display().to_string(), read?)),
     }
-}
-
-/// Reads a small text file; a missing one, or one that is no text, is damage.
-fn read_text(path: &Path) -> Result<String, ModelError> {
-    /// No state or manifest comes near.
-    const MAX_BYTES: u64 = 16 << 20;
-    match fs::metadata(path) {
-        Ok(metadata) if metadata.len() > MAX_BYTES => {
-            let message = format!("is {} bytes long, more than any such file", metadata.len());
-            return Err(damaged(path, message));
-        }
-        _ => {}
-    }
-    match fs::read(path) {
-        Ok(bytes) => {
-            String::from_utf8(bytes).map_err(|_| damaged(path, "is not UTF-8".to_string()))
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err(damaged(path, "is missing".to_string()))
-        }
-        Err(error) => Err(at(path)(error)),
-    }
-}
-
-fn unknown_version(version: u32) -> String {
-    format!("checkpoint version {version}, this program reads up to version {CHECKPOINT_VERSION}")
-}
-
-fn damaged(path: &Path, message: String) -> ModelError {
-    ModelError::TensorFile {
-        path: path.to_owned(),
-        message,
-    }
-}
-
-fn is_damage(error: &ModelError) -> bool {
-    matches!(error, ModelError::TensorFile { .. })
-}
-
-fn at(path: &Path) -> impl Fn(std::io::Error) -> ModelError + '_ {
-    move |source| ModelError::Io {
-        path: path.to_owned(),
-        source,
-    }
-}
-
-/// Makes a file, or the names in a folder, survive a power cut.
-fn sync(path: &Path) -> Result<(), ModelError> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(at(path))
 }

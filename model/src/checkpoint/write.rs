@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use tch::{Device, Tensor};
 
-use super::snapshot::Snapshot;
-use super::{
-    at, list, manifest, sync, BestCheckpoint, TrainState, BEST_FILE, CONFIG_FILE, MANIFEST_FILE,
-    MODEL_FILE, OPTIMIZER_FILE, STATE_FILE,
+use super::files::{
+    at, sync, BEST_FILE, CONFIG_FILE, MANIFEST_FILE, MODEL_FILE, OPTIMIZER_FILE, STATE_FILE,
 };
+use super::snapshot::Snapshot;
+use super::{list, manifest, BestCheckpoint, TrainState};
 use crate::accelerator::OwnStream;
 use crate::blip2::Blip2Qformer;
 use crate::collective::Ranks;

@@ -2,8 +2,10 @@
 
 use tch::{Kind, Tensor};
 
-use super::{apply_rules, last_tokens, log_probabilities, GenerateConfig, Generated};
+use super::config::GenerateConfig;
+use super::rules::{apply_rules, last_tokens, log_probabilities, Generated};
 use crate::blip2::Blip2Qformer;
+use crate::config::QformerConfig;
 use crate::error::ModelError;
 
 /// Score of the beams that an image has not begun yet: all but the first, which is `[DEC]` alone.
@@ -41,6 +43,110 @@ impl Finished {
     }
 }
 
+/// Texts under way, `num_beams` an image, and those that are finished.
+struct Beams {
+    num_beams: usize,
+    vocab_size: i64,
+    sep_token_id: i64,
+    /// `[R]`, R = images × beams: the tokens of each text, and its log-probability.
+    texts: Vec<Vec<i64>>,
+    scores: Vec<f64>,
+    /// Of each image.
+    finished: Vec<Finished>,
+}
+
+impl Beams {
+    fn new(
+        sizes: &QformerConfig,
+        (images, num_beams): (usize, usize),
+        length_penalty: f64,
+        sep_token_id: i64,
+    ) -> Beams {
+        let begun = |row: usize| {
+            if row.is_multiple_of(num_beams) {
+                0.0
+            } else {
+                NOT_BEGUN
+            }
+        };
+        let finished = || Finished {
+            texts: Vec::new(),
+            room: num_beams,
+            length_penalty,
+            done: false,
+        };
+        Beams {
+            num_beams,
+            vocab_size: sizes.vocab_size,
+            sep_token_id,
+            texts: vec![vec![sizes.dec_token_id]; images * num_beams],
+            scores: (0..images * num_beams).map(begun).collect(),
+            finished: (0..images).map(|_| finished()).collect(),
+        }
+    }
+
+    /// Goes on with the best candidates of each image, `[B][candidates]`: log-probabilities, and indices
+    /// into `[beams · V]`. Gives the row that each text continues.
+    fn extend(&mut self, best: &[Vec<f64>], indices: &[Vec<i64>], length: usize) -> Vec<i64> {
+        let mut next_texts = Vec::with_capacity(self.texts.len());
+        let mut next_scores = Vec::with_capacity(self.texts.len());
+        let mut kept_rows = Vec::with_capacity(self.texts.len());
+        for (image, finished) in self.finished.iter_mut().enumerate() {
+            let first_row = image * self.num_beams;
+            let candidates = best[image].iter().zip(&indices[image]);
+            let before = next_texts.len();
+            for (rank, (&score, &index)) in candidates.enumerate() {
+                let full = next_texts.len() - before == self.num_beams;
+                if finished.done || full || score < NOT_BEGUN / 2.0 {
+                    break;
+                }
+                let row = first_row + (index / self.vocab_size) as usize;
+                let token = index % self.vocab_size;
+                if token == self.sep_token_id {
+                    // An end among the lesser half of the candidates is no result of the beam.
+                    if rank < self.num_beams {
+                        finished.add(&self.texts[row], score);
+                    }
+                    continue;
+                }
+                next_texts.push([&self.texts[row][..], &[token]].concat());
+                next_scores.push(score);
+                kept_rows.push(row as i64);
+            }
+            // Rows of a finished image, and of a vocabulary smaller than the beam, go on unread.
+            while next_texts.len() - before < self.num_beams {
+                next_texts.push([&self.texts[first_row][..], &[self.sep_token_id]].concat());
+                next_scores.push(f64::NEG_INFINITY);
+                kept_rows.push(first_row as i64);
+            }
+            let top = best[image].first().copied().unwrap_or(f64::NEG_INFINITY);
+            finished.done |= finished.is_complete(top, length + 1);
+        }
+        (self.texts, self.scores) = (next_texts, next_scores);
+        kept_rows
+    }
+
+    /// The best texts of each image; those under way count where the length ran out.
+    fn into_captions(mut self, num_captions: usize) -> Vec<Vec<Generated>> {
+        for (image, finished) in self.finished.iter_mut().enumerate() {
+            if finished.done {
+                continue;
+            }
+            let rows = image * self.num_beams..(image + 1) * self.num_beams;
+            for (text, &score) in self.texts[rows.clone()].iter().zip(&self.scores[rows]) {
+                if score > NOT_BEGUN / 2.0 {
+                    finished.add(text, score);
+                }
+            }
+        }
+        let captions = self.finished.into_iter().map(|mut finished| {
+            finished.texts.truncate(num_captions);
+            finished.texts
+        });
+        captions.collect()
+    }
+}
+
 pub(super) fn search(
     model: &Blip2Qformer,
     image_embeds: &Tensor,
@@ -52,25 +158,16 @@ pub(super) fn search(
     let mut cache = model.start_decoding(image_embeds, num_beams as i64)?;
     let sizes = &model.config().qformer;
     let images = cache.rows() as usize / num_beams;
-    let mut texts = vec![vec![sizes.dec_token_id]; images * num_beams];
-    let mut scores: Vec<f64> = (0..images * num_beams)
-        .map(|row| if row % num_beams == 0 { 0.0 } else { NOT_BEGUN })
-        .collect();
-    let mut finished: Vec<Finished> = (0..images)
-        .map(|_| Finished {
-            texts: Vec::new(),
-            room: num_beams,
-            length_penalty,
-            done: false,
-        })
-        .collect();
+    let mut beams = Beams::new(sizes, (images, num_beams), length_penalty, sep_token_id);
     // Twice as many candidates as beams: even if half of them end, the beams go on.
     let num_candidates = (2 * num_beams as i64).min(num_beams as i64 * sizes.vocab_size);
 
     for length in 1..config.max_length {
-        let logits = model.decode_next(&last_tokens(&texts, image_embeds)?, &mut cache)?; // [R, V]
-        let next = apply_rules(log_probabilities(&logits)?, &texts, config, sep_token_id)?;
-        let so_far = Tensor::f_from_slice(&scores)?
+        let last = last_tokens(&beams.texts, image_embeds)?;
+        let logits = model.decode_next(&last, &mut cache)?; // [R, V]
+        let next = log_probabilities(&logits)?;
+        let next = apply_rules(next, &beams.texts, config, sep_token_id)?;
+        let so_far = Tensor::f_from_slice(&beams.scores)?
             .f_to_device(next.device())?
             .f_unsqueeze(1)?; // [R, 1]
         let totals = next
@@ -80,63 +177,11 @@ pub(super) fn search(
         let (best, indices) = totals.f_topk(num_candidates, 1, true, true)?;
         let best = Vec::<Vec<f64>>::try_from(best)?;
         let indices = Vec::<Vec<i64>>::try_from(indices)?;
-
-        let mut next_texts = Vec::with_capacity(texts.len());
-        let mut next_scores = Vec::with_capacity(texts.len());
-        let mut kept_rows = Vec::with_capacity(texts.len());
-        for (image, finished) in finished.iter_mut().enumerate() {
-            let first_row = image * num_beams;
-            let candidates = best[image].iter().zip(&indices[image]);
-            let before = next_texts.len();
-            for (rank, (&score, &index)) in candidates.enumerate() {
-                let full = next_texts.len() - before == num_beams;
-                if finished.done || full || score < NOT_BEGUN / 2.0 {
-                    break;
-                }
-                let row = first_row + (index / sizes.vocab_size) as usize;
-                let token = index % sizes.vocab_size;
-                if token == sep_token_id {
-                    // An end among the lesser half of the candidates is no result of the beam.
-                    if rank < num_beams {
-                        finished.add(&texts[row], score);
-                    }
-                    continue;
-                }
-                next_texts.push([&texts[row][..], &[token]].concat());
-                next_scores.push(score);
-                kept_rows.push(row as i64);
-            }
-            // Rows of a finished image, and of a vocabulary smaller than the beam, go on unread.
-            while next_texts.len() - before < num_beams {
-                next_texts.push([&texts[first_row][..], &[sep_token_id]].concat());
-                next_scores.push(f64::NEG_INFINITY);
-                kept_rows.push(first_row as i64);
-            }
-            let top = best[image].first().copied().unwrap_or(f64::NEG_INFINITY);
-            finished.done |= finished.is_complete(top, length + 1);
-        }
-        texts = next_texts;
-        scores = next_scores;
-        if finished.iter().all(|finished| finished.done) {
+        let kept_rows = beams.extend(&best, &indices, length);
+        if beams.finished.iter().all(|finished| finished.done) {
             break;
         }
         cache.select(&Tensor::f_from_slice(&kept_rows)?.f_to_device(image_embeds.device())?)?;
     }
-
-    for (image, finished) in finished.iter_mut().enumerate() {
-        if finished.done {
-            continue;
-        }
-        let rows = image * num_beams..(image + 1) * num_beams;
-        for (text, &score) in texts[rows.clone()].iter().zip(&scores[rows]) {
-            if score > NOT_BEGUN / 2.0 {
-                finished.add(text, score);
-            }
-        }
-    }
-    let captions = finished.into_iter().map(|mut finished| {
-        finished.texts.truncate(config.num_captions);
-        finished.texts
-    });
-    Ok(captions.collect())
+    Ok(beams.into_captions(config.num_captions))
 }

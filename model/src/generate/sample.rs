@@ -4,7 +4,8 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
-use super::{apply_rules, last_tokens, GenerateConfig, Generated};
+use super::config::GenerateConfig;
+use super::rules::{apply_rules, last_tokens, Generated};
 use crate::blip2::Blip2Qformer;
 use crate::error::ModelError;
 

@@ -1,3 +1,5 @@
+use tch::Kind;
+
 use super::*;
 use crate::blip2::decode_tests::{opinionated, recomputed};
 

@@ -21,7 +21,6 @@ use crate::device;
 use crate::error::ModelError;
 use crate::feed::ReadyBatch;
 use crate::graph::{Recorder, Recording};
-use crate::host::text_lengths;
 use crate::ops::Rate;
 
 /// Steps that are made before the first is recorded: libraries set themselves up in them.
@@ -101,8 +100,7 @@ impl RecordedSteps {
 /// Batch size and text columns of a batch's step.
 fn shape_of(batch: &ReadyBatch) -> Result<Shape, ModelError> {
     let (rows, _) = batch.input.token_ids.size2()?;
-    let longest = text_lengths(&batch.host).into_iter().max().unwrap_or(0);
-    Ok((rows, step_columns(longest, &batch.input)?))
+    Ok((rows, step_columns(batch.longest_text(), &batch.input)?))
 }
 
 impl Trainer {
@@ -147,7 +145,7 @@ impl Trainer {
             is_half_done: true,
         })?;
         self.model.forget_copies();
-        phases.add_flop(self.flop(&text_lengths(&batch.host), shape.1));
+        phases.add_flop(self.flop(&batch.text_lengths, shape.1));
         guard.leave(self.step + 1, (&batch.host, &batch.input), outcome.watch)?;
         self.step += 1;
         Ok(Some(StepResult {

@@ -27,7 +27,6 @@ use crate::checkpoint::{
 use crate::collective::{Ranks, SingleProcess};
 use crate::error::ModelError;
 use crate::feed::{DeviceFeed, ReadyBatch};
-use crate::host::text_lengths;
 use crate::host_memory;
 
 /// What a call of [`Trainer::run`] works with.
@@ -249,7 +248,7 @@ impl<'a> Run<'a> {
             failure: self.failure_code(),
             has_skips: !skips.is_empty(),
             batches: batches.len(),
-            columns: batches.iter().map(longest_text).collect(),
+            columns: batches.iter().map(ReadyBatch::longest_text).collect(),
         };
         let ranks = self.ranks;
         let agreed = (self.phases).time(Phase::Agree, || parallel::agree(ranks, own, expected))?;
@@ -616,11 +615,6 @@ impl Trainer {
             saved,
         }
     }
-}
-
-/// Tokens of the longest text of a batch.
-fn longest_text(batch: &ReadyBatch) -> i64 {
-    text_lengths(&batch.host).into_iter().max().unwrap_or(0)
 }
 
 fn record(

@@ -12,7 +12,8 @@ use crate::device;
 use crate::error::ModelError;
 use crate::feed::ReadyBatch;
 use crate::flops::{StepFlops, StepShape};
-use crate::host::{text_lengths, DeviceBatch};
+use crate::host::DeviceBatch;
+use crate::ops::round_up;
 
 /// What a step leaves for the log.
 pub(super) struct StepResult {
@@ -134,20 +135,17 @@ impl Trainer {
         phases: &mut Phases,
     ) -> Result<MicroStep, ModelError> {
         batch.use_here()?;
+        let longest = (peers.columns.get(index).copied()).unwrap_or_else(|| batch.longest_text());
         let ReadyBatch {
             host,
             input,
             features,
+            text_lengths,
             ..
         } = batch;
-        let lengths = text_lengths(&host);
-        let longest = match peers.columns.get(index) {
-            Some(&columns) => columns,
-            None => lengths.iter().copied().max().unwrap_or(0),
-        };
         let columns = step_columns(longest, &input)?;
         let input = input.with_text_columns(columns)?;
-        phases.add_flop(self.flop(&lengths, columns));
+        phases.add_flop(self.flop(&text_lengths, columns));
         let (images, output) = phases.time(Phase::Forward, || {
             let images = match features {
                 Some(features) => Blip2Qformer::given_training_image(features),
@@ -236,7 +234,7 @@ pub(super) fn step_columns(longest: i64, input: &DeviceBatch) -> Result<i64, Mod
     const MULTIPLE: i64 = 8;
     let (_, all) = input.token_ids.size2()?;
     Ok(match input.token_ids.device() {
-        Device::Cuda(_) => ((longest + MULTIPLE - 1) / MULTIPLE * MULTIPLE).min(all),
+        Device::Cuda(_) => round_up(longest, MULTIPLE).min(all),
         _ => longest,
     })
 }

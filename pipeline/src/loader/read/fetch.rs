@@ -14,7 +14,7 @@ use std::time::Instant;
 use crossbeam::channel;
 
 use super::observe::LoaderReads;
-use super::stream::Reading;
+use super::reading::Reading;
 use crate::error::{PipelineError, SampleError, ShardError, SkipReason};
 use crate::index::read_samples;
 use crate::loader::plan::sets::{Contents, OpenSet};
@@ -340,6 +340,25 @@ struct Reader {
 }
 
 impl Reader {
+    /// Brings a shard onto this machine, where shards are kept there: ranges come from there then.
+    /// Trouble shows in the read.
+    fn prefetch(&self, location: &ShardLocation) {
+        let reading = &self.reading;
+        if !reading.prefetches || location.cache_bytes().is_none() {
+            return;
+        }
+        let start = Instant::now();
+        if let Err(error) = location.prefetch(&reading.stop) {
+            log::debug!("{}: not cached ({error})", location.name);
+        }
+        let took = start.elapsed();
+        reading.meters.read.add_busy(took);
+        if let Some(trace) = &reading.meters.trace {
+            let args = [("shard", (&*location.name).into())];
+            trace.record("cache shard", start, took, &args);
+        }
+    }
+
     fn run(&self, job: Job, replies: &channel::Sender<Reply>) -> Result<(), Gone> {
         let Job { set, shard, wanted } = job;
         let Some(set) = self.sets.get(set as usize) else {
@@ -351,19 +370,7 @@ impl Reader {
         let samples: Vec<u32> = wanted.iter().map(|(sample, _)| *sample).collect();
         let reading = &self.reading;
         let location = &set.shards[shard as usize];
-        // Where shards are kept on this machine, ranges come from there. Trouble shows in the read.
-        if reading.prefetches && location.cache_bytes().is_some() {
-            let start = Instant::now();
-            if let Err(error) = location.prefetch(&reading.stop) {
-                log::debug!("{}: not cached ({error})", location.name);
-            }
-            let took = start.elapsed();
-            reading.meters.read.add_busy(took);
-            if let Some(trace) = &reading.meters.trace {
-                let args = [("shard", (&*location.name).into())];
-                trace.record("cache shard", start, took, &args);
-            }
-        }
+        self.prefetch(location);
         let observer = LoaderReads::new(&location.name, &reading.meters, &reading.bytes);
         let mut answered = 0;
         while answered < wanted.len() {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::open::OpenRun;
 use super::pending::{Finished, Pending};
 use super::reorder_buffer::ReorderReceiver;
 use super::tracker::Tracker;
@@ -28,7 +29,7 @@ pub(crate) enum Message {
 
 /// What a data set gave this rank since its epoch began.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Progress {
+struct Progress {
     seen: u64,
     good: u64,
     /// Epochs in a row of which this rank had samples, all of them bad.
@@ -37,7 +38,7 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// A run that goes on in the middle of an epoch had `good` samples before.
-    pub(crate) fn new(good: u64) -> Progress {
+    fn new(good: u64) -> Progress {
         Progress {
             seen: good,
             good,
@@ -56,27 +57,47 @@ struct Filling {
 }
 
 pub(crate) struct Collator {
-    pub(crate) config: Arc<LoaderConfig>,
+    config: Arc<LoaderConfig>,
     /// Whether the run ends with the last epoch, or after as many batches as it has rows.
-    pub(crate) ends_with_epochs: bool,
+    ends_with_epochs: bool,
     /// Whether a batch never spans epochs.
-    pub(crate) epochs_end_batches: bool,
-    pub(crate) work: Arc<Work>,
-    pub(crate) meters: Arc<Meters>,
-    pub(crate) pool: Arc<BufferPool>,
-    pub(crate) tracker: Tracker,
+    epochs_end_batches: bool,
+    work: Arc<Work>,
+    meters: Arc<Meters>,
+    pool: Arc<BufferPool>,
+    tracker: Tracker,
     /// The state that the run begins with.
-    pub(crate) start: LoaderState,
+    start: LoaderState,
     /// What each data set gave.
-    pub(crate) progress: Vec<Progress>,
+    progress: Vec<Progress>,
     /// Data sets of the samples of the batch that fills.
-    pub(crate) sets: Vec<u32>,
-    pub(crate) batches_of_epoch: u64,
+    sets: Vec<u32>,
+    batches_of_epoch: u64,
     /// Rows of the whole run, once known.
-    pub(crate) rows: Option<u64>,
+    rows: Option<u64>,
 }
 
 impl Collator {
+    /// The collator of a run, whose batches lie in `pool`.
+    pub(crate) fn new(run: &OpenRun, work: Arc<Work>, pool: Arc<BufferPool>) -> Collator {
+        // An epoch that was begun before counts as one that gives something.
+        let resumed = u64::from(run.state.is_under_way());
+        Collator {
+            config: run.config.clone(),
+            ends_with_epochs: run.ends_with_epochs(),
+            epochs_end_batches: run.epochs_end_batches(),
+            work,
+            meters: run.meters.clone(),
+            pool,
+            tracker: run.tracker(),
+            start: run.state.clone(),
+            progress: vec![Progress::new(resumed); run.sets.len()],
+            sets: Vec::new(),
+            batches_of_epoch: resumed,
+            rows: None,
+        }
+    }
+
     /// Fills batches until the order ends, something fatal happens or nobody listens.
     pub(crate) fn run(mut self, queue: ReorderReceiver, batches: QueueSender<Message>) {
         let last = match self.fill_batches(&queue, &batches) {

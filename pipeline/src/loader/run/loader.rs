@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::collate::{Collator, Message, Progress};
+use super::collate::{Collator, Message};
 use super::open::OpenRun;
 use super::reorder_buffer::{reorder_buffer, ReorderLimits};
 use super::sequence::Dispatcher;
@@ -91,26 +91,9 @@ impl Loader {
             allocator,
             config.batch_size * work.image_len(),
         ));
-        // An epoch that was begun before counts as one that gives something.
-        let resumed = u64::from(run.state.is_under_way());
-        let collator = Collator {
-            pool: buffers.clone(),
-            ends_with_epochs: run.ends_with_epochs(),
-            epochs_end_batches: run.epochs_end_batches(),
-            config: config.clone(),
-            work: work.clone(),
-            meters: meters.clone(),
-            tracker: run.tracker(),
-            start: run.state.clone(),
-            progress: vec![Progress::new(resumed); run.sets.len()],
-            sets: Vec::new(),
-            batches_of_epoch: resumed,
-            rows: None,
-        };
-        let sequencer = run.sequencer()?;
-        let sets = run.sets.clone();
+        let collator = Collator::new(&run, work.clone(), buffers.clone());
         let dispatcher = Dispatcher {
-            sequencer,
+            sequencer: run.sequencer()?,
             workers,
             work,
             buffers,
@@ -135,7 +118,7 @@ impl Loader {
             skips: run.skips,
             wait: Duration::ZERO,
             config,
-            sets,
+            sets: run.sets,
         })
     }
 
