@@ -40,6 +40,7 @@ pub(crate) fn write_shards(folder: &Path, format: ShardFormat) -> Vec<ShardLocat
                 captions: vec!["a dog".into(), "the dog".into()],
                 text_member: true,
                 json: None,
+                members: Vec::new(),
             };
             writer.write(&sample).unwrap();
             number += 1;

@@ -51,6 +51,7 @@ fn write_shards(dir: &Path, format: ShardFormat, per_shard: &[usize]) -> Vec<Sha
                 ],
                 text_member: true,
                 json: None,
+                members: Vec::new(),
             };
             writer.write(&sample).unwrap();
             number += 1;
@@ -78,6 +79,7 @@ fn shards_with(dir: &Path, name: &str, per_shard: &[usize], bad: &[usize]) -> Ve
                 captions: vec!["dog".into()],
                 text_member: true,
                 json: None,
+                members: Vec::new(),
             };
             writer.write(&sample).unwrap();
             number += 1;

@@ -133,6 +133,7 @@ fn a_slow_sample_says_which_it_is() {
             captions: vec!["dog".into()],
             text_member: true,
             json: None,
+            members: Vec::new(),
         };
         writer.write(&sample).unwrap();
     }
