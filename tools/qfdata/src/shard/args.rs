@@ -49,15 +49,6 @@ pub(crate) struct ShardArgs {
     #[arg(long, value_name = "PREFIX", value_hint = ValueHint::AnyPath, value_parser = destination)]
     pub(super) out: String,
 
-    #[command(flatten)]
-    pub(super) reading: InputArgs,
-
-    #[command(flatten)]
-    pub(super) images: ImageArgs,
-
-    #[command(flatten)]
-    pub(super) downloads: DownloadArgs,
-
     /// Format of the shards
     #[arg(
         long,
@@ -132,9 +123,19 @@ pub(crate) struct ShardArgs {
     /// Say nothing but errors
     #[arg(long, conflicts_with = "json")]
     pub(super) quiet: bool,
+
+    // Last, for their headings are those of all that follows.
+    #[command(flatten)]
+    pub(super) reading: InputArgs,
+
+    #[command(flatten)]
+    pub(super) images: ImageArgs,
+
+    #[command(flatten)]
+    pub(super) downloads: DownloadArgs,
 }
 
-/// How the input is read.
+// How the input is read. (A comment: its documentation would be that of the command.)
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Input")]
 pub(super) struct InputArgs {
@@ -173,7 +174,7 @@ pub(super) struct InputArgs {
     pub(super) caption_lines: Option<CaptionLines>,
 }
 
-/// What is done to images.
+// What is done to images. (A comment: its documentation would be that of the command.)
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Images")]
 pub(super) struct ImageArgs {
@@ -230,7 +231,7 @@ pub(super) struct ImageArgs {
     pub(super) phash: bool,
 }
 
-/// How URLs are downloaded.
+// How URLs are downloaded. (A comment: its documentation would be that of the command.)
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Downloads")]
 pub(super) struct DownloadArgs {
