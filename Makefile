@@ -1,6 +1,6 @@
 # `make test` and `make demo` do everything, from set-up on. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint demo clean-demo bench bench-gpu bench-instructions bench-peers bench-start bench-step
+.PHONY: help setup build install uninstall test lint demo clean-demo reference bench bench-gpu bench-instructions bench-peers bench-start bench-step
 SHELL := /bin/bash
 
 # Set-up alone sees a libtorch that is given here; cargo is told through .cargo/config.toml.
@@ -11,6 +11,7 @@ SAVE = scripts/deps-cache.sh save
 QF_PEERS = $(or $(QF_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qformer)/peers
 QF_STEP = $(or $(QF_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qformer)/bench-step
 QF_SKIPPED = $(CURDIR)/target/skipped-tests.txt
+PREFIX = $(HOME)/.local
 ROUNDS = 3
 SECONDS_EACH = 5
 
@@ -18,6 +19,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Settings (make TARGET NAME=value):"
+	@echo "    PREFIX=folder           install: where bin, share and libexec are [~/.local]"
 	@echo "    PAIRS=folder            demo: your own captioned images"
 	@echo "    LIBTORCH=folder         use this libtorch 2.11.0 instead of fetching one"
 	@echo "    LIBTORCH_USE_PYTORCH=1  use the PyTorch 2.11.0 of the python3 on the PATH"
@@ -25,6 +27,7 @@ help: ## List the targets
 	@echo "    QF_CUDA=0|1             fetch libtorch without or with CUDA"
 	@echo "    QF_NCCL=1               fetch NCCL's headers: a CPU set-up builds for several GPUs, too"
 	@echo "    ROUNDS=3 SECONDS_EACH=5 bench-peers: how often and how long each loader runs"
+	@echo "    QF_VERBOSE=1            show what pip, apt and cargo print"
 	@echo "    QF_NO_APT=1             name missing system packages, install none"
 
 setup: ## Check the machine, fetch libtorch, write .cargo/config.toml
@@ -33,8 +36,14 @@ setup: ## Check the machine, fetch libtorch, write .cargo/config.toml
 build: ## Set-up, then qfdata and qftrain in target/release
 	@$(SETUP)
 	@$(SEED) release
-	cargo build --locked --release -p qfdata -p qftrain
+	@scripts/build.sh
 	@$(SAVE) release
+
+install: build ## Build, then both programs, manual pages and completions into PREFIX (~/.local)
+	@scripts/install.sh '$(PREFIX)'
+
+uninstall: ## Remove them from PREFIX
+	@scripts/install.sh --uninstall '$(PREFIX)'
 
 test: ## Set-up, then all tests; what was skipped is listed at the end
 	@$(SETUP) --with-test-venv
@@ -79,6 +88,9 @@ bench-start: build ## Build, then the time to the first batch of 10,000 shards, 
 
 bench-step: build ## Build, then our training step beside the reference's in PyTorch
 	@bench/step/run.py --qftrain target/release/qftrain --cache '$(QF_STEP)' --rounds $(ROUNDS)
+
+reference: build ## Build, then write docs/reference/configuration.md and command-line.md anew, from the programs
+	@scripts/reference.sh target/release
 
 clean-demo: ## Remove what the demo wrote
 	@scripts/demo.sh --clean

@@ -129,6 +129,7 @@ for batch in $BATCHES; do
         [ -e "$folder/trace.json" ] && gzip -f "$folder/trace.json"
     fi
     if wanted bench; then
+        # shellcheck disable=SC2046 # one word each
         part "bench-$batch" 90 "$qftrain" bench --device "$DEVICE" --preset "$PRESET" --batch-size "$batch" \
             --steps 10 --warmup 3 $(for setting in ${SET:-}; do echo --set "$setting"; done)
     fi

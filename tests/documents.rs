@@ -186,6 +186,30 @@ fn every_option_of_the_documents_exists() {
     assert!(seen > 50, "{seen}");
 }
 
+#[test]
+fn the_command_line_page_is_what_the_programs_write() {
+    let page = fs::read_to_string(root().join("docs/reference/command-line.md")).unwrap();
+    let mut rest = page.as_str();
+    for program in [bin::qfdata(), bin::qftrain()] {
+        let output = Command::new(&program)
+            .arg("command-line-reference")
+            .output();
+        let written = String::from_utf8(output.expect("the program starts").stdout).unwrap();
+        assert!(written.lines().count() > 100, "{written}");
+        let at = rest.find(&written).unwrap_or_else(|| {
+            let known: Vec<&str> = page.lines().collect();
+            let missing = written.lines().find(|line| !known.contains(line));
+            panic!(
+                "docs/reference/command-line.md is not what {} has: run `make reference` (first line that \
+                 differs: {missing:?})",
+                program.display()
+            )
+        });
+        rest = &rest[at + written.len()..];
+    }
+    assert_eq!(rest, "", "nothing stands behind the programs' own part");
+}
+
 /// The anchors that headings of a page get, by GitHub's rules.
 fn anchors(text: &str) -> Vec<String> {
     let headings = text.lines().filter(|line| line.starts_with('#'));

@@ -14,6 +14,8 @@ mod ddp;
 mod documents;
 /// The examples of both libraries.
 mod examples;
+/// Installing, calling without knowing, presets and settings.
+mod first_steps;
 /// The network, the optimiser and the processors against numbers of the reference.
 mod golden;
 /// Archives and images made to break readers.

@@ -173,6 +173,17 @@ pub fn cuda_versions() -> Option<CudaVersions> {
     }
 }
 
+/// The version of the libtorch that this program was built with.
+pub const LIBTORCH_VERSION: &str = env!("QF_LIBTORCH_VERSION");
+
+/// The version of CUDA that libtorch's CUDA part was built with, e.g. `13.0`; `None` where libtorch has no
+/// such part. Opens it. No GPU is needed.
+pub fn cuda_version() -> Option<String> {
+    cuda::open().ok()?;
+    let CudaVersions { runtime, .. } = cuda_versions()?;
+    Some(format!("{}.{}", runtime / 1000, runtime % 1000 / 10))
+}
+
 /// What the driver says of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gpu {

@@ -7,6 +7,7 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     if let Ok(dir) = std::env::var("DEP_QF_MODEL_TORCH_TORCH_LIB") {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{dir}");
+        println!("cargo:rustc-env=QF_TORCH_LIB={dir}");
     }
     if let Ok(dir) = std::env::var("DEP_QF_MODEL_TORCH_CUDA_LIB") {
         println!("cargo:rustc-link-arg=-Wl,-rpath-link,{dir}");

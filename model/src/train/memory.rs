@@ -73,6 +73,16 @@ impl Trainer {
 
     /// Forward and backward on a batch of zeros.
     fn trial_step(&mut self, size: usize, config: &TrainConfig) -> Result<(), ModelError> {
+        self.trial_backward(size, config)?;
+        self.optimizer.zero_grad()
+    }
+
+    /// The same, with the gradients left where they are.
+    pub(super) fn trial_backward(
+        &mut self,
+        size: usize,
+        config: &TrainConfig,
+    ) -> Result<(), ModelError> {
         let device = self.model.params().device();
         let (size, side) = (size as i64, config.data.image_size as i64);
         let text = [size, config.data.text_len as i64];
@@ -90,8 +100,7 @@ impl Trainer {
             true,
         )?;
         output.loss.f_backward()?;
-        self.model.finish_backward(&images)?;
-        self.optimizer.zero_grad()
+        self.model.finish_backward(&images)
     }
 }
 

@@ -8,6 +8,7 @@ mod parallel;
 mod profile;
 mod record;
 mod recorded;
+mod rehearsal;
 mod run;
 mod scaler;
 mod seed;
@@ -25,6 +26,7 @@ pub use config::{
 pub use parallel::loader_state;
 pub use profile::{Phase, Phases, Roofline, RunProfile};
 pub use record::{MetricsFile, MetricsRecord, SkippedRecord, StepRecord, ValidationRecord};
+pub use rehearsal::{Rehearsal, StepMemory};
 pub use scaler::LossScaler;
 pub use seed::check_random_state;
 pub use step_trace::{StepTrace, TraceReport};

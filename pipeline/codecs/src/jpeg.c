@@ -72,6 +72,8 @@ struct entropy_decoder {
 /* Whether it is known to look like that. */
 #define KNOWN_LIBJPEG (LIBJPEG_TURBO_VERSION_NUMBER >= 3000000 && LIBJPEG_TURBO_VERSION_NUMBER < 3002000)
 
+int qf_jpeg_version(void) { return LIBJPEG_TURBO_VERSION_NUMBER; }
+
 struct qf_jpeg {
   struct jpeg_decompress_struct info;
   struct jpeg_error_mgr errors;

@@ -9,27 +9,49 @@ use clap::{value_parser, Arg, Command, CommandFactory, FromArgMatches};
 use qf_pipeline::mistakes::plain;
 use qf_pipeline::source::local_path;
 
-use crate::output::remark;
+use crate::output::{remark, say};
 
 /// Parses the arguments of the process.
 ///
 /// Help, the version and wrong usage are printed here, and the process ends. Options of type
-/// [`PathBuf`] refuse URLs.
+/// [`PathBuf`] refuse URLs. `--version` is followed by `details`, `-V` is not.
 ///
 /// # Errors
 ///
 /// A value that an option cannot take, in plain words on stderr; the process should end with this exit code (2).
-pub fn parse<C: CommandFactory + FromArgMatches>() -> Result<C, ExitCode> {
+pub fn parse<C: CommandFactory + FromArgMatches>(
+    details: impl Fn() -> String,
+) -> Result<C, ExitCode> {
     let matches = refuse_urls(C::command()).try_get_matches();
     matches
         .and_then(|matches| C::from_arg_matches(&matches))
         .map_err(|error| {
+            if error.kind() == ErrorKind::DisplayVersion && asks_for_details() {
+                let text = format!("{}{}", error.render(), details());
+                return match say(format_args!("{}", text.trim_end())) {
+                    Ok(()) => ExitCode::SUCCESS,
+                    Err(_) => ExitCode::FAILURE,
+                };
+            }
             if error.kind() != ErrorKind::ValueValidation {
                 error.exit();
             }
             remark(format_args!("{}", plain(&error.render().to_string())));
             ExitCode::from(2)
         })
+}
+
+/// Where the program was called without an argument: prints `steps` on stderr, and the exit code (2).
+pub fn first_steps(steps: &str) -> Option<ExitCode> {
+    if std::env::args_os().len() > 1 {
+        return None;
+    }
+    remark(format_args!("{steps}"));
+    Some(ExitCode::from(2))
+}
+
+fn asks_for_details() -> bool {
+    std::env::args_os().any(|argument| argument == "--version")
 }
 
 /// The command, and those below it, where every option or argument of type [`PathBuf`] refuses a URL:

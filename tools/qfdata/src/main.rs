@@ -17,9 +17,10 @@ mod vocab;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use qf_cli::args::parse;
+use clap::{CommandFactory, Parser, Subcommand};
+use qf_cli::args::{first_steps, parse};
 use qf_cli::output::{self, InPart};
+use qf_cli::{reference, shell, version};
 use qf_pipeline::error::full_message;
 
 /// Builds, inspects and profiles shards of captioned images.
@@ -35,6 +36,14 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// Without arguments: the two next steps.
+const FIRST_STEPS: &str = "\
+    qfdata builds, inspects and profiles shards of captioned images.\n\n\
+    Pack a folder of photographs (NAME.jpg beside NAME.txt), then train on it:\n  \
+      qfdata shard photos/ --out shards/photos\n  \
+      qftrain --shards 'shards/photos-*.tar'\n\n\
+    No photographs at hand: qfdata synth --out photos renders some. All commands: qfdata --help.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -52,11 +61,21 @@ enum Command {
     Profile(profile::ProfileArgs),
     /// Render a captioned data set of simple scenes
     Synth(synth::SynthArgs),
+    /// Print completions for a shell
+    Completions(shell::CompletionsArgs),
+    /// Print the manual page, or write those of all commands
+    Man(shell::ManArgs),
+    /// Print the part of docs/reference/command-line.md on this program
+    #[command(hide = true)]
+    CommandLineReference,
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = first_steps(FIRST_STEPS) {
+        return code;
+    }
     output::start_log();
-    let cli = match parse::<Cli>() {
+    let cli = match parse::<Cli>(version_details) {
         Ok(cli) => cli,
         Err(code) => return code,
     };
@@ -68,6 +87,12 @@ fn main() -> ExitCode {
         Command::Preview(args) => preview::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Synth(args) => synth::run(&args),
+        Command::Completions(args) => shell::write_completions(Cli::command(), &args),
+        Command::Man(args) => shell::write_manual(Cli::command(), &args),
+        Command::CommandLineReference => output::say(format_args!(
+            "{}",
+            reference::markdown(Cli::command()).trim_end()
+        )),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -80,6 +105,16 @@ fn main() -> ExitCode {
             interrupt::exit_code(&error)
         }
     }
+}
+
+/// What `--version` adds.
+fn version_details() -> String {
+    let codecs = format!(
+        "JPEG (libjpeg-turbo {}), WebP (libwebp {}), PNG, GIF, BMP, TIFF",
+        qf_codecs::libjpeg_turbo_version(),
+        qf_codecs::libwebp_version()
+    );
+    version::details(&[("codecs", codecs)])
 }
 
 #[cfg(test)]

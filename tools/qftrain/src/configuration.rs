@@ -10,6 +10,7 @@ use qf_pipeline::loader::split_spec;
 use qf_pipeline::source::ShardSpec;
 use tch::Device;
 
+use crate::image_folder::shards_of;
 use crate::session::load_config;
 use crate::settings::Settings;
 use crate::train::{device_name, TrainArgs};
@@ -64,7 +65,7 @@ pub(crate) fn configuration(
 /// Options over what is there; `--set` comes last.
 fn apply(args: &TrainArgs, settings: &mut Settings) -> anyhow::Result<()> {
     if !args.shards.is_empty() {
-        settings.set("shards", strings(&args.shards))?;
+        settings.set("shards", strings(&without_folders(&args.shards)?))?;
     }
     if !args.mix.is_empty() {
         let sets: Vec<toml::Value> = args
@@ -95,7 +96,8 @@ fn apply(args: &TrainArgs, settings: &mut Settings) -> anyhow::Result<()> {
         settings.set("tokenizer", tokenizer.to_string_lossy().into_owned())?;
     }
     if !args.val_shards.is_empty() {
-        settings.set("validation.shards", strings(&args.val_shards))?;
+        let held_out = without_folders(&args.val_shards)?;
+        settings.set("validation.shards", strings(&held_out))?;
     }
     if let Some(every) = args.val_every {
         settings.set("validation.every_steps", every)?;
@@ -116,6 +118,15 @@ fn apply(args: &TrainArgs, settings: &mut Settings) -> anyhow::Result<()> {
         settings.set_from_text(text)?;
     }
     Ok(())
+}
+
+/// Specifications with the shards of each folder in its place.
+fn without_folders(specs: &[String]) -> anyhow::Result<Vec<String>> {
+    let mut shards = Vec::new();
+    for spec in specs {
+        shards.extend(shards_of(spec)?);
+    }
+    Ok(shards)
 }
 
 fn strings(values: &[String]) -> Vec<toml::Value> {

@@ -4,14 +4,14 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{bail, Context};
+use anyhow::{anyhow, bail, Context};
 use clap::Args;
 use qf_model::train::{RemoteConfig, TrainConfig};
 use qf_pipeline::captions::CaptionLines;
 use qf_pipeline::loader::{DataSet, Loader, LoaderState, World};
 use qf_pipeline::remote::{CacheOptions, RemoteOptions};
 use qf_pipeline::source::{resolve_shards_with, ShardLocation, ShardSpec};
-use qf_pipeline::LoaderConfig;
+use qf_pipeline::{LoaderConfig, PipelineError};
 
 use crate::settings::Settings;
 use qf_cli::output::remark;
@@ -84,15 +84,23 @@ pub(crate) fn resolve(
     config: &RemoteConfig,
 ) -> anyhow::Result<Vec<ShardLocation>> {
     let specs: Vec<&str> = specs.iter().map(ShardSpec::expose).collect();
-    Ok(resolve_shards_with(&specs, &remote(config))?)
+    resolve_shards_with(&specs, &remote(config)).map_err(|error| match &error {
+        PipelineError::NoShards { .. } if specs.iter().all(|spec| !spec.contains("://")) => {
+            anyhow!(
+                "{error}; `qfdata shard photos/ --out shards/photos` packs a folder of photographs"
+            )
+        }
+        _ => error.into(),
+    })
 }
 
 /// The data sets to train on.
 pub(crate) fn data_sets(config: &TrainConfig) -> anyhow::Result<Vec<DataSet>> {
     match (config.shards.is_empty(), config.mix.is_empty()) {
-        (true, true) => {
-            bail!("no shards; give --shards, e.g. --shards 'shards/photos-*.tar'");
-        }
+        (true, true) => bail!(
+            "no shards; give --shards, e.g. --shards 'shards/photos-*.tar', or a folder of photographs: \
+             --shards photos/"
+        ),
         (false, false) => bail!(
             "both shards and mix are set; leave one out (on the command line --shards and --mix, in \
              the file `shards` and `[[mix]]`)"

@@ -1,5 +1,5 @@
-//! What libraries read from the environment when they are loaded, before `main`: the program sets it and
-//! starts itself once more. What the user has set stands.
+//! What libraries read from the environment when they are loaded, before `main`: the program that is called
+//! sets it and starts the one that links them. What the user has set stands.
 //!
 //! * OpenMP's wait policy. libtorch's kernels run on OpenMP threads that spin at the end of each parallel
 //!   loop by default. The loader's threads need those cores: on two cores shared with anything else,
@@ -13,45 +13,19 @@
 //! * The workspace of cuBLAS, which reads it when its first product comes: with eight buffers of 4 MiB,
 //!   libtorch's own size on Hopper, its products give the same bits each time (`deterministic = true`).
 
-use std::ffi::OsStr;
-
 use log::{Level, Log, Metadata};
 
-/// Returns at once when all is set; else it is, and the program starts over in the same process.
-#[cfg(unix)]
+/// What is not set yet, by name and value.
 #[allow(clippy::disallowed_methods)] // The environment belongs to the tools.
-pub(crate) fn prepare() {
-    use std::os::unix::process::CommandExt;
+pub(crate) fn missing() -> Vec<(&'static str, &'static str)> {
     let is_set = |name: &str| std::env::var_os(name).is_some();
-    let wanted = wanted(
-        std::env::var("RUST_LOG").ok().as_deref(),
-        can_reopen_stderr(),
-    );
+    let rust_log = std::env::var("RUST_LOG").ok();
     let waits = is_set("GOMP_SPINCOUNT");
-    let missing: Vec<(&str, &str)> = wanted
+    wanted(rust_log.as_deref(), can_reopen_stderr())
         .into_iter()
         .filter(|(name, _)| !(is_set(name) || waits && *name == "OMP_WAIT_POLICY"))
-        .collect();
-    if missing.is_empty() {
-        return;
-    }
-    let Ok(program) = std::env::current_exe() else {
-        return;
-    };
-    let mut args = std::env::args_os();
-    let name = args
-        .next()
-        .unwrap_or_else(|| OsStr::new("qftrain").to_owned());
-    let mut command = std::process::Command::new(program);
-    command.arg0(name).args(args).envs(missing.iter().copied());
-    let error = command.exec();
-    // `exec` returns only when it failed; training works all the same.
-    log::debug!("cannot set {missing:?} for libraries: {error}");
+        .collect()
 }
-
-/// Other systems keep their default.
-#[cfg(not(unix))]
-pub(crate) fn prepare() {}
 
 /// Names and values, from the user's `RUST_LOG`.
 fn wanted(rust_log: Option<&str>, stderr_reopens: bool) -> Vec<(&'static str, &'static str)> {
@@ -104,7 +78,6 @@ fn wanted(rust_log: Option<&str>, stderr_reopens: bool) -> Vec<(&'static str, &'
 
 /// Whether opening stderr by its name destroys nothing: a file would be cut to nothing, and a socket
 /// cannot be opened.
-#[cfg(unix)]
 fn can_reopen_stderr() -> bool {
     use std::os::unix::fs::FileTypeExt;
     std::fs::metadata("/dev/stderr").is_ok_and(|stderr| {

@@ -8,17 +8,20 @@
 mod agreement;
 mod bench;
 mod caption;
+mod config_command;
 mod configuration;
 mod data;
 mod eval;
 mod export;
 mod hub;
+mod image_folder;
 mod image_paths;
 mod launch;
 mod library_environment;
 mod model_source;
 mod progress;
 mod ranks;
+mod restart;
 mod resumption;
 mod score;
 mod selfcheck;
@@ -31,9 +34,11 @@ mod weights;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use qf_cli::args::parse;
-use qf_cli::output;
+use clap::{CommandFactory, Parser, Subcommand};
+use qf_cli::args::{first_steps, parse};
+use qf_cli::{output, reference, shell, version};
+use qf_model::collective::carries_nccl;
+use qf_model::device::{cuda_version, LIBTORCH_VERSION};
 use qf_model::host_memory::keep_blocks;
 use qf_pipeline::error::full_message;
 
@@ -61,6 +66,14 @@ struct Cli {
     train: train::TrainArgs,
 }
 
+/// Without arguments: the two next steps.
+const FIRST_STEPS: &str = "\
+    qftrain trains a BLIP-2 Q-Former from shards of captioned images.\n\n\
+    Pack a folder of photographs (NAME.jpg beside NAME.txt), then train on it:\n  \
+      qfdata shard photos/ --out shards/photos\n  \
+      qftrain --shards 'shards/photos-*.tar'\n\n\
+    Presets and what they are for: qftrain config. All commands and options: qftrain --help.";
+
 #[derive(Subcommand)]
 enum Command {
     /// Measure image-text retrieval of a trained model on held-out shards or annotated images
@@ -73,17 +86,29 @@ enum Command {
     Score(score::ScoreArgs),
     /// Write a trained model for transformers or LAVIS
     Export(export::ExportArgs),
+    /// Print presets, explain settings, check a configuration, compare two runs
+    Config(config_command::ConfigArgs),
     /// Check that this machine computes what it should: every gradient, uploads, checkpoints, ranks
     Selfcheck(selfcheck::SelfCheckArgs),
+    /// Print completions for a shell
+    Completions(shell::CompletionsArgs),
+    /// Print the manual page, or write those of all commands
+    Man(shell::ManArgs),
+    /// Print the part of docs/reference/command-line.md on this program
+    #[command(hide = true)]
+    CommandLineReference,
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = first_steps(FIRST_STEPS) {
+        return code;
+    }
     // Before the program starts itself once more, which help and mistakes can do without.
-    let cli = match parse::<Cli>() {
+    let cli = match parse::<Cli>(version_details) {
         Ok(cli) => cli,
         Err(code) => return code,
     };
-    library_environment::prepare();
+    restart::with_library_environment();
     output::start_log();
     if let Err(error) = keep_blocks() {
         log::warn!("memory of tensors comes from libtorch's own allocator: {error}");
@@ -94,7 +119,14 @@ fn main() -> ExitCode {
         Some(Command::Caption(args)) => caption::run(args),
         Some(Command::Score(args)) => score::run(args),
         Some(Command::Export(args)) => export::run(args),
+        Some(Command::Config(args)) => config_command::run(args),
         Some(Command::Selfcheck(args)) => selfcheck::run(args),
+        Some(Command::Completions(args)) => shell::write_completions(Cli::command(), args),
+        Some(Command::Man(args)) => shell::write_manual(Cli::command(), args),
+        Some(Command::CommandLineReference) => output::say(format_args!(
+            "{}",
+            reference::markdown(Cli::command()).trim_end()
+        )),
         None => train::run(&cli.train),
     };
     match result {
@@ -107,6 +139,34 @@ fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// The version of libtorch that this program was built with, and the library that it runs with.
+fn libtorch() -> String {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let paths = maps.lines().filter_map(|line| line.split_once('/'));
+    let mut paths = paths.map(|(_, path)| format!("/{path}"));
+    match paths.find(|path| path.contains("/libtorch_cpu.so")) {
+        Some(path) => format!("{LIBTORCH_VERSION}, {path}"),
+        None => LIBTORCH_VERSION.into(),
+    }
+}
+
+/// What `--version` adds.
+fn version_details() -> String {
+    let cuda = match cuda_version() {
+        Some(version) => version,
+        None => "none: this libtorch has no CUDA part".into(),
+    };
+    let several = match carries_nccl() {
+        true => "NCCL, Gloo",
+        false => "Gloo (NCCL: make setup QF_NCCL=1, then build)",
+    };
+    version::details(&[
+        ("libtorch", libtorch()),
+        ("CUDA", cuda),
+        ("groups", several.into()),
+    ])
 }
 
 #[cfg(test)]

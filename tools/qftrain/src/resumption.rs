@@ -132,11 +132,16 @@ fn effect(setting: &str) -> Option<Effect> {
 
 /// A setting with another value than before.
 #[derive(Debug, PartialEq, Eq)]
-struct Change {
-    setting: String,
-    before: String,
-    now: String,
+pub(crate) struct Change {
+    pub(crate) setting: String,
+    pub(crate) before: String,
+    pub(crate) now: String,
     effect: Effect,
+}
+
+/// The settings in which two runs differ, by name.
+pub(crate) fn differences(a: &TrainConfig, b: &TrainConfig) -> anyhow::Result<Vec<Change>> {
+    changes(a, b, 0)
 }
 
 /// Says what a run that goes on after `step` has other than the one that saved it.

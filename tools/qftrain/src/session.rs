@@ -123,9 +123,35 @@ pub(crate) fn create_tokenizer(
 pub(crate) fn load_config(run_dir: &RunDir) -> anyhow::Result<crate::settings::Settings> {
     let path = run_dir.config();
     if !path.exists() {
-        bail!("{} holds no run (no config.toml)", run_dir.path().display());
+        bail!(
+            "{} holds no run (no config.toml){}",
+            run_dir.path().display(),
+            runs_beside(run_dir.path())
+        );
     }
     Ok(crate::settings::Settings::file(&path)?.without_old_defaults())
+}
+
+/// The runs in the folder around `path`, for a message.
+fn runs_beside(path: &Path) -> String {
+    /// Names in the message, at most.
+    const SHOWN: usize = 4;
+    let around = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let entries = std::fs::read_dir(around).into_iter().flatten().flatten();
+    let runs = entries
+        .map(|entry| entry.path())
+        .filter(|path| RunDir::new(path).config().exists());
+    let mut runs: Vec<_> = runs.map(|path| path.display().to_string()).collect();
+    // The newest, where folders are named by date, come first.
+    runs.sort_by(|a, b| b.cmp(a));
+    runs.truncate(SHOWN);
+    match runs.is_empty() {
+        true => String::new(),
+        false => format!("; these do: {}", runs.join(", ")),
+    }
 }
 
 /// The configuration that a checkpoint was made with; of the first layout, which has none, the run's.

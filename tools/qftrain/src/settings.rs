@@ -4,13 +4,14 @@ use std::path::Path;
 
 use anyhow::{anyhow, bail, Context};
 use qf_model::train::TrainConfig;
-use qf_pipeline::mistakes::plain;
+use qf_pipeline::mistakes::{nearest, plain};
 use toml::{Table, Value};
 
 /// The configuration files of `configs/`, by name.
-pub(crate) const PRESETS: [(&str, &str); 4] = [
+pub(crate) const PRESETS: [(&str, &str); 6] = [
     ("tiny", include_str!("../../../configs/tiny.toml")),
     ("small", include_str!("../../../configs/small.toml")),
+    ("vit-b16", include_str!("../../../configs/vit-b16.toml")),
     (
         "blip2-vit-l",
         include_str!("../../../configs/blip2-vit-l.toml"),
@@ -18,6 +19,10 @@ pub(crate) const PRESETS: [(&str, &str); 4] = [
     (
         "blip2-vit-g",
         include_str!("../../../configs/blip2-vit-g.toml"),
+    ),
+    (
+        "coco-finetune",
+        include_str!("../../../configs/coco-finetune.toml"),
     ),
 ];
 
@@ -31,16 +36,27 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
+    /// The file of a preset.
+    pub(crate) fn preset_text(name: &str) -> anyhow::Result<&'static str> {
+        let names = PRESETS.map(|(preset, _)| preset);
+        match PRESETS.iter().find(|(preset, _)| *preset == name) {
+            Some((_, text)) => Ok(text),
+            None => {
+                let near = match nearest(name, &names) {
+                    Some(near) => format!("; did you mean `{near}`?"),
+                    None => String::new(),
+                };
+                bail!("no preset `{name}`; take one of {}{near}", names.join(", "))
+            }
+        }
+    }
+
     /// A preset by name.
     pub(crate) fn preset(name: &str) -> anyhow::Result<Settings> {
-        let Some((_, text)) = PRESETS.iter().find(|(preset, _)| *preset == name) else {
-            let names: Vec<_> = PRESETS.iter().map(|(preset, _)| *preset).collect();
-            bail!("no preset `{name}`; take one of {}", names.join(", "));
-        };
-        let settings = Settings::parse(text).with_context(|| format!("preset {name}"))?;
+        let settings = Settings::parse(Settings::preset_text(name)?);
         Ok(Settings {
             is_preset: true,
-            ..settings
+            ..settings.with_context(|| format!("preset {name}"))?
         })
     }
 
@@ -210,7 +226,9 @@ mod tests {
             let config = Settings::preset(name).unwrap().resolve().unwrap();
             assert_eq!(config.model, model, "{name}");
         }
-        assert!(Settings::preset("huge").is_err());
+        let unknown = |name: &str| Settings::preset(name).err().unwrap().to_string();
+        assert!(unknown("huge").contains("coco-finetune"));
+        assert!(unknown("vit-b-16").contains("did you mean `vit-b16`?"));
     }
 
     #[test]
