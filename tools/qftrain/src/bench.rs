@@ -75,6 +75,18 @@ pub(crate) struct BenchArgs {
     json: bool,
 }
 
+impl BenchArgs {
+    /// Tokens of each caption of a batch.
+    fn lengths(&self) -> Vec<i64> {
+        let lengths = match self.lengths.is_empty() {
+            true => &COCO_LENGTHS[..],
+            false => &self.lengths,
+        };
+        let lengths = lengths.iter().copied().cycle();
+        lengths.take(self.batch_size as usize).collect()
+    }
+}
+
 /// Seconds of one step.
 #[derive(Clone, Copy, Serialize)]
 struct StepTime {
@@ -108,27 +120,14 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         let width = vit.width;
         model_config.vision = VisionConfig::Features(FeaturesConfig { width });
     }
-    let lengths: Vec<i64> = match args.lengths.is_empty() {
-        true => COCO_LENGTHS.to_vec(),
-        false => args.lengths.clone(),
-    };
-    let lengths: Vec<i64> = lengths
-        .into_iter()
-        .cycle()
-        .take(args.batch_size as usize)
-        .collect();
+    let lengths = args.lengths();
     let text_len = match args.all_rows {
         true => config.data.text_len as i64,
         false => lengths.iter().copied().max().unwrap_or(2),
     };
-    if lengths
-        .iter()
-        .any(|&length| length > model_config.qformer.max_positions.min(text_len))
-    {
-        bail!(
-            "--lengths: at most {} tokens",
-            model_config.qformer.max_positions.min(text_len)
-        );
+    let most = model_config.qformer.max_positions.min(text_len);
+    if lengths.iter().any(|&length| length > most) {
+        bail!("--lengths: at most {most} tokens");
     }
     let shape = StepShape {
         lengths: &lengths,
@@ -162,14 +161,14 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if args.json {
         return Ok(());
     }
-    report(
-        args,
-        &model_config,
-        &shape,
+    let timed = Timed {
+        config: &model_config,
+        shape,
         compute,
-        &times,
-        matmul_peak(device, precision)?,
-    )
+        times: &times,
+        peak: matmul_peak(device, precision)?,
+    };
+    report(args, &timed)
 }
 
 /// A batch that stays the same.
@@ -261,23 +260,18 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
-fn report(
-    args: &BenchArgs,
-    config: &ModelConfig,
-    shape: &StepShape<'_>,
+/// What was timed.
+struct Timed<'a> {
+    config: &'a ModelConfig,
+    shape: StepShape<'a>,
     compute: ComputeOptions,
-    times: &[StepTime],
+    times: &'a [StepTime],
+    /// FLOP/s of a large matrix product.
     peak: f64,
-) -> anyhow::Result<()> {
-    let ours = StepFlops::step(config, shape, compute);
-    let reference_shape = StepShape {
-        text_len: 32.max(shape.text_len),
-        ..shape.clone()
-    };
-    let reference = StepFlops::reference(config, &reference_shape);
-    let (forward, backward) = ours.parts().iter().fold((0.0, 0.0), |(f, b), (_, pass)| {
-        (f + pass.forward, b + pass.backward)
-    });
+}
+
+fn report(args: &BenchArgs, timed: &Timed<'_>) -> anyhow::Result<()> {
+    let shape = &timed.shape;
     remark(format_args!(
         "{}{}: batch {}, {} tokens a caption at most, {} steps, {} threads",
         args.preset,
@@ -288,9 +282,30 @@ fn report(
         },
         shape.lengths.len(),
         shape.lengths.iter().max().unwrap_or(&0),
-        times.len(),
+        timed.times.len(),
         tch::get_num_threads()
     ));
+    let ours = StepFlops::step(timed.config, shape, timed.compute);
+    let reference_shape = StepShape {
+        text_len: 32.max(shape.text_len),
+        ..shape.clone()
+    };
+    let reference = StepFlops::reference(timed.config, &reference_shape);
+    print_times(timed, &ours)?;
+    print_operations(&reference, &ours)?;
+    match timed.compute == ComputeOptions::ALL_ROWS {
+        true => Ok(()),
+        false => print_savings(timed.config, &reference_shape, &reference),
+    }
+}
+
+/// Medians of the parts of a step, and the rates that they reach.
+fn print_times(timed: &Timed<'_>, ours: &StepFlops) -> anyhow::Result<()> {
+    let (times, peak) = (timed.times, timed.peak);
+    let (forward, backward) = ours.parts().iter().fold((0.0, 0.0), |(f, b), (_, pass)| {
+        (f + pass.forward, b + pass.backward)
+    });
+    let median_of = |part: fn(&StepTime) -> f64| median(times.iter().map(part));
     say(format_args!(
         "{:<22} {:>10} {:>10} {:>10} {:>14}",
         "part", "median s", "GFLOP", "GFLOP/s", "share of peak"
@@ -303,57 +318,55 @@ fn report(
             100.0 * flops / seconds / peak
         ))
     };
-    let step = median(times.iter().map(|t| t.step_s));
-    row(
-        "forward",
-        median(times.iter().map(|t| t.forward_s)),
-        forward,
-    )?;
-    row(
-        "backward",
-        median(times.iter().map(|t| t.backward_s)),
-        backward,
-    )?;
+    row("forward", median_of(|t| t.forward_s), forward)?;
+    row("backward", median_of(|t| t.backward_s), backward)?;
     say(format_args!(
         "{:<22} {:>10.3}",
         "optimiser",
-        median(times.iter().map(|t| t.optimiser_s))
+        median_of(|t| t.optimiser_s)
     ))?;
+    let step = median_of(|t| t.step_s);
     row("step", step, ours.total())?;
     say(format_args!(
         "{:.2} images/s; measured matmul peak {:.1} GFLOP/s",
-        shape.lengths.len() as f64 / step,
+        timed.shape.lengths.len() as f64 / step,
         peak / 1e9
-    ))?;
+    ))
+}
+
+/// Operations of a step by part, the reference's and ours.
+fn print_operations(reference: &StepFlops, ours: &StepFlops) -> anyhow::Result<()> {
     say(format_args!(
         "\n{:<22} {:>16} {:>12} {:>8}",
         "GFLOP a step", "reference", "here", "share"
     ))?;
+    let row = |name: &str, theirs: f64, ours: f64| {
+        say(format_args!(
+            "{name:<22} {:>16.1} {:>12.1} {:>7.1}%",
+            theirs / 1e9,
+            ours / 1e9,
+            100.0 * ours / theirs
+        ))
+    };
     for ((name, theirs), (_, ours)) in reference.parts().iter().zip(ours.parts()) {
         if theirs.total() > 0.0 {
-            say(format_args!(
-                "{name:<22} {:>16.1} {:>12.1} {:>7.1}%",
-                theirs.total() / 1e9,
-                ours.total() / 1e9,
-                100.0 * ours.total() / theirs.total()
-            ))?;
+            row(name, theirs.total(), ours.total())?;
         }
     }
-    say(format_args!(
-        "{:<22} {:>16.1} {:>12.1} {:>7.1}%",
-        "all",
-        reference.total() / 1e9,
-        ours.total() / 1e9,
-        100.0 * ours.total() / reference.total()
-    ))?;
-    if compute == ComputeOptions::ALL_ROWS {
-        return Ok(());
-    }
+    row("all", reference.total(), ours.total())
+}
+
+/// What of the reference's operations a step leaves out.
+fn print_savings(
+    config: &ModelConfig,
+    shape: &StepShape<'_>,
+    reference: &StepFlops,
+) -> anyhow::Result<()> {
     say(format_args!(
         "\n{:<74} {:>9} {:>8}",
         "saved, GFLOP a step", "", "share"
     ))?;
-    for (name, flops) in savings(config, &reference_shape) {
+    for (name, flops) in savings(config, shape) {
         say(format_args!(
             "{name:<74} {:>9.1} {:>7.1}%",
             flops / 1e9,

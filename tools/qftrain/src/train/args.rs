@@ -1,0 +1,130 @@
+//! Options of a training run.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use qf_model::device::DeviceChoice;
+
+use crate::{data, ranks};
+
+#[derive(Args)]
+pub(crate) struct TrainArgs {
+    /// Training shards: files, globs, {000..012} ranges; several allowed
+    #[arg(long, num_args = 1.., value_name = "SHARDS")]
+    pub(crate) shards: Vec<String>,
+
+    /// A data set of a mixture, e.g. coco:0.7='coco-*.tar'; give one for each, instead of --shards
+    #[arg(long, value_name = "NAME:WEIGHT=SHARDS", conflicts_with = "shards")]
+    pub(crate) mix: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) columns: data::ColumnArgs,
+
+    /// Keep remote shards in this folder (remote.cache_bytes bounds it)
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) cache: Option<PathBuf>,
+
+    /// Folder of the run: configuration, metrics.jsonl, checkpoints [default: runs/DATE-TIME]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+
+    /// Continue the run in --run-dir with its next batch; `auto` starts one where there is none
+    #[arg(long, requires = "run_dir", value_name = "auto", num_args = 0..=1,
+          default_missing_value = "always", hide_possible_values = true)]
+    pub(crate) resume: Option<Resume>,
+
+    /// Resume with settings that change learning rates, pixels, texts or losses
+    #[arg(long, requires = "resume")]
+    pub(crate) allow_changes: bool,
+
+    /// Configuration to start from: tiny, small, blip2-vit-l or blip2-vit-g [default: by device]
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    pub(crate) preset: Option<String>,
+
+    /// Configuration file to start from, see configs/
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Optimiser steps of the whole run
+    #[arg(long, value_parser = clap::value_parser!(i64).range(1..))]
+    pub(crate) steps: Option<i64>,
+
+    /// Images per step, of each rank
+    #[arg(long)]
+    pub(crate) batch_size: Option<u32>,
+
+    /// Highest learning rate
+    #[arg(long)]
+    pub(crate) lr: Option<f64>,
+
+    /// Seed of weights, dropout and negatives, and of the order of data
+    #[arg(long)]
+    pub(crate) seed: Option<u32>,
+
+    /// vocab.txt or tokenizer.json [default: a vocabulary trained from the shards]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+
+    /// Start the Q-Former from a BERT: a file, a folder, or hf://ORG/NAME
+    #[arg(long, value_name = "WEIGHTS")]
+    pub(crate) bert: Option<String>,
+
+    /// Start the vision tower from published weights: a file, a folder, or hf://ORG/NAME
+    #[arg(long, value_name = "WEIGHTS")]
+    pub(crate) vision_weights: Option<String>,
+
+    /// Start from a whole model: a LAVIS .pth, a Hugging Face folder, a run, or hf://ORG/NAME
+    #[arg(long, value_name = "WEIGHTS")]
+    pub(crate) weights: Option<String>,
+
+    /// Threads that decode, augment and tokenise, of each rank [default: its share of the machine's cores]
+    #[arg(long)]
+    pub(crate) threads: Option<u32>,
+
+    /// Held-out shards to validate on while training; several allowed
+    #[arg(long, num_args = 1.., value_name = "SHARDS")]
+    pub(crate) val_shards: Vec<String>,
+
+    /// Validate after every so many steps
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(i64).range(1..))]
+    pub(crate) val_every: Option<i64>,
+
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value_t = DeviceChoice::Auto)]
+    pub(crate) device: DeviceChoice,
+
+    /// Train with so many processes on this machine, one per GPU or sharing the CPU
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) nproc: Option<u32>,
+
+    /// Form a group even of one process: what several need (NCCL, Gloo) can be tried on one device
+    #[arg(long)]
+    pub(crate) force_group: bool,
+
+    /// Write a trace of the first steps to RUN_DIR/trace.json (open it in ui.perfetto.dev), and
+    /// compare the run with what the machine can do
+    #[arg(long)]
+    pub(crate) profile: bool,
+
+    /// Steps in the trace
+    #[arg(long, value_name = "STEPS", default_value_t = 50, requires = "profile",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) profile_steps: u64,
+
+    #[command(flatten)]
+    pub(crate) timeouts: ranks::TimeoutArgs,
+
+    /// Any setting by its name in the configuration file, e.g. data.shuffle=none; several
+    /// allowed, applied last
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+/// When a run is continued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Resume {
+    /// It has to be there.
+    Always,
+    /// Where it is there.
+    Auto,
+}
