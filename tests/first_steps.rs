@@ -275,7 +275,10 @@ fn a_folder_of_images_is_packed_once_and_trained_on() {
     let scenes = scenes.to_str().unwrap();
     let train = |name: &str, shards: &str| {
         let run_dir = train_cli::path(&folder, name);
-        let arguments = train_cli::small_run(&run_dir, shards, &["--steps", "2"]);
+        let mut arguments = train_cli::small_run(&run_dir, shards, &["--steps", "2"]);
+        if name == "b" {
+            assert_eq!(arguments.remove(0), "--shards");
+        }
         let output = train_cli::command(&arguments)
             .env("QF_CACHE", &cache)
             .output();
@@ -323,4 +326,60 @@ fn a_folder_of_images_is_packed_once_and_trained_on() {
         error.contains("neither shards") && error.contains("NAME.jpg"),
         "{error}"
     );
+}
+
+#[test]
+fn a_word_that_is_nearly_a_command_is_no_folder() {
+    for (word, words) in [
+        ("evla", "did you mean the command 'eval'?"),
+        ("photos", "'photos' is no command, no folder and no shard"),
+    ] {
+        let output = run(bin::qftrain(), &[word]);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(err(&output).contains(words), "{output:?}");
+    }
+}
+
+#[test]
+fn a_dry_run_says_what_a_run_would_take_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let run_dir = train_cli::path(&folder, "runs/a");
+    let shards = train_cli::glob("tar");
+    let options = ["--steps", "1000", "--dry-run"];
+    let text = train_cli::succeeds(&train_cli::small_run(&run_dir, &shards, &options));
+    let line = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name));
+        line.unwrap_or_else(|| panic!("no {name}: {text}"))
+            .to_owned()
+    };
+    assert!(
+        line("data").contains("2 shards") && line("data").contains("24 samples"),
+        "{text}"
+    );
+    assert!(line("loader").contains("images/s"), "{text}");
+    assert!(
+        line("step").contains("4 images") && line("step").contains("GFLOP"),
+        "{text}"
+    );
+    assert!(line("memory").contains("would fit"), "{text}");
+    assert!(line("time").contains("1000 steps take"), "{text}");
+    assert!(!folder.path().join("runs").exists());
+
+    // A run that is there stays as it is, and the dry run counts what is left of it.
+    let base = train_cli::small_run(&run_dir, &shards, &["--steps", "2"]);
+    train_cli::succeeds(&base);
+    let before = train_cli::weights(Path::new(&run_dir), 2);
+    let text = train_cli::succeeds(&[
+        "--run-dir",
+        &run_dir,
+        "--resume",
+        "--steps",
+        "5",
+        "--allow-changes",
+        "--dry-run",
+    ]);
+    assert!(text.contains("3 steps take"), "{text}");
+    assert!(before == train_cli::weights(Path::new(&run_dir), 2));
+    let config = fs::read_to_string(Path::new(&run_dir).join("config.toml")).unwrap();
+    assert!(config.contains("steps = 2"), "{config}");
 }

@@ -26,7 +26,7 @@ const COCO_LENGTHS: [i64; 16] = [
 
 #[derive(Args)]
 pub(crate) struct BenchArgs {
-    /// Model to time: tiny, small, blip2-vit-l or blip2-vit-g
+    /// Preset whose model is timed, see `qftrain config`
     #[arg(long, value_name = "NAME", default_value = "blip2-vit-g")]
     preset: String,
 

@@ -64,8 +64,9 @@ pub(crate) fn configuration(
 
 /// Options over what is there; `--set` comes last.
 fn apply(args: &TrainArgs, settings: &mut Settings) -> anyhow::Result<()> {
-    if !args.shards.is_empty() {
-        settings.set("shards", strings(&without_folders(&args.shards)?))?;
+    if !args.training_data().is_empty() {
+        let shards = without_folders(args.training_data())?;
+        settings.set("shards", strings(&shards))?;
     }
     if !args.mix.is_empty() {
         let sets: Vec<toml::Value> = args

@@ -4,14 +4,20 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use qf_model::device::DeviceChoice;
+use qf_pipeline::mistakes::nearest;
 
 use crate::{data, ranks};
 
 #[derive(Args)]
 pub(crate) struct TrainArgs {
-    /// Training shards: files, globs, {000..012} ranges; several allowed
+    /// A folder of photographs (NAME.jpg beside NAME.txt), which is packed into shards first, or shards as in
+    /// --shards
+    #[arg(value_name = "PHOTOS", conflicts_with_all = ["shards", "mix"])]
+    photos: Vec<String>,
+
+    /// Training shards: files, globs, {000..012} ranges, folders; several allowed
     #[arg(long, num_args = 1.., value_name = "SHARDS")]
-    pub(crate) shards: Vec<String>,
+    shards: Vec<String>,
 
     /// A data set of a mixture, e.g. coco:0.7='coco-*.tar'; give one for each, instead of --shards
     #[arg(long, value_name = "NAME:WEIGHT=SHARDS", conflicts_with = "shards")]
@@ -37,7 +43,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, requires = "resume")]
     pub(crate) allow_changes: bool,
 
-    /// Configuration to start from: tiny, small, blip2-vit-l or blip2-vit-g [default: by device]
+    /// Configuration to start from, see `qftrain config` [default: tiny on a CPU, small on a GPU]
     #[arg(long, value_name = "NAME", conflicts_with = "config")]
     pub(crate) preset: Option<String>,
 
@@ -101,6 +107,10 @@ pub(crate) struct TrainArgs {
     #[arg(long)]
     pub(crate) force_group: bool,
 
+    /// Check shards, weights and memory, say what a run would do and how long it would take, and train nothing
+    #[arg(long, conflicts_with_all = ["nproc", "profile"])]
+    pub(super) dry_run: bool,
+
     /// Write a trace of the first steps to RUN_DIR/trace.json (open it in ui.perfetto.dev), and
     /// compare the run with what the machine can do
     #[arg(long)]
@@ -118,6 +128,41 @@ pub(crate) struct TrainArgs {
     /// allowed, applied last
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
+}
+
+impl TrainArgs {
+    /// What was given to train on, folders included.
+    pub(crate) fn training_data(&self) -> &[String] {
+        match self.photos.is_empty() {
+            true => &self.shards,
+            false => &self.photos,
+        }
+    }
+
+    /// Refuses a word that is no file but nearly a command: `qftrain evla`.
+    pub(super) fn check_photos(&self) -> Result<(), clap::Error> {
+        let mut command = <crate::Cli as clap::CommandFactory>::command();
+        let names: Vec<String> = command
+            .get_subcommands()
+            .map(|c| c.get_name().to_owned())
+            .collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        for word in &self.photos {
+            let is_plain = word.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+            if !is_plain || std::path::Path::new(word).exists() {
+                continue;
+            }
+            let near = match nearest(word, &names) {
+                Some(near) => format!("; did you mean the command '{near}'?"),
+                None => String::new(),
+            };
+            return Err(command.error(
+                clap::error::ErrorKind::InvalidSubcommand,
+                format!("'{word}' is no command, no folder and no shard{near}"),
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// When a run is continued.

@@ -1,6 +1,7 @@
 //! `qftrain`: the training run.
 
 mod args;
+mod dry_run;
 mod plan;
 mod report;
 mod start;
@@ -33,6 +34,7 @@ use crate::{launch, ranks, signals};
 use qf_cli::output::remark;
 
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
+    args.check_photos().unwrap_or_else(|error| error.exit());
     if args.resume == Some(Resume::Always) {
         check_start_options(args).unwrap_or_else(|error| error.exit());
         check_tokenizer(args)?;
@@ -98,6 +100,10 @@ fn train(
     let (mut trainer, origins) = loaded?;
     if ranks.is_first() {
         report::describe(&plan, &trainer, device, ranks);
+    }
+    if args.dry_run {
+        let loader = plan.start_loader(state, &tokenizer, device, (own, ranks), None)?;
+        return dry_run::report(&plan, loader, &mut trainer);
     }
     let validator = plan.validator(&tokenizer);
     let trace = match args.profile {
