@@ -54,9 +54,12 @@ fn program() -> Result<PathBuf, Error> {
 /// What to tell of a libtorch that the dynamic linker will not find.
 #[allow(clippy::disallowed_methods)] // The environment belongs to the tools.
 fn missing_libtorch() -> Option<String> {
-    let built_with = Path::new(LIBTORCH?);
     let paths = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let mut folders = std::env::split_paths(&paths).chain([built_with.to_owned()]);
+    missing_from(Path::new(LIBTORCH?), std::env::split_paths(&paths))
+}
+
+fn missing_from(built_with: &Path, paths: impl Iterator<Item = PathBuf>) -> Option<String> {
+    let mut folders = paths.chain([built_with.to_owned()]);
     if folders.any(|folder| folder.join("libtorch_cpu.so").exists()) {
         return None;
     }
@@ -65,4 +68,27 @@ fn missing_libtorch() -> Option<String> {
          to fetch it again, or name the lib folder of a libtorch of the same version in LD_LIBRARY_PATH",
         built_with.display()
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_libtorch_that_is_gone_is_said_unless_another_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let (gone, other) = (folder.path().join("gone"), folder.path().join("other"));
+        std::fs::create_dir(&other).unwrap();
+        let missing = |paths: &[&PathBuf]| missing_from(&gone, paths.iter().map(|p| (*p).clone()));
+        let text = missing(&[&other]).unwrap();
+        for part in ["gone", "make install", "LD_LIBRARY_PATH"] {
+            assert!(text.contains(part), "{text}");
+        }
+        std::fs::write(other.join("libtorch_cpu.so"), "").unwrap();
+        assert_eq!(missing(&[&other]), None);
+        assert!(missing(&[]).is_some());
+        // What this build was linked with is there.
+        assert_eq!(missing_libtorch(), None);
+        assert!(LIBTORCH.is_some());
+    }
 }
