@@ -340,6 +340,8 @@ mod tests {
                 words if words.contains(" on a GPU") || words == "`data.batch_size`" => {
                     assert_eq!(actual, None, "{}", setting.key)
                 }
+                // A section that names nothing is not written.
+                "false" if actual.is_none() && setting.key.starts_with("weights.") => {}
                 default => {
                     let unquoted = actual.map(|actual| match actual.trim_matches('"') {
                         "" => "\"\"".to_owned(),
