@@ -11,9 +11,9 @@ use qf_pipeline::source::ShardSpec;
 use tch::Device;
 
 use crate::image_folder::shards_of;
-use crate::session::load_config;
+use crate::session::{device_name, load_config};
 use crate::settings::Settings;
-use crate::train::{device_name, TrainArgs};
+use crate::train::TrainArgs;
 use crate::weights::fit_to_bert;
 use qf_cli::output::remark;
 
@@ -230,12 +230,11 @@ pub(crate) fn check_start_options(args: &TrainArgs) -> Result<(), clap::Error> {
     let Some((option, _)) = given.into_iter().find(|(_, is_given)| *is_given) else {
         return Ok(());
     };
-    let mut command = <crate::Cli as clap::CommandFactory>::command();
-    Err(command.error(
+    Err(clap::Error::raw(
         clap::error::ErrorKind::ArgumentConflict,
         format!(
             "the argument '{option}' cannot be used with '--resume': a resumed run has its own \
-             configuration and weights ('--resume auto' takes it where there is no run yet)"
+             configuration and weights ('--resume auto' takes it where there is no run yet)\n"
         ),
     ))
 }

@@ -127,7 +127,13 @@ fn main() -> ExitCode {
             "{}",
             reference::markdown(Cli::command()).trim_end()
         )),
-        None => train::run(&cli.train),
+        None => {
+            let commands = Cli::command();
+            let names = commands
+                .get_subcommands()
+                .map(|command| command.get_name().to_owned());
+            train::run(&cli.train, &names.collect::<Vec<_>>())
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -13,11 +13,20 @@ use qf_pipeline::text::{CaptionTokenizer, VocabularyOptions};
 use qf_pipeline::vocabulary::vocabulary_from_shards;
 use qf_pipeline::words::counted;
 use serde::{Deserialize, Serialize};
+use tch::Device;
 
 use qf_cli::output::remark;
 
 /// Captions that a vocabulary is trained from, at most: enough for stable counts, read in seconds.
 const MAX_VOCABULARY_CAPTIONS: u64 = 200_000;
+
+/// A device, for the user.
+pub(crate) fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("GPU {index}"),
+        _ => "the CPU".into(),
+    }
+}
 
 /// The tokenizer of an existing run.
 pub(crate) fn load_tokenizer(run_dir: &RunDir) -> anyhow::Result<Arc<CaptionTokenizer>> {

@@ -140,13 +140,8 @@ impl TrainArgs {
     }
 
     /// Refuses a word that is no file but nearly a command: `qftrain evla`.
-    pub(super) fn check_photos(&self) -> Result<(), clap::Error> {
-        let mut command = <crate::Cli as clap::CommandFactory>::command();
-        let names: Vec<String> = command
-            .get_subcommands()
-            .map(|c| c.get_name().to_owned())
-            .collect();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    pub(super) fn check_photos(&self, commands: &[String]) -> Result<(), clap::Error> {
+        let names: Vec<&str> = commands.iter().map(String::as_str).collect();
         for word in &self.photos {
             let is_plain = word.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
             if !is_plain || std::path::Path::new(word).exists() {
@@ -156,9 +151,9 @@ impl TrainArgs {
                 Some(near) => format!("; did you mean the command '{near}'?"),
                 None => String::new(),
             };
-            return Err(command.error(
+            return Err(clap::Error::raw(
                 clap::error::ErrorKind::InvalidSubcommand,
-                format!("'{word}' is no command, no folder and no shard{near}"),
+                format!("'{word}' is no command, no folder and no shard{near}\n"),
             ));
         }
         Ok(())

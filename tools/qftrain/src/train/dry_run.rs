@@ -15,7 +15,7 @@ use qf_pipeline::words::counted;
 use tch::Device;
 
 use super::plan::Plan;
-use super::report::device_name;
+use crate::session::device_name;
 use qf_cli::output::{remark, say};
 
 /// How long the loader is timed, after its first batch.

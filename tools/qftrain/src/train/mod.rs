@@ -21,7 +21,6 @@ use qf_pipeline::loader::Loader;
 use tch::Device;
 
 pub(crate) use args::TrainArgs;
-pub(crate) use report::device_name;
 
 use self::args::Resume;
 use self::plan::Plan;
@@ -33,8 +32,10 @@ use crate::weights::Origin;
 use crate::{launch, ranks, signals};
 use qf_cli::output::remark;
 
-pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
-    args.check_photos().unwrap_or_else(|error| error.exit());
+/// Trains; `commands` are the names of the program's commands, which a mistyped one is compared with.
+pub(crate) fn run(args: &TrainArgs, commands: &[String]) -> anyhow::Result<()> {
+    args.check_photos(commands)
+        .unwrap_or_else(|error| error.exit());
     if args.resume == Some(Resume::Always) {
         check_start_options(args).unwrap_or_else(|error| error.exit());
         check_tokenizer(args)?;

@@ -11,6 +11,7 @@ use qf_pipeline::PipelineError;
 use tch::Device;
 
 use super::plan::Plan;
+use crate::session::device_name;
 use qf_cli::output::{remark, say};
 
 /// Says what is about to be trained, and where.
@@ -204,11 +205,4 @@ pub(super) fn explain(failure: RunFailure, run_dir: &RunDir, is_first: bool) -> 
         }
     };
     Ended { cause, rest }
-}
-
-pub(crate) fn device_name(device: Device) -> String {
-    match device {
-        Device::Cuda(index) => format!("GPU {index}"),
-        _ => "the CPU".into(),
-    }
 }
