@@ -173,7 +173,10 @@ fn upward_imports_and_rings_are_found() {
         found.join("\n")
     };
     let lib = ("lib.rs", "mod top; mod low; mod low2; pub use top::Top;");
-    let top = ("top.rs", "use crate::low::Low;\npub struct Top(Low);\npub fn g() {}");
+    let top = (
+        "top.rs",
+        "use crate::low::Low;\npub struct Top(Low);\npub fn g() {}",
+    );
     let low = ("low.rs", "pub struct Low;");
     let low2 = ("low2.rs", "pub struct Low2;");
     assert_eq!(find(&[lib, top, low, low2]), "");

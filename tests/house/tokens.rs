@@ -95,8 +95,23 @@ pub(crate) fn group(tokens: &[Token], open: usize) -> usize {
 /// Whether an item begins here, and not an entry of a list: a field, a variant, an arm.
 fn is_item(tokens: &[Token]) -> bool {
     const KEYWORDS: [&str; 17] = [
-        "pub", "mod", "use", "fn", "struct", "enum", "union", "trait", "type", "const", "static",
-        "impl", "unsafe", "extern", "macro_rules", "let", "async",
+        "pub",
+        "mod",
+        "use",
+        "fn",
+        "struct",
+        "enum",
+        "union",
+        "trait",
+        "type",
+        "const",
+        "static",
+        "impl",
+        "unsafe",
+        "extern",
+        "macro_rules",
+        "let",
+        "async",
     ];
     let word = tokens.first().and_then(Token::word);
     let is_keyword = word.is_some_and(|word| KEYWORDS.contains(&word)) || tokens[0].is('#');
