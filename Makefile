@@ -1,6 +1,6 @@
 # `make test` and `make demo` do everything, from set-up on. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup build install uninstall test lint demo clean-demo reference bench bench-gpu bench-instructions bench-peers bench-start bench-step
+.PHONY: help setup build install uninstall test test-engines lint demo clean-demo reference bench bench-gpu bench-instructions bench-peers bench-shard bench-start bench-step
 SHELL := /bin/bash
 
 # Set-up alone sees a libtorch that is given here; cargo is told through .cargo/config.toml.
@@ -79,6 +79,9 @@ bench-instructions: ## Set-up, then instructions per image of every stage (valgr
 bench-peers: build ## Build, then qfdata beside other loaders (PAIRS=folder: your photographs)
 	@bench/peers/run.py --qfdata target/release/qfdata --cache '$(QF_PEERS)' \
 		$(if $(PAIRS),--pairs '$(PAIRS)') --rounds $(ROUNDS) --seconds $(SECONDS_EACH)
+
+bench-shard: build ## Build, then `qfdata shard` beside img2dataset and OpenCV (PAIRS=folder: photographs with captions)
+	@bench/shard/run.py --qfdata target/release/qfdata --pairs '$(or $(PAIRS),../shared/data/pairs)' --rounds $(ROUNDS)
 
 bench-gpu: build ## Build, then ViT-g on a GPU beside PyTorch: images/s, idle time, resume (SHARDS=...: yours)
 	@bench/gpu.sh target/release/qfdata target/release/qftrain $(SHARDS)
