@@ -44,6 +44,8 @@ mod shard_cli;
 mod shard_downloads;
 /// What `qfdata shard` does to images, and what it says of them.
 mod shard_images;
+/// `qfdata plan`, and its parts on many machines.
+mod shard_parts;
 /// `qfdata shard`, killed and started again.
 mod shard_resume;
 /// Every kind of input of `qfdata shard`, written by the programs that such inputs come from.

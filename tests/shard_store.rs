@@ -31,14 +31,14 @@ for line in sys.stdin:
     print(json.dumps([found, uploads]), flush=True)
 "#;
 
-struct Moto {
+pub(crate) struct Moto {
     process: Child,
     lines: BufReader<std::process::ChildStdout>,
     endpoint: String,
 }
 
 impl Moto {
-    fn start(python: &Path) -> Moto {
+    pub(crate) fn start(python: &Path) -> Moto {
         let mut process = Command::new(python)
             .args(["-c", S3])
             .stdin(Stdio::piped())
@@ -57,7 +57,7 @@ impl Moto {
     }
 
     /// Names and checksums of the objects, and uploads that are not finished.
-    fn objects(&mut self) -> (serde_json::Map<String, Value>, u64) {
+    pub(crate) fn objects(&mut self) -> (serde_json::Map<String, Value>, u64) {
         use std::io::Write;
         let mut stdin = self.process.stdin.as_ref().unwrap();
         stdin.write_all(b"\n").unwrap();
@@ -75,7 +75,14 @@ impl Moto {
         command
             .current_dir(folder)
             .args(["shard", "pairs", "--out", out, "--json", "--on-bad", "skip"])
-            .args(options)
+            .args(options);
+        self.connect(&mut command);
+        command
+    }
+
+    /// The environment of a program that uses it.
+    pub(crate) fn connect(&self, command: &mut Command) {
+        command
             .env("AWS_ENDPOINT_URL", &self.endpoint)
             .env("AWS_ENDPOINT", &self.endpoint)
             .env("AWS_ALLOW_HTTP", "true")
@@ -84,7 +91,6 @@ impl Moto {
             .env("AWS_SECRET_ACCESS_KEY", "secret")
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        command
     }
 }
 

@@ -49,6 +49,12 @@ const FIRST_STEPS: &str = "\
 enum Command {
     /// Pack captioned images into shards
     Shard(shard::ShardArgs),
+    /// Cut a job of `shard` into parts for many machines
+    Plan(shard::PlanArgs),
+    /// Say which parts of a plan are complete
+    Status(shard::StatusArgs),
+    /// Check that all parts of a plan are complete, and join their statistics
+    Finish(shard::FinishArgs),
     /// Write the index of shards beside them, or check it
     Index(index::IndexArgs),
     /// Train a WordPiece vocabulary from the captions of shards
@@ -81,6 +87,9 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Shard(args) => shard::run(&args),
+        Command::Plan(args) => shard::plan(&args),
+        Command::Status(args) => shard::status(&args),
+        Command::Finish(args) => shard::finish(&args),
         Command::Index(args) => index::run(&args),
         Command::Vocab(args) => vocab::run(&args),
         Command::Order(args) => order::run(&args),

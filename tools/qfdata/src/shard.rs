@@ -16,6 +16,7 @@ mod load;
 mod lock;
 mod metadata;
 mod output;
+mod parts;
 mod plan;
 mod record;
 mod report;
@@ -41,13 +42,15 @@ use qf_pipeline::write::{ShardFormat, ShardOptions};
 use crate::interrupt::Interrupt;
 use crate::progress;
 pub(crate) use args::ShardArgs;
-use args::{Doubles, OnBad};
+use args::{Doubles, JobArgs, OnBad, PartArg};
 use doubles::Seen;
 use fetch::Fetcher;
 use flow::{Flow, Outcome};
 use geometry::{Geometry, ResizeMode};
 use journal::{Earlier, Journal};
 use output::Output;
+use parts::PartOfPlan;
+pub(crate) use parts::{finish, plan, status, FinishArgs, PlanArgs, StatusArgs};
 use record::{RunRecord, Settings, WholeShard};
 use report::Report;
 use source::any::Source;
@@ -58,8 +61,15 @@ use writer::{lock, ShardSet, Writing};
 /// Runs the subcommand.
 pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<()> {
     let started = Instant::now();
+    if let Some(plan) = &args.plan {
+        return parts::shard_part(args, plan, started);
+    }
+    let job = JobArgs {
+        part: args.part.map(PartArg::of_count).transpose()?,
+        ..args.job.clone()
+    };
     let interrupt = Interrupt::install()?;
-    let report = Run::new(args, interrupt)?.write(started)?;
+    let report = Run::new(&job, interrupt, None)?.write(started)?;
     match report.bad() {
         0 => Ok(()),
         bad => Err(InPart(format!(
@@ -72,7 +82,9 @@ pub(crate) fn run(args: &ShardArgs) -> anyhow::Result<()> {
 
 /// A run of the command.
 struct Run<'a> {
-    args: &'a ShardArgs,
+    args: &'a JobArgs,
+    /// Of the input: those of the part, or all.
+    part: Option<PartOfPlan>,
     interrupt: Interrupt,
     output: Output,
     options: ShardOptions,
@@ -80,12 +92,19 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(args: &'a ShardArgs, interrupt: Interrupt) -> anyhow::Result<Run<'a>> {
+    fn new(
+        args: &'a JobArgs,
+        interrupt: Interrupt,
+        part: Option<PartOfPlan>,
+    ) -> anyhow::Result<Run<'a>> {
         check(args)?;
         Ok(Run {
-            output: match args.part {
-                Some(part) => Output::new(&part.prefix(&args.out), args.format)?,
-                None => Output::new(&args.out, args.format)?,
+            output: {
+                let out = args.out.as_deref().unwrap_or_default();
+                match args.part {
+                    Some(part) => Output::new(&part.prefix(out), args.format)?,
+                    None => Output::new(out, args.format)?,
+                }
             },
             options: shard_options(args)?,
             threads: match args.threads {
@@ -93,13 +112,14 @@ impl<'a> Run<'a> {
                 None => std::thread::available_parallelism().map_or(1, |n| n.get()),
             },
             args,
+            part,
             interrupt,
         })
     }
 
     fn write(&self, started: Instant) -> anyhow::Result<Report> {
         let (args, output) = (self.args, &self.output);
-        let record = RunRecord::new(settings(args), args.overwrite);
+        let record = RunRecord::new(self.settings(), args.overwrite);
         let (mut journal, earlier) = Journal::open(output, record)?;
         let existing = output.existing()?;
         output.remove_leftovers()?;
@@ -126,9 +146,10 @@ impl<'a> Run<'a> {
             true => Some(Fetcher::new(&args.downloads)?),
             false => None,
         };
-        let rows = match args.part {
-            Some(part) => part.rows(source.count(&self.interrupt.stop())?),
-            None => 0..u64::MAX,
+        let rows = match (&self.part, args.part) {
+            (Some(part), _) => part.rows(),
+            (None, Some(part)) => part.rows(source.count(&self.interrupt.stop())?),
+            (None, None) => 0..u64::MAX,
         };
         if args.on_bad == OnBad::Error && !source.has_urls() {
             self.look_first(&source, rows.clone())?;
@@ -143,7 +164,7 @@ impl<'a> Run<'a> {
         };
         let shards = journal.whole().to_vec();
         report.count(&shards, &behind, output, started.elapsed());
-        if shards.is_empty() {
+        if shards.is_empty() && self.part.is_none() {
             bail!(
                 "{} holds no sample that could be written: {}",
                 args.input.join(", "),
@@ -166,6 +187,13 @@ impl<'a> Run<'a> {
         Ok(report)
     }
 
+    fn settings(&self) -> Settings {
+        let mut settings = settings(self.args);
+        let part = self.part.iter().flat_map(PartOfPlan::settings);
+        settings.extend(part.map(|(name, value)| (name.to_owned(), value)));
+        settings
+    }
+
     fn source(&self) -> anyhow::Result<Source> {
         let args = self.args;
         let mut source = detect::open(&args.input, &args.reading, &self.interrupt)?;
@@ -173,6 +201,9 @@ impl<'a> Run<'a> {
             for note in source.notes() {
                 remark(format_args!("{}: {note}", args.input.join(", ")));
             }
+        }
+        if let Some(part) = &self.part {
+            part.check_input(&source)?;
         }
         if let Some(seed) = args.shuffle_seed {
             let folder = self.output.folder();
@@ -368,7 +399,7 @@ impl<'a> Run<'a> {
 }
 
 /// Options that do not go together.
-fn check(args: &ShardArgs) -> anyhow::Result<()> {
+fn check(args: &JobArgs) -> anyhow::Result<()> {
     let images = &args.images;
     if images.only_if_bigger && images.resize == ResizeMode::No {
         bail!("--only-if-bigger has no effect without --resize; leave it out, or choose a mode");
@@ -383,9 +414,9 @@ fn check(args: &ShardArgs) -> anyhow::Result<()> {
 }
 
 /// What decides the bytes of the shards, beside the files of the input. The number of threads does not.
-fn settings(args: &ShardArgs) -> Settings {
+fn settings(args: &JobArgs) -> Settings {
     // All of them by name: a new option is here, or the compiler asks for it.
-    let ShardArgs {
+    let JobArgs {
         input,
         out: _,
         reading,
@@ -444,7 +475,7 @@ fn settings(args: &ShardArgs) -> Settings {
     settings
 }
 
-fn shard_options(args: &ShardArgs) -> anyhow::Result<ShardOptions> {
+fn shard_options(args: &JobArgs) -> anyhow::Result<ShardOptions> {
     let mut options = ShardOptions {
         index: !args.no_index,
         ..ShardOptions::new(args.format)
@@ -480,7 +511,7 @@ mod tests {
 
     fn settings_of(options: &[&str]) -> Settings {
         let line = [&["x", "in", "--out", "o"], options].concat();
-        settings(&Cli::try_parse_from(line).ok().unwrap().args)
+        settings(&Cli::try_parse_from(line).ok().unwrap().args.job)
     }
 
     #[test]

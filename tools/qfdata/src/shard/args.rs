@@ -4,6 +4,7 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum, ValueHint};
 use qf_pipeline::captions::CaptionLines;
@@ -36,18 +37,41 @@ use crate::size;
 /// to a prefix. Where one was killed, the same command again goes on after the last whole shard.
 ///
 /// Exit codes: 0 all done, 1 nothing usable or failed, 2 wrong usage, 3 done, with samples skipped,
-/// 130 interrupted.
+/// 130 interrupted. A part of a plan whose rows were all treated ends with 0.
 #[derive(Args, Clone, Debug)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct ShardArgs {
+    /// Make one part of the job that `qfdata plan` wrote to this file or object
+    #[arg(long, value_name = "PLAN", conflicts_with_all = ["input", "out", "overwrite"])]
+    pub(super) plan: Option<String>,
+
+    /// Only part I (from 0) of N of the rows, under PREFIX-IIIII: parts share nothing, and may be made by
+    /// as many machines. Of a plan: I alone, or none where $SLURM_ARRAY_TASK_ID, $JOB_COMPLETION_INDEX or
+    /// $RANK says it
+    #[arg(long, value_name = "I/N", value_parser = part)]
+    pub(super) part: Option<PartArg>,
+
+    #[command(flatten)]
+    pub(super) job: JobArgs,
+}
+
+/// Input, target and options.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct JobArgs {
     /// Folder, list, shards, or - (see above); several of one kind are joined
-    #[arg(required = true, num_args = 1.., value_hint = ValueHint::AnyPath)]
+    #[arg(required_unless_present = "plan", num_args = 1.., value_hint = ValueHint::AnyPath)]
     pub(super) input: Vec<String>,
 
     /// Path (or s3://, gs://, az://) and start of the name of the shards: photos gives
     /// photos-000000.tar and so on
-    #[arg(long, value_name = "PREFIX", value_hint = ValueHint::AnyPath, value_parser = destination)]
-    pub(super) out: String,
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        value_hint = ValueHint::AnyPath,
+        value_parser = destination,
+        required_unless_present = "plan"
+    )]
+    pub(super) out: Option<String>,
 
     /// Format of the shards
     #[arg(
@@ -90,9 +114,8 @@ pub(crate) struct ShardArgs {
     #[arg(long, value_name = "SEED")]
     pub(super) shuffle_seed: Option<u64>,
 
-    /// Only part I (from 0) of N of the rows, under PREFIX-IIIII: parts share nothing, and may be made by
-    /// as many machines
-    #[arg(long, value_name = "I/N", value_parser = part)]
+    /// From the command's own option.
+    #[arg(skip)]
     pub(super) part: Option<Part>,
 
     /// What to do about inputs that cannot become a sample
@@ -351,6 +374,14 @@ impl ImageArgs {
 }
 
 impl DownloadArgs {
+    /// What may differ between machines that make parts of one job, from the command line of one.
+    pub(super) fn take_rates(&mut self, given: &DownloadArgs) {
+        self.parallel_downloads = given.parallel_downloads;
+        self.per_host = given.per_host;
+        self.timeout = given.timeout;
+        self.retries = given.retries;
+    }
+
     /// What decides the bytes of shards, as far as servers do not.
     pub(super) fn settings(&self, settings: &mut Settings) {
         let DownloadArgs {
@@ -463,13 +494,34 @@ impl Part {
     }
 }
 
-fn part(text: &str) -> Result<Part, String> {
+/// What `--part` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PartArg {
+    pub(super) index: u64,
+    pub(super) count: Option<u64>,
+}
+
+impl PartArg {
+    /// The part, without a plan to say how many there are.
+    pub(super) fn of_count(self) -> anyhow::Result<Part> {
+        let PartArg { index, count } = self;
+        match count {
+            Some(count) => Ok(Part { index, count }),
+            None => bail!("--part {index}: of how many? Give I/N, such as {index}/8, or --plan"),
+        }
+    }
+}
+
+/// `I` or `I/N`.
+pub(super) fn part(text: &str) -> Result<PartArg, String> {
     const HELP: &str = "give I/N with I from 0 to N-1, such as 0/8";
-    let (index, count) = text.split_once('/').ok_or(HELP)?;
     let number = |text: &str| text.trim().parse::<u64>().map_err(|_| HELP.to_owned());
-    let (index, count) = (number(index)?, number(count)?);
-    match index < count {
-        true => Ok(Part { index, count }),
+    let (index, count) = match text.split_once('/') {
+        Some((index, count)) => (number(index)?, Some(number(count)?)),
+        None => (number(text)?, None),
+    };
+    match count.is_none_or(|count| index < count) {
+        true => Ok(PartArg { index, count }),
         false => Err(HELP.to_owned()),
     }
 }
@@ -518,8 +570,11 @@ mod tests {
                 assert_eq!(next, rows);
             }
         }
-        assert_eq!(part("3/8"), Ok(Part { index: 3, count: 8 }));
-        for bad in ["", "3", "8/8", "-1/3", "0/0", "1/x"] {
+        let (index, count) = (3, 8);
+        let parsed = part("3/8").unwrap();
+        assert_eq!(parsed.of_count().unwrap(), Part { index, count });
+        assert!(part("3").unwrap().of_count().is_err());
+        for bad in ["", "x", "8/8", "-1/3", "0/0", "1/x"] {
             assert!(part(bad).is_err(), "{bad}");
         }
     }

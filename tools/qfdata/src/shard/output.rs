@@ -228,6 +228,19 @@ impl Output {
         }
     }
 
+    /// A small file beside the shards, if it is there.
+    pub(super) fn get(&self, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
+        match &self.store {
+            Some(store) => store.get(name),
+            None => match fs::read(self.folder.join(name)) {
+                Ok(content) => Ok(Some(content)),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error)
+                    .with_context(|| format!("cannot read {}", self.folder.join(name).display())),
+            },
+        }
+    }
+
     /// Removes a shard of an earlier run; what stands beside it first, which is none without it.
     pub(super) fn remove(&self, number: u64) -> anyhow::Result<()> {
         let name = self.shard_name(number);

@@ -1,0 +1,150 @@
+//! `qfdata finish`: all parts are complete and their shards are there; one file sums them up.
+
+use std::collections::BTreeMap;
+
+use anyhow::{bail, Context};
+use clap::Args;
+use qf_cli::output::say;
+use qf_pipeline::words::counted;
+use serde::Serialize;
+
+use super::file::Plan;
+use super::status::{statistics, ShardStatistics};
+use super::{add_counts, job_of, job_of_part};
+use crate::shard::args::JobArgs;
+use crate::shard::output::Output;
+use crate::shard::row::SkipCause;
+use crate::size;
+
+/// Check that all parts of a plan are complete, and join their statistics.
+///
+/// Fails, naming them, where parts are missing, or a shard that a part counted is not there with its
+/// length. Writes PREFIX.FORMAT_stats.json. Exit code 3: done, with rows skipped.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct FinishArgs {
+    /// What `qfdata plan` wrote: a file or an object
+    #[arg(value_name = "PLAN")]
+    plan: String,
+
+    /// Print the summary as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Default, Serialize)]
+struct Total {
+    plan: String,
+    format: &'static str,
+    parts: usize,
+    found: u64,
+    samples: u64,
+    captions: u64,
+    bytes: u64,
+    skipped: BTreeMap<String, u64>,
+    shards: Vec<ShardStatistics>,
+}
+
+/// How many rows were skipped that were not left out as asked.
+pub(super) fn run(args: &FinishArgs) -> anyhow::Result<u64> {
+    let plan = Plan::read(&args.plan)?;
+    plan.enter_folder()?;
+    let job = job_of(&plan)?;
+    let out = job.out.clone().context("the plan has no --out")?;
+    let output = Output::new(&out, job.format)?;
+    let mut total = Total {
+        plan: plan.id.clone(),
+        format: output.extension(),
+        parts: plan.parts.len(),
+        ..Total::default()
+    };
+    let mut missing = Vec::new();
+    for part in &plan.parts {
+        let job = job_of_part(&job, &plan, part.part)?;
+        match statistics(&plan, &job, part.part)? {
+            None => missing.push(part.part),
+            Some(done) => {
+                check_shards(&job, part.part, &done.shards)?;
+                if done.found != part.rows.end - part.rows.start {
+                    bail!(
+                        "part {}: it has {} rows, and its statistics count {}; remove its shards, and run it again",
+                        part.part,
+                        part.rows.end - part.rows.start,
+                        done.found
+                    );
+                }
+                total.found += done.found;
+                total.samples += done.samples;
+                total.captions += done.captions;
+                total.bytes += done.bytes;
+                add_counts(&mut total.skipped, &done.skipped);
+                total.shards.extend(done.shards);
+            }
+        }
+    }
+    if let Some(first) = missing.first() {
+        bail!(
+            "{} of {} not complete ({}); run `qfdata shard --plan {} --part {first}` and so on, then \
+             `qfdata finish` again",
+            missing.len(),
+            counted(plan.parts.len() as u64, "part", "parts"),
+            some(&missing),
+            args.plan
+        );
+    }
+    if total.samples == 0 {
+        bail!("no row of the input became a sample: {:?}", total.skipped);
+    }
+    let mut text = serde_json::to_vec_pretty(&total)?;
+    text.push(b'\n');
+    output.put(&output.stats_name(), &text)?;
+    print(args, &total, &out)?;
+    let is_bad = |cause: &str| !SkipCause::of_name(cause).is_some_and(SkipCause::is_wanted);
+    let bad = total.skipped.iter().filter(|(cause, _)| is_bad(cause));
+    Ok(bad.map(|(_, count)| count).sum())
+}
+
+/// That every shard of a part is there, with its length and its metadata.
+fn check_shards(job: &JobArgs, part: u32, shards: &[ShardStatistics]) -> anyhow::Result<()> {
+    let output = Output::new(job.out.as_deref().unwrap_or_default(), job.format)?;
+    for (number, shard) in (0..).zip(shards) {
+        if output.whole_bytes(number) != Some(shard.bytes) {
+            bail!(
+                "part {part}: its shard {} is missing, has another length, or lacks its metadata; remove {}, \
+                 and run the part again",
+                shard.file,
+                output.stats_name()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The first few parts.
+fn some(parts: &[u32]) -> String {
+    const SHOWN: usize = 8;
+    let shown: Vec<_> = parts.iter().take(SHOWN).map(u32::to_string).collect();
+    let more = if parts.len() > SHOWN { ", ..." } else { "" };
+    format!("{}{more}", shown.join(", "))
+}
+
+fn print(args: &FinishArgs, total: &Total, out: &str) -> anyhow::Result<()> {
+    if args.json {
+        return say(format_args!("{}", serde_json::to_string(total)?));
+    }
+    let pattern = format!("{out}-*.{}", total.format);
+    say(format_args!(
+        "{pattern}: {} of {}, {}, {}, {}",
+        counted(total.shards.len() as u64, "shard", "shards"),
+        counted(total.parts as u64, "part", "parts"),
+        counted(total.samples, "sample", "samples"),
+        counted(total.captions, "caption", "captions"),
+        size::display(total.bytes)
+    ))?;
+    for (cause, count) in &total.skipped {
+        say(format_args!(
+            "  {} skipped as {cause}",
+            counted(*count, "row", "rows")
+        ))?;
+    }
+    Ok(())
+}
