@@ -10,6 +10,7 @@ SEED = scripts/deps-cache.sh seed
 SAVE = scripts/deps-cache.sh save
 QF_PEERS = $(or $(QF_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qformer)/peers
 QF_STEP = $(or $(QF_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qformer)/bench-step
+QF_ENGINES = $(or $(QF_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/qformer)/engines
 QF_SKIPPED = $(CURDIR)/target/skipped-tests.txt
 PREFIX = $(HOME)/.local
 ROUNDS = 3
@@ -53,6 +54,9 @@ test: ## Set-up, then all tests; what was skipped is listed at the end
 	@rm -f '$(QF_SKIPPED)'
 	QF_SKIPPED='$(QF_SKIPPED)' cargo test --locked --workspace; status=$$?; \
 		scripts/list-skipped.sh '$(QF_SKIPPED)'; exit $$status
+
+test-engines: build ## Build, then the examples of Ray, Dask and Spark, in an environment of their own
+	@scripts/engines/test.sh target/release/qfdata '$(QF_ENGINES)'
 
 lint: ## Set-up, then formatting, clippy and rustdoc, with warnings as errors
 	@$(SETUP)
