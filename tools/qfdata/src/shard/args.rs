@@ -55,7 +55,7 @@ pub(crate) struct ShardArgs {
     pub(super) job: JobArgs,
 }
 
-/// Input, target and options.
+// Input, target and options. (A comment: its documentation would be that of the command.)
 #[derive(Args, Clone, Debug)]
 pub(crate) struct JobArgs {
     /// Folder, list, shards, or - (see above); several of one kind are joined
