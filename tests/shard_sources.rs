@@ -129,6 +129,9 @@ with open("results.csv", "w") as f:
     f.write("image_name| comment_number| comment\n")
     for n, cs in zip(names, captions):
         for i, c in enumerate(cs): f.write(f"{n}| {i}| {c.replace('|', '/')}\n")
+captions, whole = [[c.replace("|", "/") for c in cs] for cs in captions], captions
+test("Flickr30k's results.csv", ["results.csv", "--images", "img", "--keep-columns", "none"])
+captions = whole
 with open("captions.txt", "w", newline="") as f:
     out = csv.writer(f); out.writerow(["image", "caption"]); out.writerows(everything)
 test("Kaggle's captions.txt", ["captions.txt", "--images", "img"])

@@ -107,10 +107,10 @@ impl Chosen {
             Some(name) => only(name, "--path-column")?,
             None => {
                 let found = names::find(&IMAGE_NAMES, &binary)
-                    .or_else(|| binary.first().copied())
                     .or_else(|| names::find(&PATH_NAMES, &all))
                     .or_else(|| names::find(&URL_NAMES, &all))
-                    .or_else(|| names::find(&BASE64_NAMES, &all));
+                    .or_else(|| names::find(&BASE64_NAMES, &all))
+                    .or_else(|| binary.first().copied());
                 match found {
                     Some((name, _)) => only(name, "--path-column")?,
                     None => {
@@ -262,7 +262,11 @@ mod tests {
 
     fn choose(names: &[&str], wanted: &Wanted) -> Result<(usize, Vec<usize>, Vec<usize>), String> {
         let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
-        let chosen = Chosen::of(&names, |at| names[at] == "jpg", wanted);
+        let chosen = Chosen::of(
+            &names,
+            |at| ["jpg", "binary"].contains(&names[at].as_str()),
+            wanted,
+        );
         let chosen = chosen.map_err(|error| error.to_string())?;
         Ok((chosen.image, chosen.captions, chosen.more))
     }
@@ -282,6 +286,8 @@ mod tests {
                 &[0],
             ),
             (&["image_base64", "text"], 0, &[1], &[]),
+            (&["binary", "text"], 0, &[1], &[]),
+            (&["binary", "text", "url"], 2, &[1], &[0]),
         ] {
             let expected = (image, captions.to_vec(), more.to_vec());
             assert_eq!(choose(names, &any), Ok(expected), "{names:?}");

@@ -1,7 +1,7 @@
 //! Which kind of input a path is, and opening it.
 
 use std::fs::{self, File};
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail, Context};
@@ -26,6 +26,9 @@ use crate::interrupt::Interrupt;
 
 /// A list is read whole where its kind is told by all of it: .json, .token, .txt, standard input.
 const MAX_LIST_BYTES: u64 = 16 << 30;
+
+/// The line of column names is looked at within so many bytes.
+const HEADER_BYTES: usize = 64 << 10;
 
 /// Text files that are compared with the JSON beside them.
 const EVIDENCE_FILES: usize = 256;
@@ -115,22 +118,28 @@ impl Lines<'_> {
     ) -> anyhow::Result<Source> {
         let mut rows = Grouped::new(self.name, &self.folder);
         let wanted = Wanted::of(args);
-        let dialect = |usual: Dialect| Dialect {
-            delimiter: args.delimiter.unwrap_or(usual.delimiter),
-            ..usual
+        let in_manifest = || format!("cannot read manifest {}", self.name);
+        let mut file = BufReader::with_capacity(HEADER_BYTES, file);
+        let usual = match self.kind {
+            Kind::Tsv => tables::TSV,
+            _ => tables::CSV,
         };
-        match self.kind {
-            Kind::Tsv => {
-                let dialect = dialect(tables::TSV);
-                tables::read_table(file, dialect, &wanted, interrupt, &mut rows)
+        if self.kind == Kind::Jsonl {
+            tables::read_jsonl(file, &wanted, interrupt, &mut rows).with_context(in_manifest)?;
+        } else {
+            let start = file.fill_buf().with_context(in_manifest)?;
+            let delimiter = match args.delimiter {
+                Some(delimiter) => delimiter,
+                None => usual_delimiter(start, usual.delimiter),
+            };
+            if args.delimiter.is_none() && delimiter != usual.delimiter {
+                let said = format!("fields are separated by `{}`", char::from(delimiter));
+                rows.notes.push(said);
             }
-            Kind::Jsonl => tables::read_jsonl(BufReader::new(file), &wanted, interrupt, &mut rows),
-            _ => {
-                let dialect = dialect(tables::CSV);
-                tables::read_table(file, dialect, &wanted, interrupt, &mut rows)
-            }
+            let dialect = Dialect { delimiter, ..usual };
+            tables::read_table(file, dialect, &wanted, interrupt, &mut rows)
+                .with_context(in_manifest)?;
         }
-        .with_context(|| format!("cannot read manifest {}", self.name))?;
         let empty = format!("manifest {} has no rows", self.name);
         filled(rows.finish(self.fingerprint), &empty)
     }
@@ -190,24 +199,38 @@ fn kind_of_text(text: &str, delimiter: Option<u8>) -> Option<(Kind, Option<u8>)>
     if lines::is_token(first) {
         return Some((Kind::Token, None));
     }
-    // A line of column names.
     let candidates = match delimiter {
         Some(delimiter) => vec![delimiter],
         None => vec![b'\t', b',', b'|', b';'],
     };
-    candidates.into_iter().find_map(|delimiter| {
-        let fields = first.split(char::from(delimiter));
-        let fields: Vec<_> = fields
-            .map(|name| (name.trim().trim_matches('"'), ()))
-            .collect();
-        let has = |names: &[&str]| names::find(names, &fields).is_some();
-        let is_header = has(&CAPTION_NAMES) && (has(&PATH_NAMES) || has(&URL_NAMES));
-        let kind = match delimiter {
-            b'\t' => Kind::Tsv,
-            _ => Kind::Csv,
-        };
-        is_header.then_some((kind, Some(delimiter)))
-    })
+    let delimiter = candidates
+        .into_iter()
+        .find(|delimiter| is_header(first, *delimiter))?;
+    let kind = match delimiter {
+        b'\t' => Kind::Tsv,
+        _ => Kind::Csv,
+    };
+    Some((kind, Some(delimiter)))
+}
+
+/// Whether a line names columns with images and captions.
+fn is_header(line: &str, delimiter: u8) -> bool {
+    let fields = line.split(char::from(delimiter));
+    let fields: Vec<_> = fields
+        .map(|name| (name.trim().trim_matches('"'), ()))
+        .collect();
+    let has = |names: &[&str]| names::find(names, &fields).is_some();
+    has(&CAPTION_NAMES) && (has(&PATH_NAMES) || has(&URL_NAMES))
+}
+
+/// What separates the names in the first line of a table: `usual`, unless another character does.
+fn usual_delimiter(start: &[u8], usual: u8) -> u8 {
+    let line = start.split(|byte| matches!(byte, b'\n' | b'\r')).next();
+    let line = String::from_utf8_lossy(line.unwrap_or_default());
+    let line = line.trim_start_matches('\u{feff}');
+    let mut candidates = [usual, b'\t', b',', b';', b'|'].into_iter();
+    let found = candidates.find(|delimiter| is_header(line, *delimiter));
+    found.unwrap_or(usual)
 }
 
 fn standard_input(args: &InputArgs, interrupt: &Interrupt) -> anyhow::Result<Source> {
@@ -627,5 +650,29 @@ fn refuse(options: &[(bool, &str)], is: &str, they_are_for: &str) -> anyhow::Res
     match options.iter().find(|(given, _)| *given) {
         Some((_, option)) => bail!("{option} is for {they_are_for}, but {is}"),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delimiters_are_those_of_the_first_line() {
+        for (start, usual, expected) in [
+            ("path,caption\na;b,c\n", b',', b','),
+            ("image_name| comment_number| comment\n", b',', b'|'),
+            ("\u{feff}url;TEXT\r\n", b',', b';'),
+            ("path\tcaption\n", b',', b'\t'),
+            ("path,caption", b'\t', b','),
+            ("x;y\n", b',', b','),
+            ("", b',', b','),
+        ] {
+            assert_eq!(
+                usual_delimiter(start.as_bytes(), usual),
+                expected,
+                "{start}"
+            );
+        }
     }
 }

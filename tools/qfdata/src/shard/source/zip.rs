@@ -29,7 +29,10 @@ pub(super) fn list(path: &Path, interrupt: &Interrupt) -> anyhow::Result<List> {
     let names: Vec<&str> = zip.names().collect();
     for (index, &text) in names.iter().enumerate() {
         let name = Path::new(text);
-        let is_hidden = text.split('/').any(|part| part.starts_with('.'));
+        // `..` is no hidden name, but a bad one.
+        let is_hidden = text
+            .split('/')
+            .any(|part| part.starts_with('.') && part != "..");
         let ending = ending_of(name);
         let of_stem = match ending.as_str() {
             _ if is_hidden || text.starts_with("__MACOSX/") => continue,
