@@ -18,6 +18,56 @@ pub fn say(line: Arguments<'_>) -> anyhow::Result<()> {
     }
 }
 
+/// Many lines of results on stdout, written together.
+#[derive(Debug)]
+pub struct Lines(io::BufWriter<io::Stdout>);
+
+impl Lines {
+    /// Nothing is written yet.
+    pub fn new() -> Lines {
+        Lines(io::BufWriter::with_capacity(64 << 10, io::stdout()))
+    }
+
+    /// Adds a line; `false` once nobody reads any more.
+    ///
+    /// # Errors
+    /// That standard output cannot be written.
+    pub fn say(&mut self, line: Arguments<'_>) -> anyhow::Result<bool> {
+        let line = line.to_string();
+        still_read(writeln!(self.0, "{}", PrintableLines(&line)))
+    }
+
+    /// Adds bytes as they are; `false` once nobody reads any more.
+    ///
+    /// # Errors
+    /// That standard output cannot be written.
+    pub fn raw(&mut self, bytes: &[u8]) -> anyhow::Result<bool> {
+        still_read(self.0.write_all(bytes))
+    }
+
+    /// Writes what is left.
+    ///
+    /// # Errors
+    /// That standard output cannot be written.
+    pub fn finish(mut self) -> anyhow::Result<()> {
+        still_read(self.0.flush()).map(|_| ())
+    }
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Lines::new()
+    }
+}
+
+fn still_read(written: io::Result<()>) -> anyhow::Result<bool> {
+    match written {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("cannot write to standard output"),
+    }
+}
+
 /// A line about the work on stderr. There is no place to report that it cannot be written.
 pub fn remark(line: Arguments<'_>) {
     let line = line.to_string();

@@ -1,10 +1,10 @@
 //! The batch as one HTML page that needs nothing else: no script, no network.
 
-use std::fmt::{self, Display, Write};
+use std::fmt::{self, Write};
 
 use anyhow::Context;
 use image::{ExtendedColorType, ImageEncoder};
-use qf_pipeline::printable::PrintableLines;
+use qf_cli::page::{Base64, Images, Page, Text};
 
 use super::shown::{Caption, PieceKind, Sample, Shown, Tokens};
 
@@ -18,49 +18,20 @@ const SMALL_SIDE: usize = 160;
 /// # Errors
 /// When an image cannot be encoded as PNG.
 pub(super) fn html(shown: &Shown, title: &str, facts: &[(&str, String)]) -> anyhow::Result<String> {
-    let mut page = String::new();
-    // Formatting into a string does not fail.
-    write_page(&mut page, shown, title, facts)?;
-    Ok(page)
-}
-
-fn write_page(
-    page: &mut String,
-    shown: &Shown,
-    title: &str,
-    facts: &[(&str, String)],
-) -> anyhow::Result<()> {
-    page.push_str("<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n");
-    page.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
-    // Nothing is loaded, whatever a caption may say.
-    page.push_str(
-        "<meta http-equiv=\"Content-Security-Policy\" \
-         content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n",
-    );
-    writeln!(page, "<title>What the model sees: {}</title>", Text(title))?;
-    writeln!(page, "<style>\n{STYLE}</style>\n<header>")?;
-    writeln!(page, "<h1>What the model sees</h1>")?;
-    writeln!(page, "<p class=\"lede\"><bdi>{}</bdi></p>", Text(title))?;
-    writeln!(page, "<dl class=\"facts\">")?;
-    for (name, value) in facts {
-        let (name, value) = (Text(name), Text(value));
-        writeln!(
-            page,
-            "<div><dt>{name}</dt><dd><bdi>{value}</bdi></dd></div>"
-        )?;
-    }
-    writeln!(page, "</dl>\n</header>\n<main>")?;
+    let heading = "What the model sees";
+    let titles = (&*format!("{heading}: {title}"), heading);
+    let mut page = Page::new(titles, title, facts, STYLE, Images::Embedded);
+    writeln!(page, "<main class=\"grid\">")?;
     for (index, sample) in shown.samples.iter().enumerate() {
         let png = png_of(&shown.interleaved(index), shown.image_size())?;
-        write_sample(page, sample, shown.image_size(), &png)?;
+        write_sample(&mut page, sample, shown.image_size(), &png)?;
     }
     writeln!(page, "</main>")?;
-    write_skipped(page, shown)?;
-    page.push_str("</html>\n");
-    Ok(())
+    write_skipped(&mut page, shown)?;
+    Ok(page.finish())
 }
 
-fn write_sample(page: &mut String, sample: &Sample, size: usize, png: &[u8]) -> fmt::Result {
+fn write_sample(page: &mut Page, sample: &Sample, size: usize, png: &[u8]) -> fmt::Result {
     let class = match size < SMALL_SIDE {
         true => " class=\"pixels\"",
         false => "",
@@ -98,7 +69,7 @@ fn write_sample(page: &mut String, sample: &Sample, size: usize, png: &[u8]) -> 
 }
 
 /// The frame of the picture with the crop in it, and the same in words.
-fn write_view(page: &mut String, sample: &Sample) -> fmt::Result {
+fn write_view(page: &mut Page, sample: &Sample) -> fmt::Result {
     let Sample { width, height, .. } = sample;
     let crop = &sample.crop;
     // Lines of one CSS pixel or so, whatever the size of the picture.
@@ -127,7 +98,7 @@ fn write_view(page: &mut String, sample: &Sample) -> fmt::Result {
     )
 }
 
-fn write_caption(page: &mut String, caption: &Caption) -> fmt::Result {
+fn write_caption(page: &mut Page, caption: &Caption) -> fmt::Result {
     writeln!(page, "<div>")?;
     let text = Text(&caption.text);
     writeln!(page, "<p class=\"caption\"><bdi>{text}</bdi></p>")?;
@@ -137,7 +108,7 @@ fn write_caption(page: &mut String, caption: &Caption) -> fmt::Result {
     writeln!(page, "</div>")
 }
 
-fn write_tokens(page: &mut String, tokens: &Tokens) -> fmt::Result {
+fn write_tokens(page: &mut Page, tokens: &Tokens) -> fmt::Result {
     writeln!(page, "<ol class=\"tokens\">")?;
     for (id, piece) in tokens.used() {
         let class = match PieceKind::of(piece) {
@@ -168,7 +139,7 @@ fn write_tokens(page: &mut String, tokens: &Tokens) -> fmt::Result {
 }
 
 /// What the sample holds, where that is more than what is shown already.
-fn write_all_captions(page: &mut String, sample: &Sample) -> fmt::Result {
+fn write_all_captions(page: &mut Page, sample: &Sample) -> fmt::Result {
     if sample.all_captions.is_empty() {
         return Ok(());
     }
@@ -194,7 +165,7 @@ fn write_all_captions(page: &mut String, sample: &Sample) -> fmt::Result {
     writeln!(page, "</ol>\n</div>")
 }
 
-fn write_skipped(page: &mut String, shown: &Shown) -> fmt::Result {
+fn write_skipped(page: &mut Page, shown: &Shown) -> fmt::Result {
     if shown.skipped_count() == 0 {
         return Ok(());
     }
@@ -227,78 +198,4 @@ fn png_of(pixels: &[u8], size: usize) -> anyhow::Result<Vec<u8>> {
         .write_image(pixels, side, side, ExtendedColorType::Rgb8)
         .context("cannot encode an image as PNG")?;
     Ok(png)
-}
-
-/// A text between tags or in a quoted attribute. Characters that could not be seen, or that reorder what
-/// follows them, are written as their escapes.
-struct Text<'a>(&'a str);
-
-impl Display for Text<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for character in PrintableLines(self.0).to_string().chars() {
-            match character {
-                '&' => f.write_str("&amp;")?,
-                '<' => f.write_str("&lt;")?,
-                '>' => f.write_str("&gt;")?,
-                '"' => f.write_str("&quot;")?,
-                '\'' => f.write_str("&#39;")?,
-                _ => f.write_char(character)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Bytes in base64 (RFC 4648), as `data:` URLs hold them.
-struct Base64<'a>(&'a [u8]);
-
-impl Display for Base64<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const ALPHABET: &[u8; 64] =
-            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        for group in self.0.chunks(3) {
-            let byte = |index: usize| u32::from(group.get(index).copied().unwrap_or(0));
-            let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-            for index in 0..4 {
-                let digit = ALPHABET[(bits >> (18 - 6 * index) & 63) as usize];
-                f.write_char(if index <= group.len() {
-                    char::from(digit)
-                } else {
-                    '='
-                })?;
-            }
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The test vectors of RFC 4648, section 10, and bytes of every value.
-    #[test]
-    fn base64_as_the_rfc_has_it() {
-        for (bytes, expected) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("fooba", "Zm9vYmE="),
-            ("foobar", "Zm9vYmFy"),
-        ] {
-            assert_eq!(Base64(bytes.as_bytes()).to_string(), expected);
-        }
-        assert_eq!(Base64(&[0xfb, 0xff, 0xbf]).to_string(), "+/+/");
-    }
-
-    #[test]
-    fn nothing_of_a_text_is_markup() {
-        let text = Text("<img src=x onerror='a(\"b\")'>&\u{1b}[31m\u{202e}\u{0}é");
-        assert_eq!(
-            text.to_string(),
-            "&lt;img src=x onerror=&#39;a(&quot;b&quot;)&#39;&gt;&amp;\\x1b[31m\\u202e\\x00é"
-        );
-    }
 }
