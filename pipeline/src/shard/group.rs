@@ -250,6 +250,7 @@ mod tests {
             let content = MemberContent::Bytes(data.as_bytes().to_vec());
             let member = TarMember {
                 path: path.to_string(),
+                is_utf8: true,
                 offset_bytes: 0,
                 data_offset_bytes: 512,
                 stored_bytes: data.len() as u64,

@@ -2,12 +2,14 @@
 
 pub mod arrow;
 pub(crate) mod decompress;
+pub mod entries;
 pub(crate) mod forward;
 pub mod group;
 pub mod note;
 mod observe;
 pub(crate) mod piece;
 pub mod read;
+pub mod shard_format;
 pub(crate) mod stream_end;
 pub(crate) mod tar;
 pub(crate) mod zstd_frames;

@@ -7,6 +7,8 @@ mod location;
 mod resolve;
 
 pub use dataset::{split_spec, DataSet};
+/// A pattern of names, with `*`, `?` and `[x]`.
+pub use glob::Pattern as NamePattern;
 pub use local_path::{local_path, scheme};
 pub use location::ShardLocation;
 pub use resolve::{resolve_shards, resolve_shards_with};

@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::atomic_file::AtomicFile;
+use crate::index::MemberPlace;
+use crate::shard::group::split_key;
 use crate::shard::zstd_frames::SeekableWriter;
 
 /// The file of a shard: its length and checksum are taken on the way.
@@ -115,4 +118,34 @@ impl<W: Write> TarOutput for GzipWriter<W> {
     fn content_bytes(&self) -> u64 {
         self.content_bytes
     }
+}
+
+/// Size of a tar block in bytes: headers are one block, contents whole blocks.
+pub(super) const TAR_BLOCK_BYTES: u64 = 512;
+
+/// The file of a shard, under its temporary name.
+pub(super) type ShardFile = ChecksumWriter<AtomicFile>;
+
+/// Appends a file with a header of its name and length alone; returns where it lies.
+pub(super) fn append_member<W: TarOutput>(
+    tar: &mut tar::Builder<W>,
+    name: &str,
+    content: &[u8],
+) -> io::Result<MemberPlace> {
+    // `append_data` adds a GNU long-name member where the name does not fit a ustar header.
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    let size_bytes = content.len() as u64;
+    header.set_size(size_bytes);
+    tar.append_data(&mut header, name, content)?;
+    let padded = size_bytes.next_multiple_of(TAR_BLOCK_BYTES);
+    Ok(MemberPlace {
+        name: split_key(name).map_or_else(String::new, |(_, extension)| extension),
+        offset_bytes: tar.get_ref().content_bytes() - padded,
+        size_bytes,
+    })
 }

@@ -14,12 +14,14 @@
 //! [seekable format]: https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md
 
 mod content;
+mod files;
+mod options;
+mod target;
 
 use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use crate::atomic_file::AtomicFile;
 use crate::error::PipelineError;
@@ -27,101 +29,17 @@ use crate::index::{IndexBuilder, Layout, MemberPlace, ShardIdentity};
 use crate::shard::arrow::{ArrowShardWriter, ArrowWriteError, CaptionType};
 use crate::shard::group::{key_hash, split_key};
 use crate::shard::zstd_frames::SeekableWriter;
-use crate::shard_spec::INDEX_ENDING;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
-use content::{ChecksumWriter, GzipWriter, TarOutput};
+use content::{append_member, ChecksumWriter, GzipWriter, ShardFile, TarOutput, TAR_BLOCK_BYTES};
+pub use files::{FileWriter, WrittenFiles};
+pub use options::ShardOptions;
+use target::{io_error, remove_index, unwritable};
 
-/// Size of a tar block in bytes: headers are one block, contents whole blocks.
-const TAR_BLOCK_BYTES: u64 = 512;
+pub use crate::shard::shard_format::{ShardFormat, UnknownShardFormat};
 
 /// The longest key in bytes: with an extension it stays below the 4,096 of Linux paths.
 pub const MAX_KEY_BYTES: usize = 3072;
-
-/// Container and compression of a shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ShardFormat {
-    /// WebDataset tar.
-    Tar,
-    /// WebDataset tar, gzip.
-    TarGz,
-    /// WebDataset tar, Zstandard.
-    TarZst,
-    /// Arrow IPC stream in the layout of Hugging Face datasets.
-    Arrow,
-}
-
-impl ShardFormat {
-    /// All formats.
-    pub const ALL: [ShardFormat; 4] = [
-        ShardFormat::Tar,
-        ShardFormat::TarGz,
-        ShardFormat::TarZst,
-        ShardFormat::Arrow,
-    ];
-
-    /// The ending of a shard's file name, which is also the format's name: `tar`, `tar.gz`,
-    /// `tar.zst` or `arrow`.
-    pub fn extension(self) -> &'static str {
-        match self {
-            ShardFormat::Tar => "tar",
-            ShardFormat::TarGz => "tar.gz",
-            ShardFormat::TarZst => "tar.zst",
-            ShardFormat::Arrow => "arrow",
-        }
-    }
-}
-
-impl fmt::Display for ShardFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.extension())
-    }
-}
-
-/// Not the name of a [`ShardFormat`].
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown shard format `{0}`; use tar, tar.gz, tar.zst or arrow")]
-pub struct UnknownShardFormat(String);
-
-impl FromStr for ShardFormat {
-    type Err = UnknownShardFormat;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        ShardFormat::ALL
-            .into_iter()
-            .find(|format| format.extension() == name)
-            .ok_or_else(|| UnknownShardFormat(name.to_owned()))
-    }
-}
-
-/// How shards are written; the same for every shard of a data set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShardOptions {
-    /// Container and compression.
-    pub format: ShardFormat,
-    /// Type of an Arrow shard's caption column. [`CaptionType::One`] keeps the first caption only.
-    pub caption_type: CaptionType,
-    /// Compression level: 0–9 for gzip, 1–22 for Zstandard, clamped to that. Photographs do not
-    /// shrink at any level; raise it for uncompressed images.
-    pub level: i32,
-    /// Whether the shard's index is written beside it. Default yes.
-    pub index: bool,
-}
-
-impl ShardOptions {
-    /// The defaults for this format: a list of captions, gzip level 1, Zstandard level 3, an index.
-    pub fn new(format: ShardFormat) -> Self {
-        Self {
-            format,
-            caption_type: CaptionType::List,
-            level: match format {
-                ShardFormat::TarGz => 1,
-                _ => 3,
-            },
-            index: true,
-        }
-    }
-}
 
 /// A sample on its way into a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,8 +87,6 @@ pub struct ShardWriter {
     /// `None` if no index is wanted.
     index: Option<IndexBuilder>,
 }
-
-type ShardFile = ChecksumWriter<AtomicFile>;
 
 enum Body {
     Tar(tar::Builder<ShardFile>),
@@ -330,18 +246,6 @@ impl ShardWriter {
     }
 }
 
-/// Removes the index of a shard that is about to change, if it has one.
-fn remove_index(shard: &ShardLocation) -> Result<(), PipelineError> {
-    let sidecar = shard.sidecar(INDEX_ENDING);
-    let Some(path) = sidecar.path() else {
-        return Ok(());
-    };
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(path)(error)),
-        _ => Ok(()),
-    }
-}
-
 /// Whether `KEY.jpg` is read back as the key `KEY` by every reader of the format.
 ///
 /// # Errors
@@ -414,48 +318,10 @@ fn append<W: TarOutput>(
     Ok(start..end)
 }
 
-fn append_member<W: TarOutput>(
-    tar: &mut tar::Builder<W>,
-    name: &str,
-    content: &[u8],
-) -> io::Result<MemberPlace> {
-    // `append_data` adds a GNU long-name member where the name does not fit a ustar header.
-    let mut header = tar::Header::new_ustar();
-    header.set_entry_type(tar::EntryType::Regular);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    let size_bytes = content.len() as u64;
-    header.set_size(size_bytes);
-    tar.append_data(&mut header, name, content)?;
-    let padded = size_bytes.next_multiple_of(TAR_BLOCK_BYTES);
-    Ok(MemberPlace {
-        name: split_key(name).map_or_else(String::new, |(_, extension)| extension),
-        offset_bytes: tar.get_ref().content_bytes() - padded,
-        size_bytes,
-    })
-}
-
-fn io_error(path: &Path) -> impl Fn(io::Error) -> PipelineError + '_ {
-    move |source| PipelineError::Io {
-        path: path.to_owned(),
-        source,
-    }
-}
-
 fn arrow_error(shard: &Path, key: &str, error: ArrowWriteError) -> PipelineError {
     match error {
         ArrowWriteError::Io(source) => io_error(shard)(source),
         other => unwritable(shard, key, other.to_string()),
-    }
-}
-
-fn unwritable(shard: &Path, key: &str, message: String) -> PipelineError {
-    PipelineError::Unwritable {
-        shard: shard.to_owned(),
-        key: key.to_owned(),
-        message,
     }
 }
 

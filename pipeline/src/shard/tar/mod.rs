@@ -32,6 +32,8 @@ const MAX_PAX_BYTES: u64 = 16 << 20;
 pub(crate) struct TarMember {
     /// Path as stored; bytes that are not UTF-8 are written `\xNN`.
     pub(crate) path: String,
+    /// Whether all of the stored path is UTF-8.
+    pub(crate) is_utf8: bool,
     /// Offset of its first header (extension headers included) in the uncompressed stream.
     pub(crate) offset_bytes: u64,
     /// Offset of its data in the uncompressed stream.
@@ -140,6 +142,7 @@ pub(crate) fn for_each_member<R: Read + Seek>(
 /// A file that was found, before it is read.
 struct Found {
     path: String,
+    is_utf8: bool,
     offset_bytes: u64,
     data_offset_bytes: u64,
     stored_bytes: u64,
@@ -156,6 +159,7 @@ impl Found {
         TarMember {
             size_bytes: self.size_bytes(),
             path: self.path,
+            is_utf8: self.is_utf8,
             offset_bytes: self.offset_bytes,
             data_offset_bytes: self.data_offset_bytes,
             stored_bytes: self.stored_bytes,
@@ -346,8 +350,10 @@ impl<'a, R: Read + Seek> Archive<'a, R> {
             _ => None,
         };
         let sparse = sparse.transpose();
+        let path = path.as_deref().unwrap_or(&header.path);
         Ok(Found {
-            path: display_path(path.as_deref().unwrap_or(&header.path)),
+            path: display_path(path),
+            is_utf8: std::str::from_utf8(path).is_ok(),
             offset_bytes: extension.offset_bytes.unwrap_or(self.header_offset),
             data_offset_bytes: self.position,
             stored_bytes,
