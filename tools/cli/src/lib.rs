@@ -1,5 +1,27 @@
-//! What the command lines of `qfdata` and `qftrain` share: lines for the user, the reading of arguments, the
-//! shell's completions and manual pages, pages to look at, a server for them.
+//! What the command lines of `qfdata` and `qftrain` share: arguments and their mistakes ([`args`]), lines for the
+//! user ([`output`]), what `--version` says ([`version`]), completions and manual pages ([`shell`]), the page on
+//! the command line ([`reference`]), pages to look at ([`page`]) and a small server for them ([`serve`]).
+//!
+//! A program of its own needs a `clap` definition and no more:
+//!
+//! ```
+//! use clap::{CommandFactory, Parser};
+//!
+//! /// Counts things.
+//! #[derive(Parser)]
+//! #[command(name = "count")]
+//! struct Cli {
+//!     /// Where they are
+//!     #[arg(long, value_name = "FOLDER")]
+//!     folder: Option<std::path::PathBuf>,
+//! }
+//!
+//! // Options that hold a path refuse URLs.
+//! let command = qf_cli::args::refuse_urls(Cli::command());
+//! assert!(command.try_get_matches_from(["count", "--folder", "s3://bucket"]).is_err());
+//! let page = qf_cli::reference::markdown(Cli::command());
+//! assert!(page.contains("| `--folder <FOLDER>` | Where they are |"));
+//! ```
 
 pub mod args;
 pub mod output;

@@ -9,6 +9,8 @@ use qf_pipeline::captions::CaptionLines;
 use qf_pipeline::loader::{DataSet, LoaderBuilder};
 use qf_pipeline::remote::{CacheOptions, RemoteOptions};
 use qf_pipeline::source::{resolve_shards_with, ShardLocation};
+use qf_pipeline::stop::Stop;
+use qf_pipeline::survey::Survey;
 use qf_pipeline::LoaderConfig;
 
 use crate::size;
@@ -35,6 +37,43 @@ impl ShardsArg {
 
     pub(crate) fn resolve(&self) -> anyhow::Result<Vec<ShardLocation>> {
         Ok(resolve_shards_with(&self.shards, &self.remote.options()?)?)
+    }
+}
+
+/// Shards to look at, with or without `--shards`.
+#[derive(Args)]
+pub(crate) struct ListedShards {
+    /// Shards: files, globs, {000..012} ranges, s3://, gs://, az://, https://; several allowed
+    #[arg(
+        required_unless_present = "shards",
+        conflicts_with = "shards",
+        value_name = "SHARDS"
+    )]
+    listed: Vec<String>,
+
+    /// Shards, as in the other commands
+    #[arg(long, num_args = 1.., value_name = "SHARDS")]
+    shards: Vec<String>,
+
+    #[command(flatten)]
+    reading: ReadArgs,
+
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+impl ListedShards {
+    /// Default settings of a loader, with what was said of shards.
+    pub(crate) fn config(&self) -> LoaderConfig {
+        self.reading.config()
+    }
+
+    pub(crate) fn resolve(&self) -> anyhow::Result<Vec<ShardLocation>> {
+        let shards = match self.listed.is_empty() {
+            true => &self.shards,
+            false => &self.listed,
+        };
+        Ok(resolve_shards_with(shards, &self.remote.options()?)?)
     }
 }
 
@@ -210,6 +249,21 @@ fn data_sets(
     }
     let sets = mix.iter().map(|set| DataSet::from_spec(set, options));
     Ok(sets.collect::<Result<_, _>>()?)
+}
+
+/// How the captions of the data set are read: as by a run, the first samples decide.
+pub(crate) fn settings(
+    config: LoaderConfig,
+    shards: &[ShardLocation],
+    stop: &Stop,
+) -> LoaderConfig {
+    let lines = config
+        .caption_lines
+        .unwrap_or_else(|| Survey::of(shards, &config, stop).caption_lines());
+    LoaderConfig {
+        caption_lines: Some(lines),
+        ..config
+    }
 }
 
 /// Gives a loader its data sets.

@@ -1,5 +1,7 @@
 //! `qfdata index`: the sidecars that make shards countable and their samples reachable one by one.
 
+mod dali;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -43,6 +45,10 @@ pub(crate) struct IndexArgs {
     /// Write all indexes again, those that fit as well
     #[arg(long)]
     overwrite: bool,
+
+    /// Write the index of NVIDIA DALI beside each tar shard instead: NAME.idx, as wds2idx does
+    #[arg(long, conflicts_with_all = ["check", "overwrite"])]
+    dali_index: bool,
 
     /// Shards read at a time [default: number of processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -273,6 +279,13 @@ fn treat(args: &IndexArgs, shard: &ShardLocation, stop: &Stop) -> anyhow::Result
         needs_captions: false,
         ..args.reading.config().read_options()
     };
+    if args.dali_index {
+        let (_, samples) = dali::write(shard, &options, stop)?;
+        return Ok(Outcome::Written(
+            u32::try_from(samples).unwrap_or(u32::MAX),
+            Some(Access::Tar),
+        ));
+    }
     if args.check {
         let index = present(shard, stop)?;
         index.verify(shard, &options, stop)?;

@@ -3,16 +3,30 @@
 //! Exit codes: 0 done, 1 failed (one `error:` line on stderr says why), 2 wrong usage, 3 done in part
 //! (some of the input could not be used), 130 interrupted by Ctrl-C.
 
+mod cat;
+mod convert;
+mod copy;
 mod data;
+mod extract;
+mod files;
+mod head;
 mod index;
+mod inspect;
 mod interrupt;
+mod ls;
+mod merge;
 mod order;
 mod preview;
 mod profile;
 mod progress;
 mod shard;
 mod size;
+mod split;
+mod stats;
 mod synth;
+mod unreadable;
+mod verify;
+mod view;
 mod vocab;
 
 use std::process::ExitCode;
@@ -57,6 +71,26 @@ enum Command {
     Finish(shard::FinishArgs),
     /// Write the index of shards beside them, or check it
     Index(index::IndexArgs),
+    /// List the files of shards
+    Ls(ls::LsArgs),
+    /// Write files of shards to standard output
+    Cat(cat::CatArgs),
+    /// Show the first samples of shards
+    Head(head::HeadArgs),
+    /// Write the files of shards into a folder
+    Extract(extract::ExtractArgs),
+    /// Check shards: structure, images, captions, doubles, indices
+    Verify(verify::VerifyArgs),
+    /// Count samples, sizes, captions, formats, scripts and doubles
+    Stats(stats::StatsArgs),
+    /// Look at a data set: contact sheet, histograms, problems, crops, near doubles
+    View(view::ViewArgs),
+    /// Join shards into one
+    Merge(merge::MergeArgs),
+    /// Cut shards anew, to a number of samples or bytes
+    Split(split::SplitArgs),
+    /// Write shards in another format
+    Convert(convert::ConvertArgs),
     /// Train a WordPiece vocabulary from the captions of shards
     Vocab(vocab::VocabArgs),
     /// List what a rank will see, in order, without decoding
@@ -91,6 +125,16 @@ fn main() -> ExitCode {
         Command::Status(args) => shard::status(&args),
         Command::Finish(args) => shard::finish(&args),
         Command::Index(args) => index::run(&args),
+        Command::Ls(args) => ls::run(&args),
+        Command::Cat(args) => cat::run(&args),
+        Command::Head(args) => head::run(&args),
+        Command::Extract(args) => extract::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Stats(args) => stats::run(&args),
+        Command::View(args) => view::run(&args),
+        Command::Merge(args) => merge::run(&args),
+        Command::Split(args) => split::run(&args),
+        Command::Convert(args) => convert::run(&args),
         Command::Vocab(args) => vocab::run(&args),
         Command::Order(args) => order::run(&args),
         Command::Preview(args) => preview::run(&args),
