@@ -80,7 +80,8 @@ for split in train held; do
 done
 
 say "3/5 training the tiny preset for $steps steps, $run"
-"$bin/qftrain" --preset tiny --shards "$work/shards/train-*.tar" --steps "$steps" --run-dir "$run"
+"$bin/qftrain" --preset tiny --shards "$work/shards/train-*.tar" --steps "$steps" --run-dir "$run" \
+    --val-shards "$work/shards/held-*.tar" --val-every $((steps / 4 > 0 ? steps / 4 : 1))
 
 say "4/5 retrieval among held-out images, which training never saw"
 "$bin/qftrain" eval --run-dir "$run" --shards "$work/shards/held-*.tar" --rerank "$RERANK" \
@@ -90,10 +91,23 @@ say "5/5 captions of some of them"
 "$bin/qftrain" caption --run-dir "$run" --shards "$work/shards/held-*.tar" --limit 5 \
     | tee "$work/captions.txt"
 
+# A picture of the report, where there is a browser.
+picture=
+for browser in chromium chromium-browser google-chrome; do
+    command -v "$browser" >/dev/null || continue
+    if "$browser" --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,2400 \
+        --screenshot="$(realpath "$run")/report.png" "file://$(realpath "$run/report.html")" >/dev/null 2>&1; then
+        picture=$run/report.png
+    fi
+    break
+done
+
 duration() { printf '%d min %d s' $(($1 / 60)) $(($1 % 60)); }
 total=$(($(date +%s) - DEMO_STARTED))
 say "done in $(duration $total), of which set-up and build took $(duration $((total - (SECONDS - started)))). Where to look:"
 where() { printf '  %-42s %s\n' "$1" "$2"; }
+where "$run/report.html" "curves, held-out images, where the time went: open it in a browser"
+if [ -n "$picture" ]; then where "$picture" "a picture of it"; fi
 where "$work/images" "images and captions"
 where "$work/shards" "shards: tar tf shows what is in them"
 where "$run/config.toml" "every setting of the run"

@@ -68,7 +68,7 @@ fn programs(folder: &Path) {
         bin::qfdata().display()
     );
     let qftrain = format!(
-        "case $1 in eval|caption|score|export|bench|selfcheck) exec {0} \"$@\";; esac\n\
+        "case $1 in eval|caption|score|export|bench|selfcheck|report|embed|search|classify) exec {0} \"$@\";; esac\n\
          steps=2; args=()\n\
          while [ $# -gt 0 ]; do case $1 in\n\
          --steps) [ \"$2\" = 1500 ] && steps=3; shift 2;;\n\
@@ -137,6 +137,7 @@ fn commands_of_the_training_guides_run() {
     run("docs/guide/training.md", SHARDS);
     run("docs/guide/resume.md", RUN);
     run("docs/guide/profiling.md", SHARDS);
+    run("docs/guide/watching.md", RUN);
 }
 
 #[test]

@@ -57,9 +57,15 @@ for path in sys.argv[2:]:
     sys.stdout.buffer.write(pixels(path, int(sys.argv[1])).tobytes())
 "#;
 
-/// Scores by transformers and by the arithmetic of LAVIS's classes (`blip2_qformer.py`, `Qformer.py`,
-/// `eva_vit.py`), from files on disk alone.
+/// The arithmetic of LAVIS's classes (`blip2_qformer.py`, `Qformer.py`, `eva_vit.py`), and transformers,
+/// from files on disk alone.
+const LAVIS: &str = include_str!("python/lavis.py");
+
+/// Scores by both.
 const SCORES: &str = include_str!("python/scores.py");
+
+/// Embeddings by both.
+const FEATURES: &str = include_str!("python/features.py");
 
 const SIDE: usize = 224;
 
@@ -290,7 +296,7 @@ fn scores_are_those_of_transformers_and_of_the_reference() {
         "hf": hf, "lavis": lavis, "images": files, "texts": TEXTS, "side": 112,
         "tower_heads": 2, "heads": 2, "text_len": 32,
     });
-    let script = [PROCESS, SCORES].concat();
+    let script = [PROCESS, LAVIS, SCORES].concat();
     let answer = run_python(&python, &script, &[&request.to_string()]);
     let answer: Value = serde_json::from_slice(&answer).unwrap();
     let mut worst = BTreeMap::<String, f64>::new();
@@ -318,6 +324,118 @@ fn scores_are_those_of_transformers_and_of_the_reference() {
     assert!(worst.values().all(|&worst| worst <= 1e-5), "{worst:?}");
     // Equal scores would compare well.
     assert!(spread.1 - spread.0 > 0.1, "{spread:?}");
+}
+
+/// `qftrain embed`, `search` and `classify` on photographs find what transformers and the reference find.
+#[test]
+fn embeddings_are_those_of_transformers_and_of_the_reference() {
+    const TEST: &str = "embeddings_are_those_of_transformers_and_of_the_reference";
+    let (Some(python), Some(trained)) = (weights::python(TEST), trained(TEST)) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for (format, out) in [("hf", at("hf")), ("lavis", at("lavis.safetensors"))] {
+        let run = ["export", "--run-dir", &trained.run_dir];
+        let more = ["--format", format, "--out", text(&out)];
+        succeeds(&[&run[..], &more].concat());
+    }
+    let files: Vec<&str> = trained.files[..10].iter().map(|file| text(file)).collect();
+    let lines = TEXTS.join("\n");
+    fs::write(at("texts.txt"), lines).unwrap();
+    for out in [at("photos.parquet"), at("photos")] {
+        let embed = ["embed", "--run-dir", &trained.run_dir, "--query-outputs"];
+        let texts = at("texts.txt");
+        let options = [
+            "--batch-size",
+            "4",
+            "--texts",
+            text(&texts),
+            "--out",
+            text(&out),
+        ];
+        succeeds(&[&embed[..], &options, &files].concat());
+    }
+    let request = json!({
+        "hf": at("hf"), "lavis": at("lavis.safetensors"), "images": files, "texts": TEXTS, "side": 112,
+        "tower_heads": 2, "heads": 2, "text_len": 32, "queries": 4, "width": 16, "hidden": 32,
+        "parquet": at("photos.parquet"), "parquet_texts": at("photos.texts.parquet"), "npy": at("photos"),
+    });
+    let script = [PROCESS, LAVIS, FEATURES].concat();
+    let answer = run_python(&python, &script, &[&request.to_string()]);
+    let answer: Value = serde_json::from_slice(&answer).unwrap();
+    println!(
+        "largest differences: {} {}",
+        answer["lavis"], answer["transformers"]
+    );
+    for program in ["lavis", "transformers"] {
+        for name in ["images", "outputs", "texts"] {
+            let worst = answer[program][name].as_f64().unwrap();
+            assert!(worst <= 2e-5, "{program} {name}: {worst}");
+        }
+    }
+    assert!(answer["spread"].as_f64().unwrap() > 0.1, "{answer}");
+
+    // The best images of each text, by the reference's cosines.
+    let cosines: Vec<Vec<f64>> = serde_json::from_value(answer["cosines"].clone()).unwrap();
+    for out in [at("photos.parquet"), at("photos")] {
+        let search = [
+            "search",
+            "--run-dir",
+            &trained.run_dir,
+            "--embeddings",
+            text(&out),
+        ];
+        let stdout = succeeds(&[&search[..], &["--top", "3", "--json"], &TEXTS].concat());
+        let found: Vec<Value> = (stdout.lines())
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(found.len(), TEXTS.len());
+        for (number, found) in found.iter().enumerate() {
+            let mut best: Vec<(f64, &str)> = (cosines.iter().zip(&files))
+                .map(|(row, file)| (row[number], *file))
+                .collect();
+            best.sort_by(|a, b| b.0.total_cmp(&a.0));
+            let images = found["images"].as_array().unwrap();
+            assert_eq!(images.len(), 3);
+            for (image, (cosine, file)) in images.iter().zip(best) {
+                let ours = image["itc_cosine"].as_f64().unwrap();
+                assert!((ours - cosine).abs() < 2e-5, "{image} {cosine}");
+                assert_eq!(image["key"], file);
+            }
+        }
+    }
+    classes_are_those_of_the_reference(trained, &files, &cosines, folder.path());
+}
+
+/// Photographs in folders named like the texts of `cosines`: each goes to the class whose text is nearest.
+fn classes_are_those_of_the_reference(
+    trained: &Trained,
+    files: &[&str],
+    cosines: &[Vec<f64>],
+    folder: &Path,
+) {
+    // In words that the caption processor leaves alone, so that a folder can have the name.
+    let classes = [0, 3].map(|text| (text, TEXTS[text].trim_end_matches('.').to_lowercase()));
+    let root = folder.join("classes");
+    let mut right = 0;
+    for (number, (file, row)) in files.iter().zip(cosines).enumerate() {
+        let own = number % 2;
+        let class = root.join(classes[own].1.replace(' ', "_"));
+        fs::create_dir_all(&class).unwrap();
+        fs::copy(file, class.join(format!("{number}.jpg"))).unwrap();
+        let other = 1 - own;
+        right += usize::from(row[classes[own].0] > row[classes[other].0]);
+    }
+    let classify = ["classify", "--run-dir", &trained.run_dir, text(&root)];
+    let options = ["--prompt", "{}", "--batch-size", "3", "--json"];
+    let stdout = succeeds(&[&classify[..], &options].concat());
+    let last: Value = serde_json::from_str(stdout.lines().last().unwrap()).unwrap();
+    assert_eq!(last["images"], files.len());
+    let expected = 100.0 * right as f64 / files.len() as f64;
+    assert_eq!(last["top1"].as_f64().unwrap(), expected, "{stdout}");
+    assert_eq!(last["top5"], 100.0);
+    assert_eq!(stdout.lines().count(), files.len() + 1);
 }
 
 /// Retrieval on an annotation file is that on shards of the same pairs, figure for figure.

@@ -62,5 +62,7 @@ mod train_cli;
 mod use_cli;
 /// Weights and tokenizers that belong together, and what is refused.
 mod vocabulary_cli;
+/// Watching a run: its log, TensorBoard, its report.
+mod watch_cli;
 /// Weights in and out, against PyTorch and transformers, and from a stand-in of the hub.
 mod weights;

@@ -8,6 +8,7 @@
 mod check;
 mod decode;
 mod inference;
+mod queries;
 mod score;
 mod step;
 #[cfg(test)]

@@ -101,6 +101,15 @@ pub fn upload_pixels(pixels: PlanarBatch<'_>, device: Device) -> Result<Tensor, 
     pixels_to(pixels, device, |pixels| Ok(pixels.f_to_device(device)?))
 }
 
+/// Ids and mask of texts on a device: `[N, T]` i64 each.
+///
+/// # Errors
+/// [`ModelError::Torch`] when the device has no room.
+pub fn text_batch(tokens: &TokenRows, device: Device) -> Result<(Tensor, Tensor), ModelError> {
+    let (ids, mask) = text_tensors(tokens)?;
+    Ok((ids.f_to_device(device)?, mask.f_to_device(device)?))
+}
+
 /// Ids and mask of texts on the host: `[N, T]` i64 each.
 fn text_tensors(tokens: &TokenRows) -> Result<(Tensor, Tensor), ModelError> {
     let shape = [tokens.len() as i64, tokens.text_len() as i64];

@@ -58,6 +58,26 @@ impl RunDir {
         self.0.join("profile.json")
     }
 
+    /// Everything that the program said, with times.
+    pub fn log(&self) -> PathBuf {
+        self.0.join("train.log")
+    }
+
+    /// The folder of TensorBoard's event files.
+    pub fn tensorboard(&self) -> PathBuf {
+        self.0.join("tensorboard")
+    }
+
+    /// What the model makes of some held-out images.
+    pub fn gallery(&self) -> PathBuf {
+        self.0.join("gallery.json")
+    }
+
+    /// The report: one page.
+    pub fn report(&self) -> PathBuf {
+        self.0.join("report.html")
+    }
+
     /// Trace of a rank's first steps.
     pub fn trace(&self, rank: i64) -> PathBuf {
         self.0.join(match rank {
@@ -96,6 +116,7 @@ impl RunDir {
             self.tokenizer_json(),
             self.weights(),
             self.metrics(),
+            self.log(),
         ];
         let Ok(entries) = fs::read_dir(&self.0) else {
             return false;

@@ -150,6 +150,12 @@ fn target_of(temporary: &str) -> Option<&str> {
     is_random.then_some(target)
 }
 
+impl io::Seek for AtomicFile {
+    fn seek(&mut self, place: io::SeekFrom) -> io::Result<u64> {
+        self.writer.seek(place)
+    }
+}
+
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.writer.write(bytes)

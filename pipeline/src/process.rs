@@ -22,6 +22,12 @@ pub fn peak_rss_bytes() -> Option<u64> {
     own.or_else(max_rss)
 }
 
+/// Resident set of this process now, in bytes; `None` where the system does not tell.
+pub fn rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    kib_of(&status, "VmRSS:")
+}
+
 /// Gives memory that was freed, but kept by the C allocator for later use, back to the operating
 /// system. Costs some milliseconds, and page faults when the memory is used again.
 ///
@@ -34,9 +40,11 @@ pub fn release_free_memory() {
 
 /// `VmHWM:     1234 kB` of /proc/PID/status, in bytes.
 fn high_water_mark(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    kib_of(status, "VmHWM:")
+}
+
+fn kib_of(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -86,6 +94,10 @@ mod tests {
             std::hint::black_box(0);
         }
         assert!(peak_rss_bytes().unwrap() > 1 << 20);
+        if cfg!(target_os = "linux") {
+            let now = rss_bytes().unwrap();
+            assert!(now > 1 << 20 && now <= peak_rss_bytes().unwrap());
+        }
         assert!(max_rss().unwrap() > 1 << 20);
     }
 

@@ -37,6 +37,11 @@ impl Blip2Qformer {
         })
     }
 
+    /// The temperature where it is computed with, a scalar.
+    pub(crate) fn temperature_tensor(&self) -> &Tensor {
+        &self.temp
+    }
+
     /// The learned temperature, which training divides similarities by.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::rows::RowMap;
 use super::KeyValue;
@@ -231,6 +231,24 @@ impl Attention {
             mask,
             dropout.probability,
         )?)
+    }
+
+    /// How much each of the queries `[M, D]`, placed by `map`, takes of each key `[R, heads, S, d]`: `[R, L, S]`
+    /// f32, the mean over the heads.
+    pub(crate) fn weights(
+        &self,
+        query: &Tensor,
+        map: &RowMap,
+        key: &Tensor,
+    ) -> Result<Tensor, ModelError> {
+        let query = map.split(query, self.heads)?.f_to_kind(Kind::Float)?;
+        let key = key.f_to_kind(Kind::Float)?;
+        let width = query.size().last().copied().unwrap_or(1) as f64;
+        let scores = query
+            .f_matmul(&key.f_transpose(-2, -1)?)?
+            .f_divide_scalar(width.sqrt())?;
+        let weights = scores.f_softmax(-1, Kind::Float)?; // [R, heads, L, S]
+        Ok(weights.f_mean_dim([1i64].as_slice(), false, None)?)
     }
 
     /// The output block: gathered `[M, D]` and the rows that asked `[…, D]` → `[…, D]`.

@@ -10,6 +10,9 @@ use crate::layers::{Dropout, LayerNorm, Linear, LinearInit, Rows};
 use crate::low::LowCopies;
 use crate::params::Scope;
 
+/// What self-attention leaves: see [`Layer::mix`].
+type Mixed = ([Option<Rows>; 2], Layout, Vec<KeyValue>);
+
 /// One layer: self-attention of all rows, then cross attention and a feed-forward network of their
 /// own for the query rows, and another feed-forward network for the text rows.
 #[derive(Debug)]
@@ -98,6 +101,41 @@ impl Layer {
         past: Option<&KeyValue>,
         dropout: Dropout,
     ) -> Result<(Rows, Vec<KeyValue>), ModelError> {
+        let (parts, layout, own) = self.mix(rows, plan, last, past, dropout)?;
+        let parts = self.networks(parts, plan, images, dropout)?;
+        Ok((layout.join_rows(parts)?, own))
+    }
+
+    /// Which rows of the images the query rows look at: `[R, L, M]`, softmax of the products with the
+    /// keys, the mean over the heads. `None` in a layer without cross attention.
+    pub(crate) fn attention_to_images(
+        &self,
+        rows: &Rows,
+        plan: &Plan,
+        image: &KeyValue,
+    ) -> Result<Option<Tensor>, ModelError> {
+        let Some(attention) = &self.cross_attention else {
+            return Ok(None);
+        };
+        let ([queries, _], ..) = self.mix(rows, plan, false, None, Dropout { probability: 0.0 })?;
+        let (Some(queries), [map]) = (queries, &plan.images[..]) else {
+            return Ok(None);
+        };
+        attention
+            .weights(&attention.query(&queries)?, map, &image.key)
+            .map(Some)
+    }
+
+    /// Self-attention: query rows and text rows that go on, how they lie together, and keys and values
+    /// of each segment.
+    fn mix(
+        &self,
+        rows: &Rows,
+        plan: &Plan,
+        last: bool,
+        past: Option<&KeyValue>,
+        dropout: Dropout,
+    ) -> Result<Mixed, ModelError> {
         let read = match &plan.last {
             Some(read) if last => Some(read),
             _ => None,
@@ -141,9 +179,7 @@ impl Layer {
             },
             None => plan.layout,
         };
-        let parts = layout.split_rows(&rows.map(flat)?)?;
-        let parts = self.networks(parts, plan, images, dropout)?;
-        Ok((layout.join_rows(parts)?, own))
+        Ok((layout.split_rows(&rows.map(flat)?)?, layout, own))
     }
 
     /// Cross attention and the feed-forward networks, of query rows and of text rows.

@@ -144,6 +144,40 @@ impl Qformer {
         })
     }
 
+    /// Where the queries look in the last layer with cross attention: the share of each image row in what
+    /// a query gathers, `[B, Q, M]`, the mean over the heads.
+    pub(crate) fn attention_to_images(
+        &self,
+        query_tokens: &Tensor,
+        batch: i64,
+        image: &ImageKeyValues,
+    ) -> Result<Tensor, ModelError> {
+        let plan = Plan::queries(batch, self.num_queries);
+        let rows = self.embed(Some((query_tokens, batch)), &[], plan.layout, false)?;
+        let mut rows = Rows::new(rows, self.low_kind)?;
+        let mut images = image.0.iter();
+        for layer in &self.layers {
+            let looked_at = match layer.has_cross_attention() {
+                true => images.next(),
+                false => None,
+            };
+            if let Some(keys) = looked_at.filter(|_| images.len() == 0) {
+                if let Some(weights) = layer.attention_to_images(&rows, &plan, keys)? {
+                    return Ok(weights);
+                }
+            }
+            let looked_at = looked_at.map(|keys| vec![keys]);
+            let dropout = self.dropout(false);
+            let (next, _) =
+                layer.forward(&rows, &plan, false, looked_at.as_deref(), None, dropout)?;
+            rows = next;
+        }
+        Err(ModelError::Input {
+            what: "attention to images",
+            message: "no layer has cross attention".into(),
+        })
+    }
+
     /// Text alone, padding masked: ids and mask `[B, T]` → rows `[B, T, D]`.
     pub(crate) fn encode_text(
         &self,

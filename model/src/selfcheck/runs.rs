@@ -112,7 +112,7 @@ fn train(
         run_dir: &run_dir,
         stop: &Default::default(),
         trace: None,
-        on_record: &mut |record| {
+        observer: &mut |record: &MetricsRecord| {
             if let MetricsRecord::Train(line) = record {
                 lines.push([line.loss_itc, line.loss_itm, line.loss_lm, line.grad_norm]);
             }

@@ -3,6 +3,7 @@
 mod config;
 mod memory;
 mod non_finite;
+mod observer;
 mod output;
 mod parallel;
 mod profile;
@@ -23,9 +24,13 @@ mod validation;
 pub use config::{
     KeepBest, MixedSet, OnNonFinite, RemoteConfig, TrainConfig, ValidationConfig, WeightsConfig,
 };
+pub use observer::{Observer, RunView};
 pub use parallel::loader_state;
 pub use profile::{Phase, Phases, Roofline, RunProfile};
-pub use record::{MetricsFile, MetricsRecord, SkippedRecord, StepRecord, ValidationRecord};
+pub use record::{
+    MetricsFile, MetricsLine, MetricsRecord, SkippedRecord, StepRecord, ValidationRecord,
+    METRICS_SCHEMA,
+};
 pub use rehearsal::{Rehearsal, StepMemory};
 pub use scaler::LossScaler;
 pub use seed::check_random_state;

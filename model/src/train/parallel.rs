@@ -69,14 +69,19 @@ pub(super) fn gather_reports(
 }
 
 /// The sum of counts over all ranks.
-pub(super) fn sum(counts: [u64; 2], ranks: &dyn Ranks) -> Result<[u64; 2], ModelError> {
+pub(super) fn sum<const N: usize>(
+    counts: [u64; N],
+    ranks: &dyn Ranks,
+) -> Result<[u64; N], ModelError> {
     if ranks.world_size() == 1 {
         return Ok(counts);
     }
     let mut sum = Tensor::from_slice(&counts.map(|count| count as i64));
     ranks.all_reduce(&mut sum, Reduction::Sum)?;
     let sum = Vec::<i64>::try_from(&sum)?;
-    Ok([0, 1].map(|at| sum.get(at).map_or(0, |count| count.unsigned_abs())))
+    Ok(std::array::from_fn(|at| {
+        sum.get(at).map_or(0, |count| count.unsigned_abs())
+    }))
 }
 
 /// The seed of a rank: other dropout and negatives on each, those of a single process on rank 0.

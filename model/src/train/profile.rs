@@ -1,9 +1,11 @@
 //! Where a run's time went, step by step and stage by stage.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use qf_pipeline::loader::{LoaderReport, StageReport};
+use qf_pipeline::process::rss_bytes;
 use qf_pipeline::trace::{Arg, Trace};
 use serde::{Deserialize, Serialize};
 use tch::Device;
@@ -70,6 +72,8 @@ pub struct Phases {
     step_started: Instant,
     /// Ends of recent steps.
     recent: VecDeque<StepEnd>,
+    /// What was measured of the memory last, and when: a step takes less than asking.
+    memory: Cell<Option<(Instant, Option<u64>)>>,
 }
 
 /// Where a step ended.
@@ -98,6 +102,7 @@ impl Phases {
                 images: 0,
                 busy_secs: [0.0; PHASE_NAMES.len()],
             }]),
+            memory: Cell::new(None),
         }
     }
 
@@ -176,6 +181,21 @@ impl Phases {
     /// Images per second over the last 50 steps.
     pub fn images_per_s(&self) -> f64 {
         self.last_steps().images_per_s
+    }
+
+    /// On a GPU, bytes that its tensors hold, else the resident memory of the process; as of a second ago
+    /// at most.
+    pub(super) fn memory_bytes(&self, device: Device) -> Option<u64> {
+        const FRESH: Duration = Duration::from_secs(1);
+        if let Some((_, bytes)) = (self.memory.get()).filter(|(at, _)| at.elapsed() < FRESH) {
+            return bytes;
+        }
+        let bytes = match device {
+            Device::Cpu => rss_bytes(),
+            _ => memory(device).map(|memory| memory.allocated),
+        };
+        self.memory.set(Some((Instant::now(), bytes)));
+        bytes
     }
 
     /// The last 50 steps.

@@ -2,18 +2,55 @@
 //!
 //! `"kind"` says what a line is: `"train"` a logged step ([`StepRecord`]), `"validation"` figures on
 //! held-out data ([`ValidationRecord`]), `"skipped"` a step whose update was left out
-//! ([`SkippedRecord`]). Every line has the `"step"` it belongs to.
+//! ([`SkippedRecord`]). Every line has the `"step"` it belongs to, the `"time"` it was written (Unix
+//! time, seconds) and the `"schema"` of these names, [`METRICS_SCHEMA`].
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use qf_pipeline::atomic_file::AtomicFile;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
 use crate::eval::RecallPair;
+
+/// Version of the names in metrics.jsonl. Version 1, of earlier programs, is not in their lines; 2 has
+/// `schema`, `time`, `temperature`, `samples_bad` and `memory_bytes`. A name may come without a new
+/// version; one that goes or changes its meaning makes one.
+pub const METRICS_SCHEMA: u32 = 2;
+
+/// A record as it stands in metrics.jsonl.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MetricsLine<R = MetricsRecord> {
+    /// Version of the names; 1 where the line has none.
+    #[serde(default = "first_schema")]
+    pub schema: u32,
+    /// When it was written: Unix time, seconds. `None` in lines of version 1.
+    #[serde(default)]
+    pub time: Option<f64>,
+    /// What it says.
+    #[serde(flatten)]
+    pub record: R,
+}
+
+impl<'a> MetricsLine<&'a MetricsRecord> {
+    /// A record as it is written now.
+    pub fn now(record: &'a MetricsRecord) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        MetricsLine {
+            schema: METRICS_SCHEMA,
+            time: now.ok().map(|since| since.as_secs_f64()),
+            record,
+        }
+    }
+}
+
+fn first_schema() -> u32 {
+    1
+}
 
 /// A line of metrics.jsonl.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,6 +116,9 @@ pub struct StepRecord {
     pub grad_norm: f64,
     /// Learning rate of the step.
     pub lr: f64,
+    /// What similarities are divided by, after the step.
+    #[serde(default)]
+    pub temperature: Option<f64>,
     /// Images per second over the last steps, of all ranks together.
     pub images_per_s: f64,
     /// Share of the time since the run started (or resumed) that was spent waiting for data.
@@ -87,6 +127,12 @@ pub struct StepRecord {
     pub samples_read: u64,
     /// Samples skipped so far.
     pub samples_skipped: u64,
+    /// Those of them that are bad: a filter left out the others.
+    #[serde(default)]
+    pub samples_bad: u64,
+    /// On a GPU, bytes that its tensors hold; else the resident memory of the process. Of rank 0.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
 }
 
 /// Appends records to a file.
@@ -160,8 +206,8 @@ impl MetricsFile {
             path: self.path.clone(),
             source,
         };
-        let mut line =
-            serde_json::to_string(record).map_err(|e| error(std::io::Error::other(e)))?;
+        let mut line = serde_json::to_string(&MetricsLine::now(record))
+            .map_err(|e| error(std::io::Error::other(e)))?;
         line.push('\n');
         // One write per line, so that a reader (or a crash) never sees half of one.
         self.file.write_all(line.as_bytes()).map_err(error)
@@ -231,6 +277,9 @@ mod tests {
                 data_wait_share: 0.0,
                 samples_read: 16 * step,
                 samples_skipped: 0,
+                temperature: Some(0.07),
+                samples_bad: 0,
+                memory_bytes: None,
             })
         };
         let skipped = |step| {
@@ -269,9 +318,13 @@ mod tests {
             .collect();
         assert_eq!(steps, [1, 2, 2, 3, 3, 4]);
         let last = text.lines().last().unwrap();
-        assert_eq!(
-            serde_json::from_str::<MetricsRecord>(last).unwrap(),
-            record(4)
-        );
+        let last: MetricsLine = serde_json::from_str(last).unwrap();
+        assert_eq!((last.schema, &last.record), (METRICS_SCHEMA, &record(4)));
+        assert!(last.time.unwrap() > 1.7e9, "Unix time");
+        // A line of version 1 is read as one.
+        let old = r#"{"kind": "skipped", "step": 1, "epoch": 0, "first_tensor": "loss", "samples": [],
+                      "batch": null}"#;
+        let old: MetricsLine = serde_json::from_str(old).unwrap();
+        assert_eq!((old.schema, old.time), (1, None));
     }
 }

@@ -8,10 +8,11 @@ use tch::{Kind, Tensor};
 
 use super::config::{KeepBest, TrainConfig};
 use super::non_finite::{Guard, Verdict};
+use super::observer::{Observer, RunView};
 use super::output::Output;
 use super::parallel::{self, Agreed, GradientMean, Peers};
 use super::profile::Place;
-use super::profile::{Phase, Phases};
+use super::profile::{Phase, Phases, RunProfile};
 use super::record::{MetricsRecord, StepRecord, ValidationRecord};
 use super::recorded::RecordedSteps;
 use super::scaler::LossScaler;
@@ -21,6 +22,7 @@ use super::step_trace::StepTrace;
 use super::trainer::{Outcome, RunContext, RunEnd, RunFailure, Saved, Trainer};
 use super::validation::Validator;
 use crate::accelerator::SideStream;
+use crate::blip2::Blip2Qformer;
 use crate::checkpoint::{
     BestCheckpoint, CheckpointWriter, RandomState, SchedulePosition, TrainState,
 };
@@ -37,7 +39,7 @@ struct Run<'a> {
     ranks: &'a dyn Ranks,
     stop: &'a Arc<AtomicBool>,
     trace: Option<StepTrace>,
-    on_record: &'a mut dyn FnMut(&MetricsRecord),
+    observer: &'a mut dyn Observer,
     output: Option<Output>,
     guard: Guard<'a>,
     peers: Peers<'a>,
@@ -84,7 +86,7 @@ impl<'a> Run<'a> {
             run_dir,
             stop,
             trace,
-            on_record,
+            observer,
         } = context;
         let output = match ranks.is_first() {
             true => Some(Output::open(config, run_dir, trainer.step)?),
@@ -113,7 +115,7 @@ impl<'a> Run<'a> {
             ranks,
             stop,
             trace,
-            on_record,
+            observer,
             output,
             guard,
             peers: Peers {
@@ -201,7 +203,7 @@ impl<'a> Run<'a> {
     fn log(&mut self, record: MetricsRecord) {
         if let Some(output) = &mut self.output {
             let logged = output.metrics.append(&record);
-            (self.on_record)(&record);
+            self.observer.record(&record);
             self.note(logged);
         }
     }
@@ -370,6 +372,9 @@ impl Trainer {
                     if let Some(record) = run.note(record) {
                         found[1] = i64::from(self.is_best(validator.keep_best(), &record));
                         run.log(MetricsRecord::Validation(record));
+                        if !is_last {
+                            self.show(run, false);
+                        }
                     }
                 }
             }
@@ -385,6 +390,31 @@ impl Trainer {
             (_, 1) => Validated::Best,
             _ => Validated::NotBest,
         })
+    }
+
+    /// Shows the run, as it stands, to its observer on rank 0.
+    fn show(&self, run: &mut Run<'_>, is_last: bool) {
+        if run.output.is_none() {
+            return;
+        }
+        let view = RunView {
+            model: &self.model,
+            step: self.step,
+            profile: self.profile(run),
+            is_last,
+        };
+        let observer = &mut *run.observer;
+        (run.phases).time(Phase::Validate, || observer.view(&view));
+    }
+
+    /// Where the time of the run went until now.
+    fn profile(&self, run: &Run<'_>) -> RunProfile {
+        let place = Place {
+            device: self.model.params().device(),
+            precision: self.model.precision(),
+            trace: run.trace.as_ref().and_then(|t| t.report().cloned()),
+        };
+        run.phases.profile(run.feed, &place)
     }
 
     /// Makes a step and logs it.
@@ -429,9 +459,18 @@ impl Trainer {
                 run.guard.settle()?;
                 let losses = parallel::mean(&done.losses, run.ranks)?;
                 let counters = &run.data.counters;
-                let counts = [counters.read, counters.skipped_total()];
-                let counts = parallel::sum(counts, run.ranks)?;
-                let line = record(&done, &losses, epoch, counts, self.step, lr, &run.phases)?;
+                let samples = [
+                    counters.read,
+                    counters.skipped_total(),
+                    counters.bad_total(),
+                ];
+                let logged = Logged {
+                    step: self.step,
+                    epoch,
+                    lr,
+                    samples: parallel::sum(samples, run.ranks)?,
+                };
+                let line = record(&done, &losses, &self.model, logged, &run.phases)?;
                 run.log(MetricsRecord::Train(line));
             }
             Verdict::Update => {}
@@ -570,14 +609,12 @@ impl Trainer {
         if let Some(trace) = &mut run.trace {
             trace.finish(device)?;
         }
-        let place = Place {
-            device,
-            precision: self.model.precision(),
-            trace: run.trace.as_ref().and_then(|t| t.report().cloned()),
-        };
+        // Before the observer's own time.
+        let profile = self.profile(run);
+        self.show(run, true);
         Ok(RunEnd {
             outcome,
-            profile: run.phases.profile(run.feed, &place),
+            profile,
             data: run.data.clone(),
         })
     }
@@ -617,37 +654,51 @@ impl Trainer {
     }
 }
 
+/// What a logged step adds to the numbers of its result.
+struct Logged {
+    step: u64,
+    epoch: u64,
+    lr: f64,
+    /// Samples read, skipped, and skipped as bad, of all ranks.
+    samples: [u64; 3],
+}
+
 fn record(
     done: &StepResult,
     losses: &Tensor,
-    epoch: u64,
-    [samples_read, samples_skipped]: [u64; 2],
-    step: u64,
-    lr: f64,
+    model: &Blip2Qformer,
+    logged: Logged,
     phases: &Phases,
 ) -> Result<StepRecord, ModelError> {
     // In one transfer.
-    let norm = done.gradient_norm.f_to_kind(losses.f_kind()?)?.f_view(1)?;
-    let numbers = Tensor::f_cat(&[losses, &norm], 0)?.f_to_kind(Kind::Double)?;
+    let kind = losses.f_kind()?;
+    let scalar = |tensor: &Tensor| tensor.f_detach()?.f_to_kind(kind)?.f_view(1);
+    let norm = scalar(&done.gradient_norm)?;
+    let temperature = scalar(model.temperature_tensor())?;
+    let numbers = Tensor::f_cat(&[losses, &norm, &temperature], 0)?.f_to_kind(Kind::Double)?;
     let numbers = Vec::<f64>::try_from(numbers)?;
-    let [loss, loss_itc, loss_itm, loss_lm, grad_norm] = numbers[..] else {
+    let [loss, loss_itc, loss_itm, loss_lm, grad_norm, temperature] = numbers[..] else {
         return Err(ModelError::Input {
-            what: "losses and norm",
-            message: format!("expected 5 numbers, got {}", numbers.len()),
+            what: "losses, norm and temperature",
+            message: format!("expected 6 numbers, got {}", numbers.len()),
         });
     };
+    let [samples_read, samples_skipped, samples_bad] = logged.samples;
     Ok(StepRecord {
-        step,
-        epoch,
+        step: logged.step,
+        epoch: logged.epoch,
         loss,
         loss_itc,
         loss_itm,
         loss_lm,
         grad_norm,
-        lr,
+        lr: logged.lr,
+        temperature: Some(temperature),
         images_per_s: phases.images_per_s(),
         data_wait_share: phases.wait_share(),
         samples_read,
         samples_skipped,
+        samples_bad,
+        memory_bytes: phases.memory_bytes(model.params().device()),
     })
 }

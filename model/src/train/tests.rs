@@ -73,7 +73,7 @@ fn run_in(
         run_dir: &run_dir,
         stop,
         trace: None,
-        on_record: &mut |record| match record {
+        observer: &mut |record: &MetricsRecord| match record {
             MetricsRecord::Train(record) => in_step(record.step),
             _ => unreachable!("nothing else is logged"),
         },

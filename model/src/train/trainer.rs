@@ -6,8 +6,8 @@ use std::sync::Arc;
 use qf_pipeline::loader::LoaderState;
 
 use super::config::TrainConfig;
+use super::observer::Observer;
 use super::profile::RunProfile;
-use super::record::MetricsRecord;
 use super::scaler::LossScaler;
 use super::step_trace::StepTrace;
 use super::validation::Validator;
@@ -51,8 +51,8 @@ pub struct RunContext<'a> {
     pub stop: &'a Arc<AtomicBool>,
     /// Records the first steps, where that is wanted.
     pub trace: Option<StepTrace>,
-    /// Sees every line of metrics.jsonl, on rank 0.
-    pub on_record: &'a mut dyn FnMut(&MetricsRecord),
+    /// Watches the run, on rank 0.
+    pub observer: &'a mut dyn Observer,
 }
 
 /// How a call of [`Trainer::run`] ended.

@@ -1,6 +1,7 @@
 //! What the command lines of `qfdata` and `qftrain` share: arguments and their mistakes ([`args`]), lines for the
 //! user ([`output`]), what `--version` says ([`version`]), completions and manual pages ([`shell`]), the page on
-//! the command line ([`reference`]), pages to look at ([`page`]) and a small server for them ([`serve`]).
+//! the command line ([`reference`]), a file of what was said ([`journal`]), pages to look at ([`page`]) and a small
+//! server for them ([`serve`]).
 //!
 //! A program of its own needs a `clap` definition and no more:
 //!
@@ -24,6 +25,7 @@
 //! ```
 
 pub mod args;
+pub mod journal;
 pub mod output;
 pub mod page;
 pub mod reference;

@@ -2,24 +2,22 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
 use clap::Args;
 use qf_model::generate::{generate, GenerateConfig, Generated, Strategy};
 use qf_model::host::{batch_allocator, upload, upload_pixels};
 use qf_pipeline::config::{CaptionChoice, OnBad};
 use qf_pipeline::filter::Filters;
-use qf_pipeline::image_file::ImageReader;
 use qf_pipeline::loader::Loader;
-use qf_pipeline::pixels::PlanarImages;
 use qf_pipeline::source::ShardSpec;
 use qf_pipeline::LoaderConfig;
 use serde_json::json;
 use tch::Tensor;
 
 use crate::data::{self, ColumnArgs};
+use crate::image_batches::FileBatches;
 use crate::image_paths::image_paths;
 use crate::model_source::{InferenceArgs, LoadedModel, ModelSource};
-use qf_cli::output::{remark, say, InPart};
+use qf_cli::output::{say, InPart};
 
 #[derive(Args)]
 pub(crate) struct CaptionArgs {
@@ -132,46 +130,20 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
 /// Captions files; one that cannot be read is named and costs no other.
 fn caption_files(args: &CaptionArgs, model: ModelSource<'_>) -> anyhow::Result<()> {
     let paths = image_paths(&args.images)?;
-    let reader = ImageReader::new(&model.config.data)?;
+    let mut files = FileBatches::new(paths, &model.config.data, args.batch_size.into())?;
     // Loaded for the first image that can be read: a mistyped name shows before.
     let (mut model, mut captioner) = (Some(model), None);
-    let (mut done, mut bad) = (0, 0);
-    for chunk in paths.chunks(args.batch_size.into()) {
-        let mut names = Vec::new();
-        let mut pixels = PlanarImages::new(reader.image_size());
-        for (path, image) in chunk.iter().zip(reader.read_all(chunk)) {
-            match image {
-                Ok(image) => {
-                    names.push(path.display().to_string());
-                    pixels.push(&image);
-                }
-                Err(error) if paths.len() == 1 => return Err(error.into()),
-                Err(error) => {
-                    bad += 1;
-                    remark(format_args!("skipped {error}"));
-                }
-            }
-        }
-        if names.is_empty() {
-            continue;
-        }
+    loop {
+        let done = files.done() as u64;
+        let Some(batch) = files.next()? else {
+            return files.end();
+        };
         if let Some(model) = model.take() {
             captioner = Some(Captioner::new(args, args.model.load(model)?));
         }
-        let Some(captioner) = &captioner else {
-            continue;
-        };
-        let images = upload_pixels(pixels.as_batch(), captioner.loaded.device)?;
-        captioner.caption(&images, &names, done)?;
-        done += names.len() as u64;
-    }
-    match (done, bad) {
-        (_, 0) => Ok(()),
-        (0, _) => bail!("none of {bad} images can be read; each is named above"),
-        _ => {
-            let all = paths.len();
-            let message = format!("{bad} of {all} images cannot be read; each is named above");
-            Err(InPart(message).into())
+        if let Some(captioner) = &captioner {
+            let images = upload_pixels(batch.pixels.as_batch(), captioner.loaded.device)?;
+            captioner.caption(&images, &batch.names, done)?;
         }
     }
 }

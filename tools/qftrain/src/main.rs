@@ -8,12 +8,16 @@
 mod agreement;
 mod bench;
 mod caption;
+mod classify;
 mod config_command;
 mod configuration;
 mod data;
+mod embed;
 mod eval;
 mod export;
+mod gallery;
 mod hub;
+mod image_batches;
 mod image_folder;
 mod image_paths;
 mod launch;
@@ -21,15 +25,18 @@ mod library_environment;
 mod model_source;
 mod progress;
 mod ranks;
+mod report;
 mod restart;
 mod resumption;
 mod score;
+mod search;
 mod selfcheck;
 mod session;
 mod settings;
 mod signals;
 mod train;
 mod vocabulary;
+mod watch;
 mod weights;
 
 use std::process::ExitCode;
@@ -55,7 +62,10 @@ use qf_pipeline::error::full_message;
         qftrain --nproc 8 --shards 'shards/photos-*.tar' --run-dir runs/b\n  \
         qftrain eval --run-dir runs/a --shards 'shards/held-*.tar' --json\n  \
         qftrain caption --run-dir runs/a photo.jpg\n  \
+        qftrain report runs/a runs/b\n  \
         qftrain score --run-dir runs/a photo.jpg 'two dogs' 'a red bus'\n  \
+        qftrain embed --run-dir runs/a photos/ --out photos.parquet\n  \
+        qftrain search --run-dir runs/a --embeddings photos.parquet 'two dogs'\n  \
         qftrain export --run-dir runs/a --format hf --out exported\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but for inputs that cannot be read. RUST_LOG=info or debug shows more."
 )]
@@ -84,10 +94,18 @@ enum Command {
     Caption(caption::CaptionArgs),
     /// Score texts against an image: matching probability and contrastive similarity
     Score(score::ScoreArgs),
+    /// Write embeddings of images and texts, and outputs of the queries, as Parquet or npy
+    Embed(embed::EmbedArgs),
+    /// Find the images of such a file that are most like a text
+    Search(search::SearchArgs),
+    /// Classify the images of class folders without training on them, by prompts
+    Classify(classify::ClassifyArgs),
     /// Write a trained model for transformers or LAVIS
     Export(export::ExportArgs),
     /// Print presets, explain settings, check a configuration, compare two runs
     Config(config_command::ConfigArgs),
+    /// Show runs as one page: curves, held-out images, where the time went
+    Report(report::ReportArgs),
     /// Check that this machine computes what it should: every gradient, uploads, checkpoints, ranks
     Selfcheck(selfcheck::SelfCheckArgs),
     /// Print completions for a shell
@@ -109,7 +127,10 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     restart::with_library_environment();
-    output::start_log();
+    output::start_log_at(match cli.train.verbose {
+        true => "info",
+        false => "warn",
+    });
     if let Err(error) = keep_blocks() {
         log::warn!("memory of tensors comes from libtorch's own allocator: {error}");
     }
@@ -118,8 +139,12 @@ fn main() -> ExitCode {
         Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Caption(args)) => caption::run(args),
         Some(Command::Score(args)) => score::run(args),
+        Some(Command::Embed(args)) => embed::run(args),
+        Some(Command::Search(args)) => search::run(args),
+        Some(Command::Classify(args)) => classify::run(args),
         Some(Command::Export(args)) => export::run(args),
         Some(Command::Config(args)) => config_command::run(args),
+        Some(Command::Report(args)) => report::run(args),
         Some(Command::Selfcheck(args)) => selfcheck::run(args),
         Some(Command::Completions(args)) => shell::write_completions(Cli::command(), args),
         Some(Command::Man(args)) => shell::write_manual(Cli::command(), args),
@@ -138,7 +163,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            output::remark(format_args!("error: {}", full_message(error.as_ref())));
+            output::complain(format_args!("{}", full_message(error.as_ref())));
             match error.is::<output::InPart>() {
                 true => ExitCode::from(3),
                 false => ExitCode::FAILURE,

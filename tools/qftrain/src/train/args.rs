@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use qf_model::device::DeviceChoice;
 use qf_pipeline::mistakes::nearest;
 
+use crate::watch::EventLevel;
 use crate::{data, ranks};
 
 #[derive(Args)]
@@ -120,6 +121,28 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "STEPS", default_value_t = 50, requires = "profile",
           value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) profile_steps: u64,
+
+    /// What goes into RUN_DIR/tensorboard: off, scalars, images (of held-out data, too), histograms (of
+    /// all weights, too)
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        default_value = "images",
+        hide_possible_values = true
+    )]
+    pub(crate) tensorboard: EventLevel,
+
+    /// Print the lines of metrics.jsonl on stdout, and everything else on stderr
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Print warnings and errors alone; train.log has everything
+    #[arg(long, short, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+
+    /// Print what RUST_LOG=info shows, and the tables of the profile
+    #[arg(long, short)]
+    pub(crate) verbose: bool,
 
     #[command(flatten)]
     pub(crate) timeouts: ranks::TimeoutArgs,

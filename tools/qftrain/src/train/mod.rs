@@ -14,7 +14,7 @@ use anyhow::bail;
 use qf_model::device::open_device;
 use qf_model::feed::DeviceFeed;
 use qf_model::run_dir::RunDir;
-use qf_model::train::{self, RunContext, RunEnd, StepTrace, Trainer};
+use qf_model::train::{self, MetricsRecord, RunContext, RunEnd, StepTrace, Trainer};
 use qf_model::{ProcessGroup, Ranks, SingleProcess};
 use qf_pipeline::error::full_message;
 use qf_pipeline::loader::Loader;
@@ -26,11 +26,11 @@ use self::args::Resume;
 use self::plan::Plan;
 use self::report::Ended;
 use crate::configuration::{check_start_options, check_tokenizer};
-use crate::progress::Progress;
 use crate::session::{load_tokenizer, tokenizer_from, write_file};
+use crate::watch::Watcher;
 use crate::weights::Origin;
 use crate::{launch, ranks, signals};
-use qf_cli::output::remark;
+use qf_cli::output::{be_quiet, complain};
 
 /// Trains; `commands` are the names of the program's commands, which a mistyped one is compared with.
 pub(crate) fn run(args: &TrainArgs, commands: &[String]) -> anyhow::Result<()> {
@@ -57,7 +57,7 @@ fn run_as_rank(args: &TrainArgs, ranks: ranks::Ranks) -> anyhow::Result<()> {
     let device = ranks.open_device(args.device)?;
     launch::end_with_launcher()?;
     let end = |cause: &str| -> ! {
-        remark(format_args!("error: {cause}"));
+        complain(format_args!("{cause}"));
         // At once: this process may be inside a call to a rank that no longer answers.
         signal_hook::low_level::exit(1)
     };
@@ -81,12 +81,15 @@ fn train(
     own: Option<&ranks::Ranks>,
     ranks: &dyn Ranks,
 ) -> anyhow::Result<()> {
+    if args.quiet {
+        be_quiet();
+    }
     let mut plan = Plan::make(args, device, own, ranks)?;
     let (start, first) = start::begin(&mut plan, args.allow_changes, ranks)?;
     plan.run_dir = RunDir::new(start.run_dir);
     let Some(tokenizer) = start.tokenizer else {
         return match ranks.is_first() {
-            true => report::say_done_before(&plan),
+            true => report::say_done_before(&plan, args),
             false => Ok(()),
         };
     };
@@ -119,8 +122,12 @@ fn train(
     let stop = Arc::new(AtomicBool::new(false));
     signals::catch(&stop)?;
 
-    let mut progress = Progress::new(trainer.step, plan.config.steps);
-    let steps_left = plan.config.steps.saturating_sub(trainer.step);
+    let span = (trainer.step, plan.config.steps);
+    let mut watcher = ranks.is_first().then(|| {
+        let gallery = plan.gallery(&tokenizer);
+        Watcher::new(&plan.run_dir, span, args.tensorboard, args.json, gallery)
+    });
+    let mut nobody = |_: &MetricsRecord| {};
     let result = trainer.run(RunContext {
         config: &plan.config,
         feed: &mut feed,
@@ -128,12 +135,21 @@ fn train(
         ranks,
         run_dir: &plan.run_dir,
         stop: &stop,
-        trace: trace.map(|trace| StepTrace::new(trace, args.profile_steps.min(steps_left))),
-        on_record: &mut |record| progress.show(record),
+        trace: trace.map(|trace| {
+            StepTrace::new(trace, args.profile_steps.min(span.1.saturating_sub(span.0)))
+        }),
+        observer: match &mut watcher {
+            Some(watcher) => watcher,
+            None => &mut nobody,
+        },
     });
-    progress.finish();
-    let end =
-        result.map_err(|failure| report::explain(*failure, &plan.run_dir, ranks.is_first()))?;
+    if let Some(watcher) = &mut watcher {
+        watcher.finish();
+    }
+    let end = result.map_err(|failure| {
+        write_report(&plan.run_dir, ranks);
+        report::explain(*failure, &plan.run_dir, ranks.is_first())
+    })?;
     finish(args, &plan, &trainer, end, ranks)
 }
 
@@ -189,6 +205,17 @@ fn finish(
     }
     let profile_json = serde_json::to_string_pretty(&profile)?;
     write_file(&plan.run_dir.profile(), profile_json.as_bytes())?;
-    report::print_profile(&profile)?;
-    report::say_outcome(plan, trainer.step, outcome, &state.counters)
+    write_report(&plan.run_dir, ranks);
+    report::print_profile(&profile, args)?;
+    report::say_outcome(plan, trainer.step, outcome, &state.counters, args)
+}
+
+/// Writes the report on rank 0, where anything was trained. A run does not fail for it.
+fn write_report(run_dir: &RunDir, ranks: &dyn Ranks) {
+    if !ranks.is_first() || !matches!(run_dir.holds_run(), Ok(true)) {
+        return;
+    }
+    if let Err(error) = crate::report::write(run_dir) {
+        log::warn!("the report is not written: {error:#}");
+    }
 }

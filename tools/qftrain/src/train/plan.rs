@@ -19,6 +19,7 @@ use tch::Device;
 
 use super::args::{Resume, TrainArgs};
 use crate::configuration::{check_relative, configuration};
+use crate::gallery::GalleryMaker;
 use crate::ranks::Ranks as OwnPlace;
 use crate::{agreement, data};
 
@@ -95,15 +96,22 @@ impl Plan {
 
     /// Validation, where it is configured. All ranks know when it is due; rank 0 alone has the data and
     /// does it.
-    pub(super) fn validator(&mut self, tokenizer: &Arc<CaptionTokenizer>) -> Option<Validator> {
+    pub(super) fn validator(&self, tokenizer: &Arc<CaptionTokenizer>) -> Option<Validator> {
         let validation = self.config.validation.as_ref()?;
-        let shards = std::mem::take(&mut self.held_out);
+        let shards = self.held_out.clone();
         Some(Validator::new(
             &self.config,
             validation,
             shards,
             tokenizer.clone(),
         ))
+    }
+
+    /// Looks at held-out images, where there are some; on rank 0.
+    pub(super) fn gallery(&self, tokenizer: &Arc<CaptionTokenizer>) -> Option<GalleryMaker> {
+        let shards = self.held_out.clone();
+        (!shards.is_empty())
+            .then(|| GalleryMaker::new(&self.config.data, shards, tokenizer.clone()))
     }
 
     /// Starts this rank's loader, behind the batches that `state` has seen.

@@ -1,18 +1,24 @@
 //! What a run says at its start and at its end.
 
+use std::fmt::Arguments;
+
 use qf_model::checkpoint;
 use qf_model::run_dir::RunDir;
-use qf_model::train::{Outcome, RunFailure, RunProfile, Saved, TrainConfig, Trainer};
+use qf_model::train::{
+    Outcome, Roofline, RunFailure, RunProfile, Saved, TraceReport, TrainConfig, Trainer,
+};
 use qf_model::{ModelError, Ranks};
 use qf_pipeline::error::full_message;
 use qf_pipeline::loader::{queue_table, stage_table, Counters};
 use qf_pipeline::words::counted;
 use qf_pipeline::PipelineError;
+use serde_json::json;
 use tch::Device;
 
+use super::args::TrainArgs;
 use super::plan::Plan;
 use crate::session::device_name;
-use qf_cli::output::{remark, say};
+use qf_cli::output::{remark, say, say_data};
 
 /// Says what is about to be trained, and where.
 pub(super) fn describe(plan: &Plan, trainer: &Trainer, device: Device, ranks: &dyn Ranks) {
@@ -49,13 +55,27 @@ pub(super) fn describe(plan: &Plan, trainer: &Trainer, device: Device, ranks: &d
 }
 
 /// Says that there is nothing left to train.
-pub(super) fn say_done_before(plan: &Plan) -> anyhow::Result<()> {
-    say(format_args!(
+pub(super) fn say_done_before(plan: &Plan, args: &TrainArgs) -> anyhow::Result<()> {
+    tell(
+        args,
+        format_args!(
         "{}: all {} are done; raise --steps to train on (with --allow-changes where that changes \
          learning rates)",
         plan.run_dir.path().display(),
         counted(plan.config.steps, "step", "steps")
-    ))
+    ),
+    )
+}
+
+/// A line of results: on stdout, unless that is for JSON or the user wants quiet.
+fn tell(args: &TrainArgs, line: Arguments<'_>) -> anyhow::Result<()> {
+    match args.json || args.quiet {
+        true => {
+            remark(line);
+            Ok(())
+        }
+        false => say(line),
+    }
 }
 
 /// Says what became of the samples, and how the run ended at `step`.
@@ -64,52 +84,105 @@ pub(super) fn say_outcome(
     step: u64,
     outcome: Outcome,
     counters: &Counters,
+    args: &TrainArgs,
 ) -> anyhow::Result<()> {
     let (config, run_dir) = (&plan.config, &plan.run_dir);
-    say(format_args!(
-        "samples: {} read = {} delivered + {} skipped + {} left over at the end of epochs",
-        counters.read,
-        counters.delivered,
-        counters.skipped_total(),
-        counters.dropped_last
-    ))?;
+    tell(
+        args,
+        format_args!(
+            "samples: {} read = {} delivered + {} skipped + {} left over at the end of epochs",
+            counters.read,
+            counters.delivered,
+            counters.skipped_total(),
+            counters.dropped_last
+        ),
+    )?;
     for (reason, count) in &counters.skipped {
-        say(format_args!("  skipped as {reason}: {count}"))?;
+        tell(args, format_args!("  skipped as {reason}: {count}"))?;
     }
     warn_of_bad_data(config, counters, run_dir);
     let path = run_dir.path().display();
+    if run_dir.report().exists() {
+        tell(args, format_args!("report: {}", run_dir.report().display()))?;
+    }
+    if args.json {
+        let end = json!({
+            "kind": "end",
+            "outcome": match outcome {
+                Outcome::Finished => "finished",
+                Outcome::Interrupted => "interrupted",
+                Outcome::OutOfData => "out_of_data",
+            },
+            "step": step,
+            "run_dir": path.to_string(),
+            "samples": counters,
+        });
+        say_data(&end.to_string())?;
+    }
+    let steps = config.steps;
     match outcome {
-        Outcome::Finished => say(format_args!(
-            "done: step {} of {}, run in {path}",
-            step, config.steps
-        )),
-        Outcome::Interrupted => say(format_args!(
-            "interrupted at step {} of {} and saved; continue with --run-dir {path} --resume",
-            step, config.steps
-        )),
-        Outcome::OutOfData => say(format_args!(
-            "the data ended at step {} of {} (data.epochs = {}); saved in {path}",
-            step, config.steps, config.data.epochs
-        )),
+        Outcome::Finished => tell(
+            args,
+            format_args!("done: step {step} of {steps}, run in {path}"),
+        ),
+        Outcome::Interrupted => tell(
+            args,
+            format_args!(
+                "interrupted at step {step} of {steps} and saved; continue with --run-dir {path} --resume"
+            ),
+        ),
+        Outcome::OutOfData => tell(
+            args,
+            format_args!(
+                "the data ended at step {step} of {steps} (data.epochs = {}); saved in {path}",
+                config.data.epochs
+            ),
+        ),
     }
 }
 
-pub(super) fn print_profile(profile: &RunProfile) -> anyhow::Result<()> {
-    say(format_args!(
-        "profile: {}, {} in {:.1} s: {:.1} images/s; first batch after {:.2} s, then {:.1} % \
-         of the time waiting for data",
-        counted(profile.steps, "step", "steps"),
-        counted(profile.images, "image", "images"),
-        profile.wall_secs,
-        profile.images_per_s,
-        profile.first_batch_secs,
-        100.0 * profile.data_wait_share
-    ))?;
-    let stages = stage_table(profile.loader.stages.iter().chain(&profile.phases));
-    let queues = queue_table(&profile.loader.queues);
-    say(format_args!("{stages}{}", queues.trim_end()))?;
+/// Waiting for data beyond this share of the time is worth the whole table.
+const WAIT_SHARE: f64 = 0.05;
+
+/// Says where the time went: in two lines, and with all stages where the user asks or the loader is too
+/// slow.
+pub(super) fn print_profile(profile: &RunProfile, args: &TrainArgs) -> anyhow::Result<()> {
+    tell(
+        args,
+        format_args!(
+            "profile: {}, {} in {:.1} s: {:.1} images/s; first batch after {:.2} s, then {:.1} % \
+             of the time waiting for data",
+            counted(profile.steps, "step", "steps"),
+            counted(profile.images, "image", "images"),
+            profile.wall_secs,
+            profile.images_per_s,
+            profile.first_batch_secs,
+            100.0 * profile.data_wait_share
+        ),
+    )?;
+    let is_slow = profile.data_wait_share > WAIT_SHARE;
+    if args.profile || args.verbose || is_slow {
+        let stages = stage_table(profile.loader.stages.iter().chain(&profile.phases));
+        let queues = queue_table(&profile.loader.queues);
+        tell(args, format_args!("{stages}{}", queues.trim_end()))?;
+    }
     if let Some(roofline) = &profile.roofline {
-        say(format_args!(
+        print_roofline(profile, roofline, args)?;
+    }
+    if let Some(trace) = &profile.trace {
+        print_trace(trace, args)?;
+    }
+    tell(args, format_args!("bottleneck: {}", profile.bottleneck))
+}
+
+fn print_roofline(
+    profile: &RunProfile,
+    roofline: &Roofline,
+    args: &TrainArgs,
+) -> anyhow::Result<()> {
+    tell(
+        args,
+        format_args!(
             "roofline: {:.1} GFLOP a step, {:.1} GFLOP/s, {:.0} % of the {:.1} GFLOP/s of a large matrix \
              product; {:.1} MB/s read, {:.1} MB/s to the device (which takes {:.0})",
             profile.flop_per_step / 1e9,
@@ -119,25 +192,28 @@ pub(super) fn print_profile(profile: &RunProfile) -> anyhow::Result<()> {
             roofline.read_bytes_per_s / 1e6,
             roofline.upload_bytes_per_s / 1e6,
             roofline.upload_peak_bytes_per_s / 1e6
-        ))?;
-    }
-    if let Some(trace) = &profile.trace {
-        let idle = match trace.gpu_idle_share {
-            Some(idle) => format!(", the GPU idle {:.1} % of the time", 100.0 * idle),
-            None => String::new(),
-        };
-        let dropped = match trace.dropped {
-            0 => String::new(),
-            dropped => format!(" ({dropped} more were over its limit)"),
-        };
-        say(format_args!(
+        ),
+    )
+}
+
+fn print_trace(trace: &TraceReport, args: &TrainArgs) -> anyhow::Result<()> {
+    let idle = match trace.gpu_idle_share {
+        Some(idle) => format!(", the GPU idle {:.1} % of the time", 100.0 * idle),
+        None => String::new(),
+    };
+    let dropped = match trace.dropped {
+        0 => String::new(),
+        dropped => format!(" ({dropped} more were over its limit)"),
+    };
+    tell(
+        args,
+        format_args!(
             "trace: {}, {}{dropped}{idle}, in {}; open it in https://ui.perfetto.dev",
             counted(trace.steps, "step", "steps"),
             counted(trace.events, "event", "events"),
             trace.path.display()
-        ))?;
-    }
-    say(format_args!("bottleneck: {}", profile.bottleneck))
+        ),
+    )
 }
 
 /// A run that ends well on bad data says so.

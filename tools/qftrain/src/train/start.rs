@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{bail, Context};
+use qf_cli::journal;
 use qf_model::checkpoint::{self, Checkpoint, TrainState};
 use qf_model::run_dir::{RunDir, RunLock};
 use qf_model::train::WeightsConfig;
@@ -45,6 +46,7 @@ pub(super) fn begin(
         return Ok((share(None, ranks)?, None));
     }
     let claim = Claim::of(&plan.run_dir)?;
+    journal::keep(&plan.run_dir.log())?;
     let (newest, weights, start) = prepare(plan, allows_changes)?;
     let first = FirstRank {
         newest,
