@@ -4,12 +4,13 @@ mod features;
 mod npy;
 mod parquet_file;
 mod read;
-mod table;
+mod rows;
+mod sink;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use qf_model::host::{batch_allocator, upload, upload_pixels};
 use qf_pipeline::config::OnBad;
 use qf_pipeline::filter::Filters;
@@ -22,7 +23,8 @@ use tch::Tensor;
 pub(crate) use features::embed_texts;
 pub(crate) use read::{Embeddings, ImageRow};
 
-use self::table::{Column, Sink, Table};
+use self::rows::{values, Column, Table};
+use self::sink::{Format, Sink, Written};
 use crate::data::{self, ColumnArgs};
 use crate::image_batches::FileBatches;
 use crate::image_paths::image_paths;
@@ -66,12 +68,6 @@ pub(crate) struct EmbedArgs {
     /// Images encoded at a time
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: u16,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    Parquet,
-    Npy,
 }
 
 impl EmbedArgs {
@@ -213,7 +209,7 @@ fn embed_lines(
     report(&sink.finish()?)
 }
 
-fn report(written: &table::Written) -> anyhow::Result<()> {
+fn report(written: &Written) -> anyhow::Result<()> {
     say(format_args!(
         "{}: {} with {}",
         written.path.display(),
@@ -232,9 +228,9 @@ fn image_table(
     let model = &loaded.model;
     let embeds = tch::no_grad(|| model.encode_image(images))?;
     let outputs = model.query_outputs(&embeds)?; // [B, Q, D]
-    let mut vectors = vec![table::values(&model.project_outputs(&outputs)?)?];
+    let mut vectors = vec![values(&model.project_outputs(&outputs)?)?];
     if args.query_outputs {
-        vectors.push(table::values(&outputs)?);
+        vectors.push(values(&outputs)?);
     }
     let (shards, keys) = keys.into_iter().unzip();
     Ok(Table {
@@ -251,7 +247,7 @@ fn text_table(
     let (shards, keys) = keys.into_iter().unzip();
     Ok(Table {
         strings: vec![shards, keys, texts],
-        vectors: vec![table::values(features)?],
+        vectors: vec![values(features)?],
     })
 }
 

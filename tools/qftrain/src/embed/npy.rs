@@ -7,7 +7,7 @@ use anyhow::{bail, Context};
 use qf_pipeline::atomic_file::AtomicFile;
 use serde_json::{Map, Value};
 
-use super::table::{Column, Table};
+use super::rows::{Column, Table};
 
 /// Of the header, so that a count of any size fits in when all rows are there.
 const HEADER: usize = 128;

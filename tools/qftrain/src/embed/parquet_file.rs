@@ -12,7 +12,7 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use qf_pipeline::atomic_file::AtomicFile;
 
-use super::table::{Column, Table};
+use super::rows::{Column, Table};
 
 /// Numbers of a row group, at least: what is held in memory before it is written.
 const GROUP_NUMBERS: usize = 4 << 20;

@@ -14,7 +14,7 @@ use qf_pipeline::text::CaptionTokenizer;
 use qf_pipeline::LoaderConfig;
 use tch::{Device, Kind, Tensor};
 
-use super::{Attention, Gallery, Shown, ShownCaption, SCHEMA};
+use super::contents::{Attention, Gallery, Shown, ShownCaption, SCHEMA};
 
 /// Images that are compared with each other's captions.
 const IMAGES: usize = 64;

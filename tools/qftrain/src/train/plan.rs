@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use qf_cli::journal;
 use qf_model::checkpoint::TrainState;
 use qf_model::context::choose_kernels;
 use qf_model::host::batch_allocator;
@@ -154,28 +155,7 @@ fn world(ranks: &dyn Ranks) -> anyhow::Result<World> {
 
 /// `runs/2026-11-23T18-31-05`, UTC.
 fn default_run_dir() -> PathBuf {
-    let secs = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    let (days, second) = (secs / 86_400, secs % 86_400);
-    // Days since 1970 to a calendar date (Howard Hinnant, "chrono-compatible low-level date
-    // algorithms", civil_from_days), in years that begin in March.
-    let shifted = days + 719_468;
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    PathBuf::from("runs").join(format!(
-        "{year:04}-{month:02}-{day:02}T{hour:02}-{minute:02}-{second:02}"
-    ))
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = journal::Time(now.map_or(0, |since| since.as_secs())).to_string();
+    PathBuf::from("runs").join(now.trim_end_matches('Z').replace(':', "-"))
 }
