@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use anyhow::{bail, Context};
 use clap::Args;
-use qf_cli::output::say;
+use qf_cli::output::{say, InPart};
 use qf_pipeline::words::counted;
 use serde::Serialize;
 
 use super::file::Plan;
+use super::job::{job_of, job_of_part};
 use super::status::{statistics, ShardStatistics};
-use super::{add_counts, job_of, job_of_part};
 use crate::shard::args::JobArgs;
 use crate::shard::output::Output;
 use crate::shard::row::SkipCause;
@@ -44,8 +44,20 @@ struct Total {
     shards: Vec<ShardStatistics>,
 }
 
+/// Runs the subcommand.
+pub(crate) fn finish(args: &FinishArgs) -> anyhow::Result<()> {
+    let skipped = join(args)?;
+    match skipped {
+        0 => Ok(()),
+        skipped => {
+            let rows = counted(skipped, "row", "rows");
+            Err(InPart(format!("{rows} of the input could not become a sample")).into())
+        }
+    }
+}
+
 /// How many rows were skipped that were not left out as asked.
-pub(super) fn run(args: &FinishArgs) -> anyhow::Result<u64> {
+fn join(args: &FinishArgs) -> anyhow::Result<u64> {
     let plan = Plan::read(&args.plan)?;
     plan.enter_folder()?;
     let job = job_of(&plan)?;
@@ -76,7 +88,9 @@ pub(super) fn run(args: &FinishArgs) -> anyhow::Result<u64> {
                 total.samples += done.samples;
                 total.captions += done.captions;
                 total.bytes += done.bytes;
-                add_counts(&mut total.skipped, &done.skipped);
+                for (cause, count) in done.skipped {
+                    *total.skipped.entry(cause).or_default() += count;
+                }
                 total.shards.extend(done.shards);
             }
         }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use super::file::Plan;
-use super::{job_of, job_of_part};
+use super::job::{job_of, job_of_part};
 use crate::shard::args::JobArgs;
 use crate::shard::output::Output;
 
@@ -90,7 +90,8 @@ pub(super) fn statistics(
     Ok(Some(statistics))
 }
 
-pub(super) fn run(args: &StatusArgs) -> anyhow::Result<()> {
+/// Runs the subcommand.
+pub(crate) fn status(args: &StatusArgs) -> anyhow::Result<()> {
     let plan = Plan::read(&args.plan)?;
     plan.enter_folder()?;
     let job = job_of(&plan)?;
