@@ -77,7 +77,7 @@ impl Trainer {
     /// [`ModelError::Torch`] where libtorch fails for another reason than memory.
     pub fn rehearse(&mut self, config: &TrainConfig) -> Result<Rehearsal, ModelError> {
         let batch = config.data.batch_size;
-        let large = batch.min(FIRST).max(2 * SMALLEST);
+        let large = batch.clamp(2 * SMALLEST, FIRST);
         let (Some(small_peak), Some(large_peak)) = (
             self.peak_of(SMALLEST, config)?,
             self.peak_of(large, config)?,

@@ -107,7 +107,8 @@ enum Command {
     Man(shell::ManArgs),
     /// Print the part of docs/reference/command-line.md on this program
     #[command(hide = true)]
-    CommandLineReference,
+    #[command(name = "command-line-reference")]
+    Reference,
 }
 
 fn main() -> ExitCode {
@@ -142,7 +143,7 @@ fn main() -> ExitCode {
         Command::Synth(args) => synth::run(&args),
         Command::Completions(args) => shell::write_completions(Cli::command(), &args),
         Command::Man(args) => shell::write_manual(Cli::command(), &args),
-        Command::CommandLineReference => output::say(format_args!(
+        Command::Reference => output::say(format_args!(
             "{}",
             reference::markdown(Cli::command()).trim_end()
         )),

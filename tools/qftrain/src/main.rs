@@ -114,7 +114,8 @@ enum Command {
     Man(shell::ManArgs),
     /// Print the part of docs/reference/command-line.md on this program
     #[command(hide = true)]
-    CommandLineReference,
+    #[command(name = "command-line-reference")]
+    Reference,
 }
 
 fn main() -> ExitCode {
@@ -148,7 +149,7 @@ fn main() -> ExitCode {
         Some(Command::Selfcheck(args)) => selfcheck::run(args),
         Some(Command::Completions(args)) => shell::write_completions(Cli::command(), args),
         Some(Command::Man(args)) => shell::write_manual(Cli::command(), args),
-        Some(Command::CommandLineReference) => output::say(format_args!(
+        Some(Command::Reference) => output::say(format_args!(
             "{}",
             reference::markdown(Cli::command()).trim_end()
         )),
