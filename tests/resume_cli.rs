@@ -46,7 +46,9 @@ fn validations(run: &Path) -> Vec<Value> {
     let mut records = metrics(run);
     records.retain(|record| record["kind"] == "validation");
     for record in &mut records {
-        record.as_object_mut().unwrap().remove("secs");
+        for when in ["secs", "time"] {
+            record.as_object_mut().unwrap().remove(when);
+        }
     }
     records
 }

@@ -344,10 +344,11 @@ fn manifests() {
             "{name}"
         );
     }
-    let (code, message) = shard_fails(&at("m.tsv"), &at("x"), &[]);
+    fs::write(at("other.tsv"), "where\twhat\nimg/a.jpg\ta dog\n").unwrap();
+    let (code, message) = shard_fails(&at("other.tsv"), &at("x"), &[]);
     assert_eq!(code, 1);
     assert!(
-        message.contains("no column `path`") && message.contains("url, title"),
+        message.contains("no column `path`") && message.contains("where, what"),
         "{message}"
     );
 }

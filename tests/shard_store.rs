@@ -25,7 +25,10 @@ print(port, flush=True)
 for line in sys.stdin:
     found = {}
     for item in s3.list_objects_v2(Bucket="bkt").get("Contents", []):
-        content = s3.get_object(Bucket="bkt", Key=item["Key"])["Body"].read()
+        try:
+            content = s3.get_object(Bucket="bkt", Key=item["Key"])["Body"].read()
+        except s3.exceptions.NoSuchKey:
+            continue  # removed since it was listed
         found[item["Key"]] = hashlib.sha256(content).hexdigest()
     uploads = len(s3.list_multipart_uploads(Bucket="bkt").get("Uploads", []))
     print(json.dumps([found, uploads]), flush=True)

@@ -146,8 +146,10 @@ fn bad_shards(refused: &Refused) {
     refused.fresh(&refused.path("no.tar"), &[], &["no.tar", "does not exist"]);
     let in_range = format!("{}/scenes-{{000000..000002}}.tar", data().display());
     refused.fresh(&in_range, &[], &["scenes-000002.tar", "does not exist"]);
-    let folder_itself = data().display().to_string();
-    refused.fresh(&folder_itself, &[], &["is a folder", "/*.tar"]);
+    let empty = refused.at("empty");
+    fs::create_dir(&empty).unwrap();
+    let empty = empty.to_str().unwrap();
+    refused.fresh(empty, &[], &["holds neither shards", "nor images"]);
     let text = refused.at("text.tar");
     fs::write(&text, "no archive\n".repeat(100)).unwrap();
     refused.fresh(

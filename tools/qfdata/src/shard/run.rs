@@ -462,7 +462,11 @@ mod tests {
 
     fn settings_of(options: &[&str]) -> Settings {
         let line = [&["x", "in", "--out", "o"], options].concat();
-        settings(&Cli::try_parse_from(line).ok().unwrap().args.job)
+        let args = Cli::try_parse_from(line).ok().unwrap().args;
+        settings(&JobArgs {
+            part: args.part.map(|part| part.of_count().unwrap()),
+            ..args.job
+        })
     }
 
     #[test]

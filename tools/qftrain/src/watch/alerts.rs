@@ -63,7 +63,8 @@ impl Alerts {
         let (mean, distance, seen) = (self.loss.mean(), self.loss.distance(), self.loss.values());
         self.loss.add(record.loss);
         let limit = mean + (SPIKE_DISTANCES * distance).max(SPIKE_SHARE * mean.abs());
-        if seen < self.silent_until || record.loss <= limit {
+        // NaN has an alert of its own.
+        if seen < self.silent_until || record.loss.is_nan() || record.loss <= limit {
             return None;
         }
         self.silent_until = seen + SPIKE_SILENCE;
