@@ -1,6 +1,6 @@
 //! What the command lines of `qfdata` and `qftrain` share: arguments and their mistakes ([`args`]), lines for the
 //! user ([`output`]), what `--version` says ([`version`]), completions and manual pages ([`shell`]), the page on
-//! the command line ([`reference`]), a file of what was said ([`journal`]), pages to look at ([`page`]) and a small
+//! the command line ([`mod@reference`]), a file of what was said ([`journal`]), pages to look at ([`page`]) and a small
 //! server for them ([`serve`]).
 //!
 //! A program of its own needs a `clap` definition and no more:
