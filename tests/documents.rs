@@ -130,6 +130,7 @@ fn commands_of_the_readme_run() {
 #[test]
 fn commands_of_the_data_guide_run() {
     run("docs/guide/data.md", "");
+    run("docs/guide/many-machines.md", "");
 }
 
 #[test]
