@@ -3,6 +3,8 @@
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use qf_pipeline::atomic_file::open_in_place;
+
 use crate::error::ModelError;
 
 /// What a process holds that trains in a run folder.
@@ -145,11 +147,8 @@ impl RunDir {
     /// be written to.
     pub fn lock(&self) -> Result<RunLock, ModelError> {
         let path = self.0.join(LOCK);
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
+        let mut options = File::options();
+        let file = open_in_place(&path, options.create(true).truncate(false).write(true))
             .map_err(|source| ModelError::Io { path, source })?;
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => return Err(ModelError::InUse(self.0.clone())),

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::{Builder, NamedTempFile};
@@ -109,6 +110,22 @@ impl AtomicFile {
     }
 }
 
+/// Opens a file that is written where it stands: a lock, or lines that are appended. A symbolic link under its
+/// name is refused: what it points to is not the program's.
+///
+/// # Errors
+/// What the system says, and that it is a symbolic link.
+pub fn open_in_place(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let opened = options.custom_flags(libc::O_NOFOLLOW).open(path);
+    opened.map_err(|error| match error.raw_os_error() {
+        Some(libc::ELOOP) => io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is a symbolic link, which is not followed; remove it",
+        ),
+        _ => error,
+    })
+}
+
 /// Removes temporary files that killed processes left in a folder, of those targets (by file name) for
 /// which `is_ours`. Returns how many. Files that a living process writes stay; so do all where the file
 /// system has no locks.
@@ -129,7 +146,7 @@ pub fn remove_leftovers(folder: &Path, is_ours: &dyn Fn(&str) -> bool) -> io::Re
         }
         let path = folder.join(&name);
         // Opened for writing: some file systems lock no other way. What cannot be opened stays.
-        let file = OpenOptions::new().write(true).open(&path);
+        let file = open_in_place(&path, OpenOptions::new().write(true));
         if file.is_ok_and(|file| file.try_lock().is_ok()) {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -197,3 +197,30 @@ fn the_second_of_two_at_once_is_refused() {
         .unwrap();
     assert!(check.status.success(), "{check:?}");
 }
+
+/// Links under the names that `qfdata shard` writes: what they point to stays as it is.
+#[test]
+fn planted_links_are_not_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    pairs(&folder.join("pairs"));
+    let victim = folder.join("victim");
+    fs::write(&victim, "precious").unwrap();
+    for name in [
+        "s-000000.tar.zst",
+        "s-000000.tar.zst.qfidx",
+        "s-000000.tar.zst.parquet",
+        "s.tar.zst_stats.json",
+        ".s.tar.zst.run",
+    ] {
+        let _ = fs::remove_dir_all(folder.join("out"));
+        fs::create_dir(folder.join("out")).unwrap();
+        std::os::unix::fs::symlink(&victim, folder.join("out").join(name)).unwrap();
+        let output = shard(folder, &["--overwrite"]).output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious", "{name}");
+        let is_refused = message.contains("it is a symbolic link") && !output.status.success();
+        assert!(output.status.success() || is_refused, "{name}: {message}");
+        assert_eq!(is_refused, name.ends_with(".run"), "{name}: {message}");
+    }
+}

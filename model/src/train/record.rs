@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use qf_pipeline::atomic_file::AtomicFile;
+use qf_pipeline::atomic_file::{open_in_place, AtomicFile};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
@@ -180,11 +180,8 @@ impl MetricsFile {
             }
             kept.commit()?;
         }
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)
-            .map_err(error)?;
+        let mut options = OpenOptions::new();
+        let file = open_in_place(path, options.create(true).append(true)).map_err(error)?;
         Ok(MetricsFile {
             path: path.to_owned(),
             file,

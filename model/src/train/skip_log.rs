@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-use qf_pipeline::atomic_file::AtomicFile;
+use qf_pipeline::atomic_file::{open_in_place, AtomicFile};
 use qf_pipeline::loader::{NamedOnce, SkippedSample, TakenReports};
 use qf_pipeline::printable::Printable;
 use qf_pipeline::warnings::Warnings as LimitedWarnings;
@@ -132,10 +132,8 @@ impl SkipLog {
         let file = match &mut self.file {
             Some(file) => file,
             none => {
-                let opened = OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(&self.path);
+                let mut options = OpenOptions::new();
+                let opened = open_in_place(&self.path, options.create(true).append(true));
                 none.insert(opened.map_err(error)?)
             }
         };

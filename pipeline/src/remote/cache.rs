@@ -25,6 +25,7 @@ use sha2::{Digest, Sha256};
 
 use super::version::Version;
 use super::CacheOptions;
+use crate::atomic_file::open_in_place;
 use crate::stop::Stop;
 
 /// Longest wait for another process to tidy the folder; it takes milliseconds.
@@ -243,11 +244,8 @@ impl Cache {
     /// Locks the folder for as long as the file is open; none if another has it for too long.
     fn lock_folder(&self, stop: &Stop) -> io::Result<Option<File>> {
         let path = self.dir.join("lock");
-        let file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)?;
+        let mut options = File::options();
+        let file = open_in_place(&path, options.write(true).create(true).truncate(false))?;
         let start = Instant::now();
         loop {
             match file.try_lock() {
@@ -450,7 +448,10 @@ impl Entry {
             sha256: hex(std::mem::take(&mut self.hash)),
         };
         // Means nothing until the shard has its name.
-        fs::write(&self.paths.notes, serde_json::to_vec(&notes)?)?;
+        let mut options = File::options();
+        let options = options.write(true).create(true).truncate(true);
+        let mut file = open_in_place(&self.paths.notes, options)?;
+        file.write_all(&serde_json::to_vec(&notes)?)?;
         let meta = self.file.metadata()?;
         verified().insert(file_id(&self.paths.shard, &meta));
         fs::rename(&self.paths.part, &self.paths.shard)

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use qf_pipeline::atomic_file::open_in_place;
 use qf_pipeline::printable::PrintableLines;
 
 static FILE: Mutex<Option<File>> = Mutex::new(None);
@@ -17,7 +18,8 @@ static FILE: Mutex<Option<File>> = Mutex::new(None);
 /// # Errors
 /// That the file cannot be opened, by name.
 pub fn keep(path: &Path) -> anyhow::Result<()> {
-    let file = OpenOptions::new().create(true).append(true).open(path);
+    let mut options = OpenOptions::new();
+    let file = open_in_place(path, options.create(true).append(true));
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     set(Some(file));
     Ok(())

@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context};
-use qf_pipeline::atomic_file::NewFolders;
+use qf_pipeline::atomic_file::{open_in_place, NewFolders};
 
 use super::record::{self, RunRecord, WholeShard};
 
@@ -44,7 +44,7 @@ impl PrefixLock {
         loop {
             let mut options = OpenOptions::new();
             let options = options.read(true).write(true).create(true).truncate(false);
-            let mut file = options.open(&path).with_context(in_folder)?;
+            let mut file = open_in_place(&path, options).with_context(in_folder)?;
             let is_locked = match file.try_lock() {
                 Ok(()) => true,
                 Err(TryLockError::WouldBlock) => {
