@@ -99,11 +99,15 @@ impl PrefixLock {
 
     /// Writes down, and on disk, what is about to be written, and what is there already.
     pub(super) fn begin(&mut self, record: &RunRecord, whole: &[WholeShard]) -> anyhow::Result<()> {
-        let lines = record::lines(record, whole)?;
+        let mut lines = record::lines(record, whole)?;
+        let len = lines.len() as u64;
+        // Over what an earlier run wrote, so that a kill in between leaves a record; the empty line ends it
+        // before what is left of the earlier one.
+        lines.push(b'\n');
         let written = (|| {
-            self.file.set_len(0)?;
             self.file.rewind()?;
             self.file.write_all(&lines)?;
+            self.file.set_len(len)?;
             self.file.sync_all()
         })();
         written.with_context(|| format!("cannot write {}", self.path.display()))?;
