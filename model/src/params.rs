@@ -294,16 +294,7 @@ impl ParamStore {
             }
         }
         let known: HashSet<&str> = self.params.iter().map(|p| p.name.as_str()).collect();
-        let mut unexpected: Vec<&String> = tensors
-            .keys()
-            .filter(|name| !known.contains(name.as_str()))
-            .collect();
-        unexpected.sort();
-        problems.extend(
-            unexpected
-                .iter()
-                .map(|name| format!("`{name}` is unexpected")),
-        );
+        problems.extend(unexpected(tensors, |name| known.contains(name)));
         if !problems.is_empty() {
             return Err(ModelError::Mismatch {
                 origin: origin.to_owned(),
@@ -315,6 +306,17 @@ impl ParamStore {
         }
         Ok(())
     }
+}
+
+/// What to say of tensors that nothing asks for, by name.
+pub(crate) fn unexpected(
+    tensors: &HashMap<String, Tensor>,
+    is_known: impl Fn(&str) -> bool,
+) -> Vec<String> {
+    let mut names: Vec<_> = tensors.keys().filter(|name| !is_known(name)).collect();
+    names.sort();
+    let problem = |name: &String| format!("`{name}` is unexpected");
+    names.into_iter().map(problem).collect()
 }
 
 /// What keeps `tensor` from replacing the values of `own`, if anything.

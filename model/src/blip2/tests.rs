@@ -76,21 +76,26 @@ fn any_sizes_give_finite_losses_and_a_gradient_everywhere() {
     }
 }
 
+/// A tower of one layer for images of 8 × 8.
+fn vit(trainable: bool) -> VitConfig {
+    VitConfig {
+        image_size: 8,
+        patch_size: 4,
+        width: 12,
+        depth: 1,
+        heads: 2,
+        mlp: 16,
+        trainable,
+        drop_path: 0.0,
+        checkpoint_activations: false,
+    }
+}
+
 #[test]
 fn frozen_towers_get_no_gradient_and_trainable_ones_do() {
     for trainable in [false, true] {
         let mut config = config(2, 1, 1);
-        config.vision = VisionConfig::Eva(VitConfig {
-            image_size: 8,
-            patch_size: 4,
-            width: 12,
-            depth: 1,
-            heads: 2,
-            mlp: 16,
-            trainable,
-            drop_path: 0.0,
-            checkpoint_activations: false,
-        });
+        config.vision = VisionConfig::Eva(vit(trainable));
         let model = Blip2Qformer::new(&config, Device::Cpu, 1).unwrap();
         let pixels = Tensor::randn([2, 3, 8, 8], OPTIONS);
         let (_, ids, mask) = batch(2, 5, 4);
@@ -227,17 +232,7 @@ fn losses_and_gradients(
 ) -> (Vec<f64>, Vec<(String, Tensor)>) {
     let mut config = config(3, 3, 2);
     config.qformer.dropout = 0.0;
-    config.vision = VisionConfig::Small(VitConfig {
-        image_size: 8,
-        patch_size: 4,
-        width: 12,
-        depth: 1,
-        heads: 2,
-        mlp: 16,
-        trainable,
-        drop_path: 0.0,
-        checkpoint_activations: false,
-    });
+    config.vision = VisionConfig::Small(vit(trainable));
     let mut model = Blip2Qformer::new(&config, Device::Cpu, 1).unwrap();
     model.set_compute(compute);
     if let Some(kind) = products {

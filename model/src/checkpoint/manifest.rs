@@ -1,5 +1,6 @@
 //! manifest.json: length and digest of every other file of a checkpoint.
 
+use qf_pipeline::hex::hex;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
@@ -101,6 +102,6 @@ fn digest(path: &Path) -> Result<FileDigest, ModelError> {
     let sha256 = hasher.finalize();
     Ok(FileDigest {
         bytes,
-        sha256: sha256.iter().map(|byte| format!("{byte:02x}")).collect(),
+        sha256: hex(&sha256),
     })
 }

@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 use crate::collective::{Ranks, SingleProcess};
 use crate::error::ModelError;
 use crate::ops::{self, AdamWStep, AdamWTensors, Rate};
-use crate::params::{misfit, Param, ParamStore};
+use crate::params::{misfit, unexpected, Param, ParamStore};
 pub use config::AdamWConfig;
 
 /// Parameters that share a weight decay.
@@ -415,13 +415,7 @@ impl AdamW {
             }
             known.insert(name);
         }
-        let mut unexpected: Vec<_> = state.keys().filter(|name| !known.contains(*name)).collect();
-        unexpected.sort();
-        problems.extend(
-            unexpected
-                .iter()
-                .map(|name| format!("`{name}` is unexpected")),
-        );
+        problems.extend(unexpected(state, |name| known.contains(name)));
         if !problems.is_empty() {
             return Err(ModelError::Mismatch {
                 origin: origin.to_owned(),

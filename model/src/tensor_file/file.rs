@@ -1,5 +1,6 @@
 //! Named tensors in files, read one at a time.
 
+use qf_pipeline::hex::hex;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Read;
@@ -210,7 +211,7 @@ impl Source {
         Ok(FileDigest {
             path: self.path.clone(),
             bytes,
-            sha256: hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+            sha256: hex(&hash),
         })
     }
 }

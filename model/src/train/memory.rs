@@ -123,7 +123,7 @@ fn largest_half<T>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::non_finite::tests::trainer_and_loader;
+    use super::super::non_finite::tests::{config_of, trainer_and_loader};
     use super::*;
 
     /// libtorch's own error for more memory than any machine has.
@@ -168,12 +168,7 @@ mod tests {
     fn the_error_names_a_batch_that_fits() {
         let folder = tempfile::tempdir().unwrap();
         let (mut trainer, _) = trainer_and_loader(folder.path(), 2);
-        let mut table = toml::Table::new();
-        table.insert("steps".into(), 1.into());
-        let model = toml::Table::try_from(trainer.model.config()).unwrap();
-        table.insert("model".into(), model.into());
-        let mut config: TrainConfig = table.try_into().unwrap();
-        (config.data.batch_size, config.data.image_size) = (8, 32);
+        let config = config_of(&trainer, 8);
         let before: Vec<Tensor> = params(&trainer);
         let error = trainer.explain(out_of_memory(), &config, &SingleProcess);
         let text = error.to_string();

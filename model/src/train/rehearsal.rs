@@ -188,7 +188,7 @@ fn kilobytes(text: &str, name: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::non_finite::tests::trainer_and_loader;
+    use super::super::non_finite::tests::{config_of, trainer_and_loader};
     use super::*;
 
     #[test]
@@ -215,12 +215,7 @@ mod tests {
     fn a_rehearsal_times_the_batch_and_tells_what_fits() {
         let folder = tempfile::tempdir().unwrap();
         let (mut trainer, _) = trainer_and_loader(folder.path(), 2);
-        let mut table = toml::Table::new();
-        table.insert("steps".into(), 1.into());
-        let model = toml::Table::try_from(trainer.model.config()).unwrap();
-        table.insert("model".into(), model.into());
-        let mut config: TrainConfig = table.try_into().unwrap();
-        (config.data.batch_size, config.data.image_size) = (6, 32);
+        let mut config = config_of(&trainer, 6);
         let rehearsal = trainer.rehearse(&config).unwrap();
         assert!(rehearsal.step_secs.unwrap() > 0.0);
         let memory = rehearsal.memory.unwrap();

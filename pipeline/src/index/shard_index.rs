@@ -1,5 +1,6 @@
 //! The index of a shard: its header, and reading its tables.
 
+use crate::hex::hex;
 use std::io::{self, Read};
 use std::ops::Range;
 
@@ -381,8 +382,4 @@ fn checksum(mut reader: impl Read) -> io::Result<(u64, [u8; 32])> {
             Err(error) => return Err(error),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -11,6 +11,7 @@
 //! `.part` files are made, and files removed to make room, under the lock of the file `lock`. A damaged
 //! shard is removed by whoever finds it; at worst that costs another process a fetch.
 
+use crate::hex::hex;
 use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -96,10 +97,7 @@ impl Cache {
         // Of unknown length: how much room it needs is not known either.
         version.size?;
         let hash = Sha256::digest(format!("{}\0{}", key.url, version.describe()));
-        let name: String = hash[..16]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let name = hex(&hash[..16]);
         let path = |ending| self.dir.join(format!("{name}.{ending}"));
         Some(Paths {
             shard: path("shard"),
@@ -376,17 +374,10 @@ fn intact(
     loop {
         stop.check()?;
         match file.read(&mut buffer)? {
-            0 => return Ok(hex(hash) == notes.sha256),
+            0 => return Ok(hex(&hash.finalize()) == notes.sha256),
             count => hash.update(&buffer[..count]),
         }
     }
-}
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }
 
 /// A shard of the cache, or a range of it. It is not removed while this is there.
@@ -445,7 +436,7 @@ impl Entry {
             url: self.name.clone(),
             version: self.version.describe(),
             bytes: self.written,
-            sha256: hex(std::mem::take(&mut self.hash)),
+            sha256: hex(&std::mem::take(&mut self.hash).finalize()),
         };
         // Means nothing until the shard has its name.
         let mut options = File::options();

@@ -1,6 +1,7 @@
 //! Where a run stands in its data: saved with a checkpoint, it continues with the next batch, on
 //! as many ranks as divide the global batch.
 
+use crate::hex::hex;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
@@ -101,10 +102,6 @@ impl<'de> Deserialize<'de> for LoaderState {
             _ => Ok(state),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Where a data set stands.

@@ -2,6 +2,7 @@
 
 mod dali;
 
+use crate::threads::threads;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -124,10 +125,7 @@ pub(crate) fn run(args: &IndexArgs) -> anyhow::Result<()> {
     if !args.check {
         remove_leftovers(&shards);
     }
-    let threads = match args.threads {
-        Some(threads) => usize::from(threads),
-        None => std::thread::available_parallelism().map_or(1, |n| n.get()),
-    };
+    let threads = threads(args.threads);
     let outcomes = treat_all(args, &shards, threads, &interrupt);
     interrupt.check()?;
     let mut summary = Summary {

@@ -24,6 +24,7 @@ mod size;
 mod split;
 mod stats;
 mod synth;
+mod threads;
 mod unreadable;
 mod verify;
 mod view;

@@ -23,6 +23,7 @@ mod report;
 mod row;
 mod run;
 mod source;
+mod statistics;
 mod store;
 mod work;
 mod writer;

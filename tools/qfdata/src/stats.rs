@@ -5,13 +5,11 @@ mod tally;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::bail;
 use clap::Args;
 use qf_cli::output::{remark, say, InPart};
 use qf_pipeline::source::ShardLocation;
-use qf_pipeline::text::{CaptionProcessor, CaptionTokenizer};
 use qf_pipeline::words::counted;
 use serde::Serialize;
 
@@ -104,15 +102,10 @@ pub(crate) fn run(args: &StatsArgs) -> anyhow::Result<()> {
         &shards,
         &interrupt.stop(),
     );
-    let tokenizer = match &args.tokenizer {
-        Some(path) => Some(Arc::new(CaptionTokenizer::from_file(path)?)),
-        None => None,
-    };
-    let processor = CaptionProcessor::new(config.max_words, config.prompt.as_str())?;
-    let mut tally = Tally::new(processor, tokenizer, args.text_len);
+    let mut tally = Tally::open(&config, args.tokenizer.as_deref(), args.text_len)?;
     let options = InspectOptions {
         decode: false,
-        ..InspectOptions::new(config, args.threads.map(usize::from))
+        ..InspectOptions::new(config, args.threads)
     };
     let mut doubles = Doubles::new(None)?;
     let mut shard_formats = BTreeMap::new();

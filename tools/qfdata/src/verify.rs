@@ -126,7 +126,7 @@ pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<()> {
         perceptual: args.near.is_some(),
         min_side: args.min_side,
         max_aspect: args.max_aspect,
-        ..InspectOptions::new(config, args.threads.map(usize::from))
+        ..InspectOptions::new(config, args.threads)
     };
     let mut verification = Verification {
         args,

@@ -14,7 +14,6 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{bail, Context};
 use clap::Args;
@@ -22,7 +21,6 @@ use qf_cli::output::{say, InPart};
 use qf_pipeline::atomic_file::AtomicFile;
 use qf_pipeline::augment::SampleRng;
 use qf_pipeline::source::ShardLocation;
-use qf_pipeline::text::{CaptionProcessor, CaptionTokenizer};
 use qf_pipeline::words::counted;
 use qf_pipeline::LoaderConfig;
 
@@ -97,12 +95,7 @@ pub(crate) fn run(args: &ViewArgs) -> anyhow::Result<()> {
         seed: args.seed,
         ..config
     };
-    let tokenizer = match &args.tokenizer {
-        Some(path) => Some(Arc::new(CaptionTokenizer::from_file(path)?)),
-        None => None,
-    };
-    let processor = CaptionProcessor::new(config.max_words, config.prompt.as_str())?;
-    let tally = Tally::new(processor, tokenizer, config.text_len);
+    let tally = Tally::open(&config, args.tokenizer.as_deref(), config.text_len)?;
     if let Some(address) = args.serve {
         return serve::run(address, shards, (config, args.threads), tally, &interrupt);
     }
@@ -145,7 +138,7 @@ fn look(
     let options = InspectOptions {
         keep_side: SHEET_SIDE,
         perceptual: true,
-        ..InspectOptions::new(config.clone(), args.threads.map(usize::from))
+        ..InspectOptions::new(config.clone(), args.threads)
     };
     let mut seen = Seen {
         shards: shards.len(),

@@ -1,6 +1,7 @@
 //! `qftrain photos/`: a folder where shards are wanted. Shards that it holds are taken; images that it holds are
 //! packed into shards in the user's cache by `qfdata shard`, once for each state of the folder.
 
+use qf_pipeline::hex::hex;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -128,12 +129,7 @@ impl Files {
             digest.update(length.to_le_bytes());
             digest.update(modified.to_le_bytes());
         }
-        let bytes = digest.finalize();
-        bytes
-            .iter()
-            .take(8)
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        hex(&digest.finalize()[..8])
     }
 }
 

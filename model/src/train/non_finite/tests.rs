@@ -10,6 +10,7 @@ use crate::config::{ModelConfig, VisionConfig, VitConfig};
 use crate::feed::{DeviceFeed, ReadyBatch};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::train::parallel::Peers;
+use crate::train::TrainConfig;
 use crate::train::{Phases, Trainer};
 
 /// A picture of one colour as a Windows bitmap.
@@ -47,6 +48,17 @@ pub(in crate::train) fn setup_of(folder: &Path, batch_size: usize) -> (Trainer, 
         trainer,
         DeviceFeed::start(loader, Device::Cpu, None).unwrap(),
     )
+}
+
+/// The configuration of a trainer of [`trainer_and_loader`], for batches of this size.
+pub(in crate::train) fn config_of(trainer: &Trainer, batch_size: usize) -> TrainConfig {
+    let mut table = toml::Table::new();
+    table.insert("steps".into(), 1.into());
+    let model = toml::Table::try_from(trainer.model.config()).unwrap();
+    table.insert("model".into(), model.into());
+    let mut config: TrainConfig = table.try_into().unwrap();
+    (config.data.batch_size, config.data.image_size) = (batch_size, 32);
+    config
 }
 
 /// The same with the loader itself.

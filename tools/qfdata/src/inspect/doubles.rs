@@ -12,7 +12,7 @@ use anyhow::Context;
 use sha2::{Digest, Sha256};
 
 use super::codes::{self, Code};
-use super::sample::Facts;
+use super::sample::{first_half, Facts};
 
 /// Parts of a table.
 const PARTS: usize = 32;
@@ -62,7 +62,7 @@ impl Doubles {
             offset_bytes: facts.id.offset_bytes,
             key: facts.id.key.clone(),
         };
-        let key = half(&Sha256::digest(&facts.id.key));
+        let key = first_half(&Sha256::digest(&facts.id.key));
         self.keys.push(key, [0; 16], &place)?;
         let Some(picture) = &facts.picture else {
             return Ok(());
@@ -76,7 +76,11 @@ impl Doubles {
                 whole[..8].copy_from_slice(&hash.to_le_bytes());
                 whole[8..].copy_from_slice(&picture.sha256[..8]);
                 let part = band_of(hash, band, bands);
-                table.push(half(&Sha256::digest(part.to_le_bytes())), whole, &place)?;
+                table.push(
+                    first_half(&Sha256::digest(part.to_le_bytes())),
+                    whole,
+                    &place,
+                )?;
             }
         }
         Ok(())
@@ -174,10 +178,6 @@ fn near_pairs(
         }
     }
     Ok(())
-}
-
-fn half(digest: &[u8]) -> [u8; 16] {
-    std::array::from_fn(|at| digest[at])
 }
 
 /// What is kept beside the hash that tells samples apart, and the sample.
@@ -287,7 +287,7 @@ mod tests {
     fn groups_come_back_from_disk() {
         let mut table = Table::default();
         for sample in 0..1000u32 {
-            let hash = half(&Sha256::digest((sample % 990).to_le_bytes()));
+            let hash = first_half(&Sha256::digest((sample % 990).to_le_bytes()));
             table
                 .push(hash, [sample as u8; 16], &place(sample))
                 .unwrap();

@@ -23,8 +23,7 @@ pub(crate) struct InspectOptions {
 
 impl InspectOptions {
     /// Everything is decoded, nothing is kept.
-    pub(crate) fn new(config: LoaderConfig, threads: Option<usize>) -> InspectOptions {
-        let processors = || std::thread::available_parallelism().map_or(1, |n| n.get());
+    pub(crate) fn new(config: LoaderConfig, threads: Option<u16>) -> InspectOptions {
         InspectOptions {
             config,
             decode: true,
@@ -32,7 +31,7 @@ impl InspectOptions {
             perceptual: false,
             min_side: 64,
             max_aspect: 4.0,
-            threads: threads.unwrap_or_else(processors),
+            threads: crate::threads::threads(threads),
         }
     }
 }

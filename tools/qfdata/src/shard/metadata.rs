@@ -1,6 +1,7 @@
 //! `NAME.tar.parquet`: a row for each row of the input that came while a shard was written, those that
 //! became no sample included.
 
+use qf_pipeline::hex::hex;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -195,10 +196,6 @@ fn levels<T>(values: impl Iterator<Item = Option<T>>) -> (Vec<T>, Vec<i16>) {
         there.extend(value);
     }
     (there, levels)
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Reads the samples of a shard back from its metadata: keys, and what doubles are told by.

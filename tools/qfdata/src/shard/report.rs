@@ -11,6 +11,7 @@ use super::output::Output;
 use super::record::{Settings, WholeShard};
 use super::row::SkipCause;
 use super::source::any::Source;
+use super::statistics::{ShardStatistics, Statistics};
 use crate::size;
 
 /// What was found and what became of it; `--json` prints this.
@@ -81,9 +82,7 @@ impl Report {
 
     /// How many rows could not become a sample; those that were left out as asked do not count.
     pub(super) fn bad(&self) -> u64 {
-        let is_bad = |cause: &str| !SkipCause::of_name(cause).is_some_and(SkipCause::is_wanted);
-        let bad = self.skipped.iter().filter(|(cause, _)| is_bad(cause));
-        bad.map(|(_, count)| count).sum()
+        SkipCause::bad_rows(&self.skipped)
     }
 
     /// `found 5 = written 3 + skipped 2 (no_caption 1, unreadable 1)`.
@@ -109,34 +108,28 @@ impl Report {
         settings: &Settings,
         shards: &[WholeShard],
     ) -> anyhow::Result<Vec<u8>> {
-        let names = self.files.iter();
         let name = |file: &String| file.rsplit('/').next().unwrap_or(file).to_owned();
-        let shards: Vec<_> = shards
-            .iter()
-            .zip(names)
-            .map(|(shard, file)| {
-                serde_json::json!({
-                    "file": name(file),
-                    "samples": shard.samples,
-                    "captions": shard.captions,
-                    "bytes": shard.file_bytes,
-                    "skipped": shard.skipped,
-                })
-            })
-            .collect();
-        let statistics = serde_json::json!({
-            "format": self.format,
-            "found": self.found,
-            "samples": self.samples,
-            "captions": self.captions,
-            "bytes": self.bytes,
-            "skipped": self.skipped,
-            "dropped_captions": self.dropped_captions,
-            "renamed_keys": self.renamed_keys,
-            "input_fingerprint": fingerprint,
-            "settings": settings,
-            "shards": shards,
+        let shards = shards.iter().zip(&self.files);
+        let shards = shards.map(|(shard, file)| ShardStatistics {
+            bytes: shard.file_bytes,
+            captions: shard.captions,
+            file: name(file),
+            samples: shard.samples,
+            skipped: shard.skipped.clone(),
         });
+        let statistics = Statistics {
+            bytes: self.bytes,
+            captions: self.captions,
+            dropped_captions: self.dropped_captions,
+            format: self.format.to_owned(),
+            found: self.found,
+            input_fingerprint: fingerprint.to_owned(),
+            renamed_keys: self.renamed_keys,
+            samples: self.samples,
+            settings: settings.clone(),
+            shards: shards.collect(),
+            skipped: self.skipped.clone(),
+        };
         let mut text = serde_json::to_vec_pretty(&statistics)?;
         text.push(b'\n');
         Ok(text)

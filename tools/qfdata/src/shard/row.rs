@@ -1,5 +1,6 @@
 //! A row of the input, which may become a sample, and why one does not.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -215,6 +216,14 @@ impl SkipCause {
     pub(super) fn of_name(name: &str) -> Option<SkipCause> {
         let mut causes = SkipCause::ALL.into_iter();
         causes.find(|cause| cause.name() == name)
+    }
+
+    /// How many rows could not become a sample, of the counts by cause; those that were left out as asked do
+    /// not count.
+    pub(super) fn bad_rows(skipped: &BTreeMap<String, u64>) -> u64 {
+        let is_bad = |cause: &str| !SkipCause::of_name(cause).is_some_and(SkipCause::is_wanted);
+        let bad = skipped.iter().filter(|(cause, _)| is_bad(cause));
+        bad.map(|(_, count)| count).sum()
     }
 
     /// Whether the row was left out because the user asked for it, not because something is wrong.

@@ -1,5 +1,6 @@
 //! A run: from the source of the input to shards under a prefix, with what an earlier run left.
 
+use crate::threads::threads;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -57,10 +58,7 @@ impl<'a> Run<'a> {
                 }
             },
             options: shard_options(args)?,
-            threads: match args.threads {
-                Some(threads) => usize::from(threads),
-                None => std::thread::available_parallelism().map_or(1, |n| n.get()),
-            },
+            threads: threads(args.threads),
             args,
             part,
             interrupt,

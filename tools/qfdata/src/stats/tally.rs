@@ -1,9 +1,11 @@
 //! What is counted of a data set.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use qf_pipeline::text::{CaptionProcessor, CaptionTokenizer};
+use qf_pipeline::LoaderConfig;
 use unicode_script::{Script, UnicodeScript};
 
 use super::spread::Spread;
@@ -46,7 +48,25 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(crate) fn new(
+    /// Captions are cleaned as `config` says, and counted in tokens if there is a vocabulary: `text_len` of
+    /// each are kept.
+    ///
+    /// # Errors
+    /// A vocabulary that cannot be read.
+    pub(crate) fn open(
+        config: &LoaderConfig,
+        vocabulary: Option<&Path>,
+        text_len: usize,
+    ) -> anyhow::Result<Tally> {
+        let tokenizer = match vocabulary {
+            Some(path) => Some(Arc::new(CaptionTokenizer::from_file(path)?)),
+            None => None,
+        };
+        let processor = CaptionProcessor::new(config.max_words, config.prompt.as_str())?;
+        Ok(Tally::new(processor, tokenizer, text_len))
+    }
+
+    fn new(
         processor: CaptionProcessor,
         tokenizer: Option<Arc<CaptionTokenizer>>,
         text_len: usize,

@@ -58,7 +58,7 @@ pub(super) fn run(
     // Headers only: a large set is listed as fast as it is read.
     let options = InspectOptions {
         decode: false,
-        ..InspectOptions::new(config.clone(), threads.map(usize::from))
+        ..InspectOptions::new(config.clone(), threads)
     };
     let whole = LoaderConfig {
         processing: Processing::Eval,

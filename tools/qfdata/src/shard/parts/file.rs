@@ -1,5 +1,6 @@
 //! The plan's file: JSON, written once, read by every part.
 
+use qf_pipeline::hex::hex;
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::ops::Range;
@@ -75,10 +76,7 @@ impl Plan {
             ..self.clone()
         };
         let digest = Sha256::digest(serde_json::to_vec(&unnamed)?);
-        Ok(digest[..16]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect())
+        Ok(hex(&digest[..16]))
     }
 
     /// Number of rows of all parts.

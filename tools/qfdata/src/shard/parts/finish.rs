@@ -10,10 +10,11 @@ use serde::Serialize;
 
 use super::file::Plan;
 use super::job::{job_of, job_of_part};
-use super::status::{statistics, ShardStatistics};
+use super::status::statistics;
 use crate::shard::args::JobArgs;
 use crate::shard::output::Output;
 use crate::shard::row::SkipCause;
+use crate::shard::statistics::ShardStatistics;
 use crate::size;
 
 /// Check that all parts of a plan are complete, and join their statistics.
@@ -112,9 +113,7 @@ fn join(args: &FinishArgs) -> anyhow::Result<u64> {
     text.push(b'\n');
     output.put(&output.stats_name(), &text)?;
     print(args, &total, &out)?;
-    let is_bad = |cause: &str| !SkipCause::of_name(cause).is_some_and(SkipCause::is_wanted);
-    let bad = total.skipped.iter().filter(|(cause, _)| is_bad(cause));
-    Ok(bad.map(|(_, count)| count).sum())
+    Ok(SkipCause::bad_rows(&total.skipped))
 }
 
 /// That every shard of a part is there, with its length and its metadata.

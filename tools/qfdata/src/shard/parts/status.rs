@@ -4,14 +4,13 @@ use anyhow::{bail, Context};
 use clap::Args;
 use qf_cli::output::say;
 use qf_pipeline::words::counted;
-use serde::{Deserialize, Serialize};
-
-use std::collections::BTreeMap;
+use serde::Serialize;
 
 use super::file::Plan;
 use super::job::{job_of, job_of_part};
 use crate::shard::args::JobArgs;
 use crate::shard::output::Output;
+use crate::shard::statistics::Statistics;
 
 /// Say which parts of a plan are complete.
 #[derive(Args, Clone, Debug)]
@@ -23,28 +22,6 @@ pub(crate) struct StatusArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-}
-
-/// What a part says of itself once it is complete: of its statistics, what sums them up.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Statistics {
-    pub(super) found: u64,
-    pub(super) samples: u64,
-    pub(super) captions: u64,
-    pub(super) bytes: u64,
-    pub(super) skipped: BTreeMap<String, u64>,
-    pub(super) settings: BTreeMap<String, String>,
-    pub(super) shards: Vec<ShardStatistics>,
-}
-
-/// A shard's line of the statistics.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct ShardStatistics {
-    pub(super) file: String,
-    pub(super) samples: u64,
-    pub(super) captions: u64,
-    pub(super) bytes: u64,
-    pub(super) skipped: BTreeMap<String, u64>,
 }
 
 #[derive(Serialize)]

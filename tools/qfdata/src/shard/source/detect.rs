@@ -76,27 +76,11 @@ pub(in super::super) fn open(
         Kind::Csv | Kind::Tsv | Kind::Jsonl => {
             refuse_lines(args, input)?;
             let file = File::open(path).with_context(|| format!("input {input}"))?;
-            let mut fingerprint = Fingerprint::new();
-            fingerprint.path(input, path);
-            let source = Lines {
-                kind,
-                name: input,
-                folder: start_of(args, path),
-                fingerprint: fingerprint.finish(),
-            };
-            source.read(file, args, interrupt)
+            Lines::of(kind, input, path, args).read(file, args, interrupt)
         }
         Kind::Json | Kind::Token | Kind::List => {
             let content = read_whole(path).with_context(|| format!("input {input}"))?;
-            let mut fingerprint = Fingerprint::new();
-            fingerprint.path(input, path);
-            let source = Lines {
-                kind,
-                name: input,
-                folder: start_of(args, path),
-                fingerprint: fingerprint.finish(),
-            };
-            source.read_whole(content, args, interrupt)
+            Lines::of(kind, input, path, args).read_whole(content, args, interrupt)
         }
     }
 }
@@ -109,7 +93,19 @@ struct Lines<'a> {
     fingerprint: String,
 }
 
-impl Lines<'_> {
+impl<'a> Lines<'a> {
+    /// Those of a file.
+    fn of(kind: Kind, name: &'a str, path: &Path, args: &InputArgs) -> Lines<'a> {
+        let mut fingerprint = Fingerprint::new();
+        fingerprint.path(name, path);
+        Lines {
+            kind,
+            name,
+            folder: start_of(args, path),
+            fingerprint: fingerprint.finish(),
+        }
+    }
+
     fn read(
         self,
         file: impl Read,

@@ -1,5 +1,6 @@
 //! What the files of an input were.
 
+use qf_pipeline::hex::hex;
 use sha2::{Digest, Sha256};
 
 /// What the files of an input were, as one number.
@@ -36,9 +37,6 @@ impl Fingerprint {
     /// 32 hexadecimal digits.
     pub(super) fn finish(self) -> String {
         let digest = self.0.finalize();
-        digest[..16]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        hex(&digest[..16])
     }
 }

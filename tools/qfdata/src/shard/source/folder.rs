@@ -24,78 +24,15 @@ struct Captions {
 /// All images below `root`, sorted by path. Names that start with a dot are passed over; links to
 /// files are followed, links to folders are not.
 pub(super) fn list(root: &Path, interrupt: &Interrupt) -> anyhow::Result<List> {
-    let mut listing = List::default();
-    let mut skips: Vec<Skip> = Vec::new();
-    let mut images: Vec<PathBuf> = Vec::new(); // relative to the root
-    let mut captions: HashMap<PathBuf, Captions> = HashMap::new();
-    let mut pending = vec![PathBuf::new()];
-    while let Some(folder) = pending.pop() {
-        interrupt.check()?;
-        let entries =
-            fs::read_dir(root.join(&folder)).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let entries = match entries {
-            Ok(entries) => entries,
-            Err(error) if folder.as_os_str().is_empty() => {
-                return Err(error).with_context(|| format!("cannot list {}", root.display()))
-            }
-            Err(error) => {
-                let what = root.join(&folder).display().to_string();
-                let skip = Skip::new(what, SkipCause::Unreadable, error.to_string());
-                skips.push(skip);
-                continue;
-            }
-        };
-        for entry in entries {
-            let name = entry.file_name();
-            if name.as_encoded_bytes().starts_with(b".") {
-                continue;
-            }
-            let path = folder.join(&name);
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                pending.push(path);
-                continue;
-            }
-            let extension = path.extension().map(|e| e.to_ascii_lowercase());
-            match extension.as_deref().and_then(|e| e.to_str()) {
-                Some("txt") => {
-                    let of_stem = captions.entry(path.with_extension("")).or_default();
-                    listing.other_files += u64::from(of_stem.text.is_some());
-                    of_stem.text = of_stem.text.take().max(Some(path));
-                }
-                Some("json") => {
-                    let of_stem = captions.entry(path.with_extension("")).or_default();
-                    listing.other_files += u64::from(of_stem.json.is_some());
-                    of_stem.json = of_stem.json.take().max(Some(path));
-                }
-                Some(extension) if is_image_extension(extension) => images.push(path),
-                _ => listing.other_files += 1,
-            }
-        }
-    }
-    images.sort();
-    skips.sort_by(|a, b| a.what.cmp(&b.what));
-
-    let mut keyed = Vec::with_capacity(images.len());
-    for image in images {
-        // Looked up even where the key is bad, so that its captions count as used.
-        let of_stem = captions.get_mut(&image.with_extension(""));
-        let (text, json) = of_stem.map_or((None, None), |of_stem| {
-            of_stem.used = true;
-            (of_stem.text.clone(), of_stem.json.clone())
-        });
-        let file = |path: Option<PathBuf>| path.map(|path| TextFile::Path(root.join(path)));
-        let source = CaptionRef::files(file(text), file(json));
-        match natural_key(&image) {
-            Ok(key) => keyed.push((key, image, source)),
-            Err(message) => skips.push(Skip::new(
-                root.join(&image).display().to_string(),
-                SkipCause::BadName,
-                message,
-            )),
-        }
-    }
-    listing.captions_without_image = captions.values().filter(|c| !c.used).count() as u64;
-
+    let mut found = Found::below(root, interrupt)?;
+    found.images.sort();
+    found.skips.sort_by(|a, b| a.what.cmp(&b.what));
+    let keyed = found.keyed(root);
+    let mut listing = List {
+        other_files: found.other_files,
+        captions_without_image: found.captions.values().filter(|c| !c.used).count() as u64,
+        ..List::default()
+    };
     let mut fingerprint = Fingerprint::new();
     let keys = unique_keys(keyed.iter().map(|(key, ..)| key.as_str()).collect());
     for ((natural, image, captions), key) in keyed.into_iter().zip(keys) {
@@ -119,9 +56,95 @@ pub(super) fn list(root: &Path, interrupt: &Interrupt) -> anyhow::Result<List> {
             members: Vec::new(),
         }));
     }
-    listing.rows.extend(skips.into_iter().map(Err));
+    listing.rows.extend(found.skips.into_iter().map(Err));
     listing.fingerprint = fingerprint.finish();
     Ok(listing)
+}
+
+/// Files below a folder, relative to it.
+#[derive(Default)]
+struct Found {
+    images: Vec<PathBuf>,
+    /// By path without extension.
+    captions: HashMap<PathBuf, Captions>,
+    other_files: u64,
+    skips: Vec<Skip>,
+}
+
+impl Found {
+    fn below(root: &Path, interrupt: &Interrupt) -> anyhow::Result<Found> {
+        let mut found = Found::default();
+        let mut pending = vec![PathBuf::new()];
+        while let Some(folder) = pending.pop() {
+            interrupt.check()?;
+            let entries =
+                fs::read_dir(root.join(&folder)).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+            let entries = match entries {
+                Ok(entries) => entries,
+                Err(error) if folder.as_os_str().is_empty() => {
+                    return Err(error).with_context(|| format!("cannot list {}", root.display()))
+                }
+                Err(error) => {
+                    let what = root.join(&folder).display().to_string();
+                    let skip = Skip::new(what, SkipCause::Unreadable, error.to_string());
+                    found.skips.push(skip);
+                    continue;
+                }
+            };
+            for entry in entries {
+                let name = entry.file_name();
+                if name.as_encoded_bytes().starts_with(b".") {
+                    continue;
+                }
+                let path = folder.join(&name);
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    pending.push(path);
+                    continue;
+                }
+                let extension = path.extension().map(|e| e.to_ascii_lowercase());
+                match extension.as_deref().and_then(|e| e.to_str()) {
+                    Some("txt") => {
+                        let of_stem = found.captions.entry(path.with_extension("")).or_default();
+                        found.other_files += u64::from(of_stem.text.is_some());
+                        of_stem.text = of_stem.text.take().max(Some(path));
+                    }
+                    Some("json") => {
+                        let of_stem = found.captions.entry(path.with_extension("")).or_default();
+                        found.other_files += u64::from(of_stem.json.is_some());
+                        of_stem.json = of_stem.json.take().max(Some(path));
+                    }
+                    Some(extension) if is_image_extension(extension) => found.images.push(path),
+                    _ => found.other_files += 1,
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Takes the images out, each with its key and captions; one without a key becomes a skip.
+    fn keyed(&mut self, root: &Path) -> Vec<(String, PathBuf, CaptionRef)> {
+        let images = std::mem::take(&mut self.images);
+        let mut keyed = Vec::with_capacity(images.len());
+        for image in images {
+            // Looked up even where the key is bad, so that its captions count as used.
+            let of_stem = self.captions.get_mut(&image.with_extension(""));
+            let (text, json) = of_stem.map_or((None, None), |of_stem| {
+                of_stem.used = true;
+                (of_stem.text.clone(), of_stem.json.clone())
+            });
+            let file = |path: Option<PathBuf>| path.map(|path| TextFile::Path(root.join(path)));
+            let source = CaptionRef::files(file(text), file(json));
+            match natural_key(&image) {
+                Ok(key) => keyed.push((key, image, source)),
+                Err(message) => self.skips.push(Skip::new(
+                    root.join(&image).display().to_string(),
+                    SkipCause::BadName,
+                    message,
+                )),
+            }
+        }
+        keyed
+    }
 }
 
 /// The relative path without its extension, with whatever a WebDataset reader would trip over
