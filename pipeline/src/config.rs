@@ -8,7 +8,8 @@ use crate::decode::{DecodeLimits, DecodeMemory, DecodeQuality, OnTruncated};
 use crate::error::PipelineError;
 use crate::filter::Filters;
 use crate::order::ShuffleMode;
-use crate::shard::read::ReadOptions;
+use crate::shard::read::{ReadOptions, DEFAULT_MAX_MEMBERS, DEFAULT_MAX_RATIO};
+pub use crate::shard::verify::Verify;
 use crate::shard::zstd_frames::DEFAULT_MAX_WINDOW_LOG;
 use crate::shard::zstd_frames::{MAX_WINDOW_LOG, MIN_WINDOW_LOG};
 
@@ -128,8 +129,18 @@ pub struct LoaderConfig {
     pub max_bad_share: f64,
     /// What becomes of the rest of a shard that cannot be read on. Default `error`.
     pub on_bad_shard: OnBad,
+    /// What of shards with an index is compared with it: `off`, `index` or `samples`. Default `samples`: a
+    /// sample whose bytes are not those that were indexed is skipped.
+    pub verify: Verify,
     /// A sample with more bytes than this is skipped. Default 128 MiB.
     pub max_sample_bytes: u64,
+    /// A sample of a tar shard of which more members than this are loaded is skipped. Default 16,384.
+    pub max_sample_members: usize,
+    /// A compressed shard that expands to more than this many times its size is bad, from the first GiB on.
+    /// Default 1,032, what gzip can reach.
+    pub max_decompression_ratio: u64,
+    /// An image with a side longer than this, in pixels, is skipped. Default 65,535.
+    pub max_image_side: u32,
     /// An image with more pixels than this is skipped. Default 178,956,970, where PIL refuses too.
     pub max_image_pixels: u64,
     /// Bytes that all threads together use for images of which decoding takes more than 16 MiB: they
@@ -171,7 +182,11 @@ impl Default for LoaderConfig {
             on_bad_sample: OnBad::Warn,
             max_bad_share: 0.1,
             on_bad_shard: OnBad::Error,
+            verify: Verify::default(),
             max_sample_bytes: 128 << 20,
+            max_sample_members: DEFAULT_MAX_MEMBERS,
+            max_decompression_ratio: DEFAULT_MAX_RATIO,
+            max_image_side: 65_535,
             max_image_pixels: 178_956_970,
             decode_memory_bytes: DecodeMemory::DEFAULT_BYTES,
         }
@@ -203,10 +218,13 @@ impl LoaderConfig {
             all_members: false,
             extra_members,
             max_sample_bytes: self.max_sample_bytes,
+            max_sample_members: self.max_sample_members,
+            max_decompression_ratio: self.max_decompression_ratio,
             image_column: self.image_column.clone(),
             caption_column: self.caption_column.clone(),
             needs_captions: true,
             max_zstd_window_log: self.max_zstd_window_log,
+            verify: self.verify,
         }
     }
 
@@ -230,8 +248,8 @@ impl LoaderConfig {
     pub fn decode_limits(&self) -> DecodeLimits {
         DecodeLimits {
             max_pixels: self.max_image_pixels,
+            max_side: self.max_image_side,
             memory: DecodeMemory::new(self.decode_memory_bytes),
-            ..DecodeLimits::default()
         }
     }
 
@@ -300,6 +318,13 @@ impl LoaderConfig {
 
     /// Threads, budgets, shards, and what becomes of bad samples.
     fn check_reading(&self) -> Result<(), PipelineError> {
+        for (setting, limit) in [
+            ("max_sample_members", self.max_sample_members as u64),
+            ("max_decompression_ratio", self.max_decompression_ratio),
+            ("max_image_side", self.max_image_side.into()),
+        ] {
+            check(limit > 0, setting, "must be at least 1")?;
+        }
         check(self.threads <= 1024, "threads", "must be at most 1024")?;
         check(self.io_threads <= 256, "io_threads", "must be at most 256")?;
         check(

@@ -46,6 +46,8 @@ pub enum SkipReason {
     SampleTooLarge,
     /// A sample of an indexed shard that cannot be read there.
     UnreadableShard,
+    /// A sample of an indexed shard whose bytes are not those that were indexed.
+    ChecksumMismatch,
     /// No caption of a length that the filters let through.
     FilteredCaption,
     /// An image of a size that the filters do not let through.
@@ -58,7 +60,7 @@ pub enum SkipReason {
 
 impl SkipReason {
     /// All reasons, in the order in which reports list them.
-    pub const ALL: [SkipReason; 19] = [
+    pub const ALL: [SkipReason; 20] = [
         SkipReason::NoImage,
         SkipReason::NoCaption,
         SkipReason::EmptyCaption,
@@ -74,6 +76,7 @@ impl SkipReason {
         SkipReason::RepeatedKey,
         SkipReason::SampleTooLarge,
         SkipReason::UnreadableShard,
+        SkipReason::ChecksumMismatch,
         SkipReason::FilteredCaption,
         SkipReason::FilteredSize,
         SkipReason::FilteredAspect,
@@ -118,6 +121,7 @@ impl SkipReason {
             SkipReason::RepeatedKey => "repeated_key",
             SkipReason::SampleTooLarge => "sample_too_large",
             SkipReason::UnreadableShard => "unreadable_shard",
+            SkipReason::ChecksumMismatch => "checksum_mismatch",
             SkipReason::FilteredCaption => "filtered_caption",
             SkipReason::FilteredSize => "filtered_size",
             SkipReason::FilteredAspect => "filtered_aspect",

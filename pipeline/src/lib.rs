@@ -64,6 +64,7 @@ pub mod config;
 pub mod decode;
 pub mod error;
 pub mod filter;
+mod guard;
 pub mod hex;
 pub mod image_file;
 mod image_format;

@@ -1,8 +1,10 @@
 //! A model as files of other programs.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 
+use qf_pipeline::atomic_file::AtomicFile;
 use serde_json::{json, Value};
 use tch::{Device, Kind, Tensor};
 
@@ -96,7 +98,7 @@ pub fn export_hugging_face(
     write_json(&out.join("preprocessor_config.json"), &preprocessor)?;
     if let Some(vocabulary) = vocabulary {
         let path = out.join("vocab.txt");
-        std::fs::write(&path, vocabulary).map_err(io_error(&path))?;
+        write_text(&path, vocabulary)?;
         write_json(&out.join("tokenizer_config.json"), &tokenizer_json())?;
         let processor = json!({"processor_class": "Blip2Processor"});
         write_json(&out.join("processor_config.json"), &processor)?;
@@ -169,7 +171,13 @@ fn write_shards(
 }
 
 fn write_json(path: &Path, json: &Value) -> Result<(), ModelError> {
-    std::fs::write(path, format!("{json:#}\n")).map_err(io_error(path))
+    write_text(path, &format!("{json:#}\n"))
+}
+
+fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(text.as_bytes()).map_err(io_error(path))?;
+    Ok(file.commit()?)
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@ use qf_codecs::jpeg::{ComponentStrip, Decompressor, Entropy, Outcome, Part, Regi
 use qf_codecs::resample::{Area, STRIP_ROWS};
 
 use super::buffers::grow;
-use super::guard::guarded;
 use super::memory::{Pixels, Reservation};
 use super::opened::{Content, RowHeader};
 use super::orientation::{self, Turn};
@@ -13,6 +12,7 @@ use super::{
     jpeg, webp, CropBox, DecodeError, DecodeLimits, DecodeQuality, ForeignFormat, ImageFormat,
     OnTruncated, OpenedImage,
 };
+use crate::guard::guarded;
 use crate::image_format::describe_unknown;
 use crate::pixels::RgbImage;
 
@@ -111,7 +111,7 @@ impl Decoder {
                 },
             });
         };
-        guarded(format, || {
+        guard(format, || {
             OpenedImage::read(format, bytes, &self.limits, self.on_truncated)
         })
     }
@@ -132,7 +132,7 @@ impl Decoder {
     ) -> Result<DecodedCrop<'a>, DecodeError> {
         image.check_crop(crop)?;
         let stored = image.turn.stored(crop, image.stored_size);
-        guarded(image.format, || match &image.content {
+        guard(image.format, || match &image.content {
             Content::Rows(header) => self.decode_rows(image, header, stored, size),
             Content::WebP(header) => self.decode_webp(image, header, stored, size),
             Content::Jpeg(header) => {
@@ -319,11 +319,11 @@ impl Decoder {
             Content::Jpeg(header) => {
                 let scale = quality.scale((stored.width, stored.height), size);
                 let reduced = ReducedCrop::new(stored, scale);
-                guarded(image.format, || {
+                guard(image.format, || {
                     self.strips_of_jpeg(image, header, &reduced, sink)
                 })
             }
-            Content::Rows(header) => guarded(image.format, || {
+            Content::Rows(header) => guard(image.format, || {
                 self.strips_of_rows(image, header, stored, sink)
             }),
         }?;
@@ -516,6 +516,15 @@ impl ReducedCrop {
         let width = image.stored_size.0.div_ceil(self.scale.reduction());
         header.alloc_bytes(u64::from(width) * u64::from(rows))
     }
+}
+
+/// Runs a decoder; its panic is an error of the image.
+fn guard<T>(
+    format: ImageFormat,
+    decode: impl FnOnce() -> Result<T, DecodeError>,
+) -> Result<T, DecodeError> {
+    let broken = |what: String| DecodeError::broken(format, format!("its decoder {what}"));
+    guarded(decode).map_err(broken)?
 }
 
 /// Bytes of a crop that was resized to `size` along one side.

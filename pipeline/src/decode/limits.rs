@@ -36,7 +36,7 @@ impl DecodeLimits {
     ) -> Result<(), DecodeError> {
         let pixels = u64::from(width) * u64::from(height);
         let limit = if width.max(height) > self.max_side {
-            format!("max_side of {} pixels", self.max_side)
+            format!("max_image_side of {} pixels", self.max_side)
         } else if pixels > self.max_pixels {
             format!("max_image_pixels of {}", self.max_pixels)
         } else if pixels == 0 {

@@ -36,7 +36,6 @@ mod crop_box;
 mod decoder;
 mod error;
 mod gif;
-mod guard;
 mod jpeg;
 mod limits;
 mod memory;

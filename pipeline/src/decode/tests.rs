@@ -174,7 +174,7 @@ fn limits_hold_on_the_header() {
                     max_side: 63,
                     ..limits.clone()
                 },
-                "max_side",
+                "max_image_side",
             ),
             (
                 DecodeLimits {

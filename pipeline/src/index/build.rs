@@ -1,6 +1,6 @@
 //! Makes the index of a shard, from one pass over it or while it is written.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, BufReader, Read, Seek, Write};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
@@ -13,15 +13,16 @@ use super::fingerprint::Fingerprint;
 use super::format::{
     key_hash, name_crc, Access, Checksum, Header, IndexEntry, MemberPlace, Record,
 };
+use super::sums::StreamSums;
 use crate::atomic_file::AtomicFile;
 use crate::error::{PipelineError, ShardError};
 use crate::sample::SampleId;
-use crate::shard::arrow::ArrowShardReader;
+use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader};
 use crate::shard::decompress::{compression_of, decompressor, Compression};
 use crate::shard::forward::Stream;
-use crate::shard::group::{split_key, Grouper};
+use crate::shard::group::{split_key, Grouper, SampleLimits};
 use crate::shard::note::ShardNote;
-use crate::shard::piece::StoredPiece;
+use crate::shard::piece::{StoredBatch, StoredPiece};
 use crate::shard::read::{
     content_of, not_a_shard, peek, Content, Leave, ReadOptions, Tail, READ_BUFFER_BYTES,
 };
@@ -97,7 +98,7 @@ pub(crate) enum Layout {
     /// In these frames, in order.
     ZstdFrames(Vec<StoredPiece>),
     /// As the rows of these batches, in order.
-    ArrowBatches(Vec<StoredPiece>),
+    ArrowBatches(Vec<StoredBatch>),
 }
 
 /// What tells the shard of an index from any other.
@@ -134,8 +135,8 @@ pub(crate) struct IndexBuilder {
 }
 
 impl IndexBuilder {
-    /// Appends a sample. `content` is where it lies in the uncompressed stream; of an Arrow row, the
-    /// offset of its batch as an empty range.
+    /// Appends a sample. `content` is where it lies in the uncompressed stream, and the CRC-32C of its
+    /// bytes there; of an Arrow row, the offset of its batch as an empty range, and any number.
     ///
     /// # Errors
     /// If the shard has more samples than an index can number.
@@ -143,7 +144,7 @@ impl IndexBuilder {
         &mut self,
         key: String,
         is_repeated_key: bool,
-        content: Range<u64>,
+        (content, content_crc32c): (Range<u64>, u32),
         members: Vec<MemberPlace>,
     ) -> Result<(), String> {
         if self.records.len() >= u32::MAX as usize {
@@ -165,6 +166,7 @@ impl IndexBuilder {
             is_repeated_key,
             key_hash,
             name_crc: name_crc(&self.names[name_offset..]),
+            content_crc32c,
         });
         Ok(())
     }
@@ -249,13 +251,14 @@ fn place_in_frames(records: &mut [Record], frames: &[StoredPiece]) -> Option<Acc
     Some(Access::ZstdFrames)
 }
 
-fn place_in_batches(records: &mut [Record], batches: &[StoredPiece]) {
+fn place_in_batches(records: &mut [Record], batches: &[StoredBatch]) {
     let rows = batches
         .iter()
-        .flat_map(|batch| (0..batch.content).map(move |row| (&batch.stored, row)));
-    for (record, (stored, row)) in records.iter_mut().zip(rows) {
-        record.stored = stored.clone();
-        record.content_offset = stored.start;
+        .flat_map(|batch| (0..batch.rows).map(move |row| (batch, row)));
+    for (record, (batch, row)) in records.iter_mut().zip(rows) {
+        record.stored = batch.stored.clone();
+        record.content_offset = batch.stored.start;
+        record.content_crc32c = batch.crc32c;
         record.skip = row;
     }
 }
@@ -296,7 +299,6 @@ pub fn build_index(
         leftover: Leftover::default(),
         notes: Vec::new(),
     };
-    let log = options.max_zstd_window_log;
     let layout = match tail.compression {
         Compression::None => {
             let content = index_content(shard, reader, options, &mut builder, &mut tail)?;
@@ -308,14 +310,15 @@ pub fn build_index(
         }
         Compression::Gzip => {
             let reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
-            let reader = decompressor(tail.compression, reader, log, &tail.leftover);
+            let limits = options.decompress_limits();
+            let reader = decompressor(tail.compression, reader, limits, &tail.leftover);
             let reader = reader.map_err(io_error)?;
             index_content(shard, reader, options, &mut builder, &mut tail)?;
             Layout::Sequential
         }
         Compression::Zstd => {
             let reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
-            let mut frames = FrameReader::new(reader, log)
+            let mut frames = FrameReader::new(reader, options.max_zstd_window_log)
                 .map_err(io_error)?
                 .with_leftover(tail.leftover.clone())
                 .noting_frames();
@@ -353,7 +356,7 @@ fn state_of(shard: &ShardLocation) -> Option<(u64, u64, i64, i64)> {
 enum Indexed {
     Tar,
     /// Its batches, if they can be read one by one.
-    Arrow(Option<Vec<StoredPiece>>),
+    Arrow(Option<Vec<StoredBatch>>),
 }
 
 /// Indexes a stream to its end, behind the last sample.
@@ -390,10 +393,18 @@ fn index_tar(
     reader: impl Read + Seek,
     builder: &mut IndexBuilder,
 ) -> Result<TarEnd, ShardError> {
-    let mut grouper = Grouper::new(shard.name.clone(), 0, u64::MAX);
+    let mut grouper = Grouper::new(shard.name.clone(), 0, SampleLimits::NONE);
     let mut members = Vec::new();
     let mut end = 0;
-    let mut too_many = None;
+    // CRC-32C of the stream before the present sample.
+    let mut before = None;
+    let sums = StreamSums::default();
+    let problem = Cell::new(None);
+    let mut add = |finished, end, before, members| {
+        let crc32c = sums.between(before, end);
+        let added = add_group(builder, finished, (end, crc32c), members);
+        added.map_err(|what| problem.set(Some(what))).is_ok()
+    };
     let mut on_member = |member: TarMember| {
         let Some((_, name)) = split_key(&member.path) else {
             return true;
@@ -403,29 +414,33 @@ fn index_tar(
             offset_bytes: member.data_offset_bytes,
             size_bytes: member.stored_bytes,
         };
-        let member_end = member.end_bytes();
+        let (offset, member_end) = (member.offset_bytes, member.end_bytes());
+        let mut goes_on = true;
         if let Some(finished) = grouper.push(member) {
-            let members = std::mem::take(&mut members);
-            too_many = add_group(builder, finished, end, members).err();
+            goes_on = add(finished, end, before.take(), std::mem::take(&mut members));
+        }
+        if members.is_empty() {
+            before = sums.before(offset);
         }
         members.push(place);
         end = member_end;
-        too_many.is_none()
+        sums.note_end(end);
+        goes_on
     };
     let new_bytes = |len| vec![0; len];
     let tar_end = for_each_member(
         &shard.name,
-        reader,
+        sums.reader(reader),
         u64::MAX,
         &|_| false,
         &|_, _| Leave::Never,
         &new_bytes,
         &mut on_member,
     )?;
-    if let (None, Some(finished)) = (&too_many, grouper.finish()) {
-        too_many = add_group(builder, finished, end, members).err();
+    if let (true, Some(finished)) = (!matches!(tar_end, TarEnd::Stopped), grouper.finish()) {
+        add(finished, end, before, members);
     }
-    match too_many {
+    match problem.take() {
         None => Ok(tar_end),
         Some(message) => Err(ShardError {
             shard: shard.name.to_string(),
@@ -438,7 +453,7 @@ fn index_tar(
 fn add_group(
     builder: &mut IndexBuilder,
     group: Result<crate::EncodedSample, crate::SampleError>,
-    end: u64,
+    (end, crc32c): (u64, Option<u32>),
     members: Vec<MemberPlace>,
 ) -> Result<(), String> {
     // With nothing loaded, a key that came back is the only complaint there can be.
@@ -449,7 +464,8 @@ fn add_group(
         Ok(sample) => sample.id,
         Err(error) => *error.id,
     };
-    builder.add(key, is_repeated_key, offset_bytes..end, members)
+    let crc32c = crc32c.ok_or("has a sample with more extension headers than are indexed")?;
+    builder.add(key, is_repeated_key, (offset_bytes..end, crc32c), members)
 }
 
 fn index_arrow(
@@ -457,9 +473,13 @@ fn index_arrow(
     reader: impl Read,
     options: &ReadOptions,
     builder: &mut IndexBuilder,
-) -> Result<Option<Vec<StoredPiece>>, ShardError> {
-    let mut rows = ArrowShardReader::new(shard.name.clone(), 0, reader, &options.arrow())?;
-    let mut batches: Vec<StoredPiece> = Vec::new();
+) -> Result<Option<Vec<StoredBatch>>, ShardError> {
+    let options = ArrowReadOptions {
+        checksums: true,
+        ..options.arrow()
+    };
+    let mut rows = ArrowShardReader::new(shard.name.clone(), 0, reader, &options)?;
+    let mut batches: Vec<StoredBatch> = Vec::new();
     while let Some(row) = rows.next_sample() {
         let id = match row? {
             Ok(sample) => sample.id,
@@ -470,14 +490,15 @@ fn index_arrow(
             .last_mut()
             .filter(|batch| batch.stored.start == start)
         {
-            Some(batch) => batch.content += 1,
-            None => batches.push(StoredPiece {
+            Some(batch) => batch.rows += 1,
+            None => batches.push(StoredBatch {
                 stored: start..rows.position(),
-                content: 1,
+                rows: 1,
+                crc32c: rows.batch_crc32c().unwrap_or_default(),
             }),
         }
         builder
-            .add(id.key, false, start..start, Vec::new())
+            .add(id.key, false, (start..start, 0), Vec::new())
             .map_err(|message| ShardError {
                 shard: shard.name.to_string(),
                 offset_bytes: start,

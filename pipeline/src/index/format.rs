@@ -10,15 +10,17 @@ use super::fingerprint::Fingerprint;
 /// First bytes of a sidecar.
 pub(super) const MAGIC: [u8; 8] = *b"QFINDEX\0";
 /// Version of the layout.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Length of the header.
 pub(super) const HEADER_BYTES: u64 = 176;
 /// Length of the header without its own checksum.
 const HEADER_BODY_BYTES: usize = 144;
 /// Length of a sample's record.
-pub(super) const RECORD_BYTES: u64 = 72;
+pub(super) const RECORD_BYTES: u64 = 76;
 /// Length of a record without its own checksum.
-const RECORD_BODY_BYTES: usize = 68;
+const RECORD_BODY_BYTES: usize = 72;
+/// What is wrong with a header whose checksum is another.
+const DAMAGED: &str = "has a damaged header: its checksum does not match";
 /// Bit of a record's flags: the key was seen earlier in the shard.
 const FLAG_REPEATED_KEY: u32 = 1;
 
@@ -102,8 +104,20 @@ impl Header {
             return Err(String::from("is not an index: it does not begin with QFINDEX").into());
         }
         let version = fields.u32().ok_or_else(cut_short)?;
+        let body = bytes
+            .get(..HEADER_BODY_BYTES + 32)
+            .map(|body| body.split_at(HEADER_BODY_BYTES));
         if (1..VERSION).contains(&version) {
-            return Err(BadHeader::Outdated(version));
+            // Unless it is of this version, but for that number.
+            let renumbered = body.is_some_and(|(body, checksum)| {
+                let mut body = body.to_vec();
+                body[8..12].copy_from_slice(&VERSION.to_le_bytes());
+                Sha256::digest(body)[..] == *checksum
+            });
+            return Err(match renumbered {
+                true => String::from(DAMAGED).into(),
+                false => BadHeader::Outdated(version),
+            });
         }
         if version != VERSION {
             let what = format!(
@@ -111,11 +125,9 @@ impl Header {
             );
             return Err(what.into());
         }
-        let body = bytes.get(..HEADER_BODY_BYTES + 32).ok_or_else(cut_short)?;
-        let (body, checksum) = body.split_at(HEADER_BODY_BYTES);
+        let (body, checksum) = body.ok_or_else(cut_short)?;
         if Sha256::digest(body)[..] != *checksum {
-            let what = "has a damaged header: its checksum does not match";
-            return Err(what.to_owned().into());
+            return Err(String::from(DAMAGED).into());
         }
         let access = fields.u32().ok_or_else(cut_short)?;
         let samples = fields.u32().ok_or_else(cut_short)?;
@@ -189,6 +201,8 @@ pub(super) struct Record {
     pub(super) key_hash: u64,
     /// CRC-32 of its entry in the table of names.
     pub(super) name_crc: u32,
+    /// CRC-32C of its bytes in the uncompressed stream; Arrow: of its record batch's message.
+    pub(super) content_crc32c: u32,
 }
 
 impl Record {
@@ -214,6 +228,7 @@ impl Record {
         bytes.extend(flags.to_le_bytes());
         bytes.extend(self.key_hash.to_le_bytes());
         bytes.extend(self.name_crc.to_le_bytes());
+        bytes.extend(self.content_crc32c.to_le_bytes());
         let sum = record_crc(sample, &bytes[start..]);
         bytes.extend(sum.to_le_bytes());
     }
@@ -239,6 +254,7 @@ impl Record {
             },
             key_hash: fields.u64()?,
             name_crc: fields.u32()?,
+            content_crc32c: fields.u32()?,
             stored,
         };
         let name_end = record.name_offset.checked_add(record.name_bytes.into())?;
@@ -443,11 +459,17 @@ mod tests {
     #[test]
     fn other_versions() {
         let mut bytes = header().to_bytes();
-        bytes[8] = 1;
-        assert_eq!(Header::parse(&bytes), Err(BadHeader::Outdated(1)));
-        for version in [0, 3, 255] {
+        for version in [1, 2] {
             bytes[8] = version;
-            assert!(problem(&bytes).contains("knows up to version 2"));
+            assert!(problem(&bytes).contains("damaged"));
+            let mut older = bytes.clone();
+            older[20] ^= 1;
+            let outdated = BadHeader::Outdated(version.into());
+            assert_eq!(Header::parse(&older), Err(outdated));
+        }
+        for version in [0, 4, 255] {
+            bytes[8] = version;
+            assert!(problem(&bytes).contains("knows up to version 3"));
         }
     }
 
@@ -480,6 +502,7 @@ mod tests {
             is_repeated_key: true,
             key_hash: key_hash("a"),
             name_crc: 77,
+            content_crc32c: 99,
         };
         let mut bytes = Vec::new();
         record.write(5, &mut bytes);

@@ -10,10 +10,10 @@
 //! single zstd frame, compressed Arrow) have an index with their keys and exact count, and are read
 //! by streaming.
 //!
-//! # Format, version 2
+//! # Format, version 3
 //!
-//! Version 1 had no fingerprint and no checksums of records. Its sidecars are not used
-//! ([`Found::Outdated`]): shards beside them are read in order until `qfdata index` has written
+//! Version 1 had no fingerprint and no checksums of records, version 2 none of samples. Their sidecars are
+//! not used ([`Found::Outdated`]): shards beside them are read in order until `qfdata index` has written
 //! them anew.
 //!
 //! All numbers are little-endian and unsigned.
@@ -21,14 +21,14 @@
 //! | bytes | content |
 //! |---|---|
 //! | 0..8 | `QFINDEX` and a zero |
-//! | 8..12 | version: 2 |
+//! | 8..12 | version: 3 |
 //! | 12..16 | access: 0 none, 1 tar, 2 zstd frames, 3 Arrow batches |
 //! | 16..20 | number of samples |
 //! | 20..24 | zero |
 //! | 24..32 | length of the shard in bytes |
 //! | 32..64 | SHA-256 of the shard |
 //! | 64..72 | where the records begin: 176 |
-//! | 72..80 | where the names begin: 176 + 72 × number of samples |
+//! | 72..80 | where the names begin: 176 + 76 × number of samples |
 //! | 80..88 | length of the names in bytes |
 //! | 88..96 | Arrow with access: where the first record batch begins; else 0 |
 //! | 96..128 | SHA-256 of records and names |
@@ -36,7 +36,7 @@
 //! | 140..144 | zero |
 //! | 144..176 | SHA-256 of bytes 0..144 |
 //!
-//! A record of 72 bytes for each sample, so that one read finds any of them:
+//! A record of 76 bytes for each sample, so that one read finds any of them:
 //!
 //! | bytes | content |
 //! |---|---|
@@ -48,7 +48,8 @@
 //! | 52..56 | 1 if its key was seen earlier in the shard, else 0 |
 //! | 56..64 | first eight bytes of the SHA-256 of its key |
 //! | 64..68 | CRC-32 of its entry in the names |
-//! | 68..72 | CRC-32 of its number, as four bytes, and bytes 0..68 |
+//! | 68..72 | CRC-32C of the sample: of its bytes in the uncompressed stream, headers and padding included; Arrow: of its record batch's message, prefix, metadata and body |
+//! | 72..76 | CRC-32 of its number, as four bytes, and bytes 0..72 |
 //!
 //! An entry of the names is: length of the key, key, number of members, and for each its name's
 //! length, name, offset of its data after the sample's offset, and size; numbers in LEB128. An Arrow
@@ -56,8 +57,9 @@
 //!
 //! Nothing in a sidecar is believed: the shard's length and fingerprint are compared when it is opened
 //! (of a remote shard the length), checksums whenever something is read of it, offsets are checked against
-//! the header and the shard's length, memory follows the bytes that are there, and the key of a sample
-//! that was read is compared with the one that was asked for. Times are not looked at: copies have any.
+//! the header and the shard's length, memory follows the bytes that are there, and key and checksum of a
+//! sample that was read are compared with those that were indexed ([`Verify`](crate::shard::verify::Verify) says what of this can be left
+//! out). Times are not looked at: copies have any.
 //!
 //! [`read_shard`]: crate::shard::read::read_shard
 //! [seekable format]: https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md
@@ -68,6 +70,7 @@ mod fingerprint;
 mod format;
 mod random;
 mod shard_index;
+mod sums;
 #[cfg(test)]
 mod tests;
 

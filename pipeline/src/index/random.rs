@@ -3,16 +3,19 @@
 use std::io::{self, BufReader, Read};
 use std::ops::Range;
 
+use crc32c::crc32c_append;
+
 use super::faults::{damaged_entry, overwrite_advice, shard_error};
 use super::format::{key_hash, Access, Record};
 use super::shard_index::ShardIndex;
-use crate::error::{SampleError, ShardError};
+use crate::error::{SampleError, ShardError, SkipReason};
 use crate::sample::EncodedSample;
-use crate::shard::arrow::ArrowShardReader;
+use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader};
 use crate::shard::forward::Stream;
 use crate::shard::group::Grouper;
 use crate::shard::read::{ReadObserver, ReadOptions, READ_BUFFER_BYTES};
 use crate::shard::tar::{for_each_member, Leave, TarMember};
+use crate::shard::verify::Verify;
 use crate::shard::zstd_frames::FrameReader;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
@@ -26,7 +29,9 @@ pub type VisitAt<'a> = &'a mut dyn FnMut(u32, Result<EncodedSample, SampleError>
 
 /// Reads the samples `wanted`, given in rising order of their position in the shard.
 ///
-/// Each is what [`read_shard`](crate::shard::read::read_shard) gives for it, errors included.
+/// Each is what [`read_shard`](crate::shard::read::read_shard) gives for it, errors included; one whose
+/// bytes are not those that were indexed is [`SkipReason::ChecksumMismatch`], unless
+/// [`ReadOptions::verify`] says that it does not matter.
 /// Samples that lie close are read in one piece, so all of them in order cost one opening of the
 /// shard; a zstd frame is decompressed, and a record batch read, at most once in a call. Members that
 /// `options` do not ask for are passed over.
@@ -75,6 +80,23 @@ pub fn read_samples(
             }
             Ok(())
         }
+    }
+}
+
+/// The bytes of a sample, summed as they are read.
+struct Content<R> {
+    inner: R,
+    /// CRC-32C so far, if it is wanted.
+    crc32c: Option<u32>,
+}
+
+impl<R: Read> Read for Content<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        if let Some(sum) = &mut self.crc32c {
+            *sum = crc32c_append(*sum, &buffer[..count]);
+        }
+        Ok(count)
     }
 }
 
@@ -156,14 +178,19 @@ impl Reading<'_> {
                 let message = "the shard ends before it";
                 return Err(self.unreadable(*sample, message));
             }
-            let mut content = (&mut reader).take(record.content_bytes);
-            let result = self.tar_sample(*sample, record, &mut content)?;
-            let rest = match at + 1 == run.len() && access == Access::ZstdFrames {
-                // To the end of the last frame, where its checksum is.
-                true => io::copy(&mut reader, &mut io::sink()),
-                false => io::copy(&mut content, &mut io::sink()),
+            let mut content = Content {
+                inner: (&mut reader).take(record.content_bytes),
+                crc32c: self.verifies().then_some(0),
             };
+            let result = self.tar_sample(*sample, record, &mut content)?;
+            let mut rest = io::copy(&mut content, &mut io::sink());
+            let crc32c = content.crc32c;
+            if at + 1 == run.len() && access == Access::ZstdFrames {
+                // To the end of the last frame, where its checksum is.
+                rest = rest.and_then(|_| io::copy(&mut reader, &mut io::sink()));
+            }
             rest.map_err(|error| self.unreadable(*sample, &error.to_string()))?;
+            let result = self.compare(record, crc32c, result);
             position = record.content_offset.saturating_add(record.content_bytes);
             if !(self.visit)(*sample, result) {
                 return Ok(false);
@@ -179,11 +206,11 @@ impl Reading<'_> {
         record: &Record,
         content: impl Read,
     ) -> Result<Result<EncodedSample, SampleError>, ShardError> {
-        let limit = self.options.max_sample_bytes;
+        let limits = self.options.sample_limits();
         let mut grouper = Grouper::of_sample(
             self.shard.name.clone(),
             self.shard_index,
-            limit,
+            limits,
             sample,
             record.is_repeated_key,
         );
@@ -196,7 +223,7 @@ impl Reading<'_> {
         for_each_member(
             &self.shard.name,
             Stream::new(content),
-            limit,
+            limits.bytes,
             &|path| self.options.wants_path(path),
             &|_, _| Leave::Never,
             &|len| self.observer.new_bytes(len),
@@ -223,7 +250,11 @@ impl Reading<'_> {
         let is_near = first.start <= prologue.saturating_add(MAX_GAP_BYTES);
         let file = self.open(0..if is_near { first.end } else { prologue })?;
         let name = self.shard.name.clone();
-        let mut rows = ArrowShardReader::new(name, self.shard_index, file, &self.options.arrow())?;
+        let options = ArrowReadOptions {
+            checksums: self.verifies(),
+            ..self.options.arrow()
+        };
+        let mut rows = ArrowShardReader::new(name, self.shard_index, file, &options)?;
         rows.read_dictionaries(prologue)?;
         for (number, run) in runs.iter().enumerate() {
             let bytes = run_bytes(run);
@@ -241,6 +272,7 @@ impl Reading<'_> {
                         self.unreadable(*sample, "its record batch has fewer rows")
                     })?;
                     self.check(*sample, record, &result)?;
+                    let result = self.compare(record, rows.batch_crc32c(), result);
                     if !(self.visit)(*sample, result) {
                         return Ok(());
                     }
@@ -259,6 +291,38 @@ impl Reading<'_> {
             .observer
             .watch_file(file.map_err(|error| self.io_error(&error))?);
         Ok(BufReader::with_capacity(capacity, file))
+    }
+
+    /// Whether samples are compared with their checksums.
+    fn verifies(&self) -> bool {
+        self.options.verify == Verify::Samples
+    }
+
+    /// The sample, if its bytes are those that were indexed, or if there is no checksum of what was read.
+    fn compare(
+        &self,
+        record: &Record,
+        crc32c: Option<u32>,
+        result: Result<EncodedSample, SampleError>,
+    ) -> Result<EncodedSample, SampleError> {
+        let Some(found) = crc32c.filter(|found| *found != record.content_crc32c) else {
+            return result;
+        };
+        let id = match result {
+            Ok(sample) => Box::new(sample.id),
+            Err(error) => error.id,
+        };
+        let message = format!(
+            "its bytes are not those that were indexed (CRC-32C {found:08x}, by the index {:08x}): the \
+             shard was damaged or changed; fetch it again, or {}",
+            record.content_crc32c,
+            overwrite_advice(self.shard)
+        );
+        Err(SampleError {
+            id,
+            reason: SkipReason::ChecksumMismatch,
+            message,
+        })
     }
 
     /// Whether it is the sample that the index means.

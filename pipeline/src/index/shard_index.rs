@@ -15,6 +15,7 @@ use super::format::{
 use crate::error::ShardError;
 use crate::remote::Sidecar;
 use crate::shard::read::ReadOptions;
+use crate::shard::verify::Verify;
 use crate::shard_spec::INDEX_ENDING;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
@@ -74,6 +75,19 @@ impl ShardIndex {
     /// [`ShardError`] if the sidecar is of a version that is not known yet, is cut short, or was written
     /// for another shard; if a local one is none; or if it or the shard cannot be read.
     pub fn find(shard: &ShardLocation, stop: &Stop) -> Result<Found, ShardError> {
+        ShardIndex::find_verified(shard, Verify::Index, stop)
+    }
+
+    /// As [`ShardIndex::find`]; with [`Verify::Off`] the fingerprint is not compared, which saves
+    /// opening the shard.
+    ///
+    /// # Errors
+    /// As [`ShardIndex::find`].
+    pub fn find_verified(
+        shard: &ShardLocation,
+        verify: Verify,
+        stop: &Stop,
+    ) -> Result<Found, ShardError> {
         let bytes = match shard.sidecar_beginning(INDEX_ENDING, HEADER_BYTES, stop) {
             Ok(Sidecar::Bytes(bytes)) => bytes,
             Ok(Sidecar::Absent) => return Ok(Found::Absent),
@@ -115,8 +129,8 @@ impl ShardIndex {
                 return Err(index_error(shard, &what));
             }
         }
-        // Of a remote shard it would be one more request, too; there a sample's key tells.
-        if shard.path().is_some() {
+        // Of a remote shard it would be one more request, too; there a sample's key and checksum tell.
+        if shard.path().is_some() && verify != Verify::Off {
             let read = Fingerprint::of(shard, shard_bytes, stop);
             let read =
                 read.map_err(|error| shard_error(shard, format!("cannot be read ({error})")))?;

@@ -16,6 +16,7 @@ use crate::sample::EncodedSample;
 use crate::shard::read::{
     read_shard, LeaveMembers, MemberMemory, NoObserver, ReadObserver, ReadOptions, WatchReads,
 };
+use crate::shard::verify::Verify;
 use crate::source::{ShardBytes, ShardLocation};
 use crate::stop::Stop;
 use crate::test_data;
@@ -522,6 +523,54 @@ fn damaged_sidecars_are_refused() {
                 }
             }
         }
+    }
+}
+
+/// A byte of a shard that changed after it was indexed: what is read are the samples as they were, or errors.
+#[test]
+fn no_flipped_byte_of_a_shard_is_delivered() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = ReadOptions {
+        all_members: true,
+        ..ReadOptions::default()
+    };
+    let unverified = ReadOptions {
+        verify: Verify::Index,
+        ..options.clone()
+    };
+    let wanted: Vec<u32> = (0..12).collect();
+    for format in [ShardFormat::Tar, ShardFormat::TarZst, ShardFormat::Arrow] {
+        let path = folder.path().join(format!("s.{format}"));
+        let shard = write_shard(&path, format, 12);
+        let index = open(&shard).unwrap().unwrap();
+        let sound = pick(&shard, &index, &wanted, &options).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        let (mut mismatches, mut unnoticed) = (0, 0);
+        for at in (0..bytes.len()).step_by(97) {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1 << (at % 8);
+            fs::write(&path, flipped).unwrap();
+            for sample in &wanted {
+                let one = [*sample];
+                let expected = &sound[*sample as usize];
+                match pick(&shard, &index, &one, &options).as_deref() {
+                    Ok([found]) if found == expected => {}
+                    Ok([Err(error)]) => {
+                        assert!(error.contains("ChecksumMismatch"), "{error}");
+                        mismatches += 1;
+                    }
+                    Ok(found) => panic!("{format}, byte {at}: {found:?}"),
+                    Err(error) => assert!(!error.message.is_empty()),
+                }
+                if let Ok(found) = pick(&shard, &index, &one, &unverified) {
+                    unnoticed += usize::from(found[0] != *expected);
+                }
+            }
+        }
+        // Those of zstd frames are noticed by the frames' own checksums.
+        let needed = format != ShardFormat::TarZst;
+        assert_eq!(mismatches > 100, needed, "{format}: {mismatches}");
+        assert_eq!(unnoticed > 100, needed, "{format}: {unnoticed}");
     }
 }
 

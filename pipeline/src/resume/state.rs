@@ -91,6 +91,11 @@ impl<'de> Deserialize<'de> for LoaderState {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         use serde::de::Error;
         let mut fields = serde_json::Map::deserialize(deserializer)?;
+        // First, since another version may have other fields.
+        let version = fields.get("version").and_then(serde_json::Value::as_u64);
+        if let Some(version) = version.filter(|version| *version != u64::from(STATE_VERSION)) {
+            return Err(D::Error::custom(other_version(version)));
+        }
         let saved = fields.remove(CHECKSUM_FIELD);
         let state = LoaderState::deserialize(serde_json::Value::Object(fields));
         let state = state.map_err(D::Error::custom)?;
@@ -102,6 +107,13 @@ impl<'de> Deserialize<'de> for LoaderState {
             _ => Ok(state),
         }
     }
+}
+
+fn other_version(version: u64) -> String {
+    format!(
+        "it is of version {version}, this program reads version {STATE_VERSION}; go on with the program \
+         that saved it, or start a new run"
+    )
 }
 
 /// Where a data set stands.
@@ -282,10 +294,7 @@ impl LoaderState {
     /// [`PipelineError::State`] naming what differs, with both values.
     pub fn check(&self, now: &OrderKey) -> Result<(), PipelineError> {
         if self.version != STATE_VERSION {
-            return Err(PipelineError::State(format!(
-                "saved as version {}, this program reads version {STATE_VERSION}",
-                self.version
-            )));
+            return Err(PipelineError::State(other_version(self.version.into())));
         }
         if let Some((what, saved, current)) = self.order.difference(now) {
             return Err(PipelineError::State(format!(
@@ -434,6 +443,13 @@ mod tests {
         let Ok(serde_json::Value::Object(mut fields)) = serde_json::from_str(&changed) else {
             panic!("an object");
         };
+        // Whatever else another version may have.
+        let mut newer = fields.clone();
+        newer.insert("version".into(), 3.into());
+        newer.insert("more".into(), "fields".into());
+        let error = serde_json::from_value::<LoaderState>(newer.into()).unwrap_err();
+        let expected = "of version 3, this program reads version 2";
+        assert!(error.to_string().contains(expected), "{error}");
         // As older versions wrote it, without a checksum.
         fields.remove("sha256").unwrap();
         let older: LoaderState = serde_json::from_value(fields.into()).unwrap();

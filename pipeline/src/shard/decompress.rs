@@ -5,7 +5,9 @@
 //! Zeros behind the compressed data are padding. Anything else ends the stream there, as gzip does
 //! with "trailing garbage", and [`Leftover`] says where.
 
+use std::cell::Cell;
 use std::io::{self, BufRead, Read};
+use std::rc::Rc;
 
 use flate2::bufread::GzDecoder;
 
@@ -36,6 +38,15 @@ pub(crate) fn compression_of(magic: &[u8]) -> Compression {
 
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
+/// What decompressing may cost.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DecompressLimits {
+    /// The largest window of a zstd frame, as a power of two of bytes.
+    pub(crate) window_log: u32,
+    /// The most that a stream may expand to, as a multiple of its size; see [`BoundedReader`].
+    pub(crate) ratio: u64,
+}
+
 /// Decompresses a stream from its beginning.
 ///
 /// # Errors
@@ -43,17 +54,85 @@ const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 pub(crate) fn decompressor<'a>(
     compression: Compression,
     input: impl BufRead + 'a,
-    max_window_log: u32,
+    limits: DecompressLimits,
     leftover: &Leftover,
 ) -> io::Result<Box<dyn Read + 'a>> {
-    Ok(match compression {
-        Compression::None => Box::new(input),
-        Compression::Gzip => Box::new(GzipReader::new(input, leftover.clone())),
+    if compression == Compression::None {
+        return Ok(Box::new(input));
+    }
+    let taken = Rc::new(Cell::new(0));
+    let input = CountedInput {
+        inner: input,
+        taken: taken.clone(),
+    };
+    let inner: Box<dyn Read> = match compression {
         Compression::Zstd => {
-            let frames = FrameReader::new(input, max_window_log)?;
+            let frames = FrameReader::new(input, limits.window_log)?;
             Box::new(frames.with_leftover(leftover.clone()))
         }
-    })
+        _ => Box::new(GzipReader::new(input, leftover.clone())),
+    };
+    Ok(Box::new(BoundedReader {
+        inner,
+        taken,
+        given: 0,
+        ratio: limits.ratio,
+    }))
+}
+
+/// What a stream may expand to before its ratio is looked at, in bytes.
+const FREE_BYTES: u64 = 1 << 30;
+
+/// A decompressor that ends with an error where it gives too much for what it took: memory is bounded by
+/// others, but a few megabytes could keep a reader busy for days.
+struct BoundedReader<R> {
+    inner: R,
+    /// Compressed bytes so far.
+    taken: Rc<Cell<u64>>,
+    given: u64,
+    ratio: u64,
+}
+
+impl<R: Read> Read for BoundedReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.given = self.given.saturating_add(count as u64);
+        let taken = self.taken.get();
+        if self.given > FREE_BYTES && self.given / self.ratio > taken {
+            let message = format!(
+                "it expands to more than {} times its size ({} bytes of {taken}); if it is to, raise \
+                 max_decompression_ratio",
+                self.ratio, self.given
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        Ok(count)
+    }
+}
+
+/// Input whose bytes are counted as they are taken.
+struct CountedInput<R> {
+    inner: R,
+    taken: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for CountedInput<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.taken.set(self.taken.get() + count as u64);
+        Ok(count)
+    }
+}
+
+impl<R: BufRead> BufRead for CountedInput<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.inner.fill_buf()
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.inner.consume(count);
+        self.taken.set(self.taken.get() + count as u64);
+    }
 }
 
 /// Decompresses all members of a gzip stream, and compares their checksums.
@@ -175,6 +254,31 @@ mod tests {
         encoder.finish().unwrap()
     }
 
+    const LIMITS: DecompressLimits = DecompressLimits {
+        window_log: 27,
+        ratio: 1032,
+    };
+
+    /// Two GiB of zeros in some 200 KB.
+    #[test]
+    fn a_bomb_is_an_error() {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        let zeros = vec![0; 1 << 20];
+        for _ in 0..2048 {
+            encoder.write_all(&zeros).unwrap();
+        }
+        let bomb = encoder.finish().unwrap();
+        let end = |ratio| {
+            let limits = DecompressLimits { ratio, ..LIMITS };
+            let leftover = Leftover::default();
+            let reader = decompressor(Compression::Zstd, &bomb[..], limits, &leftover);
+            io::copy(&mut reader.unwrap(), &mut io::sink())
+        };
+        let error = end(LIMITS.ratio).unwrap_err().to_string();
+        assert!(error.contains("more than 1032 times its size"), "{error}");
+        assert_eq!(end(1 << 40).unwrap(), 2 << 30);
+    }
+
     type Read3 = (Vec<u8>, Option<u64>, Option<io::ErrorKind>);
 
     /// Content, where it is something else, and how it ends.
@@ -183,7 +287,7 @@ mod tests {
         let input = BufReader::with_capacity(buffer, bytes);
         let compression = compression_of(&bytes[..4]);
         assert_ne!(compression, Compression::None);
-        let mut reader = decompressor(compression, input, 27, &leftover).unwrap();
+        let mut reader = decompressor(compression, input, LIMITS, &leftover).unwrap();
         let mut content = Vec::new();
         let end = reader.read_to_end(&mut content);
         (

@@ -87,8 +87,8 @@ pub struct SampleGrouper(Grouper);
 impl SampleGrouper {
     /// For the files of a shard at this position in the list of shards.
     pub fn new(shard: &ShardLocation, shard_index: u32, options: &ReadOptions) -> SampleGrouper {
-        let limit = options.max_sample_bytes;
-        SampleGrouper(Grouper::new(shard.name.clone(), shard_index, limit))
+        let limits = options.sample_limits();
+        SampleGrouper(Grouper::new(shard.name.clone(), shard_index, limits))
     }
 
     /// Adds a file; returns the sample that it ends, if it begins a new one.
@@ -123,8 +123,8 @@ impl Opened {
         let compression = compression_of(&magic);
         let reader = io::BufReader::with_capacity(READ_BUFFER_BYTES, reader);
         let leftover = Leftover::default();
-        let log = options.max_zstd_window_log;
-        let reader = decompressor(compression, reader, log, &leftover).map_err(io_error)?;
+        let limits = options.decompress_limits();
+        let reader = decompressor(compression, reader, limits, &leftover).map_err(io_error)?;
         let (magic, reader) =
             peek(reader, 512).map_err(|error| shard_error(&shard.name, 0, &error))?;
         Ok(Opened {

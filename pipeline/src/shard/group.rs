@@ -26,11 +26,28 @@ pub fn split_key(path: &str) -> Option<(&str, String)> {
     Some((&path[..base_at + dot], base[dot + 1..].to_lowercase()))
 }
 
+/// What one sample may hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SampleLimits {
+    /// Bytes of all its members together.
+    pub(crate) bytes: u64,
+    /// Members that are loaded.
+    pub(crate) members: usize,
+}
+
+impl SampleLimits {
+    /// Whatever there is.
+    pub(crate) const NONE: SampleLimits = SampleLimits {
+        bytes: u64::MAX,
+        members: usize::MAX,
+    };
+}
+
 /// Groups the members of one shard.
 pub(crate) struct Grouper {
     shard: Arc<str>,
     shard_index: u32,
-    max_sample_bytes: u64,
+    limits: SampleLimits,
     next_index: u32,
     current: Option<Group>,
     /// Hashes of all keys seen; 16 bytes a sample, so a shard of a million samples costs 16 MB.
@@ -48,11 +65,11 @@ struct Group {
 }
 
 impl Grouper {
-    pub(crate) fn new(shard: Arc<str>, shard_index: u32, max_sample_bytes: u64) -> Self {
+    pub(crate) fn new(shard: Arc<str>, shard_index: u32, limits: SampleLimits) -> Self {
         Grouper {
             shard,
             shard_index,
-            max_sample_bytes,
+            limits,
             next_index: 0,
             current: None,
             seen: HashSet::new(),
@@ -73,14 +90,14 @@ impl Grouper {
     pub(crate) fn of_sample(
         shard: Arc<str>,
         shard_index: u32,
-        max_sample_bytes: u64,
+        limits: SampleLimits,
         sample_index: u32,
         is_repeated_key: bool,
     ) -> Self {
         Grouper {
             next_index: sample_index,
             is_repeated_key,
-            ..Grouper::new(shard, shard_index, max_sample_bytes)
+            ..Grouper::new(shard, shard_index, limits)
         }
     }
 
@@ -106,8 +123,7 @@ impl Grouper {
             },
         });
         if let Some(group) = &mut self.current {
-            let max_bytes = self.max_sample_bytes;
-            group.add(extension, member.content, in_file, max_bytes);
+            group.add(extension, member.content, in_file, self.limits);
         }
         finished
     }
@@ -150,7 +166,7 @@ impl Group {
         extension: String,
         content: MemberContent,
         in_file: Option<InFile>,
-        max_sample_bytes: u64,
+        limits: SampleLimits,
     ) {
         if self.problem.is_some() {
             return;
@@ -158,12 +174,20 @@ impl Group {
         let bytes = match content {
             MemberContent::PassedOver => return,
             MemberContent::TooLarge(size) => {
-                self.fail_too_large(&extension, size, max_sample_bytes);
+                self.fail_too_large(&extension, size, limits.bytes);
                 return;
             }
             MemberContent::Left => Vec::new(),
             MemberContent::Bytes(bytes) => bytes,
         };
+        if self.sample.members.len() >= limits.members {
+            let message = format!(
+                "it has more than {} members; max_sample_members is {0}",
+                limits.members
+            );
+            self.fail(SkipReason::SampleTooLarge, message);
+            return;
+        }
         if self.sample.member(&extension).is_some() {
             let message = format!("two members with the extension `{extension}`");
             self.fail(SkipReason::RepeatedMember, message);
@@ -173,8 +197,8 @@ impl Group {
         self.bytes = self
             .bytes
             .saturating_add(left.unwrap_or(bytes.len() as u64));
-        if self.bytes > max_sample_bytes {
-            self.fail_too_large(&extension, self.bytes, max_sample_bytes);
+        if self.bytes > limits.bytes {
+            self.fail_too_large(&extension, self.bytes, limits.bytes);
             return;
         }
         self.sample.members.push(Member {
@@ -244,7 +268,14 @@ mod tests {
     }
 
     fn run(members: &[(&str, &str)]) -> Vec<String> {
-        let mut grouper = Grouper::new("s".into(), 0, 10);
+        let mut grouper = Grouper::new(
+            "s".into(),
+            0,
+            SampleLimits {
+                bytes: 10,
+                members: 3,
+            },
+        );
         let mut results = Vec::new();
         for (path, data) in members {
             let content = MemberContent::Bytes(data.as_bytes().to_vec());
@@ -282,6 +313,14 @@ mod tests {
                 ("2.jpg", "")
             ]),
             ["1:jpg+txt", "2:txt+jpg"]
+        );
+        assert_eq!(
+            run(&[("1.a", ""), ("1.b", ""), ("1.c", ""), ("2.a", "")]),
+            ["1:a+b+c", "2:a"]
+        );
+        assert_eq!(
+            run(&[("1.a", ""), ("1.b", ""), ("1.c", ""), ("1.d", "")]),
+            ["1!sample_too_large"]
         );
         assert_eq!(
             run(&[("1.jpg", ""), ("1.JPG", ""), ("2.jpg", "")]),

@@ -12,4 +12,6 @@ pub mod read;
 pub mod shard_format;
 pub(crate) mod stream_end;
 pub(crate) mod tar;
+pub mod verify;
+pub(crate) mod written;
 pub(crate) mod zstd_frames;

@@ -2,11 +2,22 @@
 
 use std::ops::Range;
 
-/// A piece of a shard that is read as a whole: a zstd frame (or several) or an Arrow record batch.
+/// A zstd frame, or several.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoredPiece {
     /// Its bytes in the shard file.
     pub(crate) stored: Range<u64>,
-    /// A frame's uncompressed bytes, a batch's rows.
+    /// Its uncompressed bytes.
     pub(crate) content: u64,
+}
+
+/// A record batch of an Arrow shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StoredBatch {
+    /// Its message in the shard file.
+    pub(crate) stored: Range<u64>,
+    /// How many rows it has.
+    pub(crate) rows: u64,
+    /// CRC-32C of the message.
+    pub(crate) crc32c: u32,
 }

@@ -8,14 +8,15 @@ use crate::error::{SampleError, ShardError};
 use crate::image_format::{is_image_extension, ForeignFormat};
 use crate::sample::EncodedSample;
 use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader};
-use crate::shard::decompress::{compression_of, decompressor, Compression};
+use crate::shard::decompress::{compression_of, decompressor, Compression, DecompressLimits};
 use crate::shard::forward::{Seekable, Stream};
-use crate::shard::group::{split_key, Grouper};
+use crate::shard::group::{split_key, Grouper, SampleLimits};
 use crate::shard::note::ShardNote;
 pub use crate::shard::observe::{LeaveMembers, MemberMemory, NoObserver, ReadObserver, WatchReads};
 use crate::shard::stream_end::Leftover;
 pub use crate::shard::tar::Leave;
 use crate::shard::tar::{for_each_member, has_checksum, shard_error, TarEnd, TarMember};
+use crate::shard::verify::Verify;
 use crate::shard::zstd_frames::DEFAULT_MAX_WINDOW_LOG;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
@@ -32,6 +33,11 @@ const PLAIN_BUFFER_BYTES: usize = 8 << 10;
 pub struct ReadOptions {
     /// A sample whose members together are longer than this, in bytes, is skipped.
     pub max_sample_bytes: u64,
+    /// Tar: a sample of which more members than this are loaded is skipped.
+    pub max_sample_members: usize,
+    /// A compressed shard that expands to more than this many times its size is an error, from the first
+    /// GiB on.
+    pub max_decompression_ratio: u64,
     /// Tar: whether all members are loaded.
     pub all_members: bool,
     /// Tar: extensions of members to load beside images and captions; others are passed over.
@@ -46,23 +52,50 @@ pub struct ReadOptions {
     /// Zstandard: the largest window that a frame may need, as a power of two of bytes; each reader
     /// takes that much memory.
     pub max_zstd_window_log: u32,
+    /// What of a shard with an index is compared with it.
+    pub verify: Verify,
 }
 
 impl Default for ReadOptions {
     fn default() -> Self {
         ReadOptions {
             max_sample_bytes: 128 << 20,
+            max_sample_members: DEFAULT_MAX_MEMBERS,
+            max_decompression_ratio: DEFAULT_MAX_RATIO,
             all_members: false,
             extra_members: Vec::new(),
             image_column: None,
             caption_column: None,
             needs_captions: true,
             max_zstd_window_log: DEFAULT_MAX_WINDOW_LOG,
+            verify: Verify::default(),
         }
     }
 }
 
+/// Default of [`ReadOptions::max_sample_members`].
+pub(crate) const DEFAULT_MAX_MEMBERS: usize = 16_384;
+
+/// Default of [`ReadOptions::max_decompression_ratio`]: what gzip can reach at most.
+pub(crate) const DEFAULT_MAX_RATIO: u64 = 1_032;
+
 impl ReadOptions {
+    /// What one sample may hold under these options.
+    pub(crate) fn sample_limits(&self) -> SampleLimits {
+        SampleLimits {
+            bytes: self.max_sample_bytes,
+            members: self.max_sample_members,
+        }
+    }
+
+    /// What decompressing may cost under these options.
+    pub(crate) fn decompress_limits(&self) -> DecompressLimits {
+        DecompressLimits {
+            window_log: self.max_zstd_window_log,
+            ratio: self.max_decompression_ratio,
+        }
+    }
+
     /// How Arrow shards are read under these options.
     pub(crate) fn arrow(&self) -> ArrowReadOptions {
         ArrowReadOptions {
@@ -133,7 +166,7 @@ pub fn read_shard(
     };
     match content_of(&magic) {
         Content::Tar => {
-            let grouper = Grouper::new(shard.clone(), shard_index, options.max_sample_bytes)
+            let grouper = Grouper::new(shard.clone(), shard_index, options.sample_limits())
                 .of_plain_file(compression == Compression::None);
             let seekable_reader = match compression {
                 Compression::None => observer.seekable_reader(),
@@ -259,8 +292,8 @@ fn decompress(
         _ => READ_BUFFER_BYTES,
     };
     let reader = BufReader::with_capacity(capacity, reader);
-    let log = options.max_zstd_window_log;
-    let reader = decompressor(compression, reader, log, leftover)?;
+    let limits = options.decompress_limits();
+    let reader = decompressor(compression, reader, limits, leftover)?;
     if compression == Compression::None {
         return Ok((compression, reader));
     }

@@ -273,8 +273,6 @@ pub(crate) struct SeekableWriter<W> {
     output: W,
     encoder: Encoder<'static>,
     buffer: Vec<u8>,
-    /// Uncompressed bytes so far.
-    content_bytes: u64,
     frame_content: u64,
     frame_stored: u64,
     /// Compressed and uncompressed length of each frame.
@@ -297,16 +295,10 @@ impl<W: Write> SeekableWriter<W> {
             output,
             encoder,
             buffer: vec![0; OUTPUT_BUFFER_BYTES],
-            content_bytes: 0,
             frame_content: 0,
             frame_stored: 0,
             frames: Vec::new(),
         })
-    }
-
-    /// Uncompressed bytes so far.
-    pub(crate) fn content_bytes(&self) -> u64 {
-        self.content_bytes
     }
 
     /// Ends the frame if it is long enough.
@@ -402,7 +394,6 @@ impl<W: Write> Write for SeekableWriter<W> {
             let produced = target.pos();
             self.write_output(produced)?;
         }
-        self.content_bytes = self.content_bytes.saturating_add(bytes.len() as u64);
         self.frame_content = self.frame_content.saturating_add(bytes.len() as u64);
         Ok(bytes.len())
     }
@@ -488,7 +479,6 @@ mod tests {
                 writer.write_all(sample).unwrap();
                 writer.end_sample().unwrap();
             }
-            assert_eq!(writer.content_bytes(), 1_000_017);
             writer.finish().unwrap()
         };
         let (bytes, frames) = write();

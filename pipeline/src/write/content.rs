@@ -1,7 +1,6 @@
 //! Writers that know how far they are, and what they wrote.
 
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
@@ -9,6 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::atomic_file::AtomicFile;
 use crate::index::MemberPlace;
 use crate::shard::group::split_key;
+use crate::shard::written::Written;
 use crate::shard::zstd_frames::SeekableWriter;
 
 /// The file of a shard: its length and checksum are taken on the way.
@@ -16,7 +16,7 @@ use crate::shard::zstd_frames::SeekableWriter;
 pub(super) struct ChecksumWriter<W> {
     inner: W,
     sha256: Sha256,
-    bytes: Arc<AtomicU64>,
+    written: Arc<Written>,
 }
 
 impl<W: Write> ChecksumWriter<W> {
@@ -24,18 +24,18 @@ impl<W: Write> ChecksumWriter<W> {
         ChecksumWriter {
             inner,
             sha256: Sha256::new(),
-            bytes: Arc::default(),
+            written: Arc::default(),
         }
     }
 
-    /// The number of bytes written, wherever the writer goes.
-    pub(super) fn position(&self) -> Arc<AtomicU64> {
-        self.bytes.clone()
+    /// What is written, wherever the writer goes.
+    pub(super) fn written(&self) -> Arc<Written> {
+        self.written.clone()
     }
 
     /// The writer below, length and SHA-256 of what went through.
     pub(super) fn finish(self) -> (W, u64, [u8; 32]) {
-        let bytes = self.bytes.load(Ordering::Relaxed);
+        let bytes = self.written.bytes();
         (self.inner, bytes, self.sha256.finalize().into())
     }
 }
@@ -44,7 +44,49 @@ impl<W: Write> Write for ChecksumWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.inner.write(bytes)?;
         self.sha256.update(&bytes[..count]);
-        self.bytes.fetch_add(count as u64, Ordering::Relaxed);
+        self.written.note(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// The tar stream, before it is compressed.
+#[derive(Debug)]
+pub(super) struct TarStream<W> {
+    inner: W,
+    written: Written,
+}
+
+impl<W: TarOutput> TarStream<W> {
+    pub(super) fn new(inner: W) -> Self {
+        TarStream {
+            inner,
+            written: Written::default(),
+        }
+    }
+
+    /// What of it was written.
+    pub(super) fn written(&self) -> &Written {
+        &self.written
+    }
+
+    /// Told after each sample.
+    pub(super) fn end_sample(&mut self) -> io::Result<()> {
+        self.inner.end_sample()
+    }
+
+    pub(super) fn into_inner(self) -> W {
+        self.inner
+    }
+}
+
+impl<W: Write> Write for TarStream<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.written.note(&bytes[..count]);
         Ok(count)
     }
 
@@ -55,70 +97,46 @@ impl<W: Write> Write for ChecksumWriter<W> {
 
 /// Where the tar stream goes.
 pub(super) trait TarOutput: Write {
-    /// Uncompressed bytes so far.
-    fn content_bytes(&self) -> u64;
-
     /// Told after each sample.
     fn end_sample(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-impl<W: Write> TarOutput for ChecksumWriter<W> {
-    fn content_bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-}
+impl<W: Write> TarOutput for ChecksumWriter<W> {}
 
 impl<W: Write> TarOutput for SeekableWriter<W> {
-    fn content_bytes(&self) -> u64 {
-        SeekableWriter::content_bytes(self)
-    }
-
     fn end_sample(&mut self) -> io::Result<()> {
         SeekableWriter::end_sample(self)
     }
 }
 
-/// A gzip encoder that counts what goes in.
+/// A gzip encoder.
 #[derive(Debug)]
-pub(super) struct GzipWriter<W: Write> {
-    encoder: flate2::write::GzEncoder<W>,
-    content_bytes: u64,
-}
+pub(super) struct GzipWriter<W: Write>(flate2::write::GzEncoder<W>);
 
 impl<W: Write> GzipWriter<W> {
     pub(super) fn new(inner: W, level: u32) -> Self {
         // The default header: no name, no time.
-        let encoder = flate2::GzBuilder::new().write(inner, flate2::Compression::new(level));
-        GzipWriter {
-            encoder,
-            content_bytes: 0,
-        }
+        GzipWriter(flate2::GzBuilder::new().write(inner, flate2::Compression::new(level)))
     }
 
     pub(super) fn finish(self) -> io::Result<W> {
-        self.encoder.finish()
+        self.0.finish()
     }
 }
 
 impl<W: Write> Write for GzipWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.encoder.write(bytes)?;
-        self.content_bytes = self.content_bytes.saturating_add(count as u64);
-        Ok(count)
+        self.0.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.encoder.flush()
+        self.0.flush()
     }
 }
 
-impl<W: Write> TarOutput for GzipWriter<W> {
-    fn content_bytes(&self) -> u64 {
-        self.content_bytes
-    }
-}
+impl<W: Write> TarOutput for GzipWriter<W> {}
 
 /// Size of a tar block in bytes: headers are one block, contents whole blocks.
 pub(super) const TAR_BLOCK_BYTES: u64 = 512;
@@ -128,7 +146,7 @@ pub(super) type ShardFile = ChecksumWriter<AtomicFile>;
 
 /// Appends a file with a header of its name and length alone; returns where it lies.
 pub(super) fn append_member<W: TarOutput>(
-    tar: &mut tar::Builder<W>,
+    tar: &mut tar::Builder<TarStream<W>>,
     name: &str,
     content: &[u8],
 ) -> io::Result<MemberPlace> {
@@ -145,7 +163,7 @@ pub(super) fn append_member<W: TarOutput>(
     let padded = size_bytes.next_multiple_of(TAR_BLOCK_BYTES);
     Ok(MemberPlace {
         name: split_key(name).map_or_else(String::new, |(_, extension)| extension),
-        offset_bytes: tar.get_ref().content_bytes() - padded,
+        offset_bytes: tar.get_ref().written().bytes() - padded,
         size_bytes,
     })
 }

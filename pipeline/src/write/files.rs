@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tar::Builder;
 
-use super::content::{append_member, ChecksumWriter, GzipWriter, ShardFile, TarOutput};
+use super::content::{append_member, ChecksumWriter, GzipWriter, ShardFile, TarStream};
 use super::options::ShardOptions;
 use super::target::{io_error, remove_index, unwritable};
 use crate::atomic_file::AtomicFile;
@@ -27,9 +27,9 @@ pub struct FileWriter {
 }
 
 enum Body {
-    Tar(Builder<ShardFile>),
-    TarGz(Builder<GzipWriter<ShardFile>>),
-    TarZst(Builder<SeekableWriter<ShardFile>>),
+    Tar(Builder<TarStream<ShardFile>>),
+    TarGz(Builder<TarStream<GzipWriter<ShardFile>>>),
+    TarZst(Builder<TarStream<SeekableWriter<ShardFile>>>),
 }
 
 impl std::fmt::Debug for Body {
@@ -71,13 +71,14 @@ impl FileWriter {
         let body = match options.format {
             ShardFormat::TarGz => {
                 let level = u32::try_from(options.level.clamp(0, 9)).unwrap_or(1);
-                Body::TarGz(Builder::new(GzipWriter::new(file, level)))
+                Body::TarGz(Builder::new(TarStream::new(GzipWriter::new(file, level))))
             }
             ShardFormat::TarZst => {
                 let frames = SeekableWriter::new(file, options.level.clamp(1, 22));
-                Body::TarZst(Builder::new(frames.map_err(io_error(&target))?))
+                let frames = frames.map_err(io_error(&target))?;
+                Body::TarZst(Builder::new(TarStream::new(frames)))
             }
-            ShardFormat::Tar | ShardFormat::Arrow => Body::Tar(Builder::new(file)),
+            ShardFormat::Tar | ShardFormat::Arrow => Body::Tar(Builder::new(TarStream::new(file))),
         };
         Ok(FileWriter {
             target,
@@ -128,9 +129,9 @@ impl FileWriter {
     /// Bytes of the uncompressed stream so far.
     pub fn content_bytes(&self) -> u64 {
         match &self.body {
-            Body::Tar(tar) => tar.get_ref().content_bytes(),
-            Body::TarGz(tar) => tar.get_ref().content_bytes(),
-            Body::TarZst(tar) => tar.get_ref().content_bytes(),
+            Body::Tar(tar) => tar.get_ref().written().bytes(),
+            Body::TarGz(tar) => tar.get_ref().written().bytes(),
+            Body::TarZst(tar) => tar.get_ref().written().bytes(),
         }
     }
 
@@ -147,11 +148,13 @@ impl FileWriter {
             index,
         } = self;
         let file: io::Result<ShardFile> = match body {
-            Body::Tar(tar) => tar.into_inner(),
-            Body::TarGz(tar) => tar.into_inner().and_then(GzipWriter::finish),
+            Body::Tar(tar) => tar.into_inner().map(TarStream::into_inner),
+            Body::TarGz(tar) => tar
+                .into_inner()
+                .and_then(|stream| stream.into_inner().finish()),
             Body::TarZst(tar) => tar
                 .into_inner()
-                .and_then(SeekableWriter::finish)
+                .and_then(|stream| stream.into_inner().finish())
                 .map(|(file, _)| file),
         };
         let (file, file_bytes, _) = file.map_err(io_error(&target))?.finish();

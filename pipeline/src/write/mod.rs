@@ -31,7 +31,9 @@ use crate::shard::group::{key_hash, split_key};
 use crate::shard::zstd_frames::SeekableWriter;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
-use content::{append_member, ChecksumWriter, GzipWriter, ShardFile, TarOutput, TAR_BLOCK_BYTES};
+use content::{
+    append_member, ChecksumWriter, GzipWriter, ShardFile, TarOutput, TarStream, TAR_BLOCK_BYTES,
+};
 pub use files::{FileWriter, WrittenFiles};
 pub use options::ShardOptions;
 use target::{io_error, remove_index, unwritable};
@@ -89,9 +91,9 @@ pub struct ShardWriter {
 }
 
 enum Body {
-    Tar(tar::Builder<ShardFile>),
-    TarGz(tar::Builder<GzipWriter<ShardFile>>),
-    TarZst(tar::Builder<SeekableWriter<ShardFile>>),
+    Tar(tar::Builder<TarStream<ShardFile>>),
+    TarGz(tar::Builder<TarStream<GzipWriter<ShardFile>>>),
+    TarZst(tar::Builder<TarStream<SeekableWriter<ShardFile>>>),
     Arrow(Box<ArrowShardWriter<ShardFile>>, CaptionType),
 }
 
@@ -118,18 +120,20 @@ impl ShardWriter {
         let target = target.into();
         let file = ChecksumWriter::new(AtomicFile::create(&target)?);
         let body = match options.format {
-            ShardFormat::Tar => Body::Tar(tar::Builder::new(file)),
+            ShardFormat::Tar => Body::Tar(tar::Builder::new(TarStream::new(file))),
             ShardFormat::TarGz => {
                 let level = u32::try_from(options.level.clamp(0, 9)).unwrap_or(1);
-                Body::TarGz(tar::Builder::new(GzipWriter::new(file, level)))
+                let gzip = GzipWriter::new(file, level);
+                Body::TarGz(tar::Builder::new(TarStream::new(gzip)))
             }
             ShardFormat::TarZst => {
                 let frames = SeekableWriter::new(file, options.level.clamp(1, 22));
-                Body::TarZst(tar::Builder::new(frames.map_err(io_error(&target))?))
+                let frames = frames.map_err(io_error(&target))?;
+                Body::TarZst(tar::Builder::new(TarStream::new(frames)))
             }
             ShardFormat::Arrow => {
-                let position = file.position();
-                let writer = ArrowShardWriter::with_position(file, options.caption_type, position)
+                let written = file.written();
+                let writer = ArrowShardWriter::noting(file, options.caption_type, written)
                     .map_err(|error| arrow_error(&target, "", error))?;
                 Body::Arrow(Box::new(writer), options.caption_type)
             }
@@ -179,7 +183,7 @@ impl ShardWriter {
                     .write(&name, &sample.image, kept)
                     .map_err(|error| arrow_error(&self.target, &sample.key, error))?;
                 // The index learns at the end in which batch the row is.
-                Ok(0..0)
+                Ok((0..0, 0))
             }
         };
         let content = written.map_err(io_error(&self.target))?;
@@ -208,14 +212,16 @@ impl ShardWriter {
             index,
         } = self;
         let written = match body {
-            Body::Tar(tar) => tar.into_inner().map(|file| (file, Layout::Tar)),
+            Body::Tar(tar) => tar
+                .into_inner()
+                .map(|stream| (stream.into_inner(), Layout::Tar)),
             Body::TarGz(tar) => tar
                 .into_inner()
-                .and_then(GzipWriter::finish)
+                .and_then(|stream| stream.into_inner().finish())
                 .map(|file| (file, Layout::Sequential)),
             Body::TarZst(tar) => tar
                 .into_inner()
-                .and_then(SeekableWriter::finish)
+                .and_then(|stream| stream.into_inner().finish())
                 .map(|(file, frames)| (file, Layout::ZstdFrames(frames))),
             Body::Arrow(arrow, _) => {
                 let (file, batches) = arrow
@@ -291,14 +297,15 @@ pub fn tar_sample_bytes(member_bytes: &[u64]) -> u64 {
 pub const TAR_END_BYTES: u64 = 2 * TAR_BLOCK_BYTES;
 
 /// Image first: a reader that only wants images can stop there. Returns where the sample lies in the
-/// uncompressed stream.
+/// uncompressed stream, and the CRC-32C of its bytes.
 fn append<W: TarOutput>(
-    tar: &mut tar::Builder<W>,
+    tar: &mut tar::Builder<TarStream<W>>,
     image_name: &str,
     sample: &ShardSample,
     members: &mut Vec<MemberPlace>,
-) -> io::Result<std::ops::Range<u64>> {
-    let start = tar.get_ref().content_bytes();
+) -> io::Result<(std::ops::Range<u64>, u32)> {
+    tar.get_ref().written().begin_sum();
+    let start = tar.get_ref().written().bytes();
     members.push(append_member(tar, image_name, &sample.image)?);
     if sample.text_member {
         let text = sample.captions.join("\n");
@@ -313,9 +320,10 @@ fn append<W: TarOutput>(
         let name = format!("{}.{extension}", sample.key);
         members.push(append_member(tar, &name, content)?);
     }
-    let end = tar.get_ref().content_bytes();
+    let written = tar.get_ref().written();
+    let (end, crc32c) = (written.bytes(), written.crc32c());
     tar.get_mut().end_sample()?;
-    Ok(start..end)
+    Ok((start..end, crc32c))
 }
 
 fn arrow_error(shard: &Path, key: &str, error: ArrowWriteError) -> PipelineError {

@@ -102,6 +102,9 @@ const EFFECTS: &[(&str, Effect)] = &[
     ("data.image_column", Effect::Samples),
     ("data.filters.", Effect::Samples),
     ("data.max_sample_bytes", Effect::Samples),
+    ("data.max_sample_members", Effect::Samples),
+    ("data.max_decompression_ratio", Effect::Samples),
+    ("data.max_image_side", Effect::Samples),
     ("data.max_image_pixels", Effect::Samples),
     ("data.decode_memory_bytes", Effect::Samples),
     ("data.max_zstd_window_log", Effect::Samples),
@@ -113,6 +116,7 @@ const EFFECTS: &[(&str, Effect)] = &[
     ("data.prefetch_batches", Effect::None),
     ("data.on_bad_sample", Effect::None),
     ("data.on_bad_shard", Effect::None),
+    ("data.verify", Effect::None),
     ("data.max_bad_share", Effect::None),
 ];
 

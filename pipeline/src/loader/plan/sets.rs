@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::captions::CaptionLines;
-use crate::config::LoaderConfig;
+use crate::config::{LoaderConfig, Verify};
 use crate::error::{PipelineError, ShardError};
 use crate::index::{Found, ShardIndex};
 use crate::resume::SetKey;
@@ -54,6 +54,7 @@ impl OpenSet {
     pub(crate) fn open(
         set: DataSet,
         first_shard: u32,
+        verify: Verify,
         stop: &Stop,
     ) -> Result<OpenSet, PipelineError> {
         let sizes = set.shards.iter().map(|shard| {
@@ -63,7 +64,7 @@ impl OpenSet {
             })
         });
         let sizes: Vec<Option<u64>> = sizes.collect::<Result<_, _>>()?;
-        let contents = contents(&set.shards, stop)?;
+        let contents = contents(&set.shards, verify, stop)?;
         Ok(OpenSet {
             key: SetKey::new(&set, &sizes),
             weight: set.weight,
@@ -153,8 +154,14 @@ impl OpenSet {
 /// Headers of remote indices asked for at a time.
 const PARALLEL_OPENS: usize = 32;
 
-fn contents(shards: &[ShardLocation], stop: &Stop) -> Result<Contents, PipelineError> {
-    let open = |shard: &ShardLocation| ShardIndex::find(shard, stop).map_err(PipelineError::Index);
+fn contents(
+    shards: &[ShardLocation],
+    verify: Verify,
+    stop: &Stop,
+) -> Result<Contents, PipelineError> {
+    let open = |shard: &ShardLocation| {
+        ShardIndex::find_verified(shard, verify, stop).map_err(PipelineError::Index)
+    };
     let mut indices = Vec::with_capacity(shards.len());
     for part in shards.chunks(PARALLEL_OPENS) {
         let is_remote = part.iter().any(|shard| shard.path().is_none());

@@ -75,7 +75,7 @@ impl OpenRun {
         let mut weights_and_keys = Vec::new();
         let mut first_shard = 0;
         for set in data {
-            let mut open = OpenSet::open(set, first_shard, &stop)?;
+            let mut open = OpenSet::open(set, first_shard, config.verify, &stop)?;
             match (captions, &start) {
                 (_, Start::Resume(state)) => {
                     open.keep_lines(state.order.sets.get(sets.len()), &config, captions)?;

@@ -12,6 +12,7 @@ use crate::captions::raw_captions;
 use crate::config::{CaptionChoice, LoaderConfig};
 use crate::decode::{DecodeError, ForeignFormat};
 use crate::error::{PipelineError, SampleError, SkipReason};
+use crate::guard::guarded;
 use crate::image_stage::{ImageSettings, ImageStage};
 use crate::loader::meters::stats::Meters;
 use crate::loader::plan::sets::LinesOfShards;
@@ -203,7 +204,8 @@ impl Work {
     fn tokenise(&self, captions: &[String]) -> Result<TokenRows, (SkipReason, String)> {
         let mut rows = TokenRows::with_capacity(self.config.text_len, captions.len());
         for caption in captions {
-            rows.push(&self.tokenizer, caption)
+            guarded(|| rows.push(&self.tokenizer, caption))
+                .map_err(|what| (SkipReason::BadCaption, format!("the tokenizer {what}")))?
                 .map_err(|error| (SkipReason::BadCaption, error.to_string()))?;
         }
         Ok(rows)

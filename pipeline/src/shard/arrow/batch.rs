@@ -13,6 +13,7 @@ use super::error::{malformed, ArrowError, ReadError};
 use super::message::{Header, MessageReader};
 use super::schema::{read_schema, Counts, Field};
 use super::shape::Shape;
+use crate::guard::guarded;
 
 /// Key under which Arrow 0.17 announced its experimental compression.
 const EXPERIMENTAL_COMPRESSION_KEY: &str = "ARROW:experimental_compression";
@@ -33,6 +34,8 @@ pub(super) struct Batch {
     pub(super) rows: usize,
     /// One for each selected column, in schema order.
     pub(super) columns: Vec<Column>,
+    /// CRC-32C of its message, if it was asked for.
+    pub(super) crc32c: Option<u32>,
 }
 
 /// Reads record batches from front to back.
@@ -50,6 +53,8 @@ pub(super) struct BatchReader<R> {
     dictionaries: Dictionaries,
     dictionary_bytes: u64,
     max_message_bytes: u64,
+    /// Whether batches are summed.
+    checksums: bool,
     /// A record batch was read.
     has_batch: bool,
     has_late_dictionaries: bool,
@@ -58,6 +63,15 @@ pub(super) struct BatchReader<R> {
 impl<R: Read> BatchReader<R> {
     /// Reads the schema and lets `select` choose columns, in rising order of their index.
     pub(super) fn open(
+        reader: R,
+        max_message_bytes: u64,
+        select: impl FnOnce(&[Field]) -> Result<Vec<Selected>, ArrowError>,
+    ) -> Result<Self, ReadError> {
+        let opened = guarded(|| BatchReader::open_guarded(reader, max_message_bytes, select));
+        opened.map_err(|what| malformed(format!("Arrow's reader {what}")).at(0))?
+    }
+
+    fn open_guarded(
         reader: R,
         max_message_bytes: u64,
         select: impl FnOnce(&[Field]) -> Result<Vec<Selected>, ArrowError>,
@@ -78,9 +92,15 @@ impl<R: Read> BatchReader<R> {
             dictionaries: Dictionaries::new(),
             dictionary_bytes: 0,
             max_message_bytes,
+            checksums: false,
             has_batch: false,
             has_late_dictionaries: false,
         })
+    }
+
+    /// The same, with the checksums of batches if they are asked for.
+    pub(super) fn with_checksums(self, checksums: bool) -> Self {
+        BatchReader { checksums, ..self }
     }
 
     /// How many bytes were read.
@@ -127,6 +147,12 @@ impl<R: Read> BatchReader<R> {
 
     /// Takes in the next message: `None` after the last, `Some(None)` for one without rows to give.
     fn next_message(&mut self) -> Result<Option<Option<Batch>>, ReadError> {
+        let position = self.position();
+        let taken = guarded(|| self.next_message_guarded());
+        taken.map_err(|what| malformed(format!("Arrow's reader {what}")).at(position))?
+    }
+
+    fn next_message_guarded(&mut self) -> Result<Option<Option<Batch>>, ReadError> {
         if let Some(header) = self.messages.next_header()? {
             let in_message = |error: ArrowError| error.at(header.offset);
             let message = header.message().map_err(in_message)?;
@@ -141,9 +167,11 @@ impl<R: Read> BatchReader<R> {
                 MessageHeaderRef::RecordBatch(batch) => {
                     refuse_experimental_compression(message).map_err(in_message)?;
                     let body = self.messages.read_body(&header)?;
-                    let batch = self
+                    let crc32c = self.checksums.then(|| header.crc32c(&body));
+                    let mut batch = self
                         .record_batch(&header, batch, version, body)
                         .map_err(in_message)?;
+                    batch.crc32c = crc32c;
                     self.has_batch = true;
                     return Ok(Some(Some(batch)));
                 }
@@ -207,6 +235,7 @@ impl<R: Read> BatchReader<R> {
             offset: header.offset,
             rows,
             columns,
+            crc32c: None,
         })
     }
 

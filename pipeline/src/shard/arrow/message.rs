@@ -80,12 +80,24 @@ pub(super) struct Header {
     /// Length of the body that follows.
     pub(super) body_bytes: u64,
     metadata: Vec<u8>,
+    /// Whether [`CONTINUATION`] came before its length.
+    has_marker: bool,
 }
 
 impl Header {
     /// The metadata as a flatbuffer.
     pub(super) fn message(&self) -> Result<MessageRef<'_>, ArrowError> {
         Ok(MessageRef::read_as_root(&self.metadata)?)
+    }
+
+    /// CRC-32C of the message as it is stored, given its body.
+    pub(super) fn crc32c(&self, body: &[u8]) -> u32 {
+        let marker: &[u8] = if self.has_marker { &CONTINUATION } else { &[] };
+        let length = (self.metadata.len() as u32).to_le_bytes();
+        let parts = [marker, &length, &self.metadata, body];
+        parts
+            .iter()
+            .fold(0, |sum, part| crc32c::crc32c_append(sum, part))
     }
 
     /// The `variadicBufferCounts` of the record batch that the message is, or holds as a dictionary:
@@ -259,6 +271,7 @@ impl<R: Read> MessageReader<R> {
             offset,
             body_bytes,
             metadata,
+            has_marker: with_marker,
         }))
     }
 

@@ -60,6 +60,8 @@ pub struct ArrowReadOptions {
     pub max_message_bytes: u64,
     /// Longest member of a sample, in bytes; a longer one costs its sample. Default 256 MiB.
     pub max_member_bytes: u64,
+    /// Whether record batches are summed for an index. Default false.
+    pub(crate) checksums: bool,
 }
 
 impl Default for ArrowReadOptions {
@@ -70,6 +72,7 @@ impl Default for ArrowReadOptions {
             needs_captions: true,
             max_message_bytes: 2 << 30,
             max_member_bytes: 256 << 20,
+            checksums: false,
         }
     }
 }

@@ -72,7 +72,7 @@ impl<R: Read> ArrowShardReader<R> {
         Ok(ArrowShardReader {
             shard,
             shard_index,
-            batches,
+            batches: batches.with_checksums(options.checksums),
             roles,
             chosen,
             batch: None,
@@ -92,6 +92,11 @@ impl<R: Read> ArrowShardReader<R> {
     /// How much of the shard was read, in bytes.
     pub fn position(&self) -> u64 {
         self.batches.position()
+    }
+
+    /// CRC-32C of the current record batch's message, with [`ArrowReadOptions::checksums`].
+    pub(crate) fn batch_crc32c(&self) -> Option<u32> {
+        self.batch.as_ref().and_then(|batch| batch.crc32c)
     }
 
     /// Whether rows of a later record batch need dictionaries that came after the first.

@@ -1,7 +1,6 @@
 //! Writes Arrow IPC streams that Hugging Face datasets open as they are.
 
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use arrow2::array::{
@@ -12,7 +11,8 @@ use arrow2::chunk::Chunk;
 use arrow2::datatypes::{DataType, Field, Schema};
 use arrow2::io::ipc::write::{StreamWriter, WriteOptions};
 
-use crate::shard::piece::StoredPiece;
+use crate::shard::piece::StoredBatch;
+use crate::shard::written::Written;
 
 /// Most rows of a record batch: what datasets uses for images.
 const MAX_BATCH_ROWS: usize = 100;
@@ -71,10 +71,10 @@ impl From<arrow2::error::Error> for ArrowWriteError {
 pub struct ArrowShardWriter<W: Write> {
     stream: StreamWriter<W>,
     batch: PendingBatch,
-    /// Bytes that the writer below has taken, if it tells.
-    position: Arc<AtomicU64>,
-    /// Where the record batches lie, by that position.
-    batches: Vec<StoredPiece>,
+    /// What the writer below has taken, if it tells.
+    written: Arc<Written>,
+    /// Where the record batches lie, by that.
+    batches: Vec<StoredBatch>,
 }
 
 impl<W: Write> ArrowShardWriter<W> {
@@ -83,21 +83,21 @@ impl<W: Write> ArrowShardWriter<W> {
     /// # Errors
     /// [`ArrowWriteError::Io`] if `writer` fails.
     pub fn new(writer: W, captions: CaptionType) -> Result<Self, ArrowWriteError> {
-        Self::with_position(writer, captions, Arc::default())
+        Self::noting(writer, captions, Arc::default())
     }
 
-    /// For a writer that keeps the number of bytes it was given in `position`.
-    pub(crate) fn with_position(
+    /// For a writer that keeps what it was given in `written`.
+    pub(crate) fn noting(
         writer: W,
         captions: CaptionType,
-        position: Arc<AtomicU64>,
+        written: Arc<Written>,
     ) -> Result<Self, ArrowWriteError> {
         let mut stream = StreamWriter::new(writer, WriteOptions { compression: None });
         stream.start(&schema(captions), None)?;
         Ok(ArrowShardWriter {
             stream,
             batch: PendingBatch::new(captions),
-            position,
+            written,
             batches: Vec::new(),
         })
     }
@@ -141,7 +141,7 @@ impl<W: Write> ArrowShardWriter<W> {
     }
 
     /// [`ArrowShardWriter::finish`], and where the record batches lie by the writer's position.
-    pub(crate) fn finish_with_batches(mut self) -> Result<(W, Vec<StoredPiece>), ArrowWriteError> {
+    pub(crate) fn finish_with_batches(mut self) -> Result<(W, Vec<StoredBatch>), ArrowWriteError> {
         self.flush_batch()?;
         self.stream.finish()?;
         Ok((self.stream.into_inner(), self.batches))
@@ -154,11 +154,13 @@ impl<W: Write> ArrowShardWriter<W> {
         let next = PendingBatch::new(self.batch.captions.kind());
         let full = std::mem::replace(&mut self.batch, next);
         let rows = full.rows as u64;
-        let start = self.position.load(Ordering::Relaxed);
+        self.written.begin_sum();
+        let start = self.written.bytes();
         self.stream.write(&full.into_chunk()?, None)?;
-        self.batches.push(StoredPiece {
-            stored: start..self.position.load(Ordering::Relaxed),
-            content: rows,
+        self.batches.push(StoredBatch {
+            stored: start..self.written.bytes(),
+            rows,
+            crc32c: self.written.crc32c(),
         });
         Ok(())
     }

@@ -1,28 +1,26 @@
-//! Runs decoders that may panic.
+//! Runs code of others that may panic.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::panic::{catch_unwind, AssertUnwindSafe, PanicHookInfo};
 use std::sync::Once;
 
-use super::{DecodeError, ImageFormat};
-
 thread_local! {
-    /// Whether a decoder is running on this thread.
+    /// Whether guarded code is running on this thread.
     static GUARDED: Cell<bool> = const { Cell::new(false) };
-    /// Where the last panic of a guarded decoder came from.
+    /// Where the last panic of guarded code came from.
     static ORIGIN: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Runs a decoder. They are third-party code that is fed whatever the web holds; overflow checks
-/// and slice indexing in those written in Rust do panic on rare damaged files. Such a file costs its
-/// sample, not the worker thread, and the panic is part of the sample's error: the process's panic
-/// hook does not see it, so that nothing is printed beside what is logged of the sample. Nothing half
-/// done is looked at afterwards: a decoder that unwinds is dropped, the pixels are those of an error.
-pub(super) fn guarded<T>(
-    format: ImageFormat,
-    decode: impl FnOnce() -> Result<T, DecodeError>,
-) -> Result<T, DecodeError> {
+/// Runs a library on what the web holds: a decoder, the tokenizer, the reader of Arrow's metadata. Overflow
+/// checks and slice indexing in those written in Rust do panic on rare damaged files. Such a file costs its
+/// sample or its shard, not the thread, and the panic is part of its error: the process's panic
+/// hook does not see it, so that nothing is printed beside what is logged of the sample. The caller looks at
+/// nothing half done afterwards: what unwinds is dropped.
+///
+/// # Errors
+/// ` failed on it (FILE:LINE): MESSAGE`, to follow the name of the library.
+pub(crate) fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let others = std::panic::take_hook();
@@ -32,12 +30,11 @@ pub(super) fn guarded<T>(
         }));
     });
     let outer = GUARDED.replace(true);
-    let result = catch_unwind(AssertUnwindSafe(decode));
+    let result = catch_unwind(AssertUnwindSafe(run));
     GUARDED.set(outer);
-    result.unwrap_or_else(|payload| {
+    result.map_err(|payload| {
         let origin = ORIGIN.take().unwrap_or_default();
-        let message = format!("its decoder failed on it{origin}: {}", text(&*payload));
-        Err(DecodeError::broken(format, message))
+        format!("failed on it{origin}: {}", text(&*payload))
     })
 }
 
@@ -69,20 +66,18 @@ mod tests {
 
     #[test]
     fn a_panic_is_an_error_that_says_where_it_came_from() {
-        let failing = || -> Result<(), DecodeError> {
+        let failing = || {
             let empty: Vec<u8> = Vec::new();
             let index = std::hint::black_box(3);
-            let _ = empty[index];
-            Ok(())
+            empty[index]
         };
-        let error = guarded(ImageFormat::Bmp, failing).expect_err("it panics");
-        let message = error.to_string();
+        let message = guarded(failing).expect_err("it panics");
         assert!(message.contains("guard.rs:"), "{message}");
         assert!(message.contains("index out of bounds"), "{message}");
         assert!(!GUARDED.get());
-        // Panics elsewhere are still those of others.
+        // Panics elsewhere still go to the hook of the process.
         assert!(catch_unwind(|| panic!("not a decoder's")).is_err());
         assert!(ORIGIN.take().is_none());
-        assert_eq!(guarded(ImageFormat::Bmp, || Ok(7)), Ok(7));
+        assert_eq!(guarded(|| 7), Ok(7));
     }
 }
