@@ -8,12 +8,16 @@ mod bench_gpu;
 mod bin;
 /// Inputs that once went wrong.
 mod cases;
+/// Every file of the collections through every path.
+mod corpora;
 /// Several ranks: their mathematics, and `qftrain` with them.
 mod ddp;
 /// README and the guide: commands, options, links.
 mod documents;
 /// The examples of both libraries.
 mod examples;
+/// What the system does to a program.
+mod faults;
 /// Installing, calling without knowing, presets and settings.
 mod first_steps;
 /// The network, the optimiser and the processors against numbers of the reference.
@@ -22,6 +26,8 @@ mod golden;
 mod hostile;
 /// Image files and the same images in shards, on real photographs.
 mod image_files;
+/// Corruption that parses.
+mod integrity;
 /// Shards exchanged with Python's `webdataset` and `datasets`.
 mod interop;
 /// The order, memory and start of the loader, from the command line.

@@ -270,3 +270,93 @@ fn collected_images_are_those_of_pil() {
     assert!(ours_alone.is_empty() && theirs_alone.is_empty());
     assert!(equal > 400, "{equal}");
 }
+
+/// JPEGs that we read and PIL does not, and why.
+const READ_BY_US_ALONE: [(&str, &str); 3] = [
+    ("monkey12.jpg", "12 bits a sample"),
+    (
+        "a7326ba8f3f4559991126474dd30083d.jpg",
+        "PIL finds no header",
+    ),
+    (
+        "c3018ebe53d0046eecb58858ca869a99.jpg",
+        "its EXIF is no TIFF file, which PIL takes for an error",
+    ),
+];
+
+/// Why a JPEG may be refused that PIL reads; the picture that PIL makes of it is given.
+fn is_refusal(error: &DecodeError, bytes: &[u8], theirs: &Reference) -> bool {
+    // No row of it was decoded.
+    let is_black = theirs.rgb.iter().all(|&sample| sample == 0);
+    let message = error.to_string();
+    let is_lossless = message.contains("lossless coding");
+    // What PIL makes of it without a word is what is asked for with `on_truncated = "grey"`.
+    let parts = ["is damaged", "its data ends", "cannot hold"];
+    let is_partial = parts.iter().any(|part| message.contains(part));
+    let is_told = is_partial
+        && decode(bytes, OnTruncated::Grey)
+            .is_ok_and(|grey| mean_difference(&grey, theirs).is_some_and(|mean| mean <= 2.0));
+    is_black || is_lossless || is_told
+}
+
+/// Mean difference of the samples of two pictures of one size.
+fn mean_difference(ours: &RgbImage, theirs: &Reference) -> Option<f64> {
+    let is_same_size = (ours.width(), ours.height()) == theirs.size;
+    let pairs = ours.data().iter().zip(&theirs.rgb);
+    let sum: u64 = pairs.map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+    is_same_size.then(|| sum as f64 / ours.data().len() as f64)
+}
+
+/// All JPEGs of the collections, with and without what is missing: as PIL reads them, within 2 of 255 in the
+/// mean. What is refused instead has a reason.
+#[test]
+fn collected_jpegs_are_those_of_pil() {
+    let test = "collected_jpegs_are_those_of_pil";
+    let folders = ["data/hostile/images", "data/photos", "data/cases"];
+    let folders = folders.map(|folder| test_data::find(test, folder));
+    let Some(python) = python(test) else {
+        return;
+    };
+    let is_jpeg = |path: &PathBuf| {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        ImageFormat::sniff(&bytes) == Some(ImageFormat::Jpeg)
+    };
+    let files = folders
+        .iter()
+        .flatten()
+        .flat_map(|folder| common::files(folder));
+    let files: Vec<PathBuf> = files.filter(is_jpeg).collect();
+    let made = Folder::made_by_pil(&python, "pil-jpegs", &files);
+    let mut wrong = Vec::new();
+    let (mut alike, mut refused) = (0, 0);
+    for (number, path) in files.iter().enumerate() {
+        let bytes = std::fs::read(path).expect("reads");
+        let shown = path.display().to_string();
+        for (ending, on_truncated) in [("rgb", OnTruncated::Error), ("grey", OnTruncated::Grey)] {
+            let theirs = Reference::load(&made.0.join(format!("file-{number}.{ending}")));
+            let problem = match (decode(&bytes, on_truncated), theirs) {
+                (Ok(ours), Some(theirs)) => match mean_difference(&ours, &theirs) {
+                    Some(mean) if mean <= 2.0 => None,
+                    // PIL gave up before the first row.
+                    Some(_) if theirs.rgb.iter().all(|&sample| sample == 0) => None,
+                    mean => Some(format!("{mean:?} of 255 apart, or of another size")),
+                },
+                (Ok(_), None) => {
+                    let mut known = READ_BY_US_ALONE.iter();
+                    let is_known = known.any(|(name, _)| shown.ends_with(name));
+                    (!is_known).then(|| "PIL does not read it".to_owned())
+                }
+                (Err(error), theirs) => {
+                    refused += 1;
+                    let is_right = theirs.is_none_or(|theirs| is_refusal(&error, &bytes, &theirs));
+                    (!is_right).then(|| format!("refused: {error}"))
+                }
+            };
+            alike += usize::from(problem.is_none());
+            wrong.extend(problem.map(|problem| format!("{shown} ({ending}): {problem}")));
+        }
+    }
+    println!("{} as PIL has it, {refused} refused", alike - refused);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(alike - refused > 300, "{alike}");
+}
