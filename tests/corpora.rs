@@ -258,7 +258,8 @@ fn every_file_is_a_row_of_a_manifest() {
         .output()
         .expect("starts");
     let said = String::from_utf8_lossy(&sharded.stderr);
-    assert!(sharded.status.success(), "{said}");
+    // Some rows were skipped.
+    assert_eq!(sharded.status.code(), Some(3), "{said}");
     let report: Value = serde_json::from_slice(&sharded.stdout).expect("JSON");
     let written = report["samples"].as_u64().expect("a number");
     assert!(written > 500, "{report}");

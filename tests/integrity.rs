@@ -8,8 +8,8 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::train_cli::{command, data, path, small_run};
-use crate::{bin, test_data};
+use crate::train_cli::{command, path, small_run};
+use crate::{bin, shard_cli, test_data};
 
 /// Prints the CRC-32C of each sample of a tar shard as its index has it, and as tarfile's offsets give it.
 const SUMS: &str = r#"
@@ -91,15 +91,21 @@ fn checksums_are_those_of_an_independent_reader() {
     }
 }
 
-/// A shard of twelve scenes with its index, in a folder of its own.
-fn indexed_shard(extension: &str) -> (TempDir, std::path::PathBuf) {
+/// A shard of twelve scenes with its index, in a folder of its own. It is so large that most of it is not in
+/// its fingerprint.
+fn indexed_shard(format: &str) -> (TempDir, std::path::PathBuf) {
     let folder = tempfile::tempdir().unwrap();
-    let name = format!("scenes-000000.{extension}");
-    let shard = folder.path().join(&name);
-    for ending in ["", ".qfidx"] {
-        let file = format!("{name}{ending}");
-        fs::copy(data().join(&file), folder.path().join(&file)).unwrap();
-    }
+    let scenes = folder.path().join("scenes");
+    let drawn = Command::new(bin::qfdata())
+        .args(["synth", "--count", "12", "--size", "384", "--seed", "1"])
+        .arg("--out")
+        .arg(&scenes)
+        .status();
+    assert!(drawn.unwrap().success());
+    shard_cli::shard(&scenes, &folder.path().join("a"), &["--format", format]);
+    let shard = folder.path().join(format!("a-000000.{format}"));
+    let bytes = fs::metadata(&shard).unwrap().len();
+    assert!(bytes > 100_000, "{bytes}");
     (folder, shard)
 }
 
@@ -153,13 +159,13 @@ fn a_changed_byte_costs_its_sample_and_is_named() {
     let output = profile(&shard);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("scenes-000000.tar.zst"), "{said}");
+    assert!(said.contains("a-000000.tar.zst"), "{said}");
 }
 
 #[test]
 fn a_run_leaves_it_out_unless_it_is_told_not_to_look() {
     let (folder, shard) = indexed_shard("tar");
-    damage(&shard, 0.5);
+    damage(&shard, 0.3);
     let shards = shard.display().to_string();
     for (verify, expected) in [("samples", 1), ("index", 0), ("off", 0)] {
         let run_dir = path(&folder, verify);
