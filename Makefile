@@ -84,8 +84,8 @@ bench-peers: build ## Build, then qfdata beside other loaders (PAIRS=folder: you
 	@bench/peers/run.py --qfdata target/release/qfdata --cache '$(QF_PEERS)' \
 		$(if $(PAIRS),--pairs '$(PAIRS)') --rounds $(ROUNDS) --seconds $(SECONDS_EACH)
 
-bench-shard: build ## Build, then `qfdata shard` beside img2dataset and OpenCV (PAIRS=folder: photographs with captions)
-	@bench/shard/run.py --qfdata target/release/qfdata --pairs '$(or $(PAIRS),$(error bench-shard: give a folder of photographs with captions: PAIRS=folder))' --rounds $(ROUNDS)
+bench-shard: build ## Build, then `qfdata shard` beside img2dataset and OpenCV (PAIRS=folder: photographs with captions; LARGE=folder: every twentieth)
+	@bench/shard/run.py --qfdata target/release/qfdata --pairs '$(or $(PAIRS),$(error bench-shard: give a folder of photographs with captions: PAIRS=folder))' $(if $(LARGE),--large '$(LARGE)') --rounds $(ROUNDS)
 
 bench-gpu: build ## Build, then ViT-g on a GPU beside PyTorch: images/s, idle time, resume (SHARDS=...: yours)
 	@bench/gpu.sh target/release/qfdata target/release/qftrain $(SHARDS)

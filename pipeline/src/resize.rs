@@ -5,6 +5,8 @@ use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
+use qf_codecs::ycc::{self, Picture420, Stored, Target};
+
 use crate::augment::CropBox;
 use crate::decode::orientation;
 use crate::decode::{
@@ -17,6 +19,19 @@ use crate::decode::{
 pub struct PictureResizer {
     decoder: Decoder,
     resizer: Resizer,
+    stored: Stored,
+    components: ycc::Resizer,
+}
+
+/// A part of a resized picture, upright.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResizedPart {
+    /// Width and height of the whole picture once it is resized, in pixels, each at least 1.
+    pub scaled: (u32, u32),
+    /// First column and row of the part.
+    pub origin: (u32, u32),
+    /// Width and height of the part; it lies within the picture.
+    pub size: (u32, u32),
 }
 
 impl PictureResizer {
@@ -25,6 +40,8 @@ impl PictureResizer {
         PictureResizer {
             decoder: Decoder::new(limits, OnTruncated::Error),
             resizer: Resizer::new(),
+            stored: Stored::default(),
+            components: ycc::Resizer::default(),
         }
     }
 
@@ -87,6 +104,45 @@ impl PictureResizer {
         let turn = decoded.turn;
         let upright = RgbImage::new(stored.0, stored.1, data).ok_or_else(broken)?;
         Ok(orientation::apply(upright, turn))
+    }
+
+    /// Resizes a JPEG to components that can be encoded as they are ([`qf_codecs::encode`]), as
+    /// [`PictureResizer::decode`] does its pixels, for less work. `None` for pictures that grow, for other formats,
+    /// and for JPEGs whose components do not come whole: those that are not sequential, not of luma and
+    /// chroma, or damaged.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode`], of a picture that is too large.
+    pub fn components(
+        &mut self,
+        picture: &OpenedImage<'_>,
+        part: &ResizedPart,
+    ) -> Result<Option<&Picture420>, DecodeError> {
+        let scaled = part.scaled;
+        if scaled.0 > picture.width() || scaled.1 > picture.height() {
+            return Ok(None);
+        }
+        let wanted = (scaled.0.min(scaled.1), DecodeQuality::Fast);
+        let came = self
+            .decoder
+            .decode_components(picture, wanted, &mut self.stored)?;
+        let Some(came) = came else {
+            return Ok(None);
+        };
+        let turn = came.turn;
+        let target = Target {
+            scaled,
+            origin: part.origin,
+            size: part.size,
+            transposed: turn.transposed,
+            flipped: (turn.flip_columns, turn.flip_rows),
+        };
+        let resized = self.components.resize(&self.stored, came.content, &target);
+        if came.reservation.is_some() {
+            // Memory of a large picture is not kept.
+            self.stored = Stored::default();
+        }
+        Ok(resized)
     }
 
     /// A picture at another size, (width, height) in pixels, each at least 1; `None` for one without pixels.

@@ -1,4 +1,6 @@
-//! RGB pixels to JPEG (libjpeg-turbo) and lossy WebP (libwebp).
+//! Pixels to JPEG (libjpeg-turbo) and lossy WebP (libwebp).
+
+use crate::ycc::{Picture420, Plane};
 
 /// Why there is no file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -10,6 +12,9 @@ pub enum Error {
     #[error("{0}")]
     Failed(String),
 }
+
+/// Longest side of a JPEG, as libjpeg-turbo writes it.
+const MAX_SIDE: u32 = 65_500;
 
 /// Encodes JPEGs; holds libjpeg-turbo's state between calls.
 pub struct JpegEncoder {
@@ -43,7 +48,6 @@ impl JpegEncoder {
     /// # Errors
     /// [`Error::Size`] for pixels of another number and sides beyond 65,500; [`Error::Failed`].
     pub fn encode(&mut self, rgb: &[u8], size: (u32, u32), quality: u8) -> Result<Vec<u8>, Error> {
-        const MAX_SIDE: u32 = 65_500;
         let (width, height) = checked(rgb, size, MAX_SIDE, "JPEG")?;
         let len = self.handle.encode(
             rgb,
@@ -51,6 +55,34 @@ impl JpegEncoder {
             quality.clamp(1, 100),
             &mut self.memory,
         )?;
+        Ok(self.memory[..len].to_vec())
+    }
+
+    /// Encodes a picture in luma and chroma as [`JpegEncoder::encode`] does its pixels.
+    ///
+    /// # Errors
+    /// [`Error::Size`] for sides of 0 or beyond 65,500; [`Error::Failed`].
+    pub fn encode_420(&mut self, picture: &Picture420, quality: u8) -> Result<Vec<u8>, Error> {
+        let (width, height) = picture.size;
+        let whole = |plane: &Plane| plane.samples.len() >= plane.pitch * plane.height;
+        let [luma, chroma @ ..] = &picture.planes;
+        let (columns, rows) = (width.div_ceil(2) as usize, height.div_ceil(2) as usize);
+        let fits = (1..=MAX_SIDE).contains(&width)
+            && (1..=MAX_SIDE).contains(&height)
+            && picture.planes.iter().all(whole)
+            && (luma.width, luma.height) == (2 * columns, 2 * rows)
+            && chroma
+                .iter()
+                .all(|plane| (plane.width, plane.height) == (columns, rows));
+        if !fits {
+            return Err(Error::Size(width, height, "JPEG"));
+        }
+        let planes = &picture.planes;
+        let size = (width as i32, height as i32);
+        let quality = quality.clamp(1, 100);
+        let len = self
+            .handle
+            .encode_420(planes, size, quality, &mut self.memory)?;
         Ok(self.memory[..len].to_vec())
     }
 }
@@ -87,7 +119,7 @@ mod ffi {
 
     use turbojpeg_sys as tj;
 
-    use super::Error;
+    use super::{Error, Plane};
 
     pub(super) struct Handle(NonNull<std::ffi::c_void>);
 
@@ -108,6 +140,68 @@ mod ffi {
         pub(super) fn encode(
             &mut self,
             rgb: &[u8],
+            (width, height): (c_int, c_int),
+            quality: u8,
+            memory: &mut Vec<u8>,
+        ) -> Result<usize, Error> {
+            let most = self.set((width, height), quality, memory)?;
+            let mut out = memory.as_mut_ptr();
+            let mut len = most as _;
+            // SAFETY: the caller vouches for `rgb` (`checked`); `out` has room for the largest file of
+            // this size, as libjpeg-turbo says, and it was told not to replace it.
+            let status = unsafe {
+                tj::tj3Compress8(
+                    self.raw(),
+                    rgb.as_ptr(),
+                    width,
+                    0,
+                    height,
+                    tj::TJPF_TJPF_RGB as c_int,
+                    &mut out,
+                    &mut len,
+                )
+            };
+            match (status, usize::try_from(len)) {
+                (0, Ok(len)) if len <= memory.len() => Ok(len),
+                _ => Err(self.error()),
+            }
+        }
+
+        /// `planes` are whole, and of the size that 4:2:0 has. Returns how much of `memory` is the file.
+        pub(super) fn encode_420(
+            &mut self,
+            planes: &[Plane; 3],
+            (width, height): (c_int, c_int),
+            quality: u8,
+            memory: &mut Vec<u8>,
+        ) -> Result<usize, Error> {
+            let most = self.set((width, height), quality, memory)?;
+            let rows = planes.each_ref().map(|plane| plane.samples.as_ptr());
+            let pitches = planes.each_ref().map(|plane| plane.pitch as c_int);
+            let mut out = memory.as_mut_ptr();
+            let mut len = most as _;
+            // SAFETY: the caller vouches for the planes, whose rows are `pitches` apart; `out` has room for
+            // the largest file of this size, and libjpeg-turbo was told not to replace it.
+            let status = unsafe {
+                tj::tj3CompressFromYUVPlanes8(
+                    self.raw(),
+                    rows.as_ptr(),
+                    width,
+                    pitches.as_ptr(),
+                    height,
+                    &mut out,
+                    &mut len,
+                )
+            };
+            match (status, usize::try_from(len)) {
+                (0, Ok(len)) if len <= memory.len() => Ok(len),
+                _ => Err(self.error()),
+            }
+        }
+
+        /// Sets the encoder up, and makes room for the largest file of this size; returns its length.
+        fn set(
+            &mut self,
             (width, height): (c_int, c_int),
             quality: u8,
             memory: &mut Vec<u8>,
@@ -133,26 +227,7 @@ mod ffi {
             if memory.len() < most {
                 memory.resize(most, 0);
             }
-            let mut out = memory.as_mut_ptr();
-            let mut len = most as _;
-            // SAFETY: the caller vouches for `rgb` (`checked`); `out` has room for the largest file of
-            // this size, as libjpeg-turbo says, and it was told not to replace it.
-            let status = unsafe {
-                tj::tj3Compress8(
-                    self.raw(),
-                    rgb.as_ptr(),
-                    width,
-                    0,
-                    height,
-                    tj::TJPF_TJPF_RGB as c_int,
-                    &mut out,
-                    &mut len,
-                )
-            };
-            match (status, usize::try_from(len)) {
-                (0, Ok(len)) if len <= memory.len() => Ok(len),
-                _ => Err(self.error()),
-            }
+            Ok(most)
         }
 
         fn raw(&self) -> tj::tjhandle {

@@ -2,7 +2,7 @@
 //! has their encoders.
 //!
 //! Both decode a region of a picture into the caller's memory. [`resample`] resizes it, [`planes`]
-//! splits its channels, [`normalise`] makes floats of its samples. All `unsafe` of image decoding is
+//! splits its channels, [`normalise`] makes floats of its samples, [`ycc`] resizes a JPEG's components. All `unsafe` of image decoding is
 //! in this crate. `qf_pipeline::decode` chooses between the ways to decode a picture and has the other formats.
 //!
 //! From interleaved pixels to the planes of floats that a network sees:
@@ -36,5 +36,6 @@ mod test_data;
 pub mod testing;
 mod versions;
 pub mod webp;
+pub mod ycc;
 
 pub use versions::{libjpeg_turbo_version, libwebp_version};

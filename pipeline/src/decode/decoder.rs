@@ -1,5 +1,7 @@
 //! Decodes a crop of an opened image.
 
+mod components;
+
 use qf_codecs::jpeg::{ComponentStrip, Decompressor, Entropy, Outcome, Part, Region, Scale, Strip};
 use qf_codecs::resample::{Area, STRIP_ROWS};
 

@@ -8,6 +8,7 @@
 
 use clap::ValueEnum;
 use qf_pipeline::decode::RgbImage;
+use qf_pipeline::resize::ResizedPart;
 
 /// How pictures are resized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -67,6 +68,17 @@ impl Geometry {
 }
 
 impl Fitted {
+    /// The part of the scaled picture that is the canvas; `None` where white is added.
+    pub(super) fn part(&self) -> Option<ResizedPart> {
+        let (scaled, size) = (self.scaled, self.canvas);
+        let before = |scaled: u32, size: u32| scaled.checked_sub(size).map(|beside| beside / 2);
+        Some(ResizedPart {
+            scaled,
+            origin: (before(scaled.0, size.0)?, before(scaled.1, size.1)?),
+            size,
+        })
+    }
+
     /// Cuts a scaled picture down to the canvas, or puts it in its middle on white.
     pub(super) fn place(&self, picture: RgbImage) -> Option<RgbImage> {
         let (from, to) = ((picture.width(), picture.height()), self.canvas);

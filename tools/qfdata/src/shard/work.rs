@@ -3,14 +3,14 @@
 use image::ImageFormat;
 use image_hasher::{HashAlg, Hasher, HasherConfig};
 use qf_codecs::encode::{self, JpegEncoder};
-use qf_pipeline::decode::{DecodeError, DecodeLimits, RgbImage};
+use qf_pipeline::decode::{DecodeError, DecodeLimits, OpenedImage, RgbImage};
 use qf_pipeline::resize::PictureResizer;
 use qf_pipeline::shard::read::ReadOptions;
 use qf_pipeline::write::ShardSample;
 use sha2::{Digest, Sha256};
 
 use super::args::{CheckImages, ImageKind};
-use super::geometry::Geometry;
+use super::geometry::{Fitted, Geometry};
 use super::load;
 use super::row::{Row, Skip, SkipCause};
 
@@ -196,6 +196,14 @@ impl<'a> Worker<'a> {
         if kind.is_none() && !needs_pixels {
             return Ok((image, extension.to_owned()));
         }
+        if let (Some(ImageKind::Jpeg), Some(fitted), false) = (kind, fitted, self.recipe.perceptual)
+        {
+            let file = self.jpeg_of_jpeg(&opened, fitted);
+            if let Some(file) = file.map_err(|(cause, message)| skip(cause, message))? {
+                facts.size = Some(fitted.canvas);
+                return Ok((file, ImageKind::Jpeg.extension().to_owned()));
+            }
+        }
         let scaled = fitted.map_or(original, |fitted| fitted.scaled);
         let picture = self
             .resizer
@@ -215,6 +223,28 @@ impl<'a> Worker<'a> {
             .encode(&picture, kind)
             .map_err(|message| skip(SkipCause::BrokenImage, message))?;
         Ok((file, kind.extension().to_owned()))
+    }
+
+    /// A JPEG that is resized without a detour by RGB; `None` where that cannot be.
+    fn jpeg_of_jpeg(
+        &mut self,
+        opened: &OpenedImage<'_>,
+        fitted: Fitted,
+    ) -> Result<Option<Vec<u8>>, (SkipCause, String)> {
+        let Some(part) = fitted.part() else {
+            return Ok(None);
+        };
+        let resized = self.resizer.components(opened, &part);
+        let Some(picture) = resized.map_err(|error| (cause_of(&error), error.to_string()))? else {
+            return Ok(None);
+        };
+        let broken = |error: encode::Error| (SkipCause::BrokenImage, error.to_string());
+        let encoder = match &mut self.jpeg {
+            Some(encoder) => encoder,
+            none => none.insert(JpegEncoder::new().map_err(broken)?),
+        };
+        let file = encoder.encode_420(picture, self.recipe.quality);
+        file.map(Some).map_err(broken)
     }
 
     fn bounds_sides(&self) -> bool {
