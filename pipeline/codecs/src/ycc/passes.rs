@@ -2,7 +2,7 @@
 //! then rows. Samples are rounded and clipped to 8 bits in between, as in PIL.
 
 use super::lanczos::{Axis, Weights, GROUP, PLACES, VECTOR};
-use super::Plane;
+use super::plane::Plane;
 
 /// Tables of weights that are kept: luma and chroma across and down, for as many sizes as photographs
 /// usually have. One takes about 10 KiB.
@@ -72,7 +72,7 @@ impl Passes {
     }
 }
 
-/// Sums of rows of equal length (a multiple of [`super::PITCH_UNIT`]), by weights, of which there is an even
+/// Sums of rows of equal length (a multiple of [`super::plane::PITCH_UNIT`]), by weights, of which there is an even
 /// number, one for each row.
 pub(super) fn columns(rows: &[&[u8]], weights: &[i16], line: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]

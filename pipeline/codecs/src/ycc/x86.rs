@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::lanczos::{Weights, GROUP, PLACES, VECTOR};
-use super::PITCH_UNIT;
+use super::plane::PITCH_UNIT;
 
 const SHIFT: i32 = PLACES as i32;
 

@@ -3,8 +3,7 @@
 use qf_codecs::jpeg::{ComponentStrip, Outcome};
 use qf_codecs::ycc::Stored;
 
-use super::{halfway_bytes, CropBox, Decoder, ReducedCrop};
-use crate::decode::guard::guarded;
+use super::{guard, halfway_bytes, CropBox, Decoder, ReducedCrop};
 use crate::decode::memory::Reservation;
 use crate::decode::opened::Content;
 use crate::decode::orientation::Turn;
@@ -56,7 +55,7 @@ impl Decoder {
         components.begin((reduced.region.width, rows));
         let mut took_all = true;
         let mut take = |strip: &ComponentStrip<'_>| took_all &= components.push(strip);
-        let outcome = guarded(image.format, || {
+        let outcome = guard(image.format, || {
             Ok(self.decompressor()?.decode_components(&part, &mut take))
         })?;
         let came = outcome == Outcome::Complete && took_all && components.is_complete();
