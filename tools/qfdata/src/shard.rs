@@ -10,6 +10,7 @@ mod doubles;
 mod fetch;
 mod flow;
 mod geometry;
+mod held_out;
 mod journal;
 mod kind;
 mod load;

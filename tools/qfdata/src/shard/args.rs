@@ -13,6 +13,7 @@ use qf_pipeline::source::scheme;
 use qf_pipeline::write::ShardFormat;
 
 use super::geometry::ResizeMode;
+use super::held_out::{share, HeldOut};
 use super::kind::Kind;
 use super::record::Settings;
 use crate::size;
@@ -130,6 +131,16 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "BITS", default_value = "3", requires = "drop_doubles",
         value_parser = clap::value_parser!(u8).range(0..=16))]
     pub(super) near_distance: u8,
+
+    /// Share of the images that go to shards of their own, for validation: PREFIX-val-..., the others to
+    /// PREFIX-train-.... Drawn by the bytes of each image, so that all its captions and exact doubles are on one
+    /// side, and stay there when the input grows
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub(super) held_out: Option<f64>,
+
+    /// Another draw of --held-out
+    #[arg(long, value_name = "SEED", default_value = "0", requires = "held_out")]
+    pub(super) held_out_seed: u64,
 
     /// Write no index beside the shards; `qfdata index` can do so later
     #[arg(long)]
@@ -293,6 +304,14 @@ pub(super) struct DownloadArgs {
     /// Download from addresses of this machine and of private networks
     #[arg(long)]
     pub(super) allow_private_addresses: bool,
+}
+
+impl JobArgs {
+    /// What `--held-out` asks for.
+    pub(super) fn held_out(&self) -> Option<HeldOut> {
+        let seed = self.held_out_seed;
+        self.held_out.map(|share| HeldOut { share, seed })
+    }
 }
 
 /// The name that an option's value has on the command line.

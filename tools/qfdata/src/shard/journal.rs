@@ -89,18 +89,18 @@ impl Journal {
         }
     }
 
-    /// Writes down that a shard is whole.
-    pub(super) fn add(&mut self, output: &Output, shard: WholeShard) -> anyhow::Result<()> {
+    /// Writes down that shards are whole which were closed together.
+    pub(super) fn add(&mut self, output: &Output, shards: Vec<WholeShard>) -> anyhow::Result<()> {
         match (&mut self.place, output.store()) {
-            (Place::Folder(lock), _) => lock.add(&shard)?,
+            (Place::Folder(lock), _) => lock.add(&shards)?,
             (Place::Store, Some(store)) => {
                 let mut whole = self.whole.clone();
-                whole.push(shard.clone());
+                whole.extend(shards.iter().cloned());
                 store.put(&object_name(output), lines(&self.record, &whole)?)?;
             }
             (Place::Store, None) => {}
         }
-        self.whole.push(shard);
+        self.whole.extend(shards);
         Ok(())
     }
 

@@ -115,12 +115,15 @@ impl PrefixLock {
         Ok(())
     }
 
-    /// Writes down, and on disk, that a shard is whole.
-    pub(super) fn add(&mut self, shard: &WholeShard) -> anyhow::Result<()> {
-        let line = record::line(shard)?;
+    /// Writes down, and on disk, that shards are whole which were closed together.
+    pub(super) fn add(&mut self, shards: &[WholeShard]) -> anyhow::Result<()> {
+        let mut lines = Vec::new();
+        for shard in shards {
+            lines.extend(record::line(shard)?);
+        }
         let written = (|| {
             self.file.seek(SeekFrom::End(0))?;
-            self.file.write_all(&line)?;
+            self.file.write_all(&lines)?;
             self.file.sync_all()
         })();
         written.with_context(|| format!("cannot write {}", self.path.display()))
@@ -215,7 +218,7 @@ mod tests {
             rows_end: 12,
             ..WholeShard::default()
         };
-        lock.add(&whole).unwrap();
+        lock.add(std::slice::from_ref(&whole)).unwrap();
         drop(lock);
         for _ in 0..2 {
             // Also by one that fails before it begins.

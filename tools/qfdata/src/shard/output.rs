@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{bail, Context};
 use qf_pipeline::atomic_file::{self, AtomicFile};
@@ -23,9 +24,9 @@ pub(super) struct Output {
     folder: PathBuf,
     name: String,
     extension: &'static str,
-    store: Option<Store>,
+    store: Option<Arc<Store>>,
     /// Removed at the end.
-    _staging: Option<tempfile::TempDir>,
+    _staging: Option<Arc<tempfile::TempDir>>,
 }
 
 impl Output {
@@ -48,7 +49,10 @@ impl Output {
             true => {
                 let staging = tempfile::Builder::new().prefix("qfdata-").tempdir();
                 let staging = staging.context("no folder for shards on their way to the store")?;
-                (Some(Store::open(folder)?), Some(staging))
+                (
+                    Some(Arc::new(Store::open(folder)?)),
+                    Some(Arc::new(staging)),
+                )
             }
             false => (None, None),
         };
@@ -64,6 +68,28 @@ impl Output {
         })
     }
 
+    /// The same place, under another start of the names.
+    pub(super) fn under(&self, infix: &str) -> Self {
+        Self {
+            folder: self.folder.clone(),
+            name: format!("{}-{infix}", self.name),
+            extension: self.extension,
+            store: self.store.clone(),
+            _staging: self._staging.clone(),
+        }
+    }
+
+    /// Where the shards go: those to train on, and those that are held out, if some are.
+    pub(super) fn sides(&self, holds_out: bool) -> Vec<Self> {
+        match holds_out {
+            true => vec![self.under("train"), self.under("val")],
+            false => vec![Self {
+                name: self.name.clone(),
+                ..self.under("")
+            }],
+        }
+    }
+
     /// Where files are written: the folder of the shards, or of those on their way.
     pub(super) fn folder(&self) -> &Path {
         match self.folder.as_os_str().is_empty() {
@@ -74,7 +100,7 @@ impl Output {
 
     /// The store that shards go to, if they do.
     pub(super) fn store(&self) -> Option<&Store> {
-        self.store.as_ref()
+        self.store.as_deref()
     }
 
     /// The start of the names.
@@ -171,12 +197,16 @@ impl Output {
 
     /// The length of a shard that is there, with its metadata.
     pub(super) fn whole_bytes(&self, number: u64) -> Option<u64> {
-        let name = self.shard_name(number);
+        self.whole_bytes_of(&self.shard_name(number))
+    }
+
+    /// The same of a shard by its file's name.
+    pub(super) fn whole_bytes_of(&self, name: &str) -> Option<u64> {
         let metadata = format!("{name}{METADATA_ENDING}");
         match &self.store {
             Some(store) => {
                 store.size(&metadata)?;
-                store.size(&name)
+                store.size(name)
             }
             None => {
                 fs::metadata(self.folder.join(metadata)).ok()?;

@@ -96,6 +96,12 @@ fn host() -> String {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct WholeShard {
     pub(super) number: u64,
+    /// Whether it is one of those that are held out, which have numbers of their own.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) held_out: bool,
+    /// Whether the next line belongs to it: shards of both sides are closed together.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) has_more: bool,
     /// The first row of the input that is behind it.
     pub(super) rows_end: u64,
     pub(super) samples: u64,
@@ -106,6 +112,19 @@ pub(super) struct WholeShard {
     pub(super) renamed_keys: u64,
     /// Rows that became no sample, by cause.
     pub(super) skipped: BTreeMap<String, u64>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// Shards up to the last of those that were closed together, for what comes behind them is written again.
+pub(super) fn closed_together(mut whole: Vec<WholeShard>) -> Vec<WholeShard> {
+    while whole.last().is_some_and(|shard| shard.has_more) {
+        whole.pop();
+    }
+    whole
 }
 
 /// A line of the journal.
@@ -133,11 +152,14 @@ pub(super) fn parse(text: &[u8]) -> Option<(RunRecord, Vec<WholeShard>)> {
         let is_whole = line.ends_with(b"\n");
         is_whole.then(|| serde_json::from_slice::<WholeShard>(line).ok())?
     });
-    let in_order = whole.enumerate().map_while(|(at, shard)| {
-        let is_next = shard.number == at as u64;
+    let mut next = [0; 2];
+    let in_order = whole.map_while(|shard| {
+        let next = &mut next[usize::from(shard.held_out)];
+        let is_next = shard.number == *next;
+        *next += 1;
         is_next.then_some(shard)
     });
-    Some((record, in_order.collect()))
+    Some((record, closed_together(in_order.collect())))
 }
 
 #[cfg(test)]
@@ -173,6 +195,21 @@ mod tests {
                 None => assert_eq!(complete, 0),
             }
         }
+        // Of two that were closed together both are there, or none counts.
+        let both = [
+            WholeShard {
+                has_more: true,
+                ..whole[1].clone()
+            },
+            WholeShard {
+                held_out: true,
+                ..whole[0].clone()
+            },
+        ];
+        let pair = [&whole[..1], &both].concat();
+        let text = lines(&record, &pair).unwrap();
+        assert_eq!(parse(&text).unwrap().1, pair);
+        assert_eq!(parse(&text[..text.len() - 1]).unwrap().1, whole[..1]);
         // One that is missing ends what can be gone on from.
         let gap = lines(&record, &[whole[0].clone(), whole[2].clone()]).unwrap();
         assert_eq!(parse(&gap).unwrap().1, whole[..1]);

@@ -7,11 +7,12 @@ use qf_cli::output::say;
 use qf_pipeline::words::counted;
 use serde::Serialize;
 
+use super::held_out::HeldOut;
 use super::output::Output;
 use super::record::{Settings, WholeShard};
 use super::row::SkipCause;
 use super::source::any::Source;
-use super::statistics::{ShardStatistics, Statistics};
+use super::statistics::{HeldOutStatistics, ShardStatistics, Statistics};
 use crate::size;
 
 /// What was found and what became of it; `--json` prints this.
@@ -36,6 +37,20 @@ pub(super) struct Report {
     pub(super) kept: u64,
     seconds: f64,
     mb_per_s: f64,
+    /// Those that are held out last.
+    files: Vec<String>,
+    /// What of all that is held out, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_out: Option<HeldOutPart>,
+}
+
+/// What is held out.
+#[derive(Debug, Default, Serialize)]
+struct HeldOutPart {
+    shards: u64,
+    samples: u64,
+    captions: u64,
+    bytes: u64,
     files: Vec<String>,
 }
 
@@ -59,7 +74,7 @@ impl Report {
         &mut self,
         shards: &[WholeShard],
         behind: &BTreeMap<String, u64>,
-        output: &Output,
+        sides: &[Output],
         elapsed: Duration,
     ) {
         self.shards = shards.len() as u64;
@@ -76,8 +91,24 @@ impl Report {
         self.found = self.samples + self.skipped.values().sum::<u64>();
         self.seconds = elapsed.as_secs_f64();
         self.mb_per_s = self.bytes as f64 / 1e6 / self.seconds.max(1e-9);
-        let files = shards.iter().map(|shard| output.shown(shard.number));
-        self.files = files.collect();
+        for (side, output) in sides.iter().enumerate() {
+            let is_held_out = side > 0;
+            let shards = shards.iter().filter(|shard| shard.held_out == is_held_out);
+            let files: Vec<_> = shards
+                .clone()
+                .map(|shard| output.shown(shard.number))
+                .collect();
+            self.files.extend(files.iter().cloned());
+            if is_held_out {
+                self.held_out = Some(HeldOutPart {
+                    shards: files.len() as u64,
+                    samples: shards.clone().map(|shard| shard.samples).sum(),
+                    captions: shards.clone().map(|shard| shard.captions).sum(),
+                    bytes: shards.map(|shard| shard.file_bytes).sum(),
+                    files,
+                });
+            }
+        }
     }
 
     /// How many rows could not become a sample; those that were left out as asked do not count.
@@ -107,9 +138,12 @@ impl Report {
         fingerprint: &str,
         settings: &Settings,
         shards: &[WholeShard],
+        asked: Option<HeldOut>,
     ) -> anyhow::Result<Vec<u8>> {
         let name = |file: &String| file.rsplit('/').next().unwrap_or(file).to_owned();
-        let shards = shards.iter().zip(&self.files);
+        // In the order of the files.
+        let (held_out, trained): (Vec<_>, Vec<_>) = shards.iter().partition(|shard| shard.held_out);
+        let shards = trained.into_iter().chain(held_out).zip(&self.files);
         let shards = shards.map(|(shard, file)| ShardStatistics {
             bytes: shard.file_bytes,
             captions: shard.captions,
@@ -117,38 +151,76 @@ impl Report {
             samples: shard.samples,
             skipped: shard.skipped.clone(),
         });
-        let statistics = Statistics {
-            bytes: self.bytes,
-            captions: self.captions,
-            dropped_captions: self.dropped_captions,
-            format: self.format.to_owned(),
-            found: self.found,
-            input_fingerprint: fingerprint.to_owned(),
-            renamed_keys: self.renamed_keys,
-            samples: self.samples,
-            settings: settings.clone(),
-            shards: shards.collect(),
-            skipped: self.skipped.clone(),
-        };
+        let statistics =
+            Statistics {
+                bytes: self.bytes,
+                captions: self.captions,
+                dropped_captions: self.dropped_captions,
+                format: self.format.to_owned(),
+                found: self.found,
+                held_out: self.held_out.as_ref().zip(asked).map(|(part, asked)| {
+                    HeldOutStatistics {
+                        bytes: part.bytes,
+                        captions: part.captions,
+                        samples: part.samples,
+                        seed: asked.seed,
+                        share: asked.share,
+                        shards: part.shards,
+                    }
+                }),
+                input_fingerprint: fingerprint.to_owned(),
+                renamed_keys: self.renamed_keys,
+                samples: self.samples,
+                settings: settings.clone(),
+                shards: shards.collect(),
+                skipped: self.skipped.clone(),
+            };
         let mut text = serde_json::to_vec_pretty(&statistics)?;
         text.push(b'\n');
         Ok(text)
     }
 
-    pub(super) fn print(&self, pattern: &str, json: bool) -> anyhow::Result<()> {
+    pub(super) fn print(&self, sides: &[Output], json: bool) -> anyhow::Result<()> {
         if json {
             say(format_args!("{}", serde_json::to_string(self)?))?;
             return Ok(());
         }
+        let none = HeldOutPart::default();
+        let held_out = self.held_out.as_ref().unwrap_or(&none);
+        let contents = |shards, samples, captions, bytes| {
+            format!(
+                "{}, {}, {}, {}",
+                counted(shards, "shard", "shards"),
+                counted(samples, "sample", "samples"),
+                counted(captions, "caption", "captions"),
+                size::display(bytes)
+            )
+        };
+        let shards = self.shards - held_out.shards;
         say(format_args!(
-            "{pattern}: {}, {}, {}, {} in {:.1} s ({:.0} MB/s)",
-            counted(self.shards, "shard", "shards"),
-            counted(self.samples, "sample", "samples"),
-            counted(self.captions, "caption", "captions"),
-            size::display(self.bytes),
+            "{}: {} in {:.1} s ({:.0} MB/s)",
+            sides[0].pattern(shards),
+            contents(
+                shards,
+                self.samples - held_out.samples,
+                self.captions - held_out.captions,
+                self.bytes - held_out.bytes
+            ),
             self.seconds,
             self.mb_per_s
         ))?;
+        if let (Some(output), Some(part)) = (sides.get(1), &self.held_out) {
+            match part.shards {
+                0 => say(format_args!(
+                    "no image was drawn to be held out; give a larger --held-out"
+                ))?,
+                shards => say(format_args!(
+                    "{}: {}, held out",
+                    output.pattern(shards),
+                    contents(shards, part.samples, part.captions, part.bytes)
+                ))?,
+            }
+        }
         say(format_args!("{}", self.accounts()))?;
         for (count, one, many, what) in [
             (self.kept, "shard", "shards", "kept from an earlier run"),

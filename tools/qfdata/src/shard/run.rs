@@ -22,7 +22,7 @@ use super::journal::{Earlier, Journal};
 use super::output::Output;
 use super::parts::part::PartOfPlan;
 use super::plan;
-use super::record::{RunRecord, Settings, WholeShard};
+use super::record::{closed_together, RunRecord, Settings, WholeShard};
 use super::report::Report;
 use super::source::any::Source;
 use super::source::detect;
@@ -37,7 +37,10 @@ pub(super) struct Run<'a> {
     /// Of the input: those of the part, or all.
     part: Option<PartOfPlan>,
     interrupt: Interrupt,
+    /// The prefix, where statistics and the journal are.
     output: Output,
+    /// Where shards go; two, if some are held out.
+    sides: Vec<Output>,
     options: ShardOptions,
     threads: usize,
 }
@@ -49,14 +52,14 @@ impl<'a> Run<'a> {
         part: Option<PartOfPlan>,
     ) -> anyhow::Result<Run<'a>> {
         check(args)?;
+        let out = args.out.as_deref().unwrap_or_default();
+        let output = match args.part {
+            Some(part) => Output::new(&part.prefix(out), args.format)?,
+            None => Output::new(out, args.format)?,
+        };
         Ok(Run {
-            output: {
-                let out = args.out.as_deref().unwrap_or_default();
-                match args.part {
-                    Some(part) => Output::new(&part.prefix(out), args.format)?,
-                    None => Output::new(out, args.format)?,
-                }
-            },
+            sides: output.sides(args.held_out.is_some()),
+            output,
             options: shard_options(args)?,
             threads: threads(args.threads),
             args,
@@ -69,8 +72,9 @@ impl<'a> Run<'a> {
         let (args, output) = (self.args, &self.output);
         let record = RunRecord::new(self.settings(), args.overwrite);
         let (mut journal, earlier) = Journal::open(output, record)?;
-        let existing = output.existing()?;
+        let existing = self.existing()?;
         output.remove_leftovers()?;
+        self.sides.iter().try_for_each(Output::remove_leftovers)?;
         let goes_on = self.may_replace(&existing, &mut journal, earlier.as_ref())?;
 
         let source = self.source()?;
@@ -111,7 +115,7 @@ impl<'a> Run<'a> {
             Err(error) => return Err(self.stopped(error, &mut journal)),
         };
         let shards = journal.whole().to_vec();
-        report.count(&shards, &behind, output, started.elapsed());
+        report.count(&shards, &behind, &self.sides, started.elapsed());
         if shards.is_empty() && self.part.is_none() {
             bail!(
                 "{} holds no sample that could be written: {}",
@@ -119,20 +123,39 @@ impl<'a> Run<'a> {
                 report.accounts()
             );
         }
-        for number in existing {
-            if number >= shards.len() as u64 {
-                output.remove(number)?;
-                report.removed_stale += 1;
-            }
-        }
-        let statistics =
-            report.statistics(source.fingerprint(), journal.record().settings(), &shards)?;
+        report.removed_stale = self.remove_stale(&existing, &shards)?;
+        let statistics = report.statistics(
+            source.fingerprint(),
+            journal.record().settings(),
+            &shards,
+            args.held_out(),
+        )?;
         output.put(&output.stats_name(), &statistics)?;
         journal.finish(output)?;
         if !args.quiet {
-            report.print(&output.pattern(shards.len() as u64), args.json)?;
+            report.print(&self.sides, args.json)?;
         }
         Ok(report)
+    }
+
+    /// Numbers of the shards that are there, of each side.
+    fn existing(&self) -> anyhow::Result<Vec<Vec<u64>>> {
+        self.sides.iter().map(Output::existing).collect()
+    }
+
+    /// Removes shards of an earlier run behind those of this one; returns how many there were.
+    fn remove_stale(&self, existing: &[Vec<u64>], whole: &[WholeShard]) -> anyhow::Result<u64> {
+        let mut removed = 0;
+        for (side, (output, existing)) in self.sides.iter().zip(existing).enumerate() {
+            let is_held_out = side > 0;
+            let written = whole.iter().filter(|shard| shard.held_out == is_held_out);
+            let written = written.count() as u64;
+            for &number in existing.iter().filter(|&&number| number >= written) {
+                output.remove(number)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
     }
 
     fn settings(&self) -> Settings {
@@ -164,15 +187,23 @@ impl<'a> Run<'a> {
     /// did not finish, on which this one then goes on, or any with `--overwrite`.
     fn may_replace(
         &self,
-        existing: &[u64],
+        existing: &[Vec<u64>],
         journal: &mut Journal,
         earlier: Option<&Earlier>,
     ) -> anyhow::Result<bool> {
-        let Some(first) = existing.first() else {
+        let mut shown = self
+            .sides
+            .iter()
+            .zip(existing)
+            .filter_map(|(output, numbers)| {
+                let first = numbers.first()?;
+                Some(output.shown(*first))
+            });
+        let Some(first) = shown.next() else {
             return Ok(false);
         };
-        let shards = counted(existing.len() as u64, "shard", "shards");
-        let first = self.output.shown(*first);
+        let count: usize = existing.iter().map(Vec::len).sum();
+        let shards = counted(count as u64, "shard", "shards");
         let before = earlier.map(|run| (&run.record, journal.record().difference(&run.record)));
         match before {
             Some((run, None)) => {
@@ -200,7 +231,7 @@ impl<'a> Run<'a> {
     }
 
     /// Keeps the whole shards of an earlier run, if its input was this one.
-    fn go_on(&self, existing: &[u64], journal: &mut Journal, earlier: Earlier) {
+    fn go_on(&self, existing: &[Vec<u64>], journal: &mut Journal, earlier: Earlier) {
         if journal.record().difference_of_input(&earlier.record) {
             if !self.args.quiet {
                 remark(format_args!(
@@ -210,10 +241,14 @@ impl<'a> Run<'a> {
             return;
         }
         let is_there = |shard: &WholeShard| {
-            existing.contains(&shard.number)
-                && self.output.whole_bytes(shard.number) == Some(shard.file_bytes)
+            let side = usize::from(shard.held_out);
+            let (output, existing) = (self.sides.get(side), existing.get(side));
+            existing.is_some_and(|existing| existing.contains(&shard.number))
+                && output.and_then(|output| output.whole_bytes(shard.number))
+                    == Some(shard.file_bytes)
         };
-        let whole: Vec<_> = earlier.whole.into_iter().take_while(is_there).collect();
+        let whole = earlier.whole.into_iter().take_while(is_there);
+        let whole = closed_together(whole.collect());
         log::info!("{} shards are whole", whole.len());
         journal.go_on(whole);
     }
@@ -260,6 +295,8 @@ impl<'a> Run<'a> {
         let rows = start.unwrap_or(rows.start)..rows.end;
         let writing = Writing {
             output: &self.output,
+            sides: &self.sides,
+            held_out: args.held_out(),
             options,
             limits,
             on_bad: args.on_bad,
@@ -335,13 +372,20 @@ impl<'a> Run<'a> {
     /// What is left of a run that failed, and what to do.
     fn stopped(&self, error: anyhow::Error, journal: &mut Journal) -> anyhow::Error {
         let whole = journal.whole().len() as u64;
-        if whole == 0 && self.output.existing().is_ok_and(|shards| shards.is_empty()) {
+        let is_empty = |shards: Vec<Vec<u64>>| shards.iter().all(Vec::is_empty);
+        if whole == 0 && self.existing().is_ok_and(is_empty) {
             journal.take_back();
         }
         error.context(format!(
             "stopped with {} complete under {}; the same command goes on behind them",
             counted(whole, "shard", "shards"),
-            self.output.pattern(whole)
+            self.sides[0].pattern(
+                journal
+                    .whole()
+                    .iter()
+                    .filter(|shard| !shard.held_out)
+                    .count() as u64
+            )
         ))
     }
 }
@@ -380,6 +424,8 @@ pub(super) fn settings(args: &JobArgs) -> Settings {
         on_bad,
         drop_doubles,
         near_distance,
+        held_out,
+        held_out_seed,
         no_index,
         overwrite: _,
         json: _,
@@ -412,6 +458,10 @@ pub(super) fn settings(args: &JobArgs) -> Settings {
         (
             "--drop-doubles",
             drop_doubles.map(|kind| format!("{kind:?} {near_distance}").to_lowercase()),
+        ),
+        (
+            "--held-out",
+            held_out.map(|share| format!("{share}, seed {held_out_seed}")),
         ),
     ];
     for (option, value) in given {
@@ -478,6 +528,7 @@ mod tests {
             &["--drop-doubles", "exact"],
             &["--part", "0/7"],
             &["--no-index"],
+            &["--held-out", "10%"],
             &["--split", "val"],
             &["--delimiter", ";"],
             &["--path-column", "x"],

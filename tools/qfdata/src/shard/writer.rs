@@ -1,4 +1,5 @@
-//! Puts samples into shards, one shard after the other. A thread of its own ([`Closer`]) brings each that
+//! Puts samples into shards, one shard after the other; of two sides, training and held out, one of each at a
+//! time, which are closed together: so a run that goes on has one row to go on from. A thread of its own ([`Closer`]) brings each that
 //! is full to the disk or the store, and writes it down, while the next one is filled.
 
 use std::collections::{BTreeMap, HashMap};
@@ -13,6 +14,7 @@ use qf_pipeline::write::{ShardOptions, ShardSample, ShardWriter};
 use super::args::OnBad;
 use super::doubles::Seen;
 use super::flow::Outcome;
+use super::held_out::HeldOut;
 use super::journal::Journal;
 use super::metadata::{self, MetadataRow, MetadataWriter};
 use super::output::Output;
@@ -22,6 +24,9 @@ use super::row::{Skip, SkipCause};
 
 /// The shards of a run.
 pub(super) struct ShardSet<'a> {
+    sides: Vec<Side<'a>>,
+    held_out: Option<HeldOut>,
+    /// Of all sides: where the journal is.
     output: &'a Output,
     options: ShardOptions,
     limits: Limits,
@@ -31,18 +36,28 @@ pub(super) struct ShardSet<'a> {
     seen: Seen,
     /// How often each key came, where keys may come more than once.
     keys: Option<HashMap<String, u64>>,
-    current: Option<Current>,
     /// Rows that came before the first sample of the run.
     early: Vec<MetadataRow>,
+    /// Since shards were closed: what belongs to neither side.
     counts: WholeShard,
-    next_number: u64,
     has_begun: bool,
     warnings: Warnings,
 }
 
+/// The shards of one side.
+struct Side<'a> {
+    output: &'a Output,
+    current: Option<Current>,
+    next_number: u64,
+}
+
 /// How shards are written.
 pub(super) struct Writing<'a> {
+    /// Where the journal is.
     pub(super) output: &'a Output,
+    /// Where shards go; two, if some are held out.
+    pub(super) sides: &'a [Output],
+    pub(super) held_out: Option<HeldOut>,
     pub(super) options: ShardOptions,
     pub(super) limits: Limits,
     pub(super) on_bad: OnBad,
@@ -71,6 +86,8 @@ impl<'a> ShardSet<'a> {
     ) -> anyhow::Result<ShardSet<'a>> {
         let Writing {
             output,
+            sides,
+            held_out,
             options,
             limits,
             on_bad,
@@ -79,8 +96,18 @@ impl<'a> ShardSet<'a> {
         } = writing;
         let mut keys = repeats_keys.then(HashMap::new);
         let whole = lock(journal).whole().to_vec();
+        let side = |output| Side {
+            output,
+            current: None,
+            next_number: 0,
+        };
+        let mut sides: Vec<_> = sides.iter().map(side).collect();
         for shard in &whole {
-            let path = output.fetch_metadata(shard.number)?;
+            let Some(side) = sides.get_mut(usize::from(shard.held_out)) else {
+                anyhow::bail!("the journal has shards that are held out; this is a bug");
+            };
+            side.next_number = shard.number + 1;
+            let path = side.output.fetch_metadata(shard.number)?;
             metadata::read_samples(&path, &mut |key, facts| {
                 seen.add(key, facts);
                 if let Some(keys) = &mut keys {
@@ -90,11 +117,12 @@ impl<'a> ShardSet<'a> {
         }
         let last = whole.last();
         Ok(ShardSet {
-            next_number: last.map_or(0, |shard| shard.number + 1),
             counts: WholeShard {
                 rows_end: last.map_or(0, |shard| shard.rows_end),
                 ..WholeShard::default()
             },
+            sides,
+            held_out,
             output,
             options,
             limits,
@@ -103,7 +131,6 @@ impl<'a> ShardSet<'a> {
             closer: Closer::start(output, journal, scope),
             seen,
             keys,
-            current: None,
             early: Vec::new(),
             has_begun: false,
             warnings: Warnings::default(),
@@ -175,7 +202,11 @@ impl<'a> ShardSet<'a> {
     }
 
     fn note(&mut self, row: MetadataRow) -> anyhow::Result<()> {
-        match &mut self.current {
+        let mut open = self
+            .sides
+            .iter_mut()
+            .filter_map(|side| side.current.as_mut());
+        match open.next() {
             Some(current) => current.metadata.add(row),
             None => {
                 self.early.push(row);
@@ -195,18 +226,22 @@ impl<'a> ShardSet<'a> {
             row.key = Some(sample.key.clone());
         }
         let bytes = plan::stored_bytes(&sample, self.options.format);
-        if let Some(current) = &self.current {
+        let side = match &self.held_out {
+            Some(held_out) => usize::from(held_out.takes(&row.facts)),
+            None => 0,
+        };
+        if let Some(current) = &self.sides[side].current {
             let grown = current.bytes.saturating_add(bytes);
             if current.samples >= self.limits.max_count || grown > self.limits.max_bytes {
                 self.close()?;
             }
         }
-        let current = match &mut self.current {
-            Some(current) => current,
-            None => {
-                let current = self.open()?;
-                self.current.insert(current)
-            }
+        if self.sides[side].current.is_none() {
+            let opened = self.open(side)?;
+            self.sides[side].current = Some(opened);
+        }
+        let Some(current) = &mut self.sides[side].current else {
+            anyhow::bail!("a shard that was opened is gone; this is a bug");
         };
         current.writer.write(&sample)?;
         current.samples += 1;
@@ -217,42 +252,58 @@ impl<'a> ShardSet<'a> {
         Ok(())
     }
 
-    fn open(&mut self) -> anyhow::Result<Current> {
+    fn open(&mut self, side: usize) -> anyhow::Result<Current> {
         if !std::mem::replace(&mut self.has_begun, true) {
             lock(self.journal).begin(self.output)?;
         }
-        let number = self.next_number;
-        let mut metadata = MetadataWriter::create(self.output.metadata(number))?;
+        let Side {
+            output,
+            next_number: number,
+            ..
+        } = self.sides[side];
+        let mut metadata = MetadataWriter::create(output.metadata(number))?;
         for row in self.early.drain(..) {
             metadata.add(row)?;
         }
         Ok(Current {
-            writer: ShardWriter::create(self.output.shard(number), &self.options)?,
+            writer: ShardWriter::create(output.shard(number), &self.options)?,
             metadata,
             samples: 0,
             bytes: plan::shard_bytes(self.options.format),
         })
     }
 
-    /// The shard is full: on with it.
+    /// A shard is full: on with it, and with that of the other side.
     fn close(&mut self) -> anyhow::Result<()> {
-        let Some(shard) = self.current.take() else {
+        let mut full = Vec::with_capacity(self.sides.len());
+        for (number, side) in self.sides.iter_mut().enumerate() {
+            let Some(shard) = side.current.take() else {
+                continue;
+            };
+            let counts = WholeShard {
+                number: side.next_number,
+                held_out: number > 0,
+                rows_end: self.counts.rows_end,
+                ..WholeShard::default()
+            };
+            side.next_number += 1;
+            full.push(Full {
+                shard,
+                counts,
+                output: side.output,
+            });
+        }
+        // What was skipped is counted once, with the first.
+        let Some(first) = full.first_mut() else {
             return Ok(());
         };
-        let rows_end = self.counts.rows_end;
-        let counts = std::mem::replace(
-            &mut self.counts,
-            WholeShard {
-                rows_end,
-                ..WholeShard::default()
-            },
-        );
-        let number = self.next_number;
-        self.next_number += 1;
-        self.closer.close(Full {
-            shard,
-            counts: WholeShard { number, ..counts },
-        })
+        first.counts.skipped = std::mem::take(&mut self.counts.skipped);
+        first.counts.renamed_keys = std::mem::take(&mut self.counts.renamed_keys);
+        let last = full.len() - 1;
+        full[..last]
+            .iter_mut()
+            .for_each(|shard| shard.counts.has_more = true);
+        self.closer.close(full)
     }
 
     /// Writes what is left. Returns what was skipped since the last shard, where there is no shard to
@@ -265,15 +316,16 @@ impl<'a> ShardSet<'a> {
 }
 
 /// A shard that is full, and what was counted while it was filled.
-struct Full {
+struct Full<'a> {
     shard: Current,
     counts: WholeShard,
+    output: &'a Output,
 }
 
 /// Closes full shards, one after the other, on a thread of its own.
 struct Closer<'a> {
     /// `None` once that thread is to end.
-    shards: Option<Sender<Full>>,
+    shards: Option<Sender<Vec<Full<'a>>>>,
     thread: Option<ScopedJoinHandle<'a, anyhow::Result<()>>>,
 }
 
@@ -284,10 +336,12 @@ impl<'a> Closer<'a> {
         scope: &'a Scope<'a, '_>,
     ) -> Closer<'a> {
         // One is closed, one waits, one is filled.
-        let (shards, full) = channel::bounded::<Full>(1);
+        let (shards, full) = channel::bounded::<Vec<Full<'a>>>(1);
         let thread = scope.spawn(move || {
-            for shard in full {
-                close(shard, output, journal)?;
+            for shards in full {
+                let whole = shards.into_iter().map(close);
+                let whole = whole.collect::<anyhow::Result<Vec<_>>>()?;
+                lock(journal).add(output, whole)?;
             }
             Ok(())
         });
@@ -297,7 +351,7 @@ impl<'a> Closer<'a> {
         }
     }
 
-    fn close(&mut self, shard: Full) -> anyhow::Result<()> {
+    fn close(&mut self, shard: Vec<Full<'a>>) -> anyhow::Result<()> {
         let shards = self.shards.as_ref();
         match shards.is_some_and(|shards| shards.send(shard).is_ok()) {
             true => Ok(()),
@@ -317,23 +371,26 @@ impl<'a> Closer<'a> {
     }
 }
 
-/// Gives a shard its name, and writes it down.
-fn close(full: Full, output: &Output, journal: &Mutex<Journal>) -> anyhow::Result<()> {
-    let Full { shard, counts } = full;
+/// Gives a shard its name.
+fn close(full: Full<'_>) -> anyhow::Result<WholeShard> {
+    let Full {
+        shard,
+        counts,
+        output,
+    } = full;
     // Metadata first: a shard that is there has its metadata.
     shard.metadata.finish()?;
     let written = shard.writer.finish()?;
     output
         .deliver(counts.number, written.index.is_some())
         .with_context(|| format!("shard {}", output.shown(counts.number)))?;
-    let whole = WholeShard {
+    Ok(WholeShard {
         samples: written.samples,
         captions: written.captions,
         file_bytes: written.file_bytes,
         indexes: u64::from(written.index.is_some()),
         ..counts
-    };
-    lock(journal).add(output, whole)
+    })
 }
 
 pub(super) fn lock(journal: &Mutex<Journal>) -> MutexGuard<'_, Journal> {

@@ -14,7 +14,7 @@ use super::status::statistics;
 use crate::shard::args::JobArgs;
 use crate::shard::output::Output;
 use crate::shard::row::SkipCause;
-use crate::shard::statistics::ShardStatistics;
+use crate::shard::statistics::{HeldOutStatistics, ShardStatistics};
 use crate::size;
 
 /// Check that all parts of a plan are complete, and join their statistics.
@@ -41,6 +41,8 @@ struct Total {
     samples: u64,
     captions: u64,
     bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_out: Option<HeldOutStatistics>,
     skipped: BTreeMap<String, u64>,
     shards: Vec<ShardStatistics>,
 }
@@ -89,6 +91,16 @@ fn join(args: &FinishArgs) -> anyhow::Result<u64> {
                 total.samples += done.samples;
                 total.captions += done.captions;
                 total.bytes += done.bytes;
+                if let Some(part) = done.held_out {
+                    let total = total.held_out.get_or_insert_default();
+                    *total = HeldOutStatistics {
+                        bytes: total.bytes + part.bytes,
+                        captions: total.captions + part.captions,
+                        samples: total.samples + part.samples,
+                        shards: total.shards + part.shards,
+                        ..part
+                    };
+                }
                 for (cause, count) in done.skipped {
                     *total.skipped.entry(cause).or_default() += count;
                 }
@@ -119,8 +131,8 @@ fn join(args: &FinishArgs) -> anyhow::Result<u64> {
 /// That every shard of a part is there, with its length and its metadata.
 fn check_shards(job: &JobArgs, part: u32, shards: &[ShardStatistics]) -> anyhow::Result<()> {
     let output = Output::new(job.out.as_deref().unwrap_or_default(), job.format)?;
-    for (number, shard) in (0..).zip(shards) {
-        if output.whole_bytes(number) != Some(shard.bytes) {
+    for shard in shards {
+        if output.whole_bytes_of(&shard.file) != Some(shard.bytes) {
             bail!(
                 "part {part}: its shard {} is missing, has another length, or lacks its metadata; remove {}, \
                  and run the part again",
@@ -153,6 +165,14 @@ fn print(args: &FinishArgs, total: &Total, out: &str) -> anyhow::Result<()> {
         counted(total.captions, "caption", "captions"),
         size::display(total.bytes)
     ))?;
+    if let Some(part) = &total.held_out {
+        say(format_args!(
+            "  {} in {} ({out}-*-val-*.{}) held out",
+            counted(part.samples, "sample", "samples"),
+            counted(part.shards, "shard", "shards"),
+            total.format
+        ))?;
+    }
     for (cause, count) in &total.skipped {
         say(format_args!(
             "  {} skipped as {cause}",

@@ -80,7 +80,12 @@ pub(crate) fn status(args: &StatusArgs) -> anyhow::Result<()> {
             Some(done) => done.shards.len(),
             None => {
                 let out = job.out.as_deref().unwrap_or_default();
-                Output::new(out, job.format)?.existing()?.len()
+                let sides = Output::new(out, job.format)?.sides(job.held_out.is_some());
+                let mut shards = 0;
+                for side in &sides {
+                    shards += side.existing()?.len();
+                }
+                shards
             }
         };
         parts.push(PartStatus {
