@@ -1,10 +1,11 @@
 //! `qfdata index`: the sidecars that make shards countable and their samples reachable one by one.
 
-mod dali;
+pub(crate) mod dali;
+mod wids;
 
 use crate::threads::threads;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Mutex;
 use std::time::Instant;
@@ -50,6 +51,12 @@ pub(crate) struct IndexArgs {
     /// Write the index of NVIDIA DALI beside each tar shard instead: NAME.idx, as wds2idx does
     #[arg(long, conflicts_with_all = ["check", "overwrite"])]
     dali_index: bool,
+
+    /// Write the index of `wids` (of Python's webdataset) instead, one file for all shards, which are tar:
+    /// `ShardListDataset` reads it
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath,
+        conflicts_with_all = ["check", "overwrite", "dali_index"])]
+    wids: Option<PathBuf>,
 
     /// Shards read at a time [default: number of processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -133,6 +140,17 @@ pub(crate) fn run(args: &IndexArgs) -> anyhow::Result<()> {
         ..Summary::default()
     };
     let missed = shards.len().saturating_sub(outcomes.len());
+    if let Some(target) = &args.wids {
+        let counts = outcomes.iter().filter_map(|outcome| match outcome {
+            Outcome::Written(samples, _) => Some(*samples),
+            _ => None,
+        });
+        let counts: Vec<_> = counts.collect();
+        // All or nothing: shards that are missing from it would be missed by nobody.
+        if counts.len() == shards.len() {
+            wids::write(target, &shards, &counts)?;
+        }
+    }
     outcomes
         .into_iter()
         .for_each(|outcome| summary.count(outcome));
@@ -177,6 +195,7 @@ fn print(args: &IndexArgs, summary: &Summary) -> anyhow::Result<()> {
             let fit = counted(*checked as u64, "index fits", "indexes fit");
             format!("{fit}, {failed} do not")
         }
+        false if args.wids.is_some() => format!("{written} listed, {failed} failed"),
         false => {
             let written = counted(*written as u64, "index", "indexes");
             format!("{written} written, {kept} kept, {failed} failed")
@@ -283,6 +302,10 @@ fn treat(args: &IndexArgs, shard: &ShardLocation, stop: &Stop) -> anyhow::Result
             u32::try_from(samples).unwrap_or(u32::MAX),
             Some(Access::Tar),
         ));
+    }
+    if args.wids.is_some() {
+        let samples = wids::samples(shard, &options, stop)?;
+        return Ok(Outcome::Written(samples, Some(Access::Tar)));
     }
     if args.check {
         let index = present(shard, stop)?;

@@ -5,6 +5,7 @@
 //! shard holds depends on the rows before it and on the settings, never on threads. Each shard that is
 //! whole is written down ([`journal`]), and a run that is started again goes on behind the last.
 
+mod alpha;
 mod args;
 mod doubles;
 mod fetch;

@@ -26,7 +26,7 @@ use qf_pipeline::write::ShardFormat;
 ///
 /// # Errors
 /// A shard that is compressed, Arrow, remote or damaged; files that DALI's format cannot hold.
-pub(super) fn write(
+pub(crate) fn write(
     shard: &ShardLocation,
     options: &ReadOptions,
     stop: &Stop,
@@ -70,7 +70,7 @@ pub(super) fn write(
 }
 
 /// The name up to its first dot, and `.idx`.
-fn name(shard: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn name(shard: &Path) -> anyhow::Result<PathBuf> {
     let base = shard
         .file_name()
         .and_then(|name| name.to_str())

@@ -146,6 +146,11 @@ pub(crate) struct JobArgs {
     #[arg(long)]
     pub(super) no_index: bool,
 
+    /// Write the index of NVIDIA DALI beside each shard, too: NAME.idx, as wds2idx does; for --format tar into a
+    /// folder
+    #[arg(long)]
+    pub(super) dali_index: bool,
+
     /// Replace existing shards of this prefix and format, and remove those that are left over
     #[arg(long)]
     pub(super) overwrite: bool,

@@ -15,6 +15,9 @@ use qf_pipeline::write::ShardFormat;
 use super::metadata::METADATA_ENDING;
 use super::store::Store;
 
+/// What the index of DALI has for the ending of a shard.
+const DALI_ENDING: &str = ".idx";
+
 /// Digits of a shard's number; more shards than that get longer numbers.
 const NUMBER_DIGITS: usize = 6;
 
@@ -277,6 +280,12 @@ impl Output {
         for ending in [INDEX_ENDING, METADATA_ENDING, ""] {
             self.remove_file(&format!("{name}{ending}"), ending.is_empty())?;
         }
+        if self.store.is_none() {
+            self.remove_file(
+                &format!("{}-{number:0NUMBER_DIGITS$}{DALI_ENDING}", self.name),
+                false,
+            )?;
+        }
         Ok(())
     }
 
@@ -299,7 +308,10 @@ impl Output {
             let beside = target
                 .strip_suffix(INDEX_ENDING)
                 .or(target.strip_suffix(METADATA_ENDING));
-            self.number_of(beside.unwrap_or(target)).is_some() || target == self.stats_name()
+            let of_dali = target.strip_suffix(DALI_ENDING);
+            let of_dali = of_dali.map(|stem| format!("{stem}.{}", self.extension));
+            let shard = of_dali.as_deref().or(beside).unwrap_or(target);
+            self.number_of(shard).is_some() || target == self.stats_name()
         };
         let folder = self.folder();
         let removed = atomic_file::remove_leftovers(folder, &is_ours)

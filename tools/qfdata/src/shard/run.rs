@@ -10,6 +10,7 @@ use anyhow::bail;
 use indicatif::ProgressBar;
 use qf_cli::output::remark;
 use qf_pipeline::shard::arrow::CaptionType;
+use qf_pipeline::source::scheme;
 use qf_pipeline::words::counted;
 use qf_pipeline::write::{ShardFormat, ShardOptions};
 
@@ -297,6 +298,7 @@ impl<'a> Run<'a> {
             output: &self.output,
             sides: &self.sides,
             held_out: args.held_out(),
+            dali_index: args.dali_index,
             options,
             limits,
             on_bad: args.on_bad,
@@ -396,6 +398,17 @@ pub(super) fn check(args: &JobArgs) -> anyhow::Result<()> {
     if images.only_if_bigger && images.resize == ResizeMode::No {
         bail!("--only-if-bigger has no effect without --resize; leave it out, or choose a mode");
     }
+    let is_remote = args.out.as_deref().is_some_and(|out| scheme(out).is_some());
+    let prefix = args.out.as_deref().unwrap_or_default();
+    let prefix = prefix.rsplit('/').next().unwrap_or_default();
+    if args.dali_index && prefix.contains('.') {
+        bail!(
+            "--dali-index: DALI names an index by what comes before the first dot, so that those of {prefix}-...              would be one; choose an --out without a dot"
+        );
+    }
+    if args.dali_index && (args.format != ShardFormat::Tar || is_remote) {
+        bail!("--dali-index: DALI's index is of plain tar shards in a folder; leave it out, or write those");
+    }
     if images.max_size != 0 && images.max_size < images.min_size {
         bail!("--max-size is below --min-size; no image is left");
     }
@@ -427,6 +440,7 @@ pub(super) fn settings(args: &JobArgs) -> Settings {
         held_out,
         held_out_seed,
         no_index,
+        dali_index,
         overwrite: _,
         json: _,
         quiet: _,
@@ -448,6 +462,9 @@ pub(super) fn settings(args: &JobArgs) -> Settings {
     set("--max-bytes", max_bytes.to_string());
     set("--on-bad", format!("{on_bad:?}").to_lowercase());
     set("--no-index", no_index.to_string());
+    if *dali_index {
+        set("--dali-index", "true".to_owned());
+    }
     let given = [
         ("--level", level.map(|level| level.to_string())),
         (
@@ -529,6 +546,7 @@ mod tests {
             &["--part", "0/7"],
             &["--no-index"],
             &["--held-out", "10%"],
+            &["--dali-index"],
             &["--split", "val"],
             &["--delimiter", ";"],
             &["--path-column", "x"],

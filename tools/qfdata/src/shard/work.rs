@@ -9,6 +9,7 @@ use qf_pipeline::shard::read::ReadOptions;
 use qf_pipeline::write::ShardSample;
 use sha2::{Digest, Sha256};
 
+use super::alpha;
 use super::args::{CheckImages, ImageKind};
 use super::geometry::{Fitted, Geometry};
 use super::load;
@@ -206,8 +207,7 @@ impl<'a> Worker<'a> {
         }
         let scaled = fitted.map_or(original, |fitted| fitted.scaled);
         let picture = self
-            .resizer
-            .decode(&opened, scaled)
+            .picture(&opened, &image, (kind.is_some(), scaled))
             .map_err(|error| skip(cause_of(&error), error.to_string()))?;
         facts.phash = self.perceptual_hash(&picture);
         let Some(kind) = kind else {
@@ -223,6 +223,29 @@ impl<'a> Worker<'a> {
             .encode(&picture, kind)
             .map_err(|message| skip(SkipCause::BrokenImage, message))?;
         Ok((file, kind.extension().to_owned()))
+    }
+
+    /// The picture at a size; on white, if it is to be written anew.
+    fn picture(
+        &mut self,
+        opened: &OpenedImage<'_>,
+        image: &[u8],
+        (is_encoded, size): (bool, (u32, u32)),
+    ) -> Result<RgbImage, DecodeError> {
+        let upright = (opened.width(), opened.height());
+        if is_encoded && !ImageKind::Jpeg.is(opened.format()) {
+            let picture = alpha::on_white(image);
+            let fits = |picture: &RgbImage| (picture.width(), picture.height()) == upright;
+            if let Some(picture) = picture.filter(fits) {
+                if size == upright {
+                    return Ok(picture);
+                }
+                if let Some(resized) = self.resizer.resize(&picture, size) {
+                    return Ok(resized);
+                }
+            }
+        }
+        self.resizer.decode(opened, size)
     }
 
     /// A JPEG that is resized without a detour by RGB; `None` where that cannot be.

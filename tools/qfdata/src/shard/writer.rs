@@ -8,6 +8,9 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 use anyhow::Context;
 use crossbeam::channel::{self, Sender};
+use qf_pipeline::shard::read::ReadOptions;
+use qf_pipeline::source::ShardLocation;
+use qf_pipeline::stop::Stop;
 use qf_pipeline::warnings::Warnings;
 use qf_pipeline::write::{ShardOptions, ShardSample, ShardWriter};
 
@@ -21,6 +24,7 @@ use super::output::Output;
 use super::plan::{self, Limits};
 use super::record::WholeShard;
 use super::row::{Skip, SkipCause};
+use crate::index::dali;
 
 /// The shards of a run.
 pub(super) struct ShardSet<'a> {
@@ -62,6 +66,8 @@ pub(super) struct Writing<'a> {
     pub(super) limits: Limits,
     pub(super) on_bad: OnBad,
     pub(super) seen: Seen,
+    /// Whether DALI's index is written beside each shard.
+    pub(super) dali_index: bool,
     /// Whether two rows may have one key.
     pub(super) repeats_keys: bool,
 }
@@ -92,6 +98,7 @@ impl<'a> ShardSet<'a> {
             limits,
             on_bad,
             mut seen,
+            dali_index,
             repeats_keys,
         } = writing;
         let mut keys = repeats_keys.then(HashMap::new);
@@ -128,7 +135,7 @@ impl<'a> ShardSet<'a> {
             limits,
             on_bad,
             journal,
-            closer: Closer::start(output, journal, scope),
+            closer: Closer::start((output, dali_index), journal, scope),
             seen,
             keys,
             early: Vec::new(),
@@ -331,7 +338,7 @@ struct Closer<'a> {
 
 impl<'a> Closer<'a> {
     fn start(
-        output: &'a Output,
+        (output, dali_index): (&'a Output, bool),
         journal: &'a Mutex<Journal>,
         scope: &'a Scope<'a, '_>,
     ) -> Closer<'a> {
@@ -339,7 +346,7 @@ impl<'a> Closer<'a> {
         let (shards, full) = channel::bounded::<Vec<Full<'a>>>(1);
         let thread = scope.spawn(move || {
             for shards in full {
-                let whole = shards.into_iter().map(close);
+                let whole = shards.into_iter().map(|shard| close(shard, dali_index));
                 let whole = whole.collect::<anyhow::Result<Vec<_>>>()?;
                 lock(journal).add(output, whole)?;
             }
@@ -372,7 +379,7 @@ impl<'a> Closer<'a> {
 }
 
 /// Gives a shard its name.
-fn close(full: Full<'_>) -> anyhow::Result<WholeShard> {
+fn close(full: Full<'_>, dali_index: bool) -> anyhow::Result<WholeShard> {
     let Full {
         shard,
         counts,
@@ -381,6 +388,10 @@ fn close(full: Full<'_>) -> anyhow::Result<WholeShard> {
     // Metadata first: a shard that is there has its metadata.
     shard.metadata.finish()?;
     let written = shard.writer.finish()?;
+    if dali_index {
+        let shard = ShardLocation::local(output.shard(counts.number));
+        dali::write(&shard, &ReadOptions::default(), &Stop::default())?;
+    }
     output
         .deliver(counts.number, written.index.is_some())
         .with_context(|| format!("shard {}", output.shown(counts.number)))?;
