@@ -79,7 +79,7 @@ run() { # SECONDS TARGET
     if ! ASAN_OPTIONS=detect_leaks=0 "$program" "$HOME_FOLDER/corpus/$2" -max_total_time="$1" -timeout=5 \
         -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len="$MAX_INPUT" -artifact_prefix="$failures/" \
         -print_final_stats=1 >"$log" 2>&1; then
-        tail -n 60 "$log"
+        grep -m1 -A8 -E 'panicked at|ERROR: ' "$log" || tail -n 20 "$log"
         die "$2 failed; its input is in $failures"
     fi
     say "$2: $(awk '/number_of_executed_units/ { print $2 }' "$log") inputs in $1 s, $(sed -n 's/.*cov: \([0-9]*\).*/\1/p' "$log" | tail -n1) edges"

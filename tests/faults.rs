@@ -316,6 +316,61 @@ fn sixty_four_descriptors_are_enough() {
     }
 }
 
+/// A system that gives few threads: what cannot be done with them says so, and leaves nothing behind.
+#[test]
+fn few_threads_are_enough_or_an_error() {
+    let folder = pairs(12);
+    let folder = folder.path();
+    succeeded(&qfdata(folder, &SHARD).output().unwrap());
+    let shards = format!("{}/out/s-*.tar", folder.display());
+    let data: [&[&str]; 5] = [
+        &["shard", "pairs", "--out", "again/s", "--threads", "4"],
+        &["index", "--overwrite", "--threads", "4", &shards],
+        &["verify", "--threads", "4", &shards],
+        &["stats", &shards],
+        &[
+            "profile",
+            "--seconds",
+            "0.1",
+            "--batch-size",
+            "4",
+            "--threads",
+            "4",
+            "--shards",
+            &shards,
+        ],
+    ];
+    let (mut failed, mut done) = (0, 0);
+    let mut judge = |output: &Output, what: &str| {
+        let message = stderr(output);
+        match output.status.code() {
+            // 3: `verify` has something to say of these images.
+            Some(0 | 3) => done += 1,
+            _ => {
+                assert_eq!(output.status.code(), Some(1), "{what}: {message}");
+                let is_told = message.contains("thread") || message.contains("cannot start");
+                assert!(is_told, "{what}: {message}");
+                failed += 1;
+            }
+        }
+    };
+    for count in [0, 1, 2, 3, 5, 8, 100] {
+        let fault = format!("threads:{count}");
+        for arguments in data {
+            let output = faulty(&mut qfdata(folder, arguments), &fault);
+            judge(&output, &format!("{fault} {arguments:?}"));
+            let _ = fs::remove_dir_all(folder.join("again"));
+        }
+        let run_dir = folder.join(format!("run-{count}")).display().to_string();
+        let run = small_run(&run_dir, &shards, &["--steps", "1"]);
+        let mut run = command(&run);
+        // libtorch's own threads end the process where they cannot be started.
+        run.env("OMP_NUM_THREADS", "1");
+        judge(&faulty(&mut run, &fault), &format!("{fault} qftrain"));
+    }
+    assert!(failed >= 10 && done >= 10, "{failed} failed, {done} done");
+}
+
 fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_there() {

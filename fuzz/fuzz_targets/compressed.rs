@@ -26,6 +26,21 @@ fn by_library(data: &[u8]) -> Option<io::Result<Vec<u8>>> {
     (plain.len() as u64 != MAX_BYTES).then(|| read.map(|_| plain))
 }
 
+/// The same without the zeros behind the last frame, which are no damage: copies from tapes and block devices are padded.
+/// The first of them may belong to the frame.
+fn by_library_without_padding(data: &[u8]) -> Option<std::io::Result<Vec<u8>>> {
+    let padding = data.iter().rev().take_while(|&&byte| byte == 0).count();
+    let bare = data.len() - padding;
+    let read = by_library(data);
+    let mut shorter = (0..padding.min(16)).map(|zeros| by_library(&data[..bare + zeros]));
+    match read {
+        Some(Err(_)) => shorter
+            .find(|read| matches!(read, Some(Ok(_))))
+            .unwrap_or(read),
+        read => read,
+    }
+}
+
 fuzz_target!(|data: &[u8]| {
     let is_zstd = matches!(
         data,
@@ -39,7 +54,7 @@ fuzz_target!(|data: &[u8]| {
     if samples.len() < 1000 {
         check_index(&shard, &samples, end.is_ok());
     }
-    match by_library(data) {
+    match by_library_without_padding(data) {
         None => {}
         Some(Ok(plain)) => {
             let (expected, expected_end) = stream(&write("b.tar", &plain));

@@ -52,6 +52,7 @@ pub mod generate;
 mod graph;
 pub mod host;
 pub mod host_memory;
+pub mod host_threads;
 mod layers;
 pub mod loss;
 mod low;

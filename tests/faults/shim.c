@@ -1,11 +1,13 @@
 // Faults of the system for one process, by LD_PRELOAD. $QF_FAULT names one:
 //   eio:PART:BYTES    reads of files whose path holds PART fail with EIO once so many bytes were read of them
 //   short:PART        reads of such files give seven bytes at most
+//   threads:COUNT     no more threads than these can be started
 //   clock:SECONDS     the wall clock jumps so far, forward and back in turn, at each look
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,6 +63,15 @@ static ssize_t allowed(int fd, size_t count) {
 READ(read, (int fd, void *buffer, size_t count), (fd, buffer, count))
 READ(pread, (int fd, void *buffer, size_t count, off_t at), (fd, buffer, count, at))
 READ(pread64, (int fd, void *buffer, size_t count, off64_t at), (fd, buffer, count, at))
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*body)(void *), void *argument) {
+    static int (*real)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+    static _Atomic long long started;
+    if (!real) *(void **)&real = dlsym(RTLD_NEXT, "pthread_create");
+    const char *fault = getenv("QF_FAULT");
+    if (fault && !strncmp(fault, "threads:", 8) && started++ >= atoll(fault + 8)) return EAGAIN;
+    return real(thread, attributes, body, argument);
+}
 
 int clock_gettime(clockid_t clock, struct timespec *time) {
     static int (*real)(clockid_t, struct timespec *);

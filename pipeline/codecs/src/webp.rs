@@ -47,8 +47,7 @@ pub fn features(bytes: &[u8]) -> Result<Features, Error> {
 
 /// Decodes `region` of the picture of `size` (width, height) to RGB in `pixels`, which grows as
 /// needed and is never shrunk; alpha is dropped. Returns where the region's first pixel stands and
-/// how far apart its rows are, in bytes: cropping begins at even positions, so a column or a row
-/// more may come.
+/// how far apart its rows are, in bytes: the pixels around it that its own depend on come with it.
 ///
 /// # Errors
 /// [`Error`]; `pixels` then holds nothing of use.
@@ -58,19 +57,12 @@ pub fn decode_rgb(
     region: Region,
     pixels: &mut Vec<u8>,
 ) -> Result<(usize, usize), Error> {
-    let (x, y) = (region.x & !1, region.y & !1);
+    let beyond = Error::Broken("a region beyond the picture");
+    let columns = span(region.x, region.width, size.0).ok_or(beyond.clone())?;
+    let rows = span(region.y, region.height, size.1).ok_or(beyond)?;
+    let (x, y) = (columns.start, rows.start);
     let (beside, above) = ((region.x - x) as usize, (region.y - y) as usize);
-    let (width, height) = (
-        region.width as usize + beside,
-        region.height as usize + above,
-    );
-    let inside = region.width > 0
-        && region.height > 0
-        && u64::from(x) + width as u64 <= u64::from(size.0)
-        && u64::from(y) + height as u64 <= u64::from(size.1);
-    if !inside {
-        return Err(Error::Broken("a region beyond the picture"));
-    }
+    let (width, height) = (columns.len(), rows.len());
     let stride = width * 3;
     let needed = stride.saturating_mul(height);
     if pixels.len() < needed {
@@ -81,6 +73,19 @@ pub fn decode_rgb(
     }
     ffi::decode(bytes, size, (x, y), (width, height), &mut pixels[..needed])?;
     Ok((above * stride + beside * 3, stride))
+}
+
+/// What is decoded of one axis, so that pixels from `first` on have the values that they have in the
+/// whole picture; `None` if it has not so many.
+///
+/// Chroma has half the resolution: pixels 2i - 1 and 2i are mixed from samples i - 1 and i. libwebp takes
+/// the sample at the border of a crop for the one beyond it, and lets crops begin at even positions only.
+fn span(first: u32, count: u32, size: u32) -> Option<std::ops::Range<u32>> {
+    let end = first
+        .checked_add(count)
+        .filter(|&end| count > 0 && end <= size)?;
+    let start = first.saturating_sub(1) & !1;
+    Some(start..(end + (end + 1) % 2).min(size))
 }
 
 #[allow(unsafe_code)]
@@ -161,5 +166,57 @@ mod ffi {
             VP8StatusCode::VP8_STATUS_UNSUPPORTED_FEATURE => "it uses a feature libwebp lacks",
             _ => "libwebp refuses it",
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pixels of a region.
+    fn decoded(bytes: &[u8], size: (u32, u32), region: Region) -> Vec<u8> {
+        let mut pixels = Vec::new();
+        let (offset, stride) = decode_rgb(bytes, size, region, &mut pixels).unwrap();
+        let rows = pixels[offset..].chunks(stride).take(region.height as usize);
+        rows.flat_map(|row| &row[..region.width as usize * 3])
+            .copied()
+            .collect()
+    }
+
+    /// Lossy: chroma of half the resolution is mixed across the borders of a crop.
+    #[test]
+    fn a_region_is_that_of_the_whole_picture() {
+        let path = "../../tests/data/cases/caption-one-bad/w00_lossy.webp";
+        let bytes = std::fs::read(path).unwrap();
+        let found = features(&bytes).unwrap();
+        assert!(!found.lossless);
+        let size = (found.width, found.height);
+        let all = |width, height| Region {
+            x: 0,
+            y: 0,
+            width,
+            height,
+        };
+        let whole = decoded(&bytes, size, all(size.0, size.1));
+        for (x, width) in [(0, 9), (1, 8), (2, 8), (3, 8), (7, 1), (size.0 - 9, 9)] {
+            for (y, height) in [(0, 9), (1, 8), (2, 8), (3, 9), (6, 1), (size.1 - 8, 8)] {
+                let region = Region {
+                    x,
+                    y,
+                    width,
+                    height,
+                };
+                let rows = (y..y + height).map(|row| (row * size.0 + x) as usize * 3);
+                let expected: Vec<u8> = rows
+                    .flat_map(|first| &whole[first..first + width as usize * 3])
+                    .copied()
+                    .collect();
+                assert_eq!(decoded(&bytes, size, region), expected, "{region:?}");
+            }
+        }
+        for (x, width) in [(0, 0), (0, size.0 + 1), (size.0, 1), (u32::MAX, 2)] {
+            let region = Region { x, ..all(width, 1) };
+            assert!(decode_rgb(&bytes, size, region, &mut Vec::new()).is_err());
+        }
     }
 }

@@ -222,7 +222,8 @@ impl Decoder {
         stored: CropBox,
         size: u32,
     ) -> Result<DecodedCrop<'_>, DecodeError> {
-        let pixels = u64::from(stored.width + 1) * u64::from(stored.height + 1);
+        // Up to two columns and rows before the region, and one behind it.
+        let pixels = (u64::from(stored.width) + 3) * (u64::from(stored.height) + 3);
         let needed = header.held_bytes(stored) + pixels * 3 + halfway_bytes(stored, size);
         let (mut memory, reservation) = self.memory(image, needed)?;
         let done = header.decode(image.bytes, stored, &mut memory);

@@ -3,7 +3,7 @@
 pub(crate) mod dali;
 mod wids;
 
-use crate::threads::threads;
+use crate::threads::{self, threads};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -133,7 +133,7 @@ pub(crate) fn run(args: &IndexArgs) -> anyhow::Result<()> {
         remove_leftovers(&shards);
     }
     let threads = threads(args.threads);
-    let outcomes = treat_all(args, &shards, threads, &interrupt);
+    let outcomes = treat_all(args, &shards, threads, &interrupt)?;
     interrupt.check()?;
     let mut summary = Summary {
         shards: shards.len(),
@@ -242,7 +242,7 @@ fn treat_all(
     shards: &[ShardLocation],
     threads: usize,
     interrupt: &Interrupt,
-) -> Vec<Outcome> {
+) -> anyhow::Result<Vec<Outcome>> {
     let doing = if args.check { "checking" } else { "indexing" };
     let bar = progress::bar(doing, shards.len());
     let next = AtomicUsize::new(0);
@@ -251,7 +251,7 @@ fn treat_all(
     let outcomes = Mutex::new(Vec::with_capacity(shards.len()));
     std::thread::scope(|scope| {
         // A shard may take minutes: an interruption ends the reads in progress.
-        let watcher = scope.spawn(|| {
+        let watcher = threads::spawn(scope, || {
             while !is_done.load(Ordering::Acquire) {
                 if interrupt.check().is_err() {
                     stop.set();
@@ -259,10 +259,10 @@ fn treat_all(
                 }
                 std::thread::park_timeout(std::time::Duration::from_millis(100));
             }
-        });
-        let workers: Vec<_> = (0..threads.min(shards.len()))
+        })?;
+        let workers: Result<Vec<_>, _> = (0..threads.min(shards.len()))
             .map(|_| {
-                scope.spawn(|| {
+                threads::spawn(scope, || {
                     while !stop.is_set() {
                         let number = next.fetch_add(1, Ordering::Relaxed);
                         let Some(shard) = shards.get(number) else {
@@ -277,17 +277,23 @@ fn treat_all(
                 })
             })
             .collect();
-        for worker in workers {
-            // A worker that panicked has said so, and its shard is missed by the count below.
-            let _ = worker.join();
+        if workers.is_err() {
+            stop.set();
         }
+        let workers = workers.map(|workers| {
+            for worker in workers {
+                // A worker that panicked has said so, and its shard is missed by the count below.
+                let _ = worker.join();
+            }
+        });
         is_done.store(true, Ordering::Release);
         watcher.thread().unpark();
-    });
+        workers
+    })?;
     bar.finish_and_clear();
     let mut outcomes = outcomes.into_inner().unwrap_or_else(|p| p.into_inner());
     outcomes.sort_by_key(|(number, _)| *number);
-    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+    Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
 }
 
 fn treat(args: &IndexArgs, shard: &ShardLocation, stop: &Stop) -> anyhow::Result<Outcome> {

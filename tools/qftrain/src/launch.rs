@@ -120,7 +120,7 @@ fn start(rank: u32, nproc: u32, port: u16) -> anyhow::Result<Rank> {
     let error = Arc::new(Mutex::new(None));
     let stderr = child.stderr.take().map(|stderr| {
         let error = Arc::clone(&error);
-        std::thread::spawn(move || {
+        std::thread::Builder::new().spawn(move || {
             for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line);
                 remark(format_args!("[rank {rank}] {line}"));
@@ -130,6 +130,10 @@ fn start(rank: u32, nproc: u32, port: u16) -> anyhow::Result<Rank> {
             }
         })
     });
+    let stderr = stderr.transpose().inspect_err(|_| {
+        // Without its messages nobody would know why it fails.
+        let _ = child.kill();
+    })?;
     Ok(Rank {
         child,
         stderr,

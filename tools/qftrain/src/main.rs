@@ -135,6 +135,10 @@ fn main() -> ExitCode {
     if let Err(error) = keep_blocks() {
         log::warn!("memory of tensors comes from libtorch's own allocator: {error}");
     }
+    if let Err(error) = qf_model::host_threads::start() {
+        eprintln!("error: the system gives no more threads: {error}");
+        return ExitCode::FAILURE;
+    }
     let result = match &cli.command {
         Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Bench(args)) => bench::run(args),

@@ -1,6 +1,8 @@
 //! The data sets of a run: their shards, and what is known of them at the start.
 
+use std::io;
 use std::sync::Arc;
+use std::thread::{Builder, ScopedJoinHandle};
 
 use crate::captions::CaptionLines;
 use crate::config::{LoaderConfig, Verify};
@@ -167,10 +169,14 @@ fn contents(
         let is_remote = part.iter().any(|shard| shard.path().is_none());
         let opened: Vec<_> = match is_remote {
             true => std::thread::scope(|scope| {
-                let threads: Vec<_> = part.iter().map(|s| scope.spawn(|| open(s))).collect();
+                let start = |shard| Builder::new().spawn_scoped(scope, move || open(shard));
+                let threads: Vec<_> = part.iter().map(start).collect();
                 let died = || PipelineError::Thread("an index reader died; this is a bug".into());
-                let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-                    thread.join().unwrap_or_else(|_| Err(died()))
+                let none =
+                    |error| PipelineError::Thread(format!("cannot start an index reader: {error}"));
+                let join = |thread: io::Result<ScopedJoinHandle<'_, _>>| {
+                    let joined = thread.map_err(none)?.join();
+                    joined.unwrap_or_else(|_| Err(died()))
                 };
                 threads.into_iter().map(join).collect()
             }),

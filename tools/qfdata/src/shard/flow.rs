@@ -22,6 +22,7 @@ use super::row::{ImageRef, Name, Row, Skip};
 use super::source::any::Source;
 use super::work::{Facts, Recipe, Worker};
 use crate::interrupt::Interrupt;
+use crate::threads;
 
 /// Rows between their reading and their end, for each thread.
 const ROWS_A_THREAD: usize = 16;
@@ -85,20 +86,22 @@ impl Flow<'_> {
         std::thread::scope(|scope| {
             let reader = {
                 let (window, results) = (window.clone(), results.clone());
-                scope.spawn(move || {
+                threads::spawn(scope, move || {
                     let read = self.read(&window, &jobs, &results);
                     if read.is_err() {
                         window.close();
                     }
                     read
-                })
+                })?
             };
-            for _ in 0..self.threads {
-                let (work, results, limits) = (work.clone(), results.clone(), limits.clone());
-                scope.spawn(move || self.work(&work, &results, limits));
-            }
+            let started: anyhow::Result<Vec<_>> = (0..self.threads)
+                .map(|_| {
+                    let (work, results, limits) = (work.clone(), results.clone(), limits.clone());
+                    threads::spawn(scope, move || self.work(&work, &results, limits))
+                })
+                .collect();
             drop((work, results));
-            let accepted = self.reorder(&done, &window, accept);
+            let accepted = started.and_then(|_| self.reorder(&done, &window, accept));
             window.close();
             // Workers that still send find nobody, and end.
             drop(done);

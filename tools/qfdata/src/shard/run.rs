@@ -1,6 +1,6 @@
 //! A run: from the source of the input to shards under a prefix, with what an earlier run left.
 
-use crate::threads::threads;
+use crate::threads::{self, threads};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -348,7 +348,10 @@ impl<'a> Run<'a> {
             }
             None => progress::counter("writing"),
         };
-        bar.enable_steady_tick(Duration::from_millis(200));
+        // The thread that ticks is started by a function that panics where there is none to have.
+        if !bar.is_hidden() && threads::has_one() {
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
         bar
     }
 

@@ -25,6 +25,7 @@ use super::plan::{self, Limits};
 use super::record::WholeShard;
 use super::row::{Skip, SkipCause};
 use crate::index::dali;
+use crate::threads;
 
 /// The shards of a run.
 pub(super) struct ShardSet<'a> {
@@ -135,7 +136,7 @@ impl<'a> ShardSet<'a> {
             limits,
             on_bad,
             journal,
-            closer: Closer::start((output, dali_index), journal, scope),
+            closer: Closer::start((output, dali_index), journal, scope)?,
             seen,
             keys,
             early: Vec::new(),
@@ -341,21 +342,21 @@ impl<'a> Closer<'a> {
         (output, dali_index): (&'a Output, bool),
         journal: &'a Mutex<Journal>,
         scope: &'a Scope<'a, '_>,
-    ) -> Closer<'a> {
+    ) -> anyhow::Result<Closer<'a>> {
         // One is closed, one waits, one is filled.
         let (shards, full) = channel::bounded::<Vec<Full<'a>>>(1);
-        let thread = scope.spawn(move || {
+        let thread = threads::spawn(scope, move || {
             for shards in full {
                 let whole = shards.into_iter().map(|shard| close(shard, dali_index));
                 let whole = whole.collect::<anyhow::Result<Vec<_>>>()?;
                 lock(journal).add(output, whole)?;
             }
             Ok(())
-        });
-        Closer {
+        })?;
+        Ok(Closer {
             shards: Some(shards),
             thread: Some(thread),
-        }
+        })
     }
 
     fn close(&mut self, shard: Vec<Full<'a>>) -> anyhow::Result<()> {
