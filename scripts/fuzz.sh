@@ -12,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly TARGETS=(tar compressed arrow index state jpeg image captions specs config weights)
-readonly HOME_FOLDER=target/fuzz
+readonly HOME_FOLDER=$PWD/target/fuzz
 # Larger inputs are slow, and find little that small ones do not.
 readonly MAX_INPUT=65536
 

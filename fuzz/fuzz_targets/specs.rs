@@ -35,6 +35,10 @@ fuzz_target!(|data: &[u8]| {
             )
     };
     let path: String = text.chars().filter(is_path).collect();
+    // The fuzzer finds the words to look for by itself; in a path they are no secrets.
+    if SECRETS.iter().any(|secret| path.contains(secret)) {
+        return;
+    }
     let [user, password, signature] = SECRETS;
     hides(&format!(
         "https://{user}:{password}@host/{path}?sig={signature}"
