@@ -15,6 +15,7 @@ mod loader;
 /// Servers that are down, silent or slow.
 mod outage;
 /// moto's S3 server.
+mod renewal;
 mod s3;
 /// Redirects, signed URLs and tokens: who gets to see what.
 mod secrets;
