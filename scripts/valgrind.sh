@@ -10,7 +10,7 @@ command -v valgrind >/dev/null || { echo "valgrind: error: no valgrind; install 
 filters=("$@")
 if [ ${#filters[@]} = 0 ]; then filters=(rgb_is_left huffman inverse webp normalise planes); fi
 # Exit status 9 tells a memory error from a test that failed.
-runner="valgrind --quiet --error-exitcode=9 --errors-for-leak-kinds=definite --leak-check=full"
+runner="valgrind --quiet --error-exitcode=9 --errors-for-leak-kinds=definite --show-leak-kinds=definite --leak-check=full"
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$runner
 for filter in "${filters[@]}"; do
     cargo test --locked --package qf-codecs --lib "$filter" -- --test-threads 1
