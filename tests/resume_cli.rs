@@ -54,6 +54,7 @@ fn validations(run: &Path) -> Vec<Value> {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods)] // How many is for whoever runs the tests to say.
 fn a_run_killed_at_many_moments_ends_as_if_it_had_not_been() {
     // QF_KILLS=50 takes more of them.
     let kills_wanted: usize = match std::env::var("QF_KILLS") {
