@@ -172,6 +172,84 @@ fn a_bucket_gets_the_files_of_a_folder() {
     assert!(message.contains("s3://nobody/x/photos"), "{message}");
 }
 
+/// Commands that read shards say of a bucket what they say of a folder, and those that write take it as input.
+#[test]
+fn a_bucket_is_read_as_a_folder() {
+    let Some(python) = python("a_bucket_is_read") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    pairs(&folder.join("pairs"), 9);
+    let moto = Moto::start(&python);
+    for (format, file) in [("tar", "003.txt"), ("tar.zst", "003.txt"), ("arrow", "")] {
+        let options = ["--max-count", "4", "--format", format];
+        let local = format!("local/{format}/photos");
+        let remote = format!("s3://bkt/sets/{format}/photos");
+        succeeds(&moto.command(folder, &local, &options).output().unwrap());
+        succeeds(&moto.command(folder, &remote, &options).output().unwrap());
+        let mut commands = vec![
+            vec!["ls", "PHOTOS", "--long"],
+            vec!["head", "PHOTOS", "-n", "3", "--json"],
+            vec!["stats", "PHOTOS"],
+            vec!["verify", "PHOTOS"],
+            vec!["index", "PHOTOS", "--check"],
+            vec!["view", "PHOTOS", "--out", "OUT.html"],
+            vec!["convert", "PHOTOS", "--out", "OUT", "--format", "tar.gz"],
+            vec!["merge", "PHOTOS", "--out", "OUT/merged.tar.zst"],
+            vec!["extract", "PHOTOS", "--out", "OUT/files"],
+        ];
+        if !file.is_empty() {
+            commands.push(vec!["cat", "PHOTOS", "--member", file]);
+        }
+        for command in commands {
+            let run = |prefix: &str, out: &str| {
+                let shards = format!("{prefix}-*.{format}");
+                let words = command.iter().map(|word| match *word {
+                    "PHOTOS" => shards.clone(),
+                    other => other.replace("OUT", out),
+                });
+                let mut program = Command::new(bin::qfdata());
+                program.current_dir(folder).args(words);
+                moto.connect(&mut program);
+                let output = program.output().unwrap();
+                let message = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(!message.contains("panicked"), "{command:?}: {message}");
+                let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                (output.status.code(), text, message)
+            };
+            let here = run(&local, &format!("here-{format}"));
+            let there = run(&remote, &format!("there-{format}"));
+            assert_eq!(here.0, there.0, "{command:?}: {here:?} {there:?}");
+            let plain = |text: &str| {
+                let text = text.replace(&remote, &local);
+                let text = text.replace(&format!("there-{format}"), &format!("here-{format}"));
+                // Times differ.
+                let words = text
+                    .split_whitespace()
+                    .filter(|word| word.parse::<f64>().is_err());
+                words
+                    .filter(|word| !word.contains("/s)"))
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(plain(&here.1), plain(&there.1), "{command:?}: {}", there.2);
+            assert!(
+                here.0 != Some(1) && here.0 != Some(2),
+                "{command:?}: {here:?}"
+            );
+        }
+        for file in ["OUT/files/003.jpg", "OUT.html", "OUT/merged.tar.zst"] {
+            let read = |out: &str| {
+                let path = folder.join(file.replace("OUT", &format!("{out}-{format}")));
+                let text = std::fs::read(&path);
+                text.map(|text| text.len()).unwrap_or(0)
+            };
+            assert!(read("there") > 0 || format == "arrow", "{format} {file}");
+        }
+    }
+}
+
 fn sha256(python: &Path, file: &Path) -> String {
     let script =
         "import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest())";
