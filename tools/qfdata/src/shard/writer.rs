@@ -235,7 +235,7 @@ impl<'a> ShardSet<'a> {
         }
         let bytes = plan::stored_bytes(&sample, self.options.format);
         let side = match &self.held_out {
-            Some(held_out) => usize::from(held_out.takes(&row.facts)),
+            Some(held_out) => usize::from(held_out.takes(row.facts.sha256)),
             None => 0,
         };
         if let Some(current) = &self.sides[side].current {
