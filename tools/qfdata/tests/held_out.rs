@@ -141,6 +141,61 @@ fn an_image_keeps_its_side_with_its_doubles_when_the_input_grows() {
     assert_eq!(summary["skipped"], json!({"double": 60}));
 }
 
+#[test]
+fn shards_of_the_other_kind_are_not_left_beside_or_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    scenes(folder, "scenes", 30, 5);
+    let plain = [
+        "shard",
+        "scenes",
+        "--out",
+        "s/a",
+        "--max-count",
+        "10",
+        "--json",
+    ];
+    let names = || -> Vec<String> {
+        let names = contents(&folder.join("s")).into_keys();
+        names.filter(|name| name.ends_with(".tar")).collect()
+    };
+    for (first, second, says) in [
+        (
+            &["--held-out", "0.4"][..],
+            &[][..],
+            "a-train-000000.tar exists already, of a run with",
+        ),
+        (
+            &[],
+            &["--held-out", "0.4"],
+            "a-000000.tar exists already, of a run without",
+        ),
+    ] {
+        run(folder, &[&plain, first, &["--overwrite"]].concat());
+        let before = names();
+        let refused = qfdata(folder).args(plain).args(second).output().unwrap();
+        let message = String::from_utf8(refused.stderr).unwrap();
+        assert!(
+            refused.status.code() == Some(1) && message.contains(says),
+            "{message}"
+        );
+        assert_eq!(names(), before);
+        run(folder, &[&plain, second, &["--overwrite"]].concat());
+        assert!(
+            names().iter().all(|name| !before.contains(name)),
+            "{:?}",
+            names()
+        );
+    }
+    // A prefix of its own that only looks like a side is let alone.
+    run(folder, &["shard", "scenes", "--out", "t/a-train", "--json"]);
+    run(
+        folder,
+        &["shard", "scenes", "--out", "t/a", "--overwrite", "--json"],
+    );
+    assert!(folder.join("t/a-train-000000.tar").exists());
+}
+
 fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(folder)
         .unwrap()

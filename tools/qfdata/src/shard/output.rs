@@ -22,6 +22,7 @@ const DALI_ENDING: &str = ".idx";
 const NUMBER_DIGITS: usize = 6;
 
 /// Where shards go.
+#[derive(Clone)]
 pub(super) struct Output {
     /// Of the shards, or of those on their way to the store.
     folder: PathBuf,
@@ -74,11 +75,8 @@ impl Output {
     /// The same place, under another start of the names.
     pub(super) fn under(&self, infix: &str) -> Self {
         Self {
-            folder: self.folder.clone(),
             name: format!("{}-{infix}", self.name),
-            extension: self.extension,
-            store: self.store.clone(),
-            _staging: self._staging.clone(),
+            ..self.clone()
         }
     }
 
@@ -86,10 +84,7 @@ impl Output {
     pub(super) fn sides(&self, holds_out: bool) -> Vec<Self> {
         match holds_out {
             true => vec![self.under("train"), self.under("val")],
-            false => vec![Self {
-                name: self.name.clone(),
-                ..self.under("")
-            }],
+            false => vec![self.clone()],
         }
     }
 

@@ -27,6 +27,7 @@ use super::record::{closed_together, RunRecord, Settings, WholeShard};
 use super::report::Report;
 use super::source::any::Source;
 use super::source::detect;
+use super::statistics::Statistics;
 use super::work::Recipe;
 use super::writer::{lock, ShardSet, Writing};
 use crate::interrupt::Interrupt;
@@ -77,6 +78,7 @@ impl<'a> Run<'a> {
         output.remove_leftovers()?;
         self.sides.iter().try_for_each(Output::remove_leftovers)?;
         let goes_on = self.may_replace(&existing, &mut journal, earlier.as_ref())?;
+        let others = self.others(journal.record().overwrite)?;
 
         let source = self.source()?;
         journal
@@ -125,6 +127,10 @@ impl<'a> Run<'a> {
             );
         }
         report.removed_stale = self.remove_stale(&existing, &shards)?;
+        for (output, number) in others {
+            output.remove(number)?;
+            report.removed_stale += 1;
+        }
         let statistics = report.statistics(
             source.fingerprint(),
             journal.record().settings(),
@@ -142,6 +148,41 @@ impl<'a> Run<'a> {
     /// Numbers of the shards that are there, of each side.
     fn existing(&self) -> anyhow::Result<Vec<Vec<u64>>> {
         self.sides.iter().map(Output::existing).collect()
+    }
+
+    /// Shards of an earlier run under this prefix, by its statistics, that are named the other way: with sides
+    /// where this run has none, or without.
+    fn others(&self, overwrite: bool) -> anyhow::Result<Vec<(Output, u64)>> {
+        let mut others = Vec::new();
+        let statistics = self.output.get(&self.output.stats_name())?;
+        let statistics =
+            statistics.and_then(|text| serde_json::from_slice::<Statistics>(&text).ok());
+        let holds_out = self.sides.len() > 1;
+        let earlier = statistics.filter(|earlier| earlier.held_out.is_some() != holds_out);
+        let Some(earlier) = earlier else {
+            return Ok(others);
+        };
+        for output in self.output.sides(!holds_out) {
+            let is_listed = |number: &u64| {
+                let path = output.shard(*number);
+                earlier
+                    .shards
+                    .iter()
+                    .any(|shard| path.ends_with(&shard.file))
+            };
+            for number in output.existing()?.into_iter().filter(is_listed) {
+                if !overwrite {
+                    bail!(
+                        "{} exists already, of a run {} --held-out; choose another --out, or replace its shards \
+                         with --overwrite",
+                        output.shown(number),
+                        if holds_out { "without" } else { "with" }
+                    );
+                }
+                others.push((output.clone(), number));
+            }
+        }
+        Ok(others)
     }
 
     /// Removes shards of an earlier run behind those of this one; returns how many there were.
