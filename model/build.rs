@@ -92,6 +92,7 @@ fn compile_for_gpus(libtorch: &Path, torch_lib: &Path) {
             None => Err(None),
         };
         let Err(problem) = compiled else {
+            println!("cargo:{name}=1");
             continue;
         };
         if let Some(problem) = problem {

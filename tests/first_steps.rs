@@ -79,6 +79,50 @@ fn the_version_says_what_there_is() {
 }
 
 #[test]
+fn what_needs_no_libtorch_does_not_open_it() {
+    let files_of = |arguments: &[&str]| {
+        let command = &mut Command::new(bin::qftrain());
+        command.args(arguments).env("LD_DEBUG", "files");
+        let text = err(&command.output().expect("the program starts"));
+        let files = text.lines().filter(|line| line.contains("file="));
+        let files: Vec<String> = files.map(str::to_owned).collect();
+        assert!(!files.is_empty(), "the linker says nothing: {text}");
+        files
+    };
+    let opens_libtorch = |arguments: &[&str]| {
+        let files = files_of(arguments);
+        files.iter().any(|file| file.contains("libtorch_cpu.so"))
+    };
+    for arguments in [
+        &["--help"][..],
+        &["caption", "--help"],
+        &["help", "embed"],
+        &["--version"],
+        &["-V"],
+        &["--stepz", "5"],
+        &["--steps", "none"],
+        &["evla"],
+        &["config"],
+        &["config", "show", "tiny"],
+        &["config", "explain", "optimizer.beta2"],
+        &["config", "diff", "tiny", "small"],
+        &["config", "check", "no-such-file"],
+        &["completions", "bash"],
+        &["man"],
+        &[],
+    ] {
+        assert!(!opens_libtorch(arguments), "{arguments:?}");
+    }
+    // What computes does, so that the check above can fail.
+    assert!(opens_libtorch(&[
+        "caption",
+        "--run-dir",
+        "no-such-run",
+        "x.jpg"
+    ]));
+}
+
+#[test]
 fn an_installation_works_from_anywhere_and_goes_again() {
     let folder = tempfile::tempdir().unwrap();
     let prefix = folder.path().join("local");

@@ -24,10 +24,11 @@ pub use decode::DecodeCache;
 pub use step::{HiddenRows, NegativeSampling, StepInput, StepOutput};
 pub use tower::FrozenTower;
 
-use crate::config::{ModelConfig, Precision};
+use qf_config::model::{ModelConfig, Precision};
+
 use crate::error::ModelError;
 use crate::layers::{LayerNorm, Linear, LinearInit};
-use crate::low::LowCopies;
+use crate::low::{low_kind, LowCopies};
 use crate::ops;
 use crate::params::{Init, ParamStore};
 use crate::qformer::Qformer;
@@ -206,7 +207,7 @@ impl Blip2Qformer {
     /// [`ModelError::Torch`] when the device has too little memory.
     pub fn set_precision(&mut self, precision: Precision) -> Result<(), ModelError> {
         self.precision = precision;
-        match precision.low_kind() {
+        match low_kind(precision) {
             Some(kind) => self.multiply_in(kind),
             None => {
                 self.copies = None;
@@ -293,7 +294,7 @@ impl Blip2Qformer {
     /// [these with gain and shift](Blip2Qformer::image_embeds).
     ///
     /// `input` is `[B, 3, S, S]`, RGB, normalised by the CLIP mean and deviation; with
-    /// [given features](crate::config::VisionConfig::Features) the tower's output `[B, M, E]`
+    /// [given features](qf_config::model::VisionConfig::Features) the tower's output `[B, M, E]`
     /// itself.
     ///
     /// # Errors
@@ -358,7 +359,7 @@ impl Blip2Qformer {
     }
 
     /// The tower's output `[B, M, E]` before `ln_vision`: what a model with
-    /// [given features](crate::config::VisionConfig::Features) takes.
+    /// [given features](qf_config::model::VisionConfig::Features) takes.
     ///
     /// # Errors
     /// As [`Blip2Qformer::encode_image`].

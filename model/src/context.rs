@@ -1,18 +1,8 @@
 //! Switches of libtorch that hold for the whole process: which kernels it may choose.
 
-use crate::error::ModelError;
+pub use qf_config::device::Kernels;
 
-/// Settings of libtorch's kernels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Kernels {
-    /// Whether products and convolutions of 32-bit numbers may round their inputs to TF32 (10 bits
-    /// of mantissa) on a GPU. libtorch's own default has it in convolutions.
-    pub allow_tf32: bool,
-    /// Whether every operator gives the same bits for the same inputs, on the same card with the same
-    /// libraries. On the CPU they do anyhow. cuBLAS wants `CUBLAS_WORKSPACE_CONFIG=:4096:8` in the
-    /// environment before its first product.
-    pub deterministic: bool,
-}
+use crate::error::ModelError;
 
 /// Makes libtorch choose kernels by `kernels` from here on, in all threads. cuDNN's attention is left
 /// out: in this version it plans anew for each shape, which takes about a second, and rounds the

@@ -1,49 +1,17 @@
 //! Which device computes, and what libtorch decides for the whole process; one binary for CPU and CUDA.
 
-use std::fmt;
-use std::str::FromStr;
-
+pub use qf_config::device::DeviceChoice;
+use qf_config::model::Precision;
 use tch::Device;
 
 use crate::context::{choose_kernels, Kernels};
 use crate::error::ModelError;
 
-/// The device a user asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The first GPU that libtorch can use, else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The GPU of this index.
-    Cuda(usize),
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(DeviceChoice::Auto),
-            "cpu" => Ok(DeviceChoice::Cpu),
-            "cuda" => Ok(DeviceChoice::Cuda(0)),
-            _ => text
-                .strip_prefix("cuda:")
-                .and_then(|index| index.parse().ok())
-                .map(DeviceChoice::Cuda)
-                .ok_or_else(|| format!("`{text}` is no device; take auto, cpu, cuda or cuda:N")),
-        }
-    }
-}
-
-impl fmt::Display for DeviceChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DeviceChoice::Auto => f.write_str("auto"),
-            DeviceChoice::Cpu => f.write_str("cpu"),
-            DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
-        }
+/// What a run takes that asks for no element type: bf16 on a GPU, f32 on the CPU.
+pub fn default_precision(device: Device) -> Precision {
+    match device {
+        Device::Cuda(_) => Precision::Bf16,
+        _ => Precision::F32,
     }
 }
 
@@ -171,17 +139,6 @@ pub fn cuda_versions() -> Option<CudaVersions> {
             None
         }
     }
-}
-
-/// The version of the libtorch that this program was built with.
-pub const LIBTORCH_VERSION: &str = env!("QF_LIBTORCH_VERSION");
-
-/// The version of CUDA that libtorch's CUDA part was built with, e.g. `13.0`; `None` where libtorch has no
-/// such part. Opens it. No GPU is needed.
-pub fn cuda_version() -> Option<String> {
-    cuda::open().ok()?;
-    let CudaVersions { runtime, .. } = cuda_versions()?;
-    Some(format!("{}.{}", runtime / 1000, runtime % 1000 / 10))
 }
 
 /// What the driver says of a GPU.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use qf_config::ConfigError;
 use qf_pipeline::image_file::ImageFileError;
 use qf_pipeline::text::VocabularyDigest;
 use tch::TchError;
@@ -192,6 +193,17 @@ pub enum ModelError {
     /// An operation that libtorch refused.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
+}
+
+impl From<ConfigError> for ModelError {
+    fn from(error: ConfigError) -> ModelError {
+        match error {
+            ConfigError::Setting { setting, message } => ModelError::Config { setting, message },
+            ConfigError::InUse(folder) => ModelError::InUse(folder),
+            ConfigError::Io { path, source } => ModelError::Io { path, source },
+            ConfigError::Pipeline(error) => ModelError::Pipeline(error),
+        }
+    }
 }
 
 impl ModelError {

@@ -6,11 +6,11 @@
 
 use std::time::Instant;
 
+use qf_config::model::{ModelConfig, Precision, QformerConfig, VitConfig};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::blip2::ComputeOptions;
-use crate::config::{ModelConfig, Precision, QformerConfig, VitConfig};
 use crate::error::ModelError;
 
 /// The shapes of one step.

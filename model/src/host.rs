@@ -245,8 +245,9 @@ mod memory {
 
 #[cfg(test)]
 mod tests {
+    use qf_config::model::FeaturesConfig;
+
     use super::*;
-    use crate::config::FeaturesConfig;
     use crate::{
         Blip2Qformer, ModelConfig, NegativeSampling, SingleProcess, StepInput, VisionConfig,
     };

@@ -40,7 +40,6 @@ pub mod accelerator;
 pub mod blip2;
 pub mod checkpoint;
 pub mod collective;
-pub mod config;
 pub mod context;
 mod cuda_library;
 pub mod device;
@@ -60,8 +59,6 @@ mod ops;
 pub mod optim;
 pub mod params;
 mod qformer;
-pub mod run_dir;
-pub mod schedule;
 pub mod selfcheck;
 pub mod tensor_file;
 pub mod torch_profiler;
@@ -74,8 +71,10 @@ pub use blip2::{
     TrainingImages,
 };
 pub use collective::{Collective, ProcessGroup, RankConfig, RankTimeouts, Ranks, SingleProcess};
-pub use config::{ModelConfig, Precision, QformerConfig, VisionConfig, VitConfig};
 pub use error::ModelError;
 pub use optim::{AdamW, AdamWConfig};
 pub use params::{LoadScope, ParamStore};
-pub use schedule::{Rates, Schedule};
+pub use qf_config::{model as config, run_dir, schedule};
+pub use qf_config::{
+    ModelConfig, Precision, QformerConfig, Rates, Schedule, VisionConfig, VitConfig,
+};

@@ -7,10 +7,20 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use qf_config::model::Precision;
 use tch::{Kind, Tensor};
 
 use crate::error::ModelError;
 use crate::ops;
+
+/// The element type of products in 16 bits.
+pub(crate) fn low_kind(precision: Precision) -> Option<Kind> {
+    match precision {
+        Precision::F32 => None,
+        Precision::Bf16 => Some(Kind::BFloat16),
+        Precision::F16 => Some(Kind::Half),
+    }
+}
 
 /// All copies of a model.
 #[derive(Debug)]

@@ -11,7 +11,8 @@ use tch::{Device, Kind, Tensor};
 
 pub(crate) use arguments::{AdamWStep, AdamWTensors, NormParameters, Rate};
 
-use crate::config::Precision;
+use qf_config::model::Precision;
+
 use crate::error::ModelError;
 
 /// The smallest multiple of `multiple` that is not below `number`; both are above zero.

@@ -13,12 +13,14 @@ use crate::imports::Imports;
 use crate::root;
 
 /// The crates of the workspace, by the file that they begin with.
-const CRATES: [&str; 6] = [
+const CRATES: [&str; 8] = [
     "pipeline/codecs/src/lib.rs",
     "pipeline/src/lib.rs",
+    "model/config/src/lib.rs",
     "model/src/lib.rs",
     "tools/cli/src/lib.rs",
     "tools/qfdata/src/main.rs",
+    "tools/qftrain/front/lib.rs",
     "tools/qftrain/src/main.rs",
 ];
 

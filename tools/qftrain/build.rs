@@ -9,6 +9,9 @@ fn main() {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{dir}");
         println!("cargo:rustc-env=QF_TORCH_LIB={dir}");
     }
+    if std::env::var_os("DEP_QF_MODEL_TORCH_NCCL").is_some() {
+        println!("cargo:rustc-env=QF_NCCL=1");
+    }
     if let Ok(dir) = std::env::var("DEP_QF_MODEL_TORCH_CUDA_LIB") {
         println!("cargo:rustc-link-arg=-Wl,-rpath-link,{dir}");
     }

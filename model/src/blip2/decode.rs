@@ -106,10 +106,10 @@ impl Blip2Qformer {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use qf_config::model::{FeaturesConfig, ModelConfig, VisionConfig};
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::config::{FeaturesConfig, ModelConfig, VisionConfig};
 
     /// A model of random numbers wide enough to have opinions, and features `[3, 5, 24]`.
     pub(crate) fn opinionated(vocab_size: i64) -> (Blip2Qformer, Tensor) {

@@ -49,10 +49,10 @@ impl Blip2Qformer {
 
 #[cfg(test)]
 mod tests {
+    use qf_config::model::{FeaturesConfig, ModelConfig, VisionConfig};
     use tch::Device;
 
     use super::*;
-    use crate::config::{FeaturesConfig, ModelConfig, VisionConfig};
 
     fn model(cross_attention_freq: i64) -> Blip2Qformer {
         let mut config = ModelConfig::tiny();

@@ -53,11 +53,11 @@ impl Blip2Qformer {
 
 #[cfg(test)]
 mod tests {
+    use qf_config::model::Precision;
     use tch::{Device, Kind};
 
     use super::*;
     use crate::blip2::decode::tests::opinionated;
-    use crate::config::Precision;
     use crate::optim::{AdamW, AdamWConfig};
 
     /// Everything that inference gives, computed in `precision`.

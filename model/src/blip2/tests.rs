@@ -1,8 +1,9 @@
 //! A step on small networks, every way of computing it.
 
+use qf_config::model::{FeaturesConfig, QformerConfig, VisionConfig, VitConfig};
+
 use super::*;
 use crate::collective::SingleProcess;
-use crate::config::{FeaturesConfig, QformerConfig, VisionConfig, VitConfig};
 
 const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
 

@@ -1,10 +1,10 @@
 //! A tower that is not trained, apart from the model: it can run ahead of the steps.
 
+use qf_config::model::VisionConfig;
 use tch::{Device, Kind, Tensor};
 
 use super::Blip2Qformer;
 use crate::accelerator::{empty_cache, SideStream};
-use crate::config::VisionConfig;
 use crate::error::ModelError;
 use crate::graph::{Recorder, Recording};
 use crate::layers::LayerNorm;

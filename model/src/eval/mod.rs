@@ -363,10 +363,10 @@ impl FeatureBank {
 
 #[cfg(test)]
 mod tests {
+    use qf_config::model::{FeaturesConfig, ModelConfig, VisionConfig};
     use tch::Device;
 
     use super::*;
-    use crate::config::{FeaturesConfig, ModelConfig, VisionConfig};
 
     const TEXT_LEN: usize = 7;
     /// The image of each caption.

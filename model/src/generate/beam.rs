@@ -1,11 +1,11 @@
 //! Beam search, as transformers' `beam_search` with a `BeamSearchScorer` does it.
 
+use qf_config::model::QformerConfig;
 use tch::{Kind, Tensor};
 
 use super::config::GenerateConfig;
 use super::rules::{apply_rules, last_tokens, log_probabilities, Generated};
 use crate::blip2::Blip2Qformer;
-use crate::config::QformerConfig;
 use crate::error::ModelError;
 
 /// Score of the beams that an image has not begun yet: all but the first, which is `[DEC]` alone.

@@ -2,11 +2,11 @@
 
 use std::ffi::{c_char, c_int, CStr};
 
+use qf_config::model::Precision;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
 use super::arguments::{AdamWStep, AdamWTensors, NormParameters, Rate};
-use crate::config::Precision;
 use crate::error::ModelError;
 
 type Message = *mut c_char;

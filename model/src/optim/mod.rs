@@ -1,7 +1,6 @@
 //! AdamW (Loshchilov and Hutter, arXiv 1711.05101) as `torch.optim.AdamW` computes it, with the
 //! reference's two parameter groups.
 
-mod config;
 mod owners;
 mod shard;
 
@@ -13,7 +12,7 @@ use crate::collective::{Ranks, SingleProcess};
 use crate::error::ModelError;
 use crate::ops::{self, AdamWStep, AdamWTensors, Rate};
 use crate::params::{misfit, unexpected, Param, ParamStore};
-pub use config::AdamWConfig;
+pub use qf_config::optimizer::AdamWConfig;
 
 /// Parameters that share a weight decay.
 #[derive(Clone, Debug, PartialEq)]

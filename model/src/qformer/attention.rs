@@ -1,8 +1,8 @@
+use qf_config::model::QformerConfig;
 use tch::{Kind, Tensor};
 
 use super::rows::RowMap;
 use super::KeyValue;
-use crate::config::QformerConfig;
 use crate::error::ModelError;
 use crate::layers::{Dropout, LayerNorm, Linear, LinearInit, Rows};
 use crate::low::{LowCopies, LowLinear};

@@ -1,7 +1,7 @@
+use qf_config::model::QformerConfig;
 use tch::Tensor;
 
 use super::plan::{Positions, TextRows};
-use crate::config::QformerConfig;
 use crate::error::ModelError;
 use crate::layers::{Dropout, LayerNorm};
 use crate::params::{Init, Scope};

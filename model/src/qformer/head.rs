@@ -1,6 +1,6 @@
+use qf_config::model::QformerConfig;
 use tch::Tensor;
 
-use crate::config::QformerConfig;
 use crate::error::ModelError;
 use crate::layers::{LayerNorm, Linear, LinearInit};
 use crate::low::{LowCopies, LowLinear};

@@ -1,10 +1,10 @@
+use qf_config::model::QformerConfig;
 use tch::Tensor;
 
 use super::attention::Attention;
 use super::plan::{Layout, Past, Plan};
 use super::rows::RowMap;
 use super::KeyValue;
-use crate::config::QformerConfig;
 use crate::error::ModelError;
 use crate::layers::{Dropout, LayerNorm, Linear, LinearInit, Rows};
 use crate::low::LowCopies;

@@ -17,9 +17,9 @@ mod layer;
 mod plan;
 mod rows;
 
+use qf_config::model::QformerConfig;
 use tch::{Kind, Tensor};
 
-use crate::config::QformerConfig;
 use crate::error::ModelError;
 use crate::layers::{Dropout, LayerNorm, Rows};
 use crate::low::LowCopies;

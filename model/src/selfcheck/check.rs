@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
+use qf_config::model::Precision;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tch::{Device, TchError};
 
-use crate::config::Precision;
 use crate::error::ModelError;
 
 /// What a check found.

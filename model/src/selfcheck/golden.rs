@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use qf_config::model::{FeaturesConfig, ModelConfig, QformerConfig, VisionConfig};
 use serde_json::Value;
 use tch::{Device, Tensor};
 
@@ -12,7 +13,6 @@ use super::compare::{norm, on_host, Comparison, F32};
 use super::reference::is_zero_gradient;
 use crate::blip2::{Blip2Qformer, NegativeSampling, StepInput, StepOutput};
 use crate::collective::SingleProcess;
-use crate::config::{FeaturesConfig, ModelConfig, QformerConfig, VisionConfig};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::params::LoadScope;
 use crate::weights::read_safetensors;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
+use qf_config::model::Precision;
 use tch::{Device, Kind, Tensor};
 
 use super::check::{Bench, Fault, NotOk, ADVICE};
@@ -16,7 +17,6 @@ use crate::collective::{
     carries_nccl, Collective, Gradients, ProcessGroup, RankConfig, RankTimeouts, Ranks, Reduction,
     SingleProcess,
 };
-use crate::config::Precision;
 
 /// A group that has not come about by then never will: there is one process, on this machine.
 const JOIN_SECS: u64 = 20;

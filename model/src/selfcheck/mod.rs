@@ -37,7 +37,8 @@ use std::time::{Duration, Instant};
 use serde_json::Map;
 use tch::Device;
 
-use crate::config::Precision;
+use qf_config::model::Precision;
+
 use crate::context::{choose_kernels, Kernels};
 use check::{Bench, NotOk, ADVICE};
 pub use check::{CheckReport, Fault, Outcome};

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
+use qf_config::model::{ModelConfig, Precision, QformerConfig, VisionConfig, VitConfig};
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
 use super::check::Fault;
 use crate::blip2::{Blip2Qformer, ComputeOptions};
-use crate::config::{ModelConfig, Precision, QformerConfig, VisionConfig, VitConfig};
 use crate::params::LoadScope;
 
 /// Tokens of each text. The longest fills its row.

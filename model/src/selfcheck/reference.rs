@@ -3,12 +3,12 @@
 
 use std::collections::HashSet;
 
+use qf_config::model::{ModelConfig, Precision, VisionConfig};
 use tch::{Device, Kind, Tensor};
 
 use super::check::Fault;
 use super::network::model;
 use crate::blip2::{Blip2Qformer, ComputeOptions};
-use crate::config::{ModelConfig, Precision, VisionConfig};
 use crate::optim::AdamWConfig;
 
 /// The network of a check on the CPU and the element type of its inputs: in 64 bits, which takes libtorch's

@@ -4,6 +4,8 @@
 
 use std::path::Path;
 
+use qf_config::model::{ModelConfig, Precision};
+use qf_config::run_dir::RunDir;
 use qf_pipeline::Loader;
 use tch::Device;
 
@@ -14,10 +16,8 @@ use super::upload::{loader, tokenizer};
 use crate::blip2::ComputeOptions;
 use crate::checkpoint::newest;
 use crate::collective::SingleProcess;
-use crate::config::{ModelConfig, Precision};
 use crate::feed::DeviceFeed;
 use crate::optim::{AdamW, AdamWConfig};
-use crate::run_dir::RunDir;
 use crate::train::{MetricsRecord, RunContext, TrainConfig, Trainer};
 
 /// The first few steps of a run are made as they come; those after them are recorded and run again.

@@ -1,5 +1,6 @@
 //! A checkpoint of a run on the device, and the run that goes on from it.
 
+use qf_config::model::Precision;
 use tch::Kind;
 
 use super::check::{Bench, Fault, NotOk, ADVICE};
@@ -12,7 +13,6 @@ use crate::checkpoint::{
     load_model, load_optimizer, newest, CheckpointWriter, Retention, TrainState,
 };
 use crate::collective::SingleProcess;
-use crate::config::Precision;
 use crate::context::{choose_kernels, Kernels};
 use crate::optim::{AdamW, AdamWConfig};
 

@@ -1,5 +1,6 @@
 //! One step on the device: losses, outputs and every gradient against the reference.
 
+use qf_config::model::Precision;
 use tch::{Kind, Tensor};
 
 use super::check::{Bench, Fault, NotOk};
@@ -8,7 +9,6 @@ use super::network::{config, model, Inputs, Tower};
 use super::reference::{is_zero_gradient, reference};
 use crate::blip2::{Blip2Qformer, ComputeOptions, NegativeSampling, StepInput, StepOutput};
 use crate::collective::{Collective, SingleProcess};
-use crate::config::Precision;
 
 /// What is compared of a step.
 pub(super) struct StepNumbers {

@@ -1,5 +1,6 @@
 //! The optimiser by itself on given gradients, and five whole steps.
 
+use qf_config::model::Precision;
 use tch::{Device, Kind, Tensor};
 
 use super::check::{Bench, Fault, NotOk, ADVICE};
@@ -10,7 +11,6 @@ use super::step::forward;
 use crate::accelerator::SideStream;
 use crate::blip2::{Blip2Qformer, ComputeOptions};
 use crate::collective::SingleProcess;
-use crate::config::Precision;
 use crate::ops::clear_gradients;
 use crate::optim::{AdamW, AdamWConfig};
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use qf_config::model::Precision;
 use qf_pipeline::augment::{CLIP_MEAN, CLIP_STD};
 use qf_pipeline::source::resolve_shards;
 use qf_pipeline::text::{train_vocabulary, CaptionTokenizer, VocabularyOptions};
@@ -14,7 +15,6 @@ use super::check::{Bench, Fault, NotOk};
 use super::compare::{same_bits, Comparison, BF16, F32};
 use super::network::{config, draw, model, Tower, IMAGE_SIZE};
 use crate::blip2::ComputeOptions;
-use crate::config::Precision;
 use crate::feed::DeviceFeed;
 use crate::host::{batch_allocator, DeviceBatch};
 

@@ -1,11 +1,11 @@
 //! Which vocabulary weights belong to, as a file's metadata says.
 
+use qf_config::model::QformerConfig;
 use qf_pipeline::text::VocabularyDigest;
 
 use super::contents::VOCABULARY_KEY as KEY;
 use super::file::WeightsFile;
 use super::write::Metadata;
-use crate::config::QformerConfig;
 use crate::error::ModelError;
 
 /// The metadata of a file with the weights of such a model.

@@ -1,6 +1,5 @@
 //! The training loop, and the folder it writes to.
 
-mod config;
 mod memory;
 mod non_finite;
 mod observer;
@@ -21,12 +20,12 @@ mod tests;
 mod trainer;
 mod validation;
 
-pub use config::{
-    KeepBest, MixedSet, OnNonFinite, RemoteConfig, TrainConfig, ValidationConfig, WeightsConfig,
-};
 pub use observer::{Observer, RunView};
 pub use parallel::loader_state;
 pub use profile::{Phase, Phases, Roofline, RunProfile};
+pub use qf_config::run::{
+    KeepBest, MixedSet, OnNonFinite, RemoteConfig, TrainConfig, ValidationConfig, WeightsConfig,
+};
 pub use record::{
     MetricsFile, MetricsLine, MetricsRecord, SkippedRecord, StepRecord, ValidationRecord,
     METRICS_SCHEMA,

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use qf_config::run::OnNonFinite;
 use qf_pipeline::loader::LoaderState;
 use qf_pipeline::Batch;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::config::OnNonFinite;
 use super::record::SkippedRecord;
 use crate::blip2::{Blip2Qformer, StepOutput};
 use crate::collective::{Ranks, SingleProcess};

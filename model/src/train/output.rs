@@ -1,5 +1,6 @@
 //! What rank 0 writes while it trains.
 
+use qf_config::run_dir::RunDir;
 use qf_pipeline::config::OnBad;
 
 use super::record::MetricsFile;
@@ -8,7 +9,6 @@ use super::{TrainConfig, Trainer};
 use crate::checkpoint::{CheckpointWriter, Retention, TrainState};
 use crate::collective::Ranks;
 use crate::error::ModelError;
-use crate::run_dir::RunDir;
 
 pub(super) struct Output {
     pub(super) metrics: MetricsFile,

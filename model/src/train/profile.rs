@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use qf_config::model::Precision;
 use qf_pipeline::loader::{LoaderReport, StageReport};
 use qf_pipeline::process::rss_bytes;
 use qf_pipeline::trace::{Arg, Trace};
@@ -12,7 +13,6 @@ use tch::Device;
 
 use super::step_trace::TraceReport;
 use crate::accelerator::memory;
-use crate::config::Precision;
 use crate::error::ModelError;
 use crate::feed::{BatchWait, DeviceFeed};
 use crate::flops::matmul_peak;

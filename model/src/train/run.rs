@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
+use qf_config::run::{KeepBest, TrainConfig};
 use qf_pipeline::loader::{LoaderState, TakenReports};
 use tch::{Kind, Tensor};
 
-use super::config::{KeepBest, TrainConfig};
 use super::non_finite::{Guard, Verdict};
 use super::observer::{Observer, RunView};
 use super::output::Output;
@@ -20,7 +20,7 @@ use super::seed::step_seed;
 use super::step::{StepFailure, StepResult};
 use super::step_trace::StepTrace;
 use super::trainer::{Outcome, RunContext, RunEnd, RunFailure, Saved, Trainer};
-use super::validation::Validator;
+use super::validation::{figure, improves, Validator};
 use crate::accelerator::SideStream;
 use crate::blip2::Blip2Qformer;
 use crate::checkpoint::{
@@ -508,12 +508,12 @@ impl Trainer {
 
     /// Whether a validation beats all before it; it is then remembered as the best.
     fn is_best(&mut self, keep_best: KeepBest, record: &ValidationRecord) -> bool {
-        let Some(figure) = keep_best.figure(record) else {
+        let Some(figure) = figure(keep_best, record) else {
             return false;
         };
         // Another figure than before cannot be compared with it.
         let before = self.best.as_ref().filter(|b| b.metric == keep_best.name());
-        if before.is_some_and(|before| !keep_best.improves(figure, before.value)) {
+        if before.is_some_and(|before| !improves(keep_best, figure, before.value)) {
             return false;
         }
         self.best = Some(BestCheckpoint {

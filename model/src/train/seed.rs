@@ -1,6 +1,7 @@
 //! Seeds of steps.
 
-use super::config::TrainConfig;
+use qf_config::run::TrainConfig;
+
 use crate::checkpoint::TrainState;
 use crate::error::ModelError;
 

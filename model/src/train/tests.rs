@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use qf_config::run_dir::RunDir;
 use qf_pipeline::PipelineError;
 use tch::Device;
 
 use super::non_finite::tests::trainer_and_loader;
 use super::*;
 use crate::feed::DeviceFeed;
-use crate::run_dir::RunDir;
 use crate::SingleProcess;
 
 const STEPS: u64 = 12;

@@ -3,9 +3,10 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
+use qf_config::run::TrainConfig;
+use qf_config::run_dir::RunDir;
 use qf_pipeline::loader::LoaderState;
 
-use super::config::TrainConfig;
 use super::observer::Observer;
 use super::profile::RunProfile;
 use super::scaler::LossScaler;
@@ -17,7 +18,6 @@ use crate::collective::Ranks;
 use crate::error::ModelError;
 use crate::feed::DeviceFeed;
 use crate::optim::AdamW;
-use crate::run_dir::RunDir;
 
 /// Everything that one step changes.
 pub struct Trainer {

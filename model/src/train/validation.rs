@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 
+use qf_config::run::{KeepBest, TrainConfig, ValidationConfig};
 use qf_pipeline::source::ShardLocation;
 use qf_pipeline::stop::Stop;
 use qf_pipeline::text::CaptionTokenizer;
 use qf_pipeline::{Loader, LoaderConfig};
 use tch::{Kind, Tensor};
 
-use super::config::{KeepBest, TrainConfig, ValidationConfig};
 use super::profile::secs;
 use super::record::ValidationRecord;
 use super::seed::step_seed;
@@ -18,7 +18,7 @@ use crate::blip2::{Blip2Qformer, NegativeSampling, StepInput};
 use crate::collective::SingleProcess;
 use crate::device::seed;
 use crate::error::ModelError;
-use crate::eval::{EvalBatch, EvalSource, FeatureBankBuilder};
+use crate::eval::{EvalBatch, EvalSource, FeatureBankBuilder, RecallPair};
 use crate::host::batch_allocator;
 
 /// Validates a model on held-out shards.
@@ -201,4 +201,22 @@ fn first_captions(caption_image: &[u32], images: i64) -> Vec<i64> {
                 .map(|row| row as i64)
         })
         .collect()
+}
+/// The figure of a record that tells the best checkpoint, if it has it.
+pub(super) fn figure(keep_best: KeepBest, record: &ValidationRecord) -> Option<f32> {
+    let value = match keep_best {
+        KeepBest::None => None,
+        KeepBest::Loss => record.loss,
+        KeepBest::ItcMeanRecall => Some(record.itc.mean()),
+        KeepBest::ItmMeanRecall => record.itm.as_ref().map(RecallPair::mean),
+    };
+    value.map(|value| value as f32).filter(|v| v.is_finite())
+}
+
+/// Whether `figure` is better than `best`.
+pub(super) fn improves(keep_best: KeepBest, figure: f32, best: f32) -> bool {
+    match keep_best {
+        KeepBest::Loss => figure < best,
+        _ => figure > best,
+    }
 }

@@ -1,10 +1,10 @@
 //! The CLIP tower (Radford et al., arXiv 2103.00020) as LAVIS runs it (`lavis/models/clip_vit.py`):
 //! patch convolution without bias, `ln_pre`, QuickGELU, layer norms in 32 bits, no final norm.
 
+use qf_config::model::VitConfig;
 use tch::Tensor;
 
 use super::parts::{embed_patches, DropPath};
-use crate::config::VitConfig;
 use crate::error::ModelError;
 use crate::layers::{attend, merge_heads, split_heads, xavier, LayerNorm, Linear, LinearInit};
 use crate::low::LowCopies;

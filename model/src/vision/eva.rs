@@ -1,10 +1,10 @@
 //! The EVA-CLIP tower (Fang et al., arXiv 2211.07636) as LAVIS runs it
 //! (`lavis/models/eva_vit.py`): pre-norm, exact GELU, biases on Q and V but not on K, no final norm.
 
+use qf_config::model::VitConfig;
 use tch::Tensor;
 
 use super::parts::{embed_patches, DropPath};
-use crate::config::VitConfig;
 use crate::error::ModelError;
 use crate::layers::{attend, merge_heads, split_heads, LayerNorm, Linear, LinearInit};
 use crate::low::LowCopies;

@@ -8,9 +8,9 @@ mod eva;
 mod parts;
 mod small;
 
+use qf_config::model::VisionConfig;
 use tch::Tensor;
 
-use crate::config::VisionConfig;
 use crate::error::{check_floats, check_shape, ModelError};
 use crate::low::LowCopies;
 use crate::params::Scope;
@@ -265,8 +265,8 @@ pub fn interpolate_positions(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{FeaturesConfig, VitConfig};
     use crate::params::ParamStore;
+    use qf_config::model::{FeaturesConfig, VitConfig};
     use tch::{Device, Kind};
 
     fn sizes() -> VitConfig {

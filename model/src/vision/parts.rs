@@ -1,8 +1,8 @@
 //! What all towers have: patches as rows, and stochastic depth.
 
+use qf_config::model::VisionConfig;
 use tch::Tensor;
 
-use crate::config::VisionConfig;
 use crate::error::ModelError;
 
 /// Stochastic depth (Huang et al., arXiv 1603.09382) of one block: factors `[B, 1, 1]` of its two

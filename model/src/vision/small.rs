@@ -1,10 +1,10 @@
 //! A small pre-norm ViT (Dosovitskiy et al., arXiv 2010.11929) for training from scratch: exact
 //! GELU, biases everywhere, no final norm because `ln_vision` follows.
 
+use qf_config::model::VitConfig;
 use tch::Tensor;
 
 use super::parts::{embed_patches, DropPath};
-use crate::config::VitConfig;
 use crate::error::ModelError;
 use crate::layers::{attend, merge_heads, split_heads, xavier, LayerNorm, Linear, LinearInit};
 use crate::low::LowCopies;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
+use qf_config::model::VisionConfig;
 use qf_pipeline::atomic_file::AtomicFile;
 use serde_json::{json, Value};
 use tch::{Device, Kind, Tensor};
@@ -11,7 +12,6 @@ use tch::{Device, Kind, Tensor};
 use super::hugging_face::{config_json, preprocessor_json, same_ln_vision, tokenizer_json};
 use super::names::{hugging_face, Source};
 use crate::blip2::Blip2Qformer;
-use crate::config::VisionConfig;
 use crate::error::ModelError;
 use crate::tensor_file::io_error;
 use crate::tensor_file::vocabulary;
@@ -182,8 +182,9 @@ fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
 
 #[cfg(test)]
 mod tests {
+    use qf_config::model::{ModelConfig, VitConfig};
+
     use super::*;
-    use crate::config::{ModelConfig, VitConfig};
     use crate::weights::{load_into, read_config, Absent, Part, WeightsFile};
 
     fn config(tower: fn(VitConfig) -> VisionConfig, ln_vision_eps: f64) -> ModelConfig {

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
+use qf_config::model::{ModelConfig, QformerConfig, VisionConfig, VitConfig};
 use serde_json::{json, Value};
 
-use crate::config::{ModelConfig, QformerConfig, VisionConfig, VitConfig};
 use crate::error::ModelError;
 use crate::tensor_file::io_error;
 use crate::tensor_file::WeightsFile;

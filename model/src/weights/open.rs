@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use qf_config::run_dir::RunDir;
+
 use super::wrappers::{self, Unwrapped};
 use crate::checkpoint;
 use crate::error::ModelError;
-use crate::run_dir::RunDir;
 use crate::tensor_file::WeightsFile;
 
 /// What a folder's weights are called, the preferred first; an index names shards.

@@ -8,6 +8,7 @@ use qf_model::train::TrainConfig;
 use qf_model::Ranks;
 use qf_pipeline::source::ShardLocation;
 use qf_pipeline::stop::Stop;
+use qftrain::settings::flatten;
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
@@ -94,24 +95,6 @@ impl Description {
     }
 }
 
-/// Every setting by its full name, with its value as TOML.
-pub(crate) fn flatten(prefix: &str, value: &Value, settings: &mut BTreeMap<String, String>) {
-    match value {
-        Value::Table(table) => {
-            for (name, value) in table {
-                let full = match prefix {
-                    "" => name.clone(),
-                    _ => format!("{prefix}.{name}"),
-                };
-                flatten(&full, value, settings);
-            }
-        }
-        value => {
-            settings.insert(prefix.to_string(), value.to_string());
-        }
-    }
-}
-
 /// Fails on every rank, naming the ranks and settings, unless all mean the same run.
 pub(crate) fn check(
     ranks: &dyn Ranks,
@@ -152,7 +135,7 @@ pub(crate) fn check(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Settings;
+    use qftrain::settings::Settings;
 
     #[test]
     fn differences_are_named() {

@@ -3,19 +3,19 @@
 use std::time::Instant;
 
 use anyhow::{bail, Context};
-use clap::Args;
 use qf_model::config::FeaturesConfig;
 use qf_model::context::choose_kernels;
-use qf_model::device::{open_device, seed, DeviceChoice};
+use qf_model::device::{default_precision, open_device, seed};
 use qf_model::flops::{matmul_peak, savings, StepFlops, StepShape};
 use qf_model::{
-    AdamW, Blip2Qformer, ComputeOptions, ModelConfig, NegativeSampling, Precision, SingleProcess,
-    StepInput, VisionConfig,
+    AdamW, Blip2Qformer, ComputeOptions, ModelConfig, NegativeSampling, SingleProcess, StepInput,
+    VisionConfig,
 };
+use qftrain::args::BenchArgs;
+use qftrain::settings::Settings;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use crate::settings::Settings;
 use qf_cli::output::{remark, say};
 
 /// Token counts of the first captions of the COCO 2017 validation set, `[CLS]` and `[SEP]`
@@ -24,67 +24,14 @@ const COCO_LENGTHS: [i64; 16] = [
     13, 10, 14, 10, 16, 13, 15, 12, 16, 11, 11, 11, 11, 14, 10, 18,
 ];
 
-#[derive(Args)]
-pub(crate) struct BenchArgs {
-    /// Preset whose model is timed, see `qftrain config`
-    #[arg(long, value_name = "NAME", default_value = "blip2-vit-g")]
-    preset: String,
-
-    /// Any setting by its name in the configuration file; several allowed, applied last
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-
-    /// Give the image features instead of running the vision tower
-    #[arg(long)]
-    features: bool,
-
-    /// Images per step
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..))]
-    batch_size: u32,
-
-    /// Steps that are timed
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    steps: u32,
-
-    /// Steps before them
-    #[arg(long, default_value_t = 1)]
-    warmup: u32,
-
-    /// Tokens of the captions, by commas, repeated to fill the batch [default: 16 of COCO's]
-    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(i64).range(2..))]
-    lengths: Vec<i64>,
-
-    /// Compute every row as the reference does
-    #[arg(long)]
-    all_rows: bool,
-
-    /// Threads of libtorch [default: one per core]
-    #[arg(long)]
-    threads: Option<u32>,
-
-    /// Element type of matrix products: f32, bf16 or f16 [default: bf16 on a GPU, f32 on the CPU]
-    #[arg(long, value_name = "TYPE")]
-    precision: Option<Precision>,
-
-    /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value_t = DeviceChoice::Auto)]
-    device: DeviceChoice,
-
-    /// Print one JSON line per step instead of a table
-    #[arg(long)]
-    json: bool,
-}
-
-impl BenchArgs {
-    /// Tokens of each caption of a batch.
-    fn lengths(&self) -> Vec<i64> {
-        let lengths = match self.lengths.is_empty() {
-            true => &COCO_LENGTHS[..],
-            false => &self.lengths,
-        };
-        let lengths = lengths.iter().copied().cycle();
-        lengths.take(self.batch_size as usize).collect()
-    }
+/// Tokens of each caption of a batch.
+fn lengths(args: &BenchArgs) -> Vec<i64> {
+    let lengths = match args.lengths.is_empty() {
+        true => &COCO_LENGTHS[..],
+        false => &args.lengths,
+    };
+    let lengths = lengths.iter().copied().cycle();
+    lengths.take(args.batch_size as usize).collect()
 }
 
 /// Seconds of one step.
@@ -120,7 +67,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         let width = vit.width;
         model_config.vision = VisionConfig::Features(FeaturesConfig { width });
     }
-    let lengths = args.lengths();
+    let lengths = lengths(args);
     let text_len = match args.all_rows {
         true => config.data.text_len as i64,
         false => lengths.iter().copied().max().unwrap_or(2),
@@ -144,7 +91,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let precision = args
         .precision
         .or(config.precision)
-        .unwrap_or(Precision::for_device(device));
+        .unwrap_or(default_precision(device));
     model.set_precision(precision)?;
     let mut optimizer = AdamW::new(model.params(), &config.optimizer)?;
     let batch = Inputs::new(&model_config, &shape, image_size, device)?;

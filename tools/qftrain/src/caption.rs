@@ -1,126 +1,47 @@
 //! `qftrain caption`: captions of images from the generation head.
 
-use std::path::PathBuf;
-
-use clap::Args;
 use qf_model::generate::{generate, GenerateConfig, Generated, Strategy};
 use qf_model::host::{batch_allocator, upload, upload_pixels};
 use qf_pipeline::config::{CaptionChoice, OnBad};
 use qf_pipeline::filter::Filters;
 use qf_pipeline::loader::Loader;
-use qf_pipeline::source::ShardSpec;
 use qf_pipeline::LoaderConfig;
+use qftrain::args::CaptionArgs;
 use serde_json::json;
 use tch::Tensor;
 
-use crate::data::{self, ColumnArgs};
+use crate::data;
 use crate::image_batches::FileBatches;
 use crate::image_paths::image_paths;
-use crate::model_source::{InferenceArgs, LoadedModel, ModelSource};
+use crate::model_source::{load, LoadedModel, ModelSource};
 use qf_cli::output::{say, InPart};
 
-#[derive(Args)]
-pub(crate) struct CaptionArgs {
-    #[command(flatten)]
-    model: InferenceArgs,
-
-    /// Image files, and folders of them
-    #[arg(required_unless_present = "shards", conflicts_with = "shards")]
-    images: Vec<PathBuf>,
-
-    /// Caption the images of shards instead, which need no captions: files, globs, {000..012} ranges; several allowed
-    #[arg(long, num_args = 1.., value_name = "SHARDS")]
-    shards: Vec<ShardSpec>,
-
-    #[command(flatten)]
-    columns: ColumnArgs,
-
-    /// Of the images of --shards, only the first so many
-    #[arg(long, value_name = "N", requires = "shards")]
-    limit: Option<usize>,
-
-    /// Beams of the search
-    #[arg(long, default_value_t = 5, value_name = "N")]
-    beams: usize,
-
-    /// Captions per image; at most as many as beams
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    num_captions: usize,
-
-    /// Most tokens of a caption, its opening token included
-    #[arg(long, default_value_t = 30, value_name = "N")]
-    max_length: usize,
-
-    /// Fewest tokens of a caption, its opening token included; LAVIS's generate has 10
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    min_length: usize,
-
-    /// A caption is worth its log-probability over its length to this power: more favours long ones
-    #[arg(
-        long,
-        default_value_t = 1.0,
-        value_name = "X",
-        allow_negative_numbers = true
-    )]
-    length_penalty: f64,
-
-    /// Above 1 makes tokens that the caption has already less likely
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
-    repetition_penalty: f64,
-
-    /// Draw from the fewest tokens with this probability together, instead of searching; 1 for all
-    #[arg(long, value_name = "P", conflicts_with_all = ["beams", "length_penalty"])]
-    top_p: Option<f64>,
-
-    /// When drawing: from at most so many tokens; 0 for all
-    #[arg(long, default_value_t = 50, value_name = "N", requires = "top_p")]
-    top_k: usize,
-
-    /// When drawing: below 1 keeps to likely tokens, above 1 strays
-    #[arg(long, default_value_t = 1.0, value_name = "X", requires = "top_p")]
-    temperature: f64,
-
-    /// When drawing: fixes the draws
-    #[arg(long, default_value_t = 42, requires = "top_p")]
-    seed: u64,
-
-    /// Images at a time
-    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    batch_size: u16,
-
-    /// Print one JSON object per image
-    #[arg(long)]
-    json: bool,
-}
-
-impl CaptionArgs {
-    fn config(&self) -> GenerateConfig {
-        let strategy = match self.top_p {
-            Some(top_p) => Strategy::Sample {
-                top_p,
-                top_k: self.top_k,
-                temperature: self.temperature,
-                seed: self.seed,
-            },
-            None => Strategy::Beam {
-                num_beams: self.beams,
-                length_penalty: self.length_penalty,
-            },
-        };
-        GenerateConfig {
-            strategy,
-            num_captions: self.num_captions,
-            max_length: self.max_length,
-            min_length: self.min_length,
-            repetition_penalty: self.repetition_penalty,
-        }
+/// How captions are generated.
+fn generate_config(args: &CaptionArgs) -> GenerateConfig {
+    let strategy = match args.top_p {
+        Some(top_p) => Strategy::Sample {
+            top_p,
+            top_k: args.top_k,
+            temperature: args.temperature,
+            seed: args.seed,
+        },
+        None => Strategy::Beam {
+            num_beams: args.beams,
+            length_penalty: args.length_penalty,
+        },
+    };
+    GenerateConfig {
+        strategy,
+        num_captions: args.num_captions,
+        max_length: args.max_length,
+        min_length: args.min_length,
+        repetition_penalty: args.repetition_penalty,
     }
 }
 
 pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
-    let model = args.model.open()?;
-    args.config()
-        .validate(model.config.model.qformer.max_positions)?;
+    let model = ModelSource::open(&args.model.model)?;
+    generate_config(args).validate(model.config.model.qformer.max_positions)?;
     match args.shards.is_empty() {
         true => caption_files(args, model),
         false => caption_shards(args, model),
@@ -139,7 +60,7 @@ fn caption_files(args: &CaptionArgs, model: ModelSource<'_>) -> anyhow::Result<(
             return files.end();
         };
         if let Some(model) = model.take() {
-            captioner = Some(Captioner::new(args, args.model.load(model)?));
+            captioner = Some(Captioner::new(args, load(&args.model, model)?));
         }
         if let Some(captioner) = &captioner {
             let images = upload_pixels(batch.pixels.as_batch(), captioner.loaded.device)?;
@@ -163,7 +84,7 @@ fn caption_shards(args: &CaptionArgs, model: ModelSource<'_>) -> anyhow::Result<
             .columns
             .over(model.config.data.clone().for_evaluation())
     };
-    let captioner = Captioner::new(args, args.model.load(model)?);
+    let captioner = Captioner::new(args, load(&args.model, model)?);
     let LoadedModel {
         tokenizer, device, ..
     } = &captioner.loaded;
@@ -205,7 +126,7 @@ struct Captioner {
 impl Captioner {
     fn new(args: &CaptionArgs, loaded: LoadedModel) -> Captioner {
         Captioner {
-            config: args.config(),
+            config: generate_config(args),
             json: args.json,
             loaded,
         }

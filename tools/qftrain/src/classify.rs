@@ -4,39 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context};
-use clap::Args;
 use qf_model::host::upload_pixels;
 use qf_pipeline::words::counted;
+use qftrain::args::ClassifyArgs;
 use serde_json::json;
 use tch::{Kind, Tensor};
 
 use crate::embed::embed_texts;
 use crate::image_batches::FileBatches;
 use crate::image_paths::image_paths;
-use crate::model_source::{InferenceArgs, LoadedModel};
+use crate::model_source::{load, LoadedModel, ModelSource};
 use crate::progress::Count;
 use qf_cli::output::say;
-
-#[derive(Args)]
-pub(crate) struct ClassifyArgs {
-    #[command(flatten)]
-    model: InferenceArgs,
-
-    /// Folder with a folder of images for each class, named as the class is in words (`_` for a space)
-    folder: PathBuf,
-
-    /// Sentence about a class, which stands where {} is; several are averaged
-    #[arg(long, value_name = "TEXT", default_value = "a photo of a {}")]
-    prompt: Vec<String>,
-
-    /// Images encoded at a time
-    #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    batch_size: u16,
-
-    /// Print one JSON object per image, and one for all
-    #[arg(long)]
-    json: bool,
-}
 
 /// A folder of images.
 struct Class {
@@ -58,9 +37,9 @@ pub(crate) fn run(args: &ClassifyArgs) -> anyhow::Result<()> {
         class_of.extend(images.iter().map(|_| class));
         paths.extend(images);
     }
-    let model = args.model.open()?;
+    let model = ModelSource::open(&args.model.model)?;
     let mut files = FileBatches::new(paths, &model.config.data, args.batch_size.into())?;
-    let loaded = args.model.load(model)?;
+    let loaded = load(&args.model, model)?;
     let mut classes: Vec<Class> = folders.iter().map(|folder| Class::of(folder)).collect();
     let features = class_features(args, &loaded, &classes)?; // [K, d]
     let mut count = Count::new("classifying images", Some(files.total() as u64));

@@ -8,12 +8,13 @@ use qf_model::train::TrainConfig;
 use qf_model::Ranks;
 use qf_pipeline::loader::split_spec;
 use qf_pipeline::source::ShardSpec;
+use qftrain::args::TrainArgs;
+use qftrain::run_config::load_config;
+use qftrain::settings::Settings;
 use tch::Device;
 
 use crate::image_folder::shards_of;
-use crate::session::{device_name, load_config};
-use crate::settings::Settings;
-use crate::train::TrainArgs;
+use crate::session::device_name;
 use crate::weights::fit_to_bert;
 use qf_cli::output::remark;
 

@@ -3,77 +3,23 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::Args;
 use qf_model::eval::{
     read_annotations, AnnotationSource, EvalSource, FeatureBank, RecallPair, RetrievalReport,
 };
 use qf_model::host::batch_allocator;
 use qf_pipeline::filter::Filters;
 use qf_pipeline::loader::Loader;
-use qf_pipeline::source::ShardSpec;
 use qf_pipeline::words::counted;
 use qf_pipeline::LoaderConfig;
+use qftrain::args::EvalArgs;
 
-use crate::data::{self, ColumnArgs};
-use crate::model_source::{check_text_len, InferenceArgs, LoadedModel};
+use crate::data;
+use crate::model_source::{check_text_len, load, LoadedModel, ModelSource};
 use crate::progress::Count;
 use qf_cli::output::say;
 
-#[derive(Args)]
-pub(crate) struct EvalArgs {
-    #[command(flatten)]
-    model: InferenceArgs,
-
-    /// Held-out shards: files, globs, {000..012} ranges; several allowed
-    #[arg(
-        long,
-        num_args = 1..,
-        required_unless_present = "annotations",
-        conflicts_with = "annotations",
-        value_name = "SHARDS"
-    )]
-    shards: Vec<ShardSpec>,
-
-    #[command(flatten)]
-    columns: ColumnArgs,
-
-    /// Leave out the samples that the run's data.filters leave out, as its validation does [default:
-    /// filters choose what a model learns from; all samples are evaluated]
-    #[arg(long, conflicts_with = "annotations")]
-    filters: bool,
-
-    /// Annotation file instead of shards: a JSON list of objects with `image` and `caption`, as
-    /// LAVIS's coco_karpathy_test.json
-    #[arg(long, value_name = "FILE", requires = "images")]
-    annotations: Option<PathBuf>,
-
-    /// Folder that the image paths of --annotations begin at
-    #[arg(long, value_name = "DIR", requires = "annotations")]
-    images: Option<PathBuf>,
-
-    /// Candidates per query that the matching head ranks again; 0 for none
-    #[arg(long, default_value_t = 128)]
-    rerank: usize,
-
-    /// Images encoded at a time
-    #[arg(long, default_value_t = 32)]
-    batch_size: usize,
-
-    /// Token ids per caption, padding included
-    #[arg(long, default_value_t = 35)]
-    text_len: usize,
-
-    /// Threads that decode and tokenise [default: one per core]
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
-    threads: usize,
-
-    /// Print one JSON object instead of a table
-    #[arg(long)]
-    json: bool,
-}
-
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
-    let model = args.model.open()?;
+    let model = ModelSource::open(&args.model.model)?;
     check_text_len(args.text_len, &model.config)?;
     let data = LoaderConfig {
         batch_size: args.batch_size,
@@ -91,7 +37,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         (Some(file), Some(images)) => Input::Files(read_annotations(file)?, images.clone()),
         _ => Input::Shards(data::resolve(&args.shards, &model.config.remote)?),
     };
-    let loaded = args.model.load(model)?;
+    let loaded = load(&args.model, model)?;
     let LoadedModel { model, .. } = &loaded;
     let mut source = input.start(data, &loaded)?;
 

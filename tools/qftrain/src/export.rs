@@ -3,56 +3,30 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context};
-use clap::{Args, ValueEnum};
 use qf_model::weights::{export_hugging_face, export_lavis};
 use qf_model::Blip2Qformer;
 use qf_pipeline::text::CaptionTokenizer;
+use qftrain::args::{ExportArgs, ExportFormat};
 
-use crate::model_source::ModelArgs;
+use crate::model_source::ModelSource;
 use crate::session::write_file;
 use qf_cli::output::say;
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Format {
-    /// A folder of transformers' Blip2ForImageTextRetrieval
-    Hf,
-    /// One safetensors file with the names of LAVIS
-    Lavis,
-}
-
-#[derive(Args)]
-pub(crate) struct ExportArgs {
-    #[command(flatten)]
-    model: ModelArgs,
-
-    /// What to write
-    #[arg(long, value_enum)]
-    format: Format,
-
-    /// Where: a new or empty folder for hf, a new file for lavis (vocab.txt goes beside it)
-    #[arg(long, value_name = "PATH")]
-    out: PathBuf,
-
-    /// Bytes of a file of weights in the hf format; more go into several files
-    #[arg(long, default_value_t = 5_000_000_000, value_name = "BYTES")]
-    max_shard_bytes: u64,
-}
 
 pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     let out = &args.out;
     let is_taken = match args.format {
-        Format::Hf => {
+        ExportFormat::Hf => {
             out.exists() && std::fs::read_dir(out).map_or(true, |mut d| d.next().is_some())
         }
-        Format::Lavis => out.exists(),
+        ExportFormat::Lavis => out.exists(),
     };
     if is_taken {
         bail!("{} is there already; name a new one", out.display());
     }
-    let source = args.model.open()?;
+    let source = ModelSource::open(&args.model)?;
     let vocabulary = match args.format {
-        Format::Hf => None, // In the folder.
-        Format::Lavis => vocabulary_beside(out, &source.tokenizer)?,
+        ExportFormat::Hf => None, // In the folder.
+        ExportFormat::Lavis => vocabulary_beside(out, &source.tokenizer)?,
     };
     let loaded = source.load()?;
     let model = &loaded.model;
@@ -67,8 +41,8 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
         out.file_name().unwrap_or_default().to_string_lossy()
     ));
     let written = match args.format {
-        Format::Hf => write_folder(model, &loaded.tokenizer, &part, args.max_shard_bytes),
-        Format::Lavis => export_lavis(model, &part).map_err(Into::into),
+        ExportFormat::Hf => write_folder(model, &loaded.tokenizer, &part, args.max_shard_bytes),
+        ExportFormat::Lavis => export_lavis(model, &part).map_err(Into::into),
     };
     if let Err(error) = written {
         let _ = std::fs::remove_dir_all(&part);

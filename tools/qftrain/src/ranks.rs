@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{bail, Context};
 use qf_model::device::{open_device, DeviceChoice};
 use qf_model::{RankConfig, RankTimeouts};
+use qftrain::args::TimeoutArgs;
 use tch::Device;
 
 /// Port of a SLURM job's rank 0, plus the job's number: jobs that share a machine differ in it.
@@ -24,27 +25,14 @@ pub(crate) struct Ranks {
     pub(crate) is_restart: bool,
 }
 
-/// How long ranks wait, from the command line.
-#[derive(clap::Args, Clone, Debug)]
-pub(crate) struct TimeoutArgs {
-    /// Seconds in which all ranks must have started [default: 300]
-    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
-    join_timeout: Option<u64>,
-
-    /// Seconds after which a rank without a heartbeat counts as dead [default: 15]
-    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(3..))]
-    rank_timeout: Option<u64>,
-}
-
-impl TimeoutArgs {
-    pub(crate) fn resolve(&self) -> RankTimeouts {
-        let default = RankTimeouts::default();
-        let secs = |given: Option<u64>, default| given.map_or(default, Duration::from_secs);
-        RankTimeouts {
-            join: secs(self.join_timeout, default.join),
-            silence: secs(self.rank_timeout, default.silence),
-            ..default
-        }
+/// How long ranks wait.
+pub(crate) fn timeouts(args: &TimeoutArgs) -> RankTimeouts {
+    let default = RankTimeouts::default();
+    let secs = |given: Option<u64>, default| given.map_or(default, Duration::from_secs);
+    RankTimeouts {
+        join: secs(args.join_timeout, default.join),
+        silence: secs(args.rank_timeout, default.silence),
+        ..default
     }
 }
 

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
 
-use crate::library_environment::missing;
+use qftrain::library_environment::missing;
 
 /// Returns at once when all is set; else it is, and the program starts over in the same process.
 pub(crate) fn with_library_environment() {

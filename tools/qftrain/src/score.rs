@@ -1,34 +1,15 @@
 //! `qftrain score`: how well texts fit an image.
 
-use std::path::PathBuf;
-
 use anyhow::bail;
-use clap::Args;
 use qf_model::host::DeviceBatch;
 use qf_pipeline::image_file::ImageReader;
 use qf_pipeline::text::TokenRows;
+use qftrain::args::ScoreArgs;
 use serde_json::json;
 use tch::Kind;
 
-use crate::model_source::InferenceArgs;
+use crate::model_source::{load, ModelSource};
 use qf_cli::output::say;
-
-#[derive(Args)]
-pub(crate) struct ScoreArgs {
-    #[command(flatten)]
-    model: InferenceArgs,
-
-    /// Image file
-    image: PathBuf,
-
-    /// Texts to compare with it
-    #[arg(required = true, value_name = "TEXT")]
-    texts: Vec<String>,
-
-    /// Print one JSON object instead of a table
-    #[arg(long)]
-    json: bool,
-}
 
 /// One text against the image.
 struct Score {
@@ -39,11 +20,11 @@ struct Score {
 }
 
 pub(crate) fn run(args: &ScoreArgs) -> anyhow::Result<()> {
-    let model = args.model.open()?;
+    let model = ModelSource::open(&args.model.model)?;
     let data = model.config.data.clone();
     // What the user gave is looked at before the model is loaded.
     let pixels = ImageReader::new(&data)?.read(&args.image)?;
-    let loaded = args.model.load(model)?;
+    let loaded = load(&args.model, model)?;
     let processor = loaded.caption_processor()?;
     let mut tokens = TokenRows::with_capacity(data.text_len, args.texts.len());
     for (number, text) in args.texts.iter().enumerate() {

@@ -1,37 +1,14 @@
 //! `qftrain search`: the images of a file of embeddings that are most like a text.
 
 use std::cmp::Ordering;
-use std::path::PathBuf;
 
 use anyhow::bail;
-use clap::Args;
+use qftrain::args::SearchArgs;
 use serde_json::json;
 
 use crate::embed::{embed_texts, Embeddings, ImageRow};
-use crate::model_source::InferenceArgs;
+use crate::model_source::{load, ModelSource};
 use qf_cli::output::{remark, say};
-
-#[derive(Args)]
-pub(crate) struct SearchArgs {
-    #[command(flatten)]
-    model: InferenceArgs,
-
-    /// What `qftrain embed` wrote: a Parquet file, or a folder of npy files
-    #[arg(long, value_name = "PATH")]
-    embeddings: PathBuf,
-
-    /// What to look for
-    #[arg(required = true, value_name = "TEXT")]
-    texts: Vec<String>,
-
-    /// Images to name for each text
-    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    top: u32,
-
-    /// Print one JSON object per text
-    #[arg(long)]
-    json: bool,
-}
 
 /// An image and how like the text it is.
 struct Found {
@@ -42,7 +19,7 @@ struct Found {
 
 pub(crate) fn run(args: &SearchArgs) -> anyhow::Result<()> {
     let embeddings = Embeddings::open(&args.embeddings)?;
-    let loaded = args.model.load(args.model.open()?)?;
+    let loaded = load(&args.model, ModelSource::open(&args.model.model)?)?;
     let features = embed_texts(&loaded, &args.texts)?; // [N, d]
     let features = Vec::<Vec<f32>>::try_from(features.f_to_kind(tch::Kind::Float)?)?;
     let width = features.first().map_or(0, Vec::len);

@@ -1,32 +1,15 @@
 //! `qftrain selfcheck`: whether this machine computes what it should.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::bail;
-use clap::Args;
-use qf_model::device::{open_device, DeviceChoice};
+use qf_model::device::{default_precision, open_device};
 use qf_model::selfcheck::{self, CheckReport, Fault, Outcome, SelfCheck};
-use qf_model::Precision;
+use qftrain::args::SelfCheckArgs;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use qf_cli::output::{remark, say};
-
-#[derive(Args)]
-pub(crate) struct SelfCheckArgs {
-    /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value_t = DeviceChoice::Auto)]
-    device: DeviceChoice,
-
-    /// Compare with the reference's numbers, too: a folder with golden_a and golden_traj
-    #[arg(long, value_name = "DIR")]
-    golden: Option<PathBuf>,
-
-    /// Print one JSON line per check and one in the end
-    #[arg(long)]
-    json: bool,
-}
 
 /// The last line of `--json`.
 #[derive(Serialize)]
@@ -56,7 +39,7 @@ pub(crate) fn run(args: &SelfCheckArgs) -> anyhow::Result<()> {
         Ok(device) => {
             let settings = SelfCheck {
                 device,
-                precision: Precision::for_device(device),
+                precision: default_precision(device),
                 golden: args.golden.clone(),
             };
             selfcheck::run(&settings, &mut show)

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{bail, Context};
+use anyhow::Context;
 use qf_model::run_dir::RunDir;
 use qf_model::train::TrainConfig;
 use qf_pipeline::atomic_file::AtomicFile;
@@ -12,6 +12,8 @@ use qf_pipeline::stop::Stop;
 use qf_pipeline::text::{CaptionTokenizer, VocabularyOptions};
 use qf_pipeline::vocabulary::vocabulary_from_shards;
 use qf_pipeline::words::counted;
+use qftrain::run_config::load_config;
+use qftrain::settings::Settings;
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
@@ -128,46 +130,11 @@ pub(crate) fn create_tokenizer(
     load_tokenizer(run_dir)
 }
 
-/// The resolved configuration of an existing run.
-pub(crate) fn load_config(run_dir: &RunDir) -> anyhow::Result<crate::settings::Settings> {
-    let path = run_dir.config();
-    if !path.exists() {
-        bail!(
-            "{} holds no run (no config.toml){}",
-            run_dir.path().display(),
-            runs_beside(run_dir.path())
-        );
-    }
-    Ok(crate::settings::Settings::file(&path)?.without_old_defaults())
-}
-
-/// The runs in the folder around `path`, for a message.
-fn runs_beside(path: &Path) -> String {
-    /// Names in the message, at most.
-    const SHOWN: usize = 4;
-    let around = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let entries = std::fs::read_dir(around).into_iter().flatten().flatten();
-    let runs = entries
-        .map(|entry| entry.path())
-        .filter(|path| RunDir::new(path).config().exists());
-    let mut runs: Vec<_> = runs.map(|path| path.display().to_string()).collect();
-    // The newest, where folders are named by date, come first.
-    runs.sort_by(|a, b| b.cmp(a));
-    runs.truncate(SHOWN);
-    match runs.is_empty() {
-        true => String::new(),
-        false => format!("; these do: {}", runs.join(", ")),
-    }
-}
-
 /// The configuration that a checkpoint was made with; of the first layout, which has none, the run's.
 pub(crate) fn saved_config(run_dir: &RunDir, checkpoint: &Path) -> anyhow::Result<TrainConfig> {
     let own = checkpoint.join("config.toml");
     match own.exists() {
-        true => crate::settings::Settings::file(&own)?.resolve(),
+        true => Settings::file(&own)?.resolve(),
         false => load_config(run_dir)?.resolve(),
     }
 }

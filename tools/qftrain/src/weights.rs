@@ -11,11 +11,11 @@ use qf_model::weights::{
 use qf_model::{Blip2Qformer, ModelConfig, Ranks};
 use qf_pipeline::source::local_path;
 use qf_pipeline::text::CaptionTokenizer;
+use qftrain::run_config::load_config;
+use qftrain::settings::Settings;
 use serde::Serialize;
 use tch::Device;
 
-use crate::session::load_config;
-use crate::settings::Settings;
 use crate::{hub, vocabulary};
 use qf_cli::output::remark;
 

@@ -1,3 +1,4 @@
+use qf_config::model::{FeaturesConfig, ModelConfig, VisionConfig};
 use qf_pipeline::loader::{LoaderState, OrderKey, World};
 use qf_pipeline::text::CaptionTokenizer;
 use qf_pipeline::LoaderConfig;
@@ -6,7 +7,6 @@ use tch::Device;
 use super::*;
 use crate::checkpoint;
 use crate::collective::SingleProcess;
-use crate::config::{FeaturesConfig, ModelConfig, VisionConfig};
 use crate::optim::AdamWConfig;
 
 fn model() -> (Blip2Qformer, AdamW) {

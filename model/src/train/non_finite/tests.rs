@@ -1,12 +1,12 @@
 use std::sync::Arc;
 
+use qf_config::model::{ModelConfig, VisionConfig, VitConfig};
 use qf_pipeline::source::resolve_shards;
 use qf_pipeline::text::{train_vocabulary, CaptionTokenizer, VocabularyOptions};
 use qf_pipeline::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 use qf_pipeline::{Loader, LoaderConfig};
 
 use super::*;
-use crate::config::{ModelConfig, VisionConfig, VitConfig};
 use crate::feed::{DeviceFeed, ReadyBatch};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::train::parallel::Peers;

@@ -9,86 +9,31 @@ mod sink;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{bail, Context};
-use clap::Args;
+use anyhow::Context;
 use qf_model::host::{batch_allocator, upload, upload_pixels};
 use qf_pipeline::config::OnBad;
 use qf_pipeline::filter::Filters;
 use qf_pipeline::loader::Loader;
-use qf_pipeline::source::ShardSpec;
 use qf_pipeline::words::counted;
 use qf_pipeline::LoaderConfig;
+use qftrain::args::{EmbedArgs, EmbedFormat};
 use tch::Tensor;
 
 pub(crate) use features::embed_texts;
 pub(crate) use read::{Embeddings, ImageRow};
 
 use self::rows::{values, Column, Table};
-use self::sink::{Format, Sink, Written};
-use crate::data::{self, ColumnArgs};
+use self::sink::{Sink, Written};
+use crate::data;
 use crate::image_batches::FileBatches;
 use crate::image_paths::image_paths;
-use crate::model_source::{InferenceArgs, LoadedModel, ModelSource};
+use crate::model_source::{load, LoadedModel, ModelSource};
 use crate::progress::Count;
 use qf_cli::output::{say, InPart};
 
-#[derive(Args)]
-pub(crate) struct EmbedArgs {
-    #[command(flatten)]
-    model: InferenceArgs,
-
-    /// Image files, and folders of them
-    #[arg(required_unless_present_any = ["shards", "texts"], conflicts_with = "shards")]
-    images: Vec<PathBuf>,
-
-    /// The images of shards, and their captions: files, globs, {000..012} ranges; several allowed
-    #[arg(long, num_args = 1.., value_name = "SHARDS")]
-    shards: Vec<ShardSpec>,
-
-    #[command(flatten)]
-    columns: ColumnArgs,
-
-    /// A file of texts, one a line; their keys are the numbers of their lines
-    #[arg(long, value_name = "FILE", conflicts_with = "shards")]
-    texts: Option<PathBuf>,
-
-    /// Where to write: of Parquet, NAME.parquet for images and NAME.texts.parquet for texts; of npy, a
-    /// folder
-    #[arg(long, short, value_name = "PATH")]
-    out: PathBuf,
-
-    /// File format [default: npy for a path without ending, else parquet]
-    #[arg(long, value_name = "parquet|npy", hide_possible_values = true)]
-    format: Option<Format>,
-
-    /// Write the queries' outputs, too: [32, 768] of each image for the published sizes
-    #[arg(long)]
-    query_outputs: bool,
-
-    /// Images encoded at a time
-    #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    batch_size: u16,
-}
-
-impl EmbedArgs {
-    fn format(&self) -> anyhow::Result<Format> {
-        let ending = self.out.extension().and_then(|ending| ending.to_str());
-        match (self.format, ending) {
-            (Some(format), _) => Ok(format),
-            (None, None) => Ok(Format::Npy),
-            (None, Some("parquet")) => Ok(Format::Parquet),
-            (None, Some(ending)) => bail!(
-                "--out {}: no format has the ending `{ending}`; take NAME.parquet, or a folder for npy \
-                 files, or add --format",
-                self.out.display()
-            ),
-        }
-    }
-}
-
 pub(crate) fn run(args: &EmbedArgs) -> anyhow::Result<()> {
     let format = args.format()?;
-    let model = args.model.open()?;
+    let model = ModelSource::open(&args.model.model)?;
     if !args.shards.is_empty() {
         return embed_shards(args, format, model);
     }
@@ -105,11 +50,11 @@ pub(crate) fn run(args: &EmbedArgs) -> anyhow::Result<()> {
 /// Of image files. Returns the model for what comes after them.
 fn embed_images(
     args: &EmbedArgs,
-    format: Format,
+    format: EmbedFormat,
     model: ModelSource<'_>,
 ) -> anyhow::Result<LoadedModel> {
     if args.images.is_empty() {
-        return args.model.load(model);
+        return load(&args.model, model);
     }
     let paths = image_paths(&args.images)?;
     let mut files = FileBatches::new(paths, &model.config.data, args.batch_size.into())?;
@@ -117,7 +62,7 @@ fn embed_images(
     if batch.is_none() {
         files.end()?;
     }
-    let loaded = args.model.load(model)?;
+    let loaded = load(&args.model, model)?;
     let mut sink = open_images(args, format, &loaded)?;
     let mut count = Count::new("embedding images", Some(files.total() as u64));
     while let Some(read) = batch {
@@ -134,7 +79,11 @@ fn embed_images(
 }
 
 /// Of the images and captions of shards.
-fn embed_shards(args: &EmbedArgs, format: Format, model: ModelSource<'_>) -> anyhow::Result<()> {
+fn embed_shards(
+    args: &EmbedArgs,
+    format: EmbedFormat,
+    model: ModelSource<'_>,
+) -> anyhow::Result<()> {
     let shards = data::resolve(&args.shards, &model.config.remote)?;
     let data = LoaderConfig {
         batch_size: args.batch_size.into(),
@@ -145,7 +94,7 @@ fn embed_shards(args: &EmbedArgs, format: Format, model: ModelSource<'_>) -> any
             .columns
             .over(model.config.data.clone().for_evaluation())
     };
-    let loaded = args.model.load(model)?;
+    let loaded = load(&args.model, model)?;
     let mut loader = Loader::builder(data)
         .shards(shards)
         .allocator(batch_allocator(loaded.device))
@@ -188,7 +137,7 @@ fn embed_shards(args: &EmbedArgs, format: Format, model: ModelSource<'_>) -> any
 /// Of the lines of a text file.
 fn embed_lines(
     args: &EmbedArgs,
-    format: Format,
+    format: EmbedFormat,
     texts: &str,
     loaded: &LoadedModel,
 ) -> anyhow::Result<()> {
@@ -251,7 +200,11 @@ fn text_table(
     })
 }
 
-fn open_images(args: &EmbedArgs, format: Format, loaded: &LoadedModel) -> anyhow::Result<Sink> {
+fn open_images(
+    args: &EmbedArgs,
+    format: EmbedFormat,
+    loaded: &LoadedModel,
+) -> anyhow::Result<Sink> {
     let sizes = &loaded.model.config().qformer;
     let queries = usize::try_from(sizes.num_queries)?;
     let mut vectors = vec![Column {
@@ -274,10 +227,10 @@ fn open_images(args: &EmbedArgs, format: Format, loaded: &LoadedModel) -> anyhow
     )
 }
 
-fn open_texts(args: &EmbedArgs, format: Format, loaded: &LoadedModel) -> anyhow::Result<Sink> {
+fn open_texts(args: &EmbedArgs, format: EmbedFormat, loaded: &LoadedModel) -> anyhow::Result<Sink> {
     let path = match format {
-        Format::Parquet => texts_path(&args.out),
-        Format::Npy => args.out.clone(),
+        EmbedFormat::Parquet => texts_path(&args.out),
+        EmbedFormat::Npy => args.out.clone(),
     };
     let vectors = vec![Column {
         name: "text_embedding",

@@ -3,18 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
-use clap::ValueEnum;
+use qftrain::args::EmbedFormat;
 
 use super::npy::NpyFolder;
 use super::parquet_file::ParquetFile;
 use super::rows::{Column, Table};
-
-/// How embeddings are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    Parquet,
-    Npy,
-}
 
 /// A file, or files, that tables are appended to.
 pub(super) struct Sink {
@@ -40,7 +33,7 @@ pub(super) struct Written {
 impl Sink {
     /// Begins to write `what` (`images` or `texts`): nothing is at `path` before [`Sink::finish`].
     pub(super) fn create(
-        format: Format,
+        format: EmbedFormat,
         path: &Path,
         what: &'static str,
         strings: &[&'static str],
@@ -48,11 +41,11 @@ impl Sink {
         origin: &str,
     ) -> anyhow::Result<Sink> {
         let file = match format {
-            Format::Parquet => {
+            EmbedFormat::Parquet => {
                 let file = ParquetFile::create(path, strings, &columns, origin)?;
                 File::Parquet(Box::new(file))
             }
-            Format::Npy => File::Npy(NpyFolder::create(path, what, strings, &columns)?),
+            EmbedFormat::Npy => File::Npy(NpyFolder::create(path, what, strings, &columns)?),
         };
         Ok(Sink {
             file,

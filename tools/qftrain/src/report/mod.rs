@@ -11,8 +11,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use clap::Args;
 use qf_model::run_dir::RunDir;
+use qftrain::args::ReportArgs;
 
 use self::run_data::RunData;
 use crate::session::write_file;
@@ -20,17 +20,6 @@ use qf_cli::output::say;
 
 /// Runs that a page compares; more make no picture.
 const MAX_RUNS: usize = 12;
-
-#[derive(Args)]
-pub(crate) struct ReportArgs {
-    /// Folders of runs; several are shown side by side, with their differing settings
-    #[arg(required = true, value_name = "RUN")]
-    runs: Vec<PathBuf>,
-
-    /// The page [default: report.html in the folder of the run, of several report.html here]
-    #[arg(long, short, value_name = "FILE")]
-    out: Option<PathBuf>,
-}
 
 pub(crate) fn run(args: &ReportArgs) -> anyhow::Result<()> {
     if args.runs.len() > MAX_RUNS {

@@ -9,9 +9,9 @@ use anyhow::{bail, Context};
 use qf_model::run_dir::RunDir;
 use qf_model::train::{MetricsLine, MetricsRecord, RunProfile, StepRecord, ValidationRecord};
 use qf_pipeline::loader::SkippedSample;
+use qftrain::settings::flatten;
 use serde::Deserialize;
 
-use crate::agreement::flatten;
 use crate::gallery::Gallery;
 
 /// Longer lines no run writes.

@@ -1,6 +1,5 @@
 //! `qftrain`: the training run.
 
-mod args;
 mod dry_run;
 mod plan;
 mod report;
@@ -18,11 +17,9 @@ use qf_model::train::{self, MetricsRecord, RunContext, RunEnd, StepTrace, Traine
 use qf_model::{ProcessGroup, Ranks, SingleProcess};
 use qf_pipeline::error::full_message;
 use qf_pipeline::loader::Loader;
+use qftrain::args::{Resume, TrainArgs};
 use tch::Device;
 
-pub(crate) use args::TrainArgs;
-
-use self::args::Resume;
 use self::plan::Plan;
 use self::report::Ended;
 use crate::configuration::{check_start_options, check_tokenizer};
@@ -32,10 +29,8 @@ use crate::weights::Origin;
 use crate::{launch, ranks, signals};
 use qf_cli::output::{be_quiet, complain};
 
-/// Trains; `commands` are the names of the program's commands, which a mistyped one is compared with.
-pub(crate) fn run(args: &TrainArgs, commands: &[String]) -> anyhow::Result<()> {
-    args.check_photos(commands)
-        .unwrap_or_else(|error| error.exit());
+/// Trains, as one process or several.
+pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     if args.resume == Some(Resume::Always) {
         check_start_options(args).unwrap_or_else(|error| error.exit());
         check_tokenizer(args)?;
@@ -61,7 +56,7 @@ fn run_as_rank(args: &TrainArgs, ranks: ranks::Ranks) -> anyhow::Result<()> {
         // At once: this process may be inside a call to a rank that no longer answers.
         signal_hook::low_level::exit(1)
     };
-    let timeouts = args.timeouts.resolve();
+    let timeouts = ranks::timeouts(&args.timeouts);
     let group = ProcessGroup::join(ranks.config.clone(), device, timeouts, move |cause| {
         end(&cause)
     })?;

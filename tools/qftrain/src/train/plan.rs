@@ -16,9 +16,9 @@ use qf_pipeline::loader::{DataSet, Loader, World};
 use qf_pipeline::source::ShardLocation;
 use qf_pipeline::text::CaptionTokenizer;
 use qf_pipeline::trace::Trace;
+use qftrain::args::{Resume, TrainArgs};
 use tch::Device;
 
-use super::args::{Resume, TrainArgs};
 use crate::configuration::{check_relative, configuration};
 use crate::gallery::GalleryMaker;
 use crate::ranks::Ranks as OwnPlace;

@@ -12,10 +12,10 @@ use qf_pipeline::error::full_message;
 use qf_pipeline::loader::{queue_table, stage_table, Counters};
 use qf_pipeline::words::counted;
 use qf_pipeline::PipelineError;
+use qftrain::args::TrainArgs;
 use serde_json::json;
 use tch::Device;
 
-use super::args::TrainArgs;
 use super::plan::Plan;
 use crate::session::device_name;
 use qf_cli::output::{remark, say, say_data};

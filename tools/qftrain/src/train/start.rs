@@ -10,11 +10,11 @@ use qf_model::train::WeightsConfig;
 use qf_model::Ranks;
 use qf_pipeline::atomic_file::NewFolders;
 use qf_pipeline::trace::{Trace, TraceLimits};
+use qftrain::resumption::check_changes;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
 use crate::configuration::make_paths_absolute;
-use crate::resumption::check_changes;
 use crate::session::{create_tokenizer, saved_config, TokenizerFile};
 use crate::weights::{adopt_tokenizer, StartWeights};
 

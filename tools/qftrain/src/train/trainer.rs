@@ -1,6 +1,7 @@
 //! The model and its optimiser, as a run starts or goes on with them.
 
 use qf_model::checkpoint::{self, BestCheckpoint, Checkpoint, TrainState};
+use qf_model::device::default_precision;
 use qf_model::run_dir::RunDir;
 use qf_model::train::{check_random_state, LossScaler, TrainConfig, Trainer};
 use qf_model::{AdamW, Blip2Qformer, Precision, Ranks};
@@ -46,7 +47,7 @@ pub(super) fn load_trainer(
         checkpoint::load_optimizer_on_ranks(folder, &mut optimizer, ranks)?;
     }
     log::debug!("{} bytes of optimiser state", optimizer.state_bytes());
-    let precision = config.precision.unwrap_or(Precision::for_device(device));
+    let precision = config.precision.unwrap_or(default_precision(device));
     // The run keeps it, wherever it is resumed.
     config.precision = Some(precision);
     model.set_precision(precision)?;

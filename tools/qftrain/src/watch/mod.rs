@@ -7,10 +7,10 @@ mod tensorboard;
 
 use std::time::{Duration, Instant};
 
-use clap::ValueEnum;
 use qf_model::run_dir::RunDir;
 use qf_model::train::{MetricsLine, MetricsRecord, Observer, RunView};
 use qf_model::Blip2Qformer;
+use qftrain::args::EventLevel;
 use tch::Kind;
 
 use self::alerts::Alerts;
@@ -20,19 +20,6 @@ use crate::gallery::{Gallery, GalleryMaker};
 use crate::report::Refresh;
 use crate::session::write_file;
 use qf_cli::output::say_data;
-
-/// What goes into TensorBoard's event files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub(crate) enum EventLevel {
-    /// Nothing: no file.
-    Off,
-    /// Losses, rates, retrieval.
-    Scalars,
-    /// Held-out images with their captions and the model's own, too.
-    Images,
-    /// Histograms of all weights after each validation, too.
-    Histograms,
-}
 
 /// Time between two looks at held-out images, at least.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);

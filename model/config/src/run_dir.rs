@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use qf_pipeline::atomic_file::open_in_place;
 
-use crate::error::ModelError;
+use crate::error::ConfigError;
 
 /// What a process holds that trains in a run folder.
 const LOCK: &str = ".lock";
@@ -102,8 +102,8 @@ impl RunDir {
     /// failed before its first step do not count.
     ///
     /// # Errors
-    /// [`ModelError::Io`] when the checkpoints cannot be listed.
-    pub fn holds_run(&self) -> Result<bool, ModelError> {
+    /// [`ConfigError::Io`] when the checkpoints cannot be listed.
+    pub fn holds_run(&self) -> Result<bool, ConfigError> {
         let has_metrics = fs::metadata(self.metrics()).is_ok_and(|metrics| metrics.len() > 0);
         Ok(has_metrics || !list_checkpoints(&self.checkpoints())?.is_empty())
     }
@@ -143,15 +143,15 @@ impl RunDir {
     /// lets everyone in.
     ///
     /// # Errors
-    /// [`ModelError::InUse`] when another process has it, [`ModelError::Io`] when the folder cannot
+    /// [`ConfigError::InUse`] when another process has it, [`ConfigError::Io`] when the folder cannot
     /// be written to.
-    pub fn lock(&self) -> Result<RunLock, ModelError> {
+    pub fn lock(&self) -> Result<RunLock, ConfigError> {
         let path = self.0.join(LOCK);
         let mut options = File::options();
         let file = open_in_place(&path, options.create(true).truncate(false).write(true))
-            .map_err(|source| ModelError::Io { path, source })?;
+            .map_err(|source| ConfigError::Io { path, source })?;
         match file.try_lock() {
-            Err(TryLockError::WouldBlock) => return Err(ModelError::InUse(self.0.clone())),
+            Err(TryLockError::WouldBlock) => return Err(ConfigError::InUse(self.0.clone())),
             Err(TryLockError::Error(error)) => {
                 log::warn!("cannot lock {} ({error})", self.0.display());
             }
@@ -172,9 +172,9 @@ pub struct RunLock {
 /// looked into.
 ///
 /// # Errors
-/// [`ModelError::Io`] when the folder is there but cannot be listed.
-pub fn list_checkpoints(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>, ModelError> {
-    let at = |source| ModelError::Io {
+/// [`ConfigError::Io`] when the folder is there but cannot be listed.
+pub fn list_checkpoints(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>, ConfigError> {
+    let at = |source| ConfigError::Io {
         path: checkpoints.to_owned(),
         source,
     };

@@ -17,7 +17,7 @@ use log::{Level, Log, Metadata};
 
 /// What is not set yet, by name and value.
 #[allow(clippy::disallowed_methods)] // The environment belongs to the tools.
-pub(crate) fn missing() -> Vec<(&'static str, &'static str)> {
+pub fn missing() -> Vec<(&'static str, &'static str)> {
     let is_set = |name: &str| std::env::var_os(name).is_some();
     let rust_log = std::env::var("RUST_LOG").ok();
     let waits = is_set("GOMP_SPINCOUNT");

@@ -13,7 +13,7 @@
 use qf_pipeline::text::{CaptionTokenizer, VocabularyDigest};
 use serde::{Deserialize, Serialize};
 
-use crate::error::ModelError;
+use crate::error::ConfigError;
 
 /// The whole network: a vision tower and the Q-Former that reads it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,25 +37,6 @@ pub enum Precision {
     Bf16,
     /// float16, with a loss scale.
     F16,
-}
-
-impl Precision {
-    /// What a run takes that asks for nothing: bf16 on a GPU, f32 on the CPU.
-    pub fn for_device(device: tch::Device) -> Precision {
-        match device {
-            tch::Device::Cuda(_) => Precision::Bf16,
-            _ => Precision::F32,
-        }
-    }
-
-    /// The element type of products in 16 bits.
-    pub(crate) fn low_kind(self) -> Option<tch::Kind> {
-        match self {
-            Precision::F32 => None,
-            Precision::Bf16 => Some(tch::Kind::BFloat16),
-            Precision::F16 => Some(tch::Kind::Half),
-        }
-    }
 }
 
 impl std::str::FromStr for Precision {
@@ -125,7 +106,7 @@ impl VitConfig {
         self.grid() * self.grid() + 1
     }
 
-    fn validate(&self) -> Result<(), ModelError> {
+    fn validate(&self) -> Result<(), ConfigError> {
         positive("vision.image_size", self.image_size)?;
         positive("vision.patch_size", self.patch_size)?;
         positive("vision.width", self.width)?;
@@ -133,7 +114,7 @@ impl VitConfig {
         positive("vision.heads", self.heads)?;
         positive("vision.mlp", self.mlp)?;
         if self.image_size % self.patch_size != 0 {
-            return Err(ModelError::Config {
+            return Err(ConfigError::Setting {
                 setting: "vision.image_size",
                 message: format!(
                     "{} is no multiple of patch_size {}",
@@ -277,7 +258,7 @@ impl QformerConfig {
         self.vocabulary_sha256 = Some(tokenizer.digest());
     }
 
-    fn validate(&self) -> Result<(), ModelError> {
+    fn validate(&self) -> Result<(), ConfigError> {
         positive("qformer.hidden", self.hidden)?;
         positive("qformer.layers", self.layers)?;
         positive("qformer.heads", self.heads)?;
@@ -293,7 +274,7 @@ impl QformerConfig {
         share("qformer.label_smoothing", self.label_smoothing)?;
         if let Some([low, high]) = self.temp_range {
             if !(low > 0.0 && low <= high && high.is_finite()) {
-                return Err(ModelError::Config {
+                return Err(ConfigError::Setting {
                     setting: "qformer.temp_range",
                     message: format!("[{low}, {high}] is no range of numbers above 0"),
                 });
@@ -307,13 +288,13 @@ impl QformerConfig {
     }
 }
 
-fn positive(setting: &'static str, value: i64) -> Result<(), ModelError> {
+fn positive(setting: &'static str, value: i64) -> Result<(), ConfigError> {
     /// No size of any published model comes near; products of four such sizes fit an i64.
     const LARGEST: i64 = 1 << 24;
     if (1..=LARGEST).contains(&value) {
         return Ok(());
     }
-    Err(ModelError::Config {
+    Err(ConfigError::Setting {
         setting,
         message: format!("{value} is out of range; take 1 to {LARGEST}"),
     })
@@ -324,41 +305,41 @@ fn divides(
     value: i64,
     whole_name: &str,
     whole: i64,
-) -> Result<(), ModelError> {
+) -> Result<(), ConfigError> {
     if whole % value == 0 {
         return Ok(());
     }
-    Err(ModelError::Config {
+    Err(ConfigError::Setting {
         setting,
         message: format!("{value} does not divide {whole_name} {whole}"),
     })
 }
 
-fn share(setting: &'static str, value: f64) -> Result<(), ModelError> {
+fn share(setting: &'static str, value: f64) -> Result<(), ConfigError> {
     if (0.0..1.0).contains(&value) {
         return Ok(());
     }
-    Err(ModelError::Config {
+    Err(ConfigError::Setting {
         setting,
         message: format!("{value} is out of range; take 0 to below 1"),
     })
 }
 
-fn above_zero(setting: &'static str, value: f64) -> Result<(), ModelError> {
+fn above_zero(setting: &'static str, value: f64) -> Result<(), ConfigError> {
     if value > 0.0 && value.is_finite() {
         return Ok(());
     }
-    Err(ModelError::Config {
+    Err(ConfigError::Setting {
         setting,
         message: format!("{value} is out of range; take a number above 0"),
     })
 }
 
-fn token(setting: &'static str, value: i64, vocab_size: i64) -> Result<(), ModelError> {
+fn token(setting: &'static str, value: i64, vocab_size: i64) -> Result<(), ConfigError> {
     if (0..vocab_size).contains(&value) {
         return Ok(());
     }
-    Err(ModelError::Config {
+    Err(ConfigError::Setting {
         setting,
         message: format!("{value} is no id of a vocabulary of {vocab_size}"),
     })
@@ -374,13 +355,13 @@ impl ModelConfig {
     /// The preset of this name.
     ///
     /// # Errors
-    /// [`ModelError::Config`] for a name that is none of [`ModelConfig::PRESETS`].
-    pub fn preset(name: &str) -> Result<ModelConfig, ModelError> {
+    /// [`ConfigError::Setting`] for a name that is none of [`ModelConfig::PRESETS`].
+    pub fn preset(name: &str) -> Result<ModelConfig, ConfigError> {
         match name {
             "tiny" => Ok(ModelConfig::tiny()),
             "vit_l" => Ok(ModelConfig::vit_l()),
             "vit_g" => Ok(ModelConfig::vit_g()),
-            _ => Err(ModelError::Config {
+            _ => Err(ConfigError::Setting {
                 setting: "preset",
                 message: format!(
                     "`{name}` is unknown; take one of {}",
@@ -461,8 +442,8 @@ impl ModelConfig {
     /// Checks every setting, and those that depend on each other.
     ///
     /// # Errors
-    /// [`ModelError::Config`] naming the first setting that cannot work.
-    pub fn validate(&self) -> Result<(), ModelError> {
+    /// [`ConfigError::Setting`] naming the first setting that cannot work.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         match &self.vision {
             VisionConfig::Eva(vit) | VisionConfig::Clip(vit) | VisionConfig::Small(vit) => {
                 vit.validate()?
@@ -471,7 +452,7 @@ impl ModelConfig {
         }
         self.qformer.validate()?;
         if self.qformer.encoder_width != self.vision.width() {
-            return Err(ModelError::Config {
+            return Err(ConfigError::Setting {
                 setting: "qformer.encoder_width",
                 message: format!(
                     "{} differs from the width of the vision tower, {}",

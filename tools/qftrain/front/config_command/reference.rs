@@ -245,7 +245,7 @@ fn wrapped(label: &str, text: &str) -> String {
 }
 
 const HEAD: &str = "\
-<!-- Written by `make reference` from tools/qftrain/src/config_command/settings.toml. -->
+<!-- Written by `make reference` from tools/qftrain/front/config_command/settings.toml. -->
 
 # Configuration
 
@@ -262,11 +262,11 @@ Defaults are those of a configuration that does not name the setting; a preset m
 mod tests {
     use std::collections::BTreeMap;
 
-    use qf_model::train::TrainConfig;
+    use qf_config::TrainConfig;
     use toml::{Table, Value};
 
     use super::*;
-    use crate::agreement::flatten;
+    use crate::settings::flatten;
     use crate::settings::Settings;
 
     #[test]

@@ -7,12 +7,10 @@ use qf_pipeline::source::{local_path, ShardSpec};
 use qf_pipeline::LoaderConfig;
 use serde::{Deserialize, Serialize};
 
-use super::record::ValidationRecord;
-use crate::config::{ModelConfig, Precision};
-use crate::context::Kernels;
-use crate::error::ModelError;
-use crate::eval::RecallPair;
-use crate::optim::AdamWConfig;
+use crate::device::Kernels;
+use crate::error::ConfigError;
+use crate::model::{ModelConfig, Precision};
+use crate::optimizer::AdamWConfig;
 use crate::schedule::Schedule;
 
 /// All batches of a step are in memory at once.
@@ -238,15 +236,15 @@ impl TrainConfig {
     /// Checks what can be checked before any data is read.
     ///
     /// # Errors
-    /// [`ModelError::Config`] or [`ModelError::Pipeline`] naming the setting.
-    pub fn validate(&self) -> Result<(), ModelError> {
+    /// [`ConfigError::Setting`] or [`ConfigError::Pipeline`] naming the setting.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         for (setting, path) in [
             ("tokenizer", &self.tokenizer),
             ("remote.cache", &self.remote.cache),
         ] {
             if let Some(path) = path {
                 local_path(path.clone().into())
-                    .map_err(|message| ModelError::Config { setting, message })?;
+                    .map_err(|message| ConfigError::Setting { setting, message })?;
             }
         }
         self.data.validate()?;
@@ -261,7 +259,7 @@ impl TrainConfig {
     }
 
     /// Steps, and what is written when.
-    fn check_run(&self) -> Result<(), ModelError> {
+    fn check_run(&self) -> Result<(), ConfigError> {
         check(self.steps > 0, "steps", "must be at least 1".into())?;
         check(
             self.log_every_steps > 0,
@@ -301,7 +299,7 @@ impl TrainConfig {
     }
 
     /// Data that the model takes and a step needs.
-    fn check_data(&self) -> Result<(), ModelError> {
+    fn check_data(&self) -> Result<(), ConfigError> {
         check(
             self.data.batch_size >= 2,
             "data.batch_size",
@@ -345,10 +343,10 @@ impl TrainConfig {
 }
 
 /// An error that names the setting, unless what must hold does.
-fn check(holds: bool, setting: &'static str, message: String) -> Result<(), ModelError> {
+fn check(holds: bool, setting: &'static str, message: String) -> Result<(), ConfigError> {
     match holds {
         true => Ok(()),
-        false => Err(ModelError::Config { setting, message }),
+        false => Err(ConfigError::Setting { setting, message }),
     }
 }
 
@@ -411,33 +409,14 @@ impl KeepBest {
             KeepBest::ItmMeanRecall => "itm_mean_recall",
         }
     }
-
-    /// The figure of a record, if it has it.
-    pub(super) fn figure(self, record: &ValidationRecord) -> Option<f32> {
-        let value = match self {
-            KeepBest::None => None,
-            KeepBest::Loss => record.loss,
-            KeepBest::ItcMeanRecall => Some(record.itc.mean()),
-            KeepBest::ItmMeanRecall => record.itm.as_ref().map(RecallPair::mean),
-        };
-        value.map(|value| value as f32).filter(|v| v.is_finite())
-    }
-
-    /// Whether `figure` is better than `best`.
-    pub(super) fn improves(self, figure: f32, best: f32) -> bool {
-        match self {
-            KeepBest::Loss => figure < best,
-            _ => figure > best,
-        }
-    }
 }
 
 impl ValidationConfig {
     /// Checks the settings beside those of the training data.
     ///
     /// # Errors
-    /// [`ModelError::Config`] naming the first that cannot work.
-    pub fn validate(&self, data: &LoaderConfig) -> Result<(), ModelError> {
+    /// [`ConfigError::Setting`] naming the first that cannot work.
+    pub fn validate(&self, data: &LoaderConfig) -> Result<(), ConfigError> {
         let batch_size = self.batch_size(data);
         let checks = [
             (
@@ -471,13 +450,14 @@ impl ValidationConfig {
         ];
         for (holds, setting, message) in checks {
             if !holds {
-                return Err(ModelError::Config { setting, message });
+                return Err(ConfigError::Setting { setting, message });
             }
         }
         Ok(())
     }
 
-    pub(super) fn batch_size(&self, data: &LoaderConfig) -> usize {
+    /// Images at a time.
+    pub fn batch_size(&self, data: &LoaderConfig) -> usize {
         self.batch_size.unwrap_or(data.batch_size)
     }
 }

@@ -6,17 +6,18 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context};
 use clap::{Args, Subcommand};
-use qf_model::run_dir::RunDir;
-use qf_model::train::TrainConfig;
+use qf_config::RunDir;
+use qf_config::TrainConfig;
 
 use crate::resumption::differences;
-use crate::session::load_config;
+use crate::run_config::load_config;
 use crate::settings::{Settings, PRESETS};
 use qf_cli::output::say;
 use reference::Reference;
 
+/// Arguments of `config`.
 #[derive(Args)]
-pub(crate) struct ConfigArgs {
+pub struct ConfigArgs {
     #[command(subcommand)]
     command: Option<ConfigCommand>,
 }
@@ -64,7 +65,11 @@ enum ConfigCommand {
     Reference,
 }
 
-pub(crate) fn run(args: &ConfigArgs) -> anyhow::Result<()> {
+/// Prints what is asked for.
+///
+/// # Errors
+/// A preset, setting or file that there is not, or a file that is no configuration.
+pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
     match &args.command {
         None => say(format_args!("{}", presets())),
         Some(ConfigCommand::Show { preset }) => say(format_args!(

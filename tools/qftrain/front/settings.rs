@@ -1,14 +1,15 @@
 //! From presets, files and options to one configuration.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{anyhow, bail, Context};
-use qf_model::train::TrainConfig;
+use qf_config::TrainConfig;
 use qf_pipeline::mistakes::{nearest, plain};
 use toml::{Table, Value};
 
 /// The configuration files of `configs/`, by name.
-pub(crate) const PRESETS: [(&str, &str); 6] = [
+pub const PRESETS: [(&str, &str); 6] = [
     ("tiny", include_str!("../../../configs/tiny.toml")),
     ("small", include_str!("../../../configs/small.toml")),
     ("vit-b16", include_str!("../../../configs/vit-b16.toml")),
@@ -27,7 +28,7 @@ pub(crate) const PRESETS: [(&str, &str); 6] = [
 ];
 
 /// A configuration before the options of the command line are applied.
-pub(crate) struct Settings {
+pub struct Settings {
     table: Table,
     /// Whether the table began as a preset, whose values nobody chose one by one.
     is_preset: bool,
@@ -37,7 +38,7 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// The file of a preset.
-    pub(crate) fn preset_text(name: &str) -> anyhow::Result<&'static str> {
+    pub fn preset_text(name: &str) -> anyhow::Result<&'static str> {
         let names = PRESETS.map(|(preset, _)| preset);
         match PRESETS.iter().find(|(preset, _)| *preset == name) {
             Some((_, text)) => Ok(text),
@@ -52,7 +53,7 @@ impl Settings {
     }
 
     /// A preset by name.
-    pub(crate) fn preset(name: &str) -> anyhow::Result<Settings> {
+    pub fn preset(name: &str) -> anyhow::Result<Settings> {
         let settings = Settings::parse(Settings::preset_text(name)?);
         Ok(Settings {
             is_preset: true,
@@ -61,7 +62,7 @@ impl Settings {
     }
 
     /// A file; unknown keys are errors that name the line.
-    pub(crate) fn file(path: &Path) -> anyhow::Result<Settings> {
+    pub fn file(path: &Path) -> anyhow::Result<Settings> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the configuration {}", path.display()))?;
         Settings::parse(&text).with_context(|| format!("configuration {}", path.display()))
@@ -69,7 +70,7 @@ impl Settings {
 
     /// Without the column names that runs wrote when these were defaults and applied to Arrow shards
     /// alone: as names that were chosen they would hide the `.txt` of tar shards.
-    pub(crate) fn without_old_defaults(mut self) -> Settings {
+    pub fn without_old_defaults(mut self) -> Settings {
         let Some(Value::Table(data)) = self.table.get_mut("data") else {
             return self;
         };
@@ -82,12 +83,12 @@ impl Settings {
     }
 
     /// As TOML.
-    pub(crate) fn text(&self) -> anyhow::Result<String> {
+    pub fn text(&self) -> anyhow::Result<String> {
         Ok(toml::to_string(&self.table)?)
     }
 
     /// From TOML; unknown keys are errors that name the line.
-    pub(crate) fn parse(text: &str) -> anyhow::Result<Settings> {
+    pub fn parse(text: &str) -> anyhow::Result<Settings> {
         // Once into the real type: its errors show the line.
         toml::from_str::<TrainConfig>(text).map_err(in_words)?;
         Ok(Settings::of(toml::from_str(text).map_err(in_words)?))
@@ -103,14 +104,14 @@ impl Settings {
     }
 
     /// Sets one key, `data.batch_size` say.
-    pub(crate) fn set(&mut self, key: &str, value: impl Into<Value>) -> anyhow::Result<()> {
+    pub fn set(&mut self, key: &str, value: impl Into<Value>) -> anyhow::Result<()> {
         self.chosen.push(key.to_owned());
         self.insert(key, value.into())
     }
 
     /// Sets one key unless the file or an earlier [`set`](Settings::set) names it. True if that
     /// changes anything.
-    pub(crate) fn propose(&mut self, key: &str, value: impl Into<Value>) -> anyhow::Result<bool> {
+    pub fn propose(&mut self, key: &str, value: impl Into<Value>) -> anyhow::Result<bool> {
         let (value, present) = (value.into(), self.get(key));
         let is_set = self.chosen.iter().any(|chosen| {
             let rest = key.strip_prefix(chosen.as_str());
@@ -125,7 +126,7 @@ impl Settings {
     }
 
     /// A setting that is a string.
-    pub(crate) fn text_of(&self, key: &str) -> Option<String> {
+    pub fn text_of(&self, key: &str) -> Option<String> {
         Some(self.get(key)?.as_str()?.to_owned())
     }
 
@@ -155,7 +156,7 @@ impl Settings {
     }
 
     /// Sets every key that `over` has.
-    pub(crate) fn overlay(&mut self, over: Settings) {
+    pub fn overlay(&mut self, over: Settings) {
         fn merge(table: &mut Table, over: Table) {
             for (key, value) in over {
                 match (table.get_mut(&key), value) {
@@ -175,7 +176,7 @@ impl Settings {
     }
 
     /// Sets `key=value` as given on the command line; the value is TOML, or else a string.
-    pub(crate) fn set_from_text(&mut self, text: &str) -> anyhow::Result<()> {
+    pub fn set_from_text(&mut self, text: &str) -> anyhow::Result<()> {
         let (key, value) = text.split_once('=').with_context(|| {
             format!("--set {text}: expected KEY=VALUE, e.g. data.batch_size=32")
         })?;
@@ -189,7 +190,7 @@ impl Settings {
     }
 
     /// The checked type.
-    pub(crate) fn resolve(self) -> anyhow::Result<TrainConfig> {
+    pub fn resolve(self) -> anyhow::Result<TrainConfig> {
         self.table.try_into::<TrainConfig>().map_err(in_words)
     }
 }
@@ -203,10 +204,28 @@ fn in_words(error: toml::de::Error) -> anyhow::Error {
     }
 }
 
+/// Every setting by its full name, with its value as TOML.
+pub fn flatten(prefix: &str, value: &Value, settings: &mut BTreeMap<String, String>) {
+    match value {
+        Value::Table(table) => {
+            for (name, value) in table {
+                let full = match prefix {
+                    "" => name.clone(),
+                    _ => format!("{prefix}.{name}"),
+                };
+                flatten(&full, value, settings);
+            }
+        }
+        value => {
+            settings.insert(prefix.to_string(), value.to_string());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qf_model::ModelConfig;
+    use qf_config::ModelConfig;
 
     #[test]
     fn every_preset_is_valid_and_has_the_published_shape() {

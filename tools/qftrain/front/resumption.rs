@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::bail;
-use qf_model::train::TrainConfig;
+use qf_config::TrainConfig;
 use toml::Value;
 
-use crate::agreement::flatten;
+use crate::settings::flatten;
 use qf_cli::output::remark;
 
 /// What another value of a setting does to a run that goes on.
@@ -136,15 +136,18 @@ fn effect(setting: &str) -> Option<Effect> {
 
 /// A setting with another value than before.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Change {
-    pub(crate) setting: String,
-    pub(crate) before: String,
-    pub(crate) now: String,
+pub struct Change {
+    /// Its name in a configuration file.
+    pub setting: String,
+    /// As TOML; `unset` where it was not set.
+    pub before: String,
+    /// The same of now.
+    pub now: String,
     effect: Effect,
 }
 
 /// The settings in which two runs differ, by name.
-pub(crate) fn differences(a: &TrainConfig, b: &TrainConfig) -> anyhow::Result<Vec<Change>> {
+pub fn differences(a: &TrainConfig, b: &TrainConfig) -> anyhow::Result<Vec<Change>> {
     changes(a, b, 0)
 }
 
@@ -153,7 +156,7 @@ pub(crate) fn differences(a: &TrainConfig, b: &TrainConfig) -> anyhow::Result<Ve
 /// # Errors
 /// One that names the settings which make it another run, unless `allows_changes`; and those that only
 /// a new run can have.
-pub(crate) fn check_changes(
+pub fn check_changes(
     saved: &TrainConfig,
     now: &TrainConfig,
     step: u64,

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::ModelError;
+use crate::error::ConfigError;
 
-/// Settings of [`AdamW`](super::AdamW).
+/// Settings of AdamW.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdamWConfig {
@@ -58,8 +58,8 @@ impl AdamWConfig {
     /// Checks the settings.
     ///
     /// # Errors
-    /// [`ModelError::Config`] naming the first that is out of range.
-    pub fn validate(&self) -> Result<(), ModelError> {
+    /// [`ConfigError::Setting`] naming the first that is out of range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         let share = |value: f64| (0.0..1.0).contains(&value);
         let checks = [
             (
@@ -108,7 +108,7 @@ impl AdamWConfig {
         ];
         for (setting, value, fits, range) in checks {
             if !fits {
-                return Err(ModelError::Config {
+                return Err(ConfigError::Setting {
                     setting,
                     message: format!("{value} is out of range; take {range}"),
                 });

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::ModelError;
+use crate::error::ConfigError;
 
 /// How the learning rate runs over training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,8 +45,8 @@ impl Schedule {
     /// Checks the rates.
     ///
     /// # Errors
-    /// [`ModelError::Config`] for a rate that is negative, infinite or above the highest.
-    pub fn validate(&self) -> Result<(), ModelError> {
+    /// [`ConfigError::Setting`] for a rate that is negative, infinite or above the highest.
+    pub fn validate(&self) -> Result<(), ConfigError> {
         let (Schedule::Cosine(rates) | Schedule::EpochCosine(rates)) = self;
         for (setting, rate) in [
             ("schedule.init_lr", rates.init_lr),
@@ -54,7 +54,7 @@ impl Schedule {
             ("schedule.warmup_lr", rates.warmup_lr),
         ] {
             if !(rate.is_finite() && rate >= 0.0 && rate <= rates.init_lr) {
-                return Err(ModelError::Config {
+                return Err(ConfigError::Setting {
                     setting,
                     message: format!("{rate} is out of range; take 0 to init_lr"),
                 });
