@@ -26,6 +26,8 @@ mod golden;
 mod hostile;
 /// Image files and the same images in shards, on real photographs.
 mod image_files;
+/// Several captions of an image as samples of their own.
+mod image_ids;
 /// Corruption that parses.
 mod integrity;
 /// Shards exchanged with Python's `webdataset` and `datasets`.

@@ -61,7 +61,9 @@ impl ReadyBatch {
     pub(crate) fn use_here(&self) -> Result<(), ModelError> {
         let input = &self.input;
         let tensors = [&input.images, &input.token_ids, &input.attention_mask];
-        let mut tensors = tensors.into_iter().chain(&self.features);
+        let mut tensors = (tensors.into_iter())
+            .chain(&input.image_ids)
+            .chain(&self.features);
         tensors.try_for_each(use_here)
     }
 }

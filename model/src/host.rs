@@ -20,6 +20,8 @@ pub struct DeviceBatch {
     pub token_ids: Tensor,
     /// `[N, T]` i64.
     pub attention_mask: Tensor,
+    /// `[B]` i64: which image each row shows, where the loader tells.
+    pub image_ids: Option<Tensor>,
 }
 
 impl DeviceBatch {
@@ -37,6 +39,7 @@ impl DeviceBatch {
             images: upload_pixels(pixels, device)?,
             token_ids: ids.f_to_device(device)?,
             attention_mask: mask.f_to_device(device)?,
+            image_ids: None,
         })
     }
 
@@ -52,6 +55,7 @@ impl DeviceBatch {
             token_ids: token_ids.f_contiguous()?,
             attention_mask: attention_mask.f_contiguous()?,
             images: self.images,
+            image_ids: self.image_ids,
         })
     }
 
@@ -74,7 +78,20 @@ pub fn text_lengths(batch: &Batch) -> Vec<i64> {
 /// # Errors
 /// [`ModelError::Torch`] when the device is out of memory.
 pub fn upload(batch: &Batch, device: Device) -> Result<DeviceBatch, ModelError> {
-    DeviceBatch::of(batch.pixels(), &batch.tokens, device)
+    let ids = id_tensor(batch)?;
+    let ids = ids.map(|ids| ids.f_to_device(device)).transpose()?;
+    Ok(DeviceBatch {
+        image_ids: ids,
+        ..DeviceBatch::of(batch.pixels(), &batch.tokens, device)?
+    })
+}
+
+/// The ids of a batch's images on the host, `[B]` i64, where it has them.
+fn id_tensor(batch: &Batch) -> Result<Option<Tensor>, ModelError> {
+    match batch.image_ids[..] {
+        [] => Ok(None),
+        ref ids => Ok(Some(Tensor::f_from_slice(ids)?)),
+    }
 }
 
 /// [`upload`] by way of this thread's own stream: beside what the device computes. The stream that
@@ -87,6 +104,7 @@ pub(crate) fn upload_on(stream: &OwnStream, batch: &Batch) -> Result<DeviceBatch
         })?,
         token_ids: stream.copy(&ids)?,
         attention_mask: stream.copy(&mask)?,
+        image_ids: id_tensor(batch)?.map(|ids| stream.copy(&ids)).transpose()?,
     };
     stream.wait()?;
     Ok(uploaded)

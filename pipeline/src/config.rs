@@ -7,6 +7,7 @@ use crate::captions::{CaptionLines, CaptionSource};
 use crate::decode::{DecodeLimits, DecodeMemory, DecodeQuality, OnTruncated};
 use crate::error::PipelineError;
 use crate::filter::Filters;
+use crate::image_ids::ImageIds;
 use crate::order::ShuffleMode;
 use crate::shard::read::{ReadOptions, DEFAULT_MAX_MEMBERS, DEFAULT_MAX_RATIO};
 pub use crate::shard::verify::Verify;
@@ -82,6 +83,10 @@ pub struct LoaderConfig {
     /// Members that come with each sample beside image and captions: extensions in a tar shard
     /// (`json`, `cls`), column names in an Arrow shard. Default none.
     pub extra_members: Vec<String>,
+    /// Where ids come from that tell which samples show the same image: `none`, `field` (`image_id` of the
+    /// `json` member, or a member or column of this name) or `digest` (the image's bytes). In training
+    /// samples of an image share their contrastive target. Default `none`.
+    pub image_ids: ImageIds,
     /// Image processing. Default `train`.
     pub processing: Processing,
     /// Area of a random crop as a share of the image, low and high. Default `[0.5, 1.0]`.
@@ -164,6 +169,7 @@ impl Default for LoaderConfig {
             drop_last: true,
             filters: Filters::default(),
             extra_members: Vec::new(),
+            image_ids: ImageIds::None,
             processing: Processing::Train,
             crop_scale: (0.5, 1.0),
             crop_ratio: (3.0 / 4.0, 4.0 / 3.0),
@@ -202,6 +208,7 @@ impl LoaderConfig {
             drop_last: false,
             processing: Processing::Eval,
             captions: CaptionChoice::All,
+            image_ids: ImageIds::None,
             // A report on what there is, with what was skipped beside it.
             max_bad_share: 1.0,
             ..self
@@ -214,6 +221,8 @@ impl LoaderConfig {
         if !self.filters.metadata.is_empty() {
             extra_members.push("json".into());
         }
+        let of_ids = self.image_ids.members().iter();
+        extra_members.extend(of_ids.map(|&name| name.to_owned()));
         ReadOptions {
             all_members: false,
             extra_members,

@@ -68,6 +68,7 @@ mod guard;
 pub mod hex;
 pub mod image_file;
 mod image_format;
+pub mod image_ids;
 pub mod image_stage;
 pub mod index;
 pub mod json;

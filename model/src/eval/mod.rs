@@ -427,6 +427,7 @@ mod tests {
                 images: images.narrow(0, first as i64, images_of_batch.len() as i64),
                 token_ids,
                 attention_mask,
+                image_ids: None,
             };
             let caption_image: Vec<u32> = rows
                 .iter()
@@ -592,6 +593,7 @@ mod tests {
             images,
             token_ids,
             attention_mask,
+            image_ids: None,
         };
         for caption_image in [&[0u32; 10][..], &[5; 11]] {
             let mut builder = FeatureBankBuilder::default();

@@ -87,6 +87,10 @@ impl RecordedSteps {
         let (Some(_), Ok(shape)) = (&batch.features, shape_of(batch)) else {
             return None;
         };
+        if batch.input.image_ids.is_some() {
+            // A recording has no place for them.
+            return None;
+        }
         if self.steps.contains_key(&shape) {
             return Some(shape);
         }

@@ -155,7 +155,7 @@ impl Trainer {
                 image_embeds: &images.features,
                 token_ids: &input.token_ids,
                 attention_mask: &input.attention_mask,
-                image_ids: None,
+                image_ids: input.image_ids.as_ref(),
             };
             let negatives = NegativeSampling::Multinomial;
             let output = self

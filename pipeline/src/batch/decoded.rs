@@ -26,6 +26,8 @@ pub struct DecodedSample {
     pub(crate) pixels: Pixels,
     /// Which part of which picture the pixels show.
     pub view: SourceView,
+    /// Which image it shows, where [`image_ids`](crate::LoaderConfig::image_ids) says how to tell.
+    pub image_id: Option<i64>,
     /// The members that were asked for beside image and captions.
     pub members: Vec<Member>,
     /// `[N]` captions in use, after the caption processor; one, or all of the sample's.

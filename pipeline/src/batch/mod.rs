@@ -38,6 +38,9 @@ pub struct Batch {
     pub stored_captions: Vec<Vec<String>>,
     /// `[B]`: which part of which picture each image shows.
     pub views: Vec<SourceView>,
+    /// `[B]`: which image each row shows, where [`image_ids`](crate::LoaderConfig::image_ids) says how to
+    /// tell; else empty.
+    pub image_ids: Vec<i64>,
     /// `[B]`: the members of each image's sample that
     /// [`extra_members`](crate::LoaderConfig::extra_members) asks for, as far as it has them.
     pub members: Vec<Vec<Member>>,

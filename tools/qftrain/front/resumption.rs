@@ -96,6 +96,7 @@ const EFFECTS: &[(&str, Effect)] = &[
     ("data.text_len", Effect::Text),
     ("data.max_words", Effect::Text),
     ("data.prompt", Effect::Text),
+    ("data.image_ids", Effect::Numbers),
     ("data.captions", Effect::Text),
     ("data.caption_column", Effect::Text),
     ("data.caption_lines", Effect::Order),

@@ -41,6 +41,7 @@ pub(crate) fn run(args: &ScoreArgs) -> anyhow::Result<()> {
         images,
         token_ids,
         attention_mask,
+        ..
     } = DeviceBatch::of(pixels.as_batch(), &tokens, device)?;
     let scores = tch::no_grad(|| {
         let embeds = model.encode_image(&images)?; // [1, M, E]

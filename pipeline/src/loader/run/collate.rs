@@ -215,6 +215,7 @@ impl Collator {
             ids: Vec::new(),
             stored_captions: Vec::new(),
             views: Vec::new(),
+            image_ids: Vec::new(),
             members: Vec::new(),
             epoch: first.epoch,
             state: self.start.clone(),
@@ -248,6 +249,7 @@ impl Collator {
         batch.captions.extend(sample.captions);
         batch.stored_captions.extend(sample.stored_captions);
         batch.views.push(sample.view);
+        batch.image_ids.extend(sample.image_id);
         batch.members.push(sample.members);
         batch.batch_size += 1;
         let collate = &self.meters.collate;

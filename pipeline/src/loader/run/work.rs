@@ -141,6 +141,7 @@ impl Work {
                 ),
             }
         })?;
+        let image_id = self.config.image_ids.of(sample, bytes)?;
         let start = Instant::now();
         let tokens = self.tokenise(&captions);
         let bytes_of_text = captions.iter().map(|caption| caption.len() as u64).sum();
@@ -161,6 +162,7 @@ impl Work {
             id: id.clone(),
             pixels,
             view,
+            image_id,
             members: Vec::new(),
             captions,
             stored_captions,
