@@ -1,13 +1,14 @@
 //! Watching a run: what it prints and logs, what TensorBoard reads of it, and its report.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
 use crate::test_data;
-use crate::train_cli::{glob, metrics, path, qftrain, small_run, succeeds};
+use crate::train_cli::{command, fails, glob, metrics, path, qftrain, small_run, succeeds};
 
 /// Reads event files with TensorBoard's own code.
 const EVENTS: &str = include_str!("python/events.py");
@@ -294,4 +295,183 @@ fn a_report_compares_runs_and_says_what_is_no_run() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("holds no run"), "{stderr}");
     assert_eq!(output.status.code(), Some(1));
+}
+
+/// Reads a run's figures with Prometheus' own client.
+const PROMETHEUS: &str = include_str!("python/prometheus.py");
+
+/// Starts a run, and returns it with the address that it says it serves figures at.
+fn served(run_dir: &str, more: &[&str]) -> (std::process::Child, String) {
+    let shards = glob("tar");
+    let options = [&["--metrics-addr", "0", "--steps", "100000"][..], more].concat();
+    let mut run = command(&small_run(run_dir, &shards, &options))
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(run.stderr.take().unwrap());
+    let mut line = String::new();
+    let address = loop {
+        line.clear();
+        assert!(
+            stderr.read_line(&mut line).unwrap() > 0,
+            "no address is said"
+        );
+        let said = line.strip_prefix("[rank 0] ").unwrap_or(&line);
+        if let Some(rest) = said.strip_prefix("metrics: http://") {
+            break rest.trim_end().trim_end_matches("/metrics").to_owned();
+        }
+    };
+    // Nobody may stop reading, or the run would wait.
+    std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+    (run, address)
+}
+
+fn stop(mut run: std::process::Child) {
+    let status = Command::new("kill")
+        .args(["-INT", &run.id().to_string()])
+        .status();
+    assert!(status.unwrap().success());
+    assert!(run.wait().unwrap().success());
+}
+
+#[test]
+fn prometheus_reads_the_figures_of_a_run() {
+    let Some(python) = test_data::python("prometheus_reads_the_figures_of_a_run") else {
+        return;
+    };
+    for ranks in ["1", "2"] {
+        let folder = tempfile::tempdir().unwrap();
+        let run_dir = path(&folder, "run");
+        let held = glob("arrow");
+        let mut more = vec!["--val-shards", &held, "--val-every", "4"];
+        // Half of the samples have only longer captions.
+        more.extend(["--set", "data.filters.max_caption_words=14"]);
+        if ranks == "2" {
+            more.extend(["--nproc", "2"]);
+        }
+        let (run, address) = served(&run_dir, &more);
+        assert!(address.starts_with("127.0.0.1:"), "{address}");
+        // An address that is taken is told before anything else is done.
+        let taken = path(&folder, "taken");
+        let (shards, at) = (glob("tar"), address.clone());
+        let message = fails(1, &small_run(&taken, &shards, &["--metrics-addr", &at]));
+        for part in ["--metrics-addr", at.as_str(), "name another port"] {
+            assert!(message.contains(part), "{message}");
+        }
+        assert!(!Path::new(&taken).exists());
+        let output = Command::new(&python)
+            .args(["-c", PROMETHEUS, &address, "9"])
+            .output()
+            .unwrap();
+        stop(run);
+        assert!(output.status.success(), "{output:?}");
+        let page: Value = serde_json::from_slice(&output.stdout).unwrap();
+        check_page(&page, &metrics(Path::new(&run_dir)));
+    }
+}
+
+/// Compares a page of Prometheus with the lines of metrics.jsonl.
+fn check_page(page: &Value, records: &[Value]) {
+    assert_eq!(page["kind"], "text/plain; version=0.0.4; charset=utf-8");
+    let families = &page["families"];
+    let number = |name: &str| {
+        let value = families[name]["samples"][0][2].as_f64();
+        value.unwrap_or_else(|| panic!("{name}: {page}"))
+    };
+    let step = number("qformer_steps");
+    let train = line(records, "train", |of| of == step);
+    for (name, key) in [
+        ("qformer_loss", "loss"),
+        ("qformer_itc_loss", "loss_itc"),
+        ("qformer_itm_loss", "loss_itm"),
+        ("qformer_lm_loss", "loss_lm"),
+        ("qformer_learning_rate", "lr"),
+        ("qformer_temperature", "temperature"),
+        ("qformer_gradient_norm", "grad_norm"),
+        ("qformer_images_per_second", "images_per_s"),
+        ("qformer_data_wait_ratio", "data_wait_share"),
+        ("qformer_memory_bytes", "memory_bytes"),
+        ("qformer_samples_read", "samples_read"),
+        ("qformer_epoch", "epoch"),
+    ] {
+        assert_eq!(Some(number(name)), train[key].as_f64(), "{name}");
+        assert!(!families[name]["help"].as_str().unwrap().is_empty());
+    }
+    let skipped = families["qformer_samples_skipped"]["samples"]
+        .as_array()
+        .unwrap();
+    let total: f64 = skipped
+        .iter()
+        .map(|sample| sample[2].as_f64().unwrap())
+        .sum();
+    assert!(total > 0.0, "no sample is left out: {page}");
+    assert_eq!(Some(total), train["samples_skipped"].as_f64());
+    for sample in skipped {
+        let reason = sample[1]["reason"].as_str().unwrap();
+        assert_eq!(
+            sample[2],
+            train["skipped_by_reason"][reason].as_f64().unwrap()
+        );
+    }
+    check_validation(families, step, records);
+    assert_eq!(number("qformer_planned_steps"), 100_000.0);
+    assert!(number("process_resident_memory_bytes") > 1e7);
+    assert!(number("process_cpu_seconds") > 0.0);
+    let types = |name: &str| {
+        families[name]["type"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    for (name, kind) in [
+        ("qformer_steps", "counter"),
+        ("qformer_samples_skipped", "counter"),
+        ("qformer_loss", "gauge"),
+        ("qformer_loader_queue_items", "summary"),
+        ("process_cpu_seconds", "counter"),
+    ] {
+        assert_eq!(types(name), kind, "{name}");
+    }
+    let stages = families["qformer_loader_items"]["samples"]
+        .as_array()
+        .unwrap();
+    let decoded = stages
+        .iter()
+        .find(|sample| sample[1]["stage"] == "decode")
+        .unwrap();
+    assert!(decoded[2].as_f64().unwrap() >= 4.0 * step);
+}
+
+/// The last line of a kind whose step fits.
+fn line<'a>(records: &'a [Value], kind: &str, fits: impl Fn(f64) -> bool) -> &'a Value {
+    let of_kind = records.iter().filter(|record| record["kind"] == kind);
+    let mut found = of_kind.filter(|record| fits(record["step"].as_f64().unwrap()));
+    found
+        .next_back()
+        .unwrap_or_else(|| panic!("no {kind} fits"))
+}
+
+/// The figures are those of the validation before `step`, or at it: its line comes after the step's.
+fn check_validation(families: &Value, step: f64, records: &[Value]) {
+    let loss = families["qformer_validation_loss"]["samples"][0][2].as_f64();
+    let before = line(records, "validation", |of| of < step);
+    let validation = match loss == before["loss"].as_f64() {
+        true => before,
+        false => line(records, "validation", |of| of <= step),
+    };
+    assert_eq!(loss, validation["loss"].as_f64());
+    let recalls = families["qformer_validation_recall_ratio"]["samples"].as_array();
+    let recalls = recalls.unwrap();
+    for sample in recalls {
+        let labels = &sample[1];
+        let text = |name: &str| labels[name].as_str().unwrap().to_owned();
+        let percent = &validation[text("by")][text("found")][format!("r{}", text("k"))];
+        let expected = percent.as_f64().unwrap() / 100.0;
+        assert!(
+            (sample[2].as_f64().unwrap() - expected).abs() < 1e-12,
+            "{sample}"
+        );
+    }
+    assert!(recalls.len() >= 6);
 }

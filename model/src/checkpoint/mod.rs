@@ -38,7 +38,7 @@ use files::{
     FIRST_VERSION, MANIFEST_FILE, MODEL_FILE, OPTIMIZER_FILE, STATE_FILE,
 };
 
-pub use crate::run_dir::list_checkpoints as list;
+pub use qf_config::run_dir::list_checkpoints as list;
 pub use write::{CheckpointWriter, Retention};
 
 /// What a run needs beside weights and moments to continue.

@@ -2,7 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 
-use qf_pipeline::loader::{LoaderState, TakenReports};
+use qf_pipeline::loader::{Counters, LoaderState, TakenReports};
+use qf_pipeline::SkipReason;
 use tch::{Device, Tensor};
 
 use crate::blip2::Blip2Qformer;
@@ -68,20 +69,24 @@ pub(super) fn gather_reports(
     all.collect::<Result<_, _>>().map_err(unreadable)
 }
 
-/// The sum of counts over all ranks.
-pub(super) fn sum<const N: usize>(
-    counts: [u64; N],
-    ranks: &dyn Ranks,
-) -> Result<[u64; N], ModelError> {
+/// Samples read and skipped, by reason, of all ranks together. All of them call it.
+pub(super) fn sum_counters(own: &Counters, ranks: &dyn Ranks) -> Result<Counters, ModelError> {
     if ranks.world_size() == 1 {
-        return Ok(counts);
+        return Ok(own.clone());
     }
-    let mut sum = Tensor::from_slice(&counts.map(|count| count as i64));
+    let skipped = |reason| own.skipped.get(&reason).copied().unwrap_or(0);
+    let counts = [own.read].into_iter().chain(SkipReason::ALL.map(skipped));
+    let counts: Vec<i64> = counts.map(|count| count as i64).collect();
+    let mut sum = Tensor::f_from_slice(&counts)?;
     ranks.all_reduce(&mut sum, Reduction::Sum)?;
-    let sum = Vec::<i64>::try_from(&sum)?;
-    Ok(std::array::from_fn(|at| {
-        sum.get(at).map_or(0, |count| count.unsigned_abs())
-    }))
+    let mut sum = (Vec::<i64>::try_from(&sum)?.into_iter()).map(i64::unsigned_abs);
+    let read = sum.next().unwrap_or(0);
+    let skipped = SkipReason::ALL.into_iter().zip(sum);
+    Ok(Counters {
+        read,
+        skipped: skipped.filter(|(_, count)| *count > 0).collect(),
+        ..Counters::default()
+    })
 }
 
 /// The seed of a rank: other dropout and negatives on each, those of a single process on rank 0.

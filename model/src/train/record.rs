@@ -5,6 +5,7 @@
 //! ([`SkippedRecord`]). Every line has the `"step"` it belongs to, the `"time"` it was written (Unix
 //! time, seconds) and the `"schema"` of these names, [`METRICS_SCHEMA`].
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -130,6 +131,9 @@ pub struct StepRecord {
     /// Those of them that are bad: a filter left out the others.
     #[serde(default)]
     pub samples_bad: u64,
+    /// All skipped so far by reason, such as `broken_image`; reasons of none are left out.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub skipped_by_reason: BTreeMap<String, u64>,
     /// On a GPU, bytes that its tensors hold; else the resident memory of the process. Of rank 0.
     #[serde(default)]
     pub memory_bytes: Option<u64>,
@@ -276,6 +280,7 @@ mod tests {
                 samples_skipped: 0,
                 temperature: Some(0.07),
                 samples_bad: 0,
+                skipped_by_reason: BTreeMap::new(),
                 memory_bytes: None,
             })
         };

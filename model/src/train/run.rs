@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use qf_config::run::{KeepBest, TrainConfig};
-use qf_pipeline::loader::{LoaderState, TakenReports};
+use qf_pipeline::loader::{Counters, LoaderState, TakenReports};
 use tch::{Kind, Tensor};
 
 use super::non_finite::{Guard, Verdict};
@@ -458,17 +458,11 @@ impl Trainer {
             Verdict::Update if logs => {
                 run.guard.settle()?;
                 let losses = parallel::mean(&done.losses, run.ranks)?;
-                let counters = &run.data.counters;
-                let samples = [
-                    counters.read,
-                    counters.skipped_total(),
-                    counters.bad_total(),
-                ];
                 let logged = Logged {
                     step: self.step,
                     epoch,
                     lr,
-                    samples: parallel::sum(samples, run.ranks)?,
+                    samples: parallel::sum_counters(&run.data.counters, run.ranks)?,
                 };
                 let line = record(&done, &losses, &self.model, logged, &run.phases)?;
                 run.log(MetricsRecord::Train(line));
@@ -659,8 +653,8 @@ struct Logged {
     step: u64,
     epoch: u64,
     lr: f64,
-    /// Samples read, skipped, and skipped as bad, of all ranks.
-    samples: [u64; 3],
+    /// Samples read and skipped, of all ranks.
+    samples: Counters,
 }
 
 fn record(
@@ -683,7 +677,9 @@ fn record(
             message: format!("expected 6 numbers, got {}", numbers.len()),
         });
     };
-    let [samples_read, samples_skipped, samples_bad] = logged.samples;
+    let samples = &logged.samples;
+    let by_reason = samples.skipped.iter();
+    let by_reason = by_reason.map(|(reason, count)| (reason.name().to_owned(), *count));
     Ok(StepRecord {
         step: logged.step,
         epoch: logged.epoch,
@@ -696,9 +692,10 @@ fn record(
         temperature: Some(temperature),
         images_per_s: phases.images_per_s(),
         data_wait_share: phases.wait_share(),
-        samples_read,
-        samples_skipped,
-        samples_bad,
+        samples_read: samples.read,
+        samples_skipped: samples.skipped_total(),
+        samples_bad: samples.bad_total(),
+        skipped_by_reason: by_reason.collect(),
         memory_bytes: phases.memory_bytes(model.params().device()),
     })
 }

@@ -82,6 +82,7 @@ pub struct Server {
     runtime: tokio::runtime::Runtime,
     listener: TcpListener,
     address: SocketAddr,
+    takes_any_host: bool,
 }
 
 impl Server {
@@ -104,7 +105,17 @@ impl Server {
             runtime,
             listener,
             address,
+            takes_any_host: false,
         })
+    }
+
+    /// Answers requests for any `Host`: for what is no secret, at an address that other machines know by a
+    /// name.
+    pub fn for_any_host(self) -> Server {
+        Server {
+            takes_any_host: true,
+            ..self
+        }
     }
 
     /// Where it listens.
@@ -118,8 +129,10 @@ impl Server {
             runtime,
             listener,
             address,
+            takes_any_host,
         } = self;
-        runtime.spawn(accept(listener, address, handler));
+        let own = (!takes_any_host).then_some(address);
+        runtime.spawn(accept(listener, own, handler));
         while !is_over() {
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -127,7 +140,8 @@ impl Server {
     }
 }
 
-async fn accept(listener: TcpListener, address: SocketAddr, handler: Handler) {
+/// `own` is the address that requests must name as their host.
+async fn accept(listener: TcpListener, own: Option<SocketAddr>, handler: Handler) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else {
@@ -143,7 +157,7 @@ async fn accept(listener: TcpListener, address: SocketAddr, handler: Handler) {
         };
         let handler = handler.clone();
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request, address, handler.clone()));
+            let service = service_fn(move |request| answer(request, own, handler.clone()));
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
@@ -159,13 +173,13 @@ async fn accept(listener: TcpListener, address: SocketAddr, handler: Handler) {
 
 async fn answer(
     request: hyper::Request<Incoming>,
-    address: SocketAddr,
+    own: Option<SocketAddr>,
     handler: Handler,
 ) -> Result<hyper::Response<Full<Bytes>>, Infallible> {
     let host = request.headers().get(HOST);
     let is_ours = host
         .and_then(|host| host.to_str().ok())
-        .is_some_and(|host| is_own_host(host, address));
+        .is_some_and(|host| own.is_none_or(|own| is_own_host(host, own)));
     let response = if !is_ours {
         Response::plain(403, "this server answers for its own address only")
     } else if !matches!(*request.method(), Method::GET | Method::HEAD) {

@@ -26,4 +26,4 @@ pub use report::ReportArgs;
 pub use score::ScoreArgs;
 pub use search::SearchArgs;
 pub use selfcheck::SelfCheckArgs;
-pub use train::{EventLevel, Resume, TimeoutArgs, TrainArgs};
+pub use train::{EventLevel, MetricsAddress, Resume, TimeoutArgs, TrainArgs};

@@ -1,6 +1,8 @@
 //! Options of a training run.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use qf_config::DeviceChoice;
@@ -133,6 +135,11 @@ pub struct TrainArgs {
     )]
     pub tensorboard: EventLevel,
 
+    /// Serve the run's figures to Prometheus at http://ADDRESS/metrics: a port of this machine alone, or an
+    /// address with one, as in 0.0.0.0:9400; rank 0 serves those of all ranks
+    #[arg(long, value_name = "PORT|ADDRESS:PORT", conflicts_with = "dry_run")]
+    pub metrics_addr: Option<MetricsAddress>,
+
     /// Print the lines of metrics.jsonl on stdout, and everything else on stderr
     #[arg(long)]
     pub json: bool,
@@ -185,6 +192,28 @@ impl TrainArgs {
     }
 }
 
+/// Where figures are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricsAddress(pub SocketAddr);
+
+impl FromStr for MetricsAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(port) = text.parse() {
+            return Ok(MetricsAddress((Ipv4Addr::LOCALHOST, port).into()));
+        }
+        let text = match text.strip_prefix("localhost:") {
+            Some(port) => format!("127.0.0.1:{port}"),
+            None => text.to_owned(),
+        };
+        let address = text.parse().map(MetricsAddress);
+        address.map_err(|_| {
+            "take a port, or an IP address and a port, as in 9400 or 0.0.0.0:9400".into()
+        })
+    }
+}
+
 /// When a run is continued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Resume {
@@ -217,4 +246,25 @@ pub struct TimeoutArgs {
     /// Seconds after which a rank without a heartbeat counts as dead [default: 15]
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(3..))]
     pub rank_timeout: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_alone_is_of_this_machine() {
+        for (text, address) in [
+            ("9400", "127.0.0.1:9400"),
+            ("localhost:0", "127.0.0.1:0"),
+            ("0.0.0.0:9400", "0.0.0.0:9400"),
+            ("[::]:9400", "[::]:9400"),
+        ] {
+            let parsed: MetricsAddress = text.parse().unwrap();
+            assert_eq!(parsed.0, address.parse().unwrap());
+        }
+        for wrong in ["", ":9400", "70000", "host", "host:9400", "127.0.0.1"] {
+            assert!(wrong.parse::<MetricsAddress>().is_err(), "{wrong}");
+        }
+    }
 }

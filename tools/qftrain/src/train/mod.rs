@@ -24,7 +24,7 @@ use self::plan::Plan;
 use self::report::Ended;
 use crate::configuration::{check_start_options, check_tokenizer};
 use crate::session::{load_tokenizer, tokenizer_from, write_file};
-use crate::watch::Watcher;
+use crate::watch::{MetricsServer, Watcher};
 use crate::weights::Origin;
 use crate::{launch, ranks, signals};
 use qf_cli::output::{be_quiet, complain};
@@ -79,6 +79,9 @@ fn train(
     if args.quiet {
         be_quiet();
     }
+    // First of all, so that an address that is taken costs nothing.
+    let metrics_address = args.metrics_addr.filter(|_| ranks.is_first());
+    let metrics = metrics_address.map(MetricsServer::start).transpose()?;
     let mut plan = Plan::make(args, device, own, ranks)?;
     let (start, first) = start::begin(&mut plan, args.allow_changes, ranks)?;
     plan.run_dir = RunDir::new(start.run_dir);
@@ -110,6 +113,9 @@ fn train(
         false => None,
     };
     let loader = plan.start_loader(state, &tokenizer, device, (own, ranks), trace.as_ref())?;
+    if let Some(metrics) = &metrics {
+        metrics.begin(plan.config.steps, loader.monitor());
+    }
     let mut feed = start_feed(loader, &trainer, &plan, device)?;
     if ranks.is_first() {
         write_settings(&plan, &origins)?;
@@ -118,10 +124,8 @@ fn train(
     signals::catch(&stop)?;
 
     let span = (trainer.step, plan.config.steps);
-    let mut watcher = ranks.is_first().then(|| {
-        let gallery = plan.gallery(&tokenizer);
-        Watcher::new(&plan.run_dir, span, args.tensorboard, args.json, gallery)
-    });
+    let mut watcher = (ranks.is_first())
+        .then(|| Watcher::new(&plan.run_dir, span, args, plan.gallery(&tokenizer), metrics));
     let mut nobody = |_: &MetricsRecord| {};
     let result = trainer.run(RunContext {
         config: &plan.config,

@@ -117,6 +117,8 @@ impl Alerts {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     pub(crate) fn record(step: u64, loss: f64) -> StepRecord {
@@ -135,6 +137,7 @@ pub(crate) mod tests {
             samples_read: 32 * step,
             samples_skipped: 0,
             samples_bad: 0,
+            skipped_by_reason: BTreeMap::new(),
             memory_bytes: None,
         }
     }

@@ -1,6 +1,8 @@
 //! Who watches a run: the terminal and train.log, alerts, TensorBoard's event files, the report.
 
 mod alerts;
+mod metrics_server;
+mod prometheus;
 mod screen;
 mod smooth;
 mod tensorboard;
@@ -10,10 +12,11 @@ use std::time::{Duration, Instant};
 use qf_model::run_dir::RunDir;
 use qf_model::train::{MetricsLine, MetricsRecord, Observer, RunView};
 use qf_model::Blip2Qformer;
-use qftrain::args::EventLevel;
+use qftrain::args::{EventLevel, TrainArgs};
 use tch::Kind;
 
 use self::alerts::Alerts;
+pub(crate) use self::metrics_server::MetricsServer;
 use self::screen::Screen;
 use self::tensorboard::{EventFile, Histogram, Picture};
 use crate::gallery::{Gallery, GalleryMaker};
@@ -43,29 +46,31 @@ pub(crate) struct Watcher {
     /// When the images are looked at again, unless the run ends before.
     next_look: Instant,
     refresh: Refresh,
+    metrics: Option<MetricsServer>,
 }
 
 impl Watcher {
-    /// Of a run in `run_dir` that goes on after `step`; `prints_json` puts the lines of metrics.jsonl on
-    /// stdout, and `gallery` looks at held-out images.
+    /// Of a run in `run_dir` that goes on after `step`, as `args` say; `gallery` looks at held-out images, and
+    /// `metrics` serves figures.
     pub(crate) fn new(
         run_dir: &RunDir,
         (step, steps): (u64, u64),
-        level: EventLevel,
-        prints_json: bool,
+        args: &TrainArgs,
         gallery: Option<GalleryMaker>,
+        metrics: Option<MetricsServer>,
     ) -> Watcher {
         Watcher {
             run_dir: run_dir.clone(),
             screen: Screen::new(step, steps),
             alerts: Alerts::new(),
-            level,
+            level: args.tensorboard,
             first_step: step,
             events: None,
-            prints_json,
+            prints_json: args.json,
             gallery,
             next_look: Instant::now() + LOOK_INTERVAL,
             refresh: Refresh::new(run_dir),
+            metrics,
         }
     }
 
@@ -116,6 +121,9 @@ impl Watcher {
 
 impl Observer for Watcher {
     fn record(&mut self, record: &MetricsRecord) {
+        if let Some(metrics) = &self.metrics {
+            metrics.record(record);
+        }
         match record {
             MetricsRecord::Train(step) => {
                 self.screen.step(step);
