@@ -417,10 +417,7 @@ pub(crate) struct WindowTooLarge {
 impl WindowTooLarge {
     /// The least limit under which the frame is read, as a power of two.
     fn log(self) -> u32 {
-        self.window_bytes
-            .max(1)
-            .next_power_of_two()
-            .trailing_zeros()
+        u64::BITS - (self.window_bytes.max(1) - 1).leading_zeros()
     }
 }
 
@@ -456,6 +453,26 @@ pub(crate) const MAX_WINDOW_LOG: u32 = 31;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_least_window_of_any_frame_has_a_logarithm() {
+        let log = |window_bytes| {
+            let window = WindowTooLarge {
+                window_bytes,
+                max_log: 27,
+            };
+            (
+                window.log(),
+                window.to_string().contains("cannot be raised"),
+            )
+        };
+        assert_eq!(log(1 << 28), (28, false));
+        assert_eq!(log((1 << 28) + 1), (29, false));
+        assert_eq!(log((1 << 31) + 1), (32, true));
+        assert_eq!(log(0), (0, false));
+        // A frame of one segment declares any length that 64 bits hold.
+        assert_eq!(log(u64::MAX), (64, true));
+    }
 
     fn noise(bytes: usize) -> Vec<u8> {
         let mut state = 1u32;
