@@ -1,6 +1,6 @@
 //! A run in Prometheus' text format, version 0.0.4.
 //!
-//! Names follow its guide (https://prometheus.io/docs/practices/naming/): base units, `_total` on counters, a
+//! Names follow its guide (<https://prometheus.io/docs/practices/naming/>): base units, `_total` on counters, a
 //! label only where values of it add up.
 
 use std::fmt::Write;
