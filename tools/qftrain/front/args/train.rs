@@ -185,7 +185,7 @@ impl TrainArgs {
             };
             return Err(clap::Error::raw(
                 clap::error::ErrorKind::InvalidSubcommand,
-                format!("'{word}' is no command, no folder and no shard{near}\n"),
+                format!("'{word}' is no command, no folder and no shard{near}"),
             ));
         }
         Ok(())
