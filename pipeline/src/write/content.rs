@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::options::ShardOptions;
 use crate::atomic_file::AtomicFile;
-use crate::index::MemberPlace;
+use crate::index::{Layout, MemberPlace};
 use crate::shard::group::split_key;
+use crate::shard::shard_format::ShardFormat;
 use crate::shard::written::Written;
 use crate::shard::zstd_frames::SeekableWriter;
 
@@ -53,17 +55,72 @@ impl<W: Write> Write for ChecksumWriter<W> {
     }
 }
 
+/// What a tar stream goes through on its way into its file.
+pub(super) enum Compressor {
+    None(ShardFile),
+    Gzip(flate2::write::GzEncoder<ShardFile>),
+    Zstd(SeekableWriter<ShardFile>),
+}
+
+impl Compressor {
+    /// As the options say; a format that is no tar is not compressed.
+    ///
+    /// # Errors
+    /// If zstd has no memory.
+    pub(super) fn new(file: ShardFile, options: &ShardOptions) -> io::Result<Self> {
+        Ok(match options.format {
+            ShardFormat::TarGz => {
+                let level = u32::try_from(options.level.clamp(0, 9)).unwrap_or(1);
+                // The default header: no name, no time.
+                let header = flate2::GzBuilder::new();
+                Compressor::Gzip(header.write(file, flate2::Compression::new(level)))
+            }
+            ShardFormat::TarZst => {
+                Compressor::Zstd(SeekableWriter::new(file, options.level.clamp(1, 22))?)
+            }
+            ShardFormat::Tar | ShardFormat::Arrow => Compressor::None(file),
+        })
+    }
+
+    /// Told after each sample: frames of zstd are cut there.
+    fn end_sample(&mut self) -> io::Result<()> {
+        match self {
+            Compressor::None(_) | Compressor::Gzip(_) => Ok(()),
+            Compressor::Zstd(frames) => frames.end_sample(),
+        }
+    }
+
+    /// Ends the stream; returns its file, and how samples lie in it.
+    fn finish(self) -> io::Result<(ShardFile, Layout)> {
+        match self {
+            Compressor::None(file) => Ok((file, Layout::Tar)),
+            Compressor::Gzip(gzip) => Ok((gzip.finish()?, Layout::Sequential)),
+            Compressor::Zstd(frames) => {
+                let (file, frames) = frames.finish()?;
+                Ok((file, Layout::ZstdFrames(frames)))
+            }
+        }
+    }
+
+    fn writer(&mut self) -> &mut dyn Write {
+        match self {
+            Compressor::None(file) => file,
+            Compressor::Gzip(gzip) => gzip,
+            Compressor::Zstd(frames) => frames,
+        }
+    }
+}
+
 /// The tar stream, before it is compressed.
-#[derive(Debug)]
-pub(super) struct TarStream<W> {
-    inner: W,
+pub(super) struct TarStream {
+    compressor: Compressor,
     written: Written,
 }
 
-impl<W: TarOutput> TarStream<W> {
-    pub(super) fn new(inner: W) -> Self {
+impl TarStream {
+    pub(super) fn new(compressor: Compressor) -> Self {
         TarStream {
-            inner,
+            compressor,
             written: Written::default(),
         }
     }
@@ -75,68 +132,26 @@ impl<W: TarOutput> TarStream<W> {
 
     /// Told after each sample.
     pub(super) fn end_sample(&mut self) -> io::Result<()> {
-        self.inner.end_sample()
-    }
-
-    pub(super) fn into_inner(self) -> W {
-        self.inner
+        self.compressor.end_sample()
     }
 }
 
-impl<W: Write> Write for TarStream<W> {
+impl Write for TarStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.inner.write(bytes)?;
+        let count = self.compressor.writer().write(bytes)?;
         self.written.note(&bytes[..count]);
         Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
+        self.compressor.writer().flush()
     }
 }
 
-/// Where the tar stream goes.
-pub(super) trait TarOutput: Write {
-    /// Told after each sample.
-    fn end_sample(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// Writes the end of an archive; returns its file, and how samples lie in it.
+pub(super) fn finish(tar: tar::Builder<TarStream>) -> io::Result<(ShardFile, Layout)> {
+    tar.into_inner()?.compressor.finish()
 }
-
-impl<W: Write> TarOutput for ChecksumWriter<W> {}
-
-impl<W: Write> TarOutput for SeekableWriter<W> {
-    fn end_sample(&mut self) -> io::Result<()> {
-        SeekableWriter::end_sample(self)
-    }
-}
-
-/// A gzip encoder.
-#[derive(Debug)]
-pub(super) struct GzipWriter<W: Write>(flate2::write::GzEncoder<W>);
-
-impl<W: Write> GzipWriter<W> {
-    pub(super) fn new(inner: W, level: u32) -> Self {
-        // The default header: no name, no time.
-        GzipWriter(flate2::GzBuilder::new().write(inner, flate2::Compression::new(level)))
-    }
-
-    pub(super) fn finish(self) -> io::Result<W> {
-        self.0.finish()
-    }
-}
-
-impl<W: Write> Write for GzipWriter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-impl<W: Write> TarOutput for GzipWriter<W> {}
 
 /// Size of a tar block in bytes: headers are one block, contents whole blocks.
 pub(super) const TAR_BLOCK_BYTES: u64 = 512;
@@ -145,8 +160,8 @@ pub(super) const TAR_BLOCK_BYTES: u64 = 512;
 pub(super) type ShardFile = ChecksumWriter<AtomicFile>;
 
 /// Appends a file with a header of its name and length alone; returns where it lies.
-pub(super) fn append_member<W: TarOutput>(
-    tar: &mut tar::Builder<TarStream<W>>,
+pub(super) fn append_member(
+    tar: &mut tar::Builder<TarStream>,
     name: &str,
     content: &[u8],
 ) -> io::Result<MemberPlace> {

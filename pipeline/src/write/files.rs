@@ -1,11 +1,12 @@
 //! Writes files into tar shards as they come: for copies of shards, whatever their samples hold.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use tar::Builder;
 
-use super::content::{append_member, ChecksumWriter, GzipWriter, ShardFile, TarStream};
+use super::content::{append_member, finish, ChecksumWriter, Compressor, TarStream};
 use super::options::ShardOptions;
 use super::target::{io_error, remove_index, unwritable};
 use crate::atomic_file::AtomicFile;
@@ -13,32 +14,23 @@ use crate::error::PipelineError;
 use crate::index::build_index;
 use crate::shard::read::ReadOptions;
 use crate::shard::shard_format::ShardFormat;
-use crate::shard::zstd_frames::SeekableWriter;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
 
 /// Writes one tar shard, file by file. Dropped before [`finish`](FileWriter::finish), it leaves nothing.
-#[derive(Debug)]
 pub struct FileWriter {
     target: PathBuf,
-    body: Body,
+    tar: Builder<TarStream>,
     files: u64,
     index: bool,
 }
 
-enum Body {
-    Tar(Builder<TarStream<ShardFile>>),
-    TarGz(Builder<TarStream<GzipWriter<ShardFile>>>),
-    TarZst(Builder<TarStream<SeekableWriter<ShardFile>>>),
-}
-
-impl std::fmt::Debug for Body {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Body::Tar(_) => "Tar",
-            Body::TarGz(_) => "TarGz",
-            Body::TarZst(_) => "TarZst",
-        })
+impl fmt::Debug for FileWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileWriter")
+            .field("target", &self.target)
+            .field("files", &self.files)
+            .finish_non_exhaustive()
     }
 }
 
@@ -68,21 +60,10 @@ impl FileWriter {
             return Err(unwritable(&target, "", message));
         }
         let file = ChecksumWriter::new(AtomicFile::create(&target)?);
-        let body = match options.format {
-            ShardFormat::TarGz => {
-                let level = u32::try_from(options.level.clamp(0, 9)).unwrap_or(1);
-                Body::TarGz(Builder::new(TarStream::new(GzipWriter::new(file, level))))
-            }
-            ShardFormat::TarZst => {
-                let frames = SeekableWriter::new(file, options.level.clamp(1, 22));
-                let frames = frames.map_err(io_error(&target))?;
-                Body::TarZst(Builder::new(TarStream::new(frames)))
-            }
-            ShardFormat::Tar | ShardFormat::Arrow => Body::Tar(Builder::new(TarStream::new(file))),
-        };
+        let compressor = Compressor::new(file, options).map_err(io_error(&target))?;
         Ok(FileWriter {
             target,
-            body,
+            tar: Builder::new(TarStream::new(compressor)),
             files: 0,
             index: options.index,
         })
@@ -103,11 +84,7 @@ impl FileWriter {
             let message = "its path is empty, absolute, or leads out of a folder".to_string();
             return Err(unwritable(&self.target, path, message));
         }
-        let written = match &mut self.body {
-            Body::Tar(tar) => append_member(tar, path, content),
-            Body::TarGz(tar) => append_member(tar, path, content),
-            Body::TarZst(tar) => append_member(tar, path, content),
-        };
+        let written = append_member(&mut self.tar, path, content);
         written.map_err(io_error(&self.target))?;
         self.files += 1;
         Ok(())
@@ -118,21 +95,13 @@ impl FileWriter {
     /// # Errors
     /// [`PipelineError::Io`] when the disk says no.
     pub fn end_sample(&mut self) -> Result<(), PipelineError> {
-        let ended = match &mut self.body {
-            Body::Tar(tar) => tar.get_mut().end_sample(),
-            Body::TarGz(tar) => tar.get_mut().end_sample(),
-            Body::TarZst(tar) => tar.get_mut().end_sample(),
-        };
+        let ended = self.tar.get_mut().end_sample();
         ended.map_err(io_error(&self.target))
     }
 
     /// Bytes of the uncompressed stream so far.
     pub fn content_bytes(&self) -> u64 {
-        match &self.body {
-            Body::Tar(tar) => tar.get_ref().written().bytes(),
-            Body::TarGz(tar) => tar.get_ref().written().bytes(),
-            Body::TarZst(tar) => tar.get_ref().written().bytes(),
-        }
+        self.tar.get_ref().written().bytes()
     }
 
     /// Writes the end of the shard, gives it its name, and writes its index, for which it reads the shard
@@ -143,21 +112,12 @@ impl FileWriter {
     pub fn finish(self) -> Result<WrittenFiles, PipelineError> {
         let FileWriter {
             target,
-            body,
+            tar,
             files,
             index,
         } = self;
-        let file: io::Result<ShardFile> = match body {
-            Body::Tar(tar) => tar.into_inner().map(TarStream::into_inner),
-            Body::TarGz(tar) => tar
-                .into_inner()
-                .and_then(|stream| stream.into_inner().finish()),
-            Body::TarZst(tar) => tar
-                .into_inner()
-                .and_then(|stream| stream.into_inner().finish())
-                .map(|(file, _)| file),
-        };
-        let (file, file_bytes, _) = file.map_err(io_error(&target))?.finish();
+        let (file, _) = finish(tar).map_err(io_error(&target))?;
+        let (file, file_bytes, _) = file.finish();
         let location = ShardLocation::local(&target);
         remove_index(&location)?;
         file.commit()?;

@@ -28,11 +28,10 @@ use crate::error::PipelineError;
 use crate::index::{IndexBuilder, Layout, MemberPlace, ShardIdentity};
 use crate::shard::arrow::{ArrowShardWriter, ArrowWriteError, CaptionType};
 use crate::shard::group::{key_hash, split_key};
-use crate::shard::zstd_frames::SeekableWriter;
 use crate::source::ShardLocation;
 use crate::stop::Stop;
 use content::{
-    append_member, ChecksumWriter, GzipWriter, ShardFile, TarOutput, TarStream, TAR_BLOCK_BYTES,
+    append_member, finish, ChecksumWriter, Compressor, ShardFile, TarStream, TAR_BLOCK_BYTES,
 };
 pub use files::{FileWriter, WrittenFiles};
 pub use options::ShardOptions;
@@ -91,9 +90,7 @@ pub struct ShardWriter {
 }
 
 enum Body {
-    Tar(tar::Builder<TarStream<ShardFile>>),
-    TarGz(tar::Builder<TarStream<GzipWriter<ShardFile>>>),
-    TarZst(tar::Builder<TarStream<SeekableWriter<ShardFile>>>),
+    Tar(Box<tar::Builder<TarStream>>),
     Arrow(Box<ArrowShardWriter<ShardFile>>, CaptionType),
 }
 
@@ -101,8 +98,6 @@ impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Body::Tar(_) => "Tar",
-            Body::TarGz(_) => "TarGz",
-            Body::TarZst(_) => "TarZst",
             Body::Arrow(..) => "Arrow",
         })
     }
@@ -120,22 +115,15 @@ impl ShardWriter {
         let target = target.into();
         let file = ChecksumWriter::new(AtomicFile::create(&target)?);
         let body = match options.format {
-            ShardFormat::Tar => Body::Tar(tar::Builder::new(TarStream::new(file))),
-            ShardFormat::TarGz => {
-                let level = u32::try_from(options.level.clamp(0, 9)).unwrap_or(1);
-                let gzip = GzipWriter::new(file, level);
-                Body::TarGz(tar::Builder::new(TarStream::new(gzip)))
-            }
-            ShardFormat::TarZst => {
-                let frames = SeekableWriter::new(file, options.level.clamp(1, 22));
-                let frames = frames.map_err(io_error(&target))?;
-                Body::TarZst(tar::Builder::new(TarStream::new(frames)))
-            }
             ShardFormat::Arrow => {
                 let written = file.written();
                 let writer = ArrowShardWriter::noting(file, options.caption_type, written)
                     .map_err(|error| arrow_error(&target, "", error))?;
                 Body::Arrow(Box::new(writer), options.caption_type)
+            }
+            ShardFormat::Tar | ShardFormat::TarGz | ShardFormat::TarZst => {
+                let compressor = Compressor::new(file, options).map_err(io_error(&target))?;
+                Body::Tar(Box::new(tar::Builder::new(TarStream::new(compressor))))
             }
         };
         Ok(Self {
@@ -171,8 +159,6 @@ impl ShardWriter {
         let mut captions = sample.captions.len() as u64;
         let written = match &mut self.body {
             Body::Tar(tar) => append(tar, &name, sample, &mut members),
-            Body::TarGz(tar) => append(tar, &name, sample, &mut members),
-            Body::TarZst(tar) => append(tar, &name, sample, &mut members),
             Body::Arrow(arrow, caption_type) => {
                 let kept = match caption_type {
                     CaptionType::One => &sample.captions[..sample.captions.len().min(1)],
@@ -212,17 +198,7 @@ impl ShardWriter {
             index,
         } = self;
         let written = match body {
-            Body::Tar(tar) => tar
-                .into_inner()
-                .map(|stream| (stream.into_inner(), Layout::Tar)),
-            Body::TarGz(tar) => tar
-                .into_inner()
-                .and_then(|stream| stream.into_inner().finish())
-                .map(|file| (file, Layout::Sequential)),
-            Body::TarZst(tar) => tar
-                .into_inner()
-                .and_then(|stream| stream.into_inner().finish())
-                .map(|(file, frames)| (file, Layout::ZstdFrames(frames))),
+            Body::Tar(tar) => finish(*tar),
             Body::Arrow(arrow, _) => {
                 let (file, batches) = arrow
                     .finish_with_batches()
@@ -298,8 +274,8 @@ pub const TAR_END_BYTES: u64 = 2 * TAR_BLOCK_BYTES;
 
 /// Image first: a reader that only wants images can stop there. Returns where the sample lies in the
 /// uncompressed stream, and the CRC-32C of its bytes.
-fn append<W: TarOutput>(
-    tar: &mut tar::Builder<TarStream<W>>,
+fn append(
+    tar: &mut tar::Builder<TarStream>,
     image_name: &str,
     sample: &ShardSample,
     members: &mut Vec<MemberPlace>,
