@@ -53,6 +53,11 @@ impl PictureResizer {
         self.decoder.open(bytes)
     }
 
+    /// The decoder, for what it can do beside.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
     /// Decodes a picture upright at `size`, (width, height) in pixels, each at least 1. A JPEG is reduced
     /// while it is decoded where that leaves at least 1.5 times as many pixels along each side.
     ///

@@ -159,6 +159,23 @@ impl Decoder {
         })
     }
 
+    /// Runs another decoder of a picture, which takes about `bytes` of memory, within the bounds of this one.
+    ///
+    /// # Errors
+    /// [`DecodeError::TooLarge`] for a picture that needs more memory than all decoders may use together,
+    /// [`DecodeError::Broken`] for one over which that decoder panics.
+    pub fn bounded<T>(
+        &self,
+        image: &OpenedImage<'_>,
+        bytes: u64,
+        decode: impl FnOnce() -> T,
+    ) -> Result<T, DecodeError> {
+        let _reservation = self
+            .limits
+            .reserve(image.format, image.stored_size, bytes)?;
+        guard(image.format, || Ok(decode()))
+    }
+
     /// The first `len` bytes of memory, which is kept unless it was for a large picture.
     fn keep(
         &mut self,

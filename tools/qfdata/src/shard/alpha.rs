@@ -3,26 +3,54 @@
 
 use std::io::Cursor;
 
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
-use qf_pipeline::decode::RgbImage;
-
-/// Most memory that one picture takes, in bytes.
-const MAX_BYTES: u64 = 512 << 20;
+use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, Limits};
+use qf_pipeline::decode::{DecodeError, Decoder, OpenedImage, RgbImage};
 
 /// The picture upright on white; `None` if no part of it is transparent, or if it does not decode: the decoder
-/// of all other pictures then says why.
-pub(super) fn on_white(bytes: &[u8]) -> Option<RgbImage> {
-    let mut reader = ImageReader::new(Cursor::new(bytes))
-        .with_guessed_format()
-        .ok()?;
+/// of all other pictures then says why. Its memory is of what `decoder` may use.
+///
+/// # Errors
+/// [`DecodeError::TooLarge`] for a picture that takes more than that.
+pub(super) fn on_white(
+    decoder: &Decoder,
+    opened: &OpenedImage<'_>,
+    bytes: &[u8],
+) -> Result<Option<RgbImage>, DecodeError> {
+    let header = decoder.bounded(opened, 0, || header(bytes))?;
+    let Some(needed) = header else {
+        return Ok(None);
+    };
+    decoder.bounded(opened, needed, || decode(bytes, needed))
+}
+
+/// Bytes that the picture takes at most at a time; `None` if it has no alpha.
+fn header(bytes: &[u8]) -> Option<u64> {
+    let decoder = reader(bytes)?.into_decoder().ok()?;
+    let color = decoder.color_type();
+    let (width, height) = decoder.dimensions();
+    let stored = u64::from(color.bytes_per_pixel());
+    // Eight bits a channel stay where they are; others are converted. Then it becomes RGB.
+    let converted = match color {
+        ColorType::Rgba8 => 0,
+        _ => 4,
+    };
+    let each = (stored + converted).max(4 + 3);
+    let pixels = u64::from(width).saturating_mul(height.into());
+    color.has_alpha().then(|| pixels.saturating_mul(each))
+}
+
+fn reader(bytes: &[u8]) -> Option<ImageReader<Cursor<&[u8]>>> {
+    let reader = ImageReader::new(Cursor::new(bytes));
+    reader.with_guessed_format().ok()
+}
+
+fn decode(bytes: &[u8], needed: u64) -> Option<RgbImage> {
+    let mut reader = reader(bytes)?;
     let mut limits = Limits::default();
-    limits.max_alloc = Some(MAX_BYTES);
+    // What its decoder keeps beside the picture is little.
+    limits.max_alloc = Some(needed.saturating_add(16 << 20));
     reader.limits(limits);
     let mut decoder = reader.into_decoder().ok()?;
-    let (width, height) = decoder.dimensions();
-    if !decoder.color_type().has_alpha() || u64::from(width) * u64::from(height) * 8 > MAX_BYTES {
-        return None;
-    }
     let orientation = decoder.orientation().ok()?;
     let mut picture = DynamicImage::from_decoder(decoder).ok()?;
     picture.apply_orientation(orientation);
@@ -44,6 +72,8 @@ pub(super) fn on_white(bytes: &[u8]) -> Option<RgbImage> {
 
 #[cfg(test)]
 mod tests {
+    use qf_pipeline::decode::{DecodeLimits, DecodeMemory, OnTruncated};
+
     use super::*;
 
     fn png(alpha: u8) -> Vec<u8> {
@@ -57,11 +87,37 @@ mod tests {
 
     #[test]
     fn transparent_parts_are_white() {
-        let first = |alpha| on_white(&png(alpha)).map(|picture| picture.data()[..3].to_vec());
+        let decoder = Decoder::new(DecodeLimits::default(), OnTruncated::Error);
+        let first = |alpha| {
+            let bytes = png(alpha);
+            let picture = on_white(&decoder, &decoder.open(&bytes).unwrap(), &bytes).unwrap();
+            picture.map(|picture| picture.data()[..3].to_vec())
+        };
         assert_eq!(first(0), Some(vec![255, 255, 255]));
         // 200 · 51/255 + 255 · 204/255 = 244
         assert_eq!(first(51), Some(vec![244, 206, 204]));
         assert_eq!(first(255), None);
-        assert!(on_white(b"\x89PNG no picture").is_none());
+        // Damaged behind its header.
+        let mut bytes = png(51);
+        let length = bytes.len();
+        bytes.truncate(length - 20);
+        let opened = decoder.open(&bytes).unwrap();
+        assert_eq!(on_white(&decoder, &opened, &bytes), Ok(None));
+    }
+
+    #[test]
+    fn its_memory_is_of_the_budget() {
+        let bytes = png(51);
+        let limits = DecodeLimits {
+            memory: DecodeMemory::new(3 * 2 * 7 - 1),
+            ..DecodeLimits::default()
+        };
+        let decoder = Decoder::new(limits, OnTruncated::Error);
+        let opened = decoder.open(&bytes).unwrap();
+        let refused = on_white(&decoder, &opened, &bytes);
+        assert!(
+            matches!(refused, Err(DecodeError::TooLarge { .. })),
+            "{refused:?}"
+        );
     }
 }

@@ -60,6 +60,14 @@ impl Recipe {
     }
 }
 
+/// The encoder, made when it is first needed.
+fn encoder(kept: &mut Option<JpegEncoder>) -> Result<&mut JpegEncoder, encode::Error> {
+    match kept {
+        Some(encoder) => Ok(encoder),
+        none => Ok(none.insert(JpegEncoder::new()?)),
+    }
+}
+
 /// What is known of an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Facts {
@@ -234,7 +242,7 @@ impl<'a> Worker<'a> {
     ) -> Result<RgbImage, DecodeError> {
         let upright = (opened.width(), opened.height());
         if is_encoded && !ImageKind::Jpeg.is(opened.format()) {
-            let picture = alpha::on_white(image);
+            let picture = alpha::on_white(self.resizer.decoder(), opened, image)?;
             let fits = |picture: &RgbImage| (picture.width(), picture.height()) == upright;
             if let Some(picture) = picture.filter(fits) {
                 if size == upright {
@@ -261,13 +269,10 @@ impl<'a> Worker<'a> {
         let Some(picture) = resized.map_err(|error| (cause_of(&error), error.to_string()))? else {
             return Ok(None);
         };
-        let broken = |error: encode::Error| (SkipCause::BrokenImage, error.to_string());
-        let encoder = match &mut self.jpeg {
-            Some(encoder) => encoder,
-            none => none.insert(JpegEncoder::new().map_err(broken)?),
-        };
-        let file = encoder.encode_420(picture, self.recipe.quality);
-        file.map(Some).map_err(broken)
+        let file = encoder(&mut self.jpeg)
+            .and_then(|encoder| encoder.encode_420(picture, self.recipe.quality));
+        file.map(Some)
+            .map_err(|error| (SkipCause::BrokenImage, error.to_string()))
     }
 
     fn bounds_sides(&self) -> bool {
@@ -314,11 +319,8 @@ impl<'a> Worker<'a> {
         let quality = self.recipe.quality;
         match kind {
             ImageKind::Jpeg => {
-                let encoder = match &mut self.jpeg {
-                    Some(encoder) => encoder,
-                    none => none.insert(JpegEncoder::new().map_err(|error| error.to_string())?),
-                };
-                let file = encoder.encode(picture.data(), size, quality);
+                let file = encoder(&mut self.jpeg)
+                    .and_then(|encoder| encoder.encode(picture.data(), size, quality));
                 file.map_err(|error| error.to_string())
             }
             ImageKind::Webp => {
