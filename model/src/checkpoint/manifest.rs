@@ -1,11 +1,11 @@
 //! manifest.json: length and digest of every other file of a checkpoint.
 
-use qf_pipeline::hex::hex;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 
+use qf_pipeline::hex::hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 

@@ -1,12 +1,12 @@
 //! Named tensors in files, read one at a time.
 
-use qf_pipeline::hex::hex;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use qf_pipeline::hex::hex;
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 

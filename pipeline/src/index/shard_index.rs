@@ -1,6 +1,5 @@
 //! The index of a shard: its header, and reading its tables.
 
-use crate::hex::hex;
 use std::io::{self, Read};
 use std::ops::Range;
 
@@ -13,6 +12,7 @@ use super::format::{
     name_crc, Access, BadHeader, Header, IndexEntry, Record, HEADER_BYTES, MAGIC, RECORD_BYTES,
 };
 use crate::error::ShardError;
+use crate::hex::hex;
 use crate::remote::Sidecar;
 use crate::shard::read::ReadOptions;
 use crate::shard::verify::Verify;

@@ -11,7 +11,6 @@
 //! `.part` files are made, and files removed to make room, under the lock of the file `lock`. A damaged
 //! shard is removed by whoever finds it; at worst that costs another process a fetch.
 
-use crate::hex::hex;
 use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -27,6 +26,7 @@ use sha2::{Digest, Sha256};
 use super::version::Version;
 use super::CacheOptions;
 use crate::atomic_file::open_in_place;
+use crate::hex::hex;
 use crate::stop::Stop;
 
 /// Longest wait for another process to tidy the folder; it takes milliseconds.

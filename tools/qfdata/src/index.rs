@@ -3,7 +3,6 @@
 pub(crate) mod dali;
 mod wids;
 
-use crate::threads::{self, threads};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,6 +24,7 @@ use serde::Serialize;
 use crate::data::ReadArgs;
 use crate::interrupt::Interrupt;
 use crate::progress;
+use crate::threads::{self, threads};
 use qf_cli::output::{remark, say};
 
 /// Write the index of shards beside them, or check it.

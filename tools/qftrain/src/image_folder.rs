@@ -1,7 +1,6 @@
 //! `qftrain photos/`: a folder where shards are wanted. Shards that it holds are taken; images that it holds are
 //! packed into shards in the user's cache by `qfdata shard`, once for each state of the folder.
 
-use qf_pipeline::hex::hex;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,6 +9,7 @@ use std::time::UNIX_EPOCH;
 
 use anyhow::{bail, Context};
 use qf_pipeline::decode::is_image_extension;
+use qf_pipeline::hex::hex;
 use sha2::{Digest, Sha256};
 
 use qf_cli::output::remark;

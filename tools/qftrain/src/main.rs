@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         log::warn!("memory of tensors comes from libtorch's own allocator: {error}");
     }
     if let Err(error) = qf_model::host_threads::start() {
-        eprintln!("error: the system gives no more threads: {error}");
+        output::complain(format_args!("the system gives no more threads: {error}"));
         return ExitCode::FAILURE;
     }
     let result = cli::answer(&cli).unwrap_or_else(|| run(&cli));

@@ -1,7 +1,6 @@
 //! `NAME.tar.parquet`: a row for each row of the input that came while a shard was written, those that
 //! became no sample included.
 
-use qf_pipeline::hex::hex;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +14,7 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::record::Field;
 use parquet::schema::parser::parse_message_type;
 use qf_pipeline::atomic_file::AtomicFile;
+use qf_pipeline::hex::hex;
 
 use super::work::Facts;
 

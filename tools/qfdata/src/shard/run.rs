@@ -1,6 +1,5 @@
 //! A run: from the source of the input to shards under a prefix, with what an earlier run left.
 
-use crate::threads::{self, threads};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -32,6 +31,7 @@ use super::work::Recipe;
 use super::writer::{lock, ShardSet, Writing};
 use crate::interrupt::Interrupt;
 use crate::progress;
+use crate::threads::{self, threads};
 
 /// A run of the command.
 pub(super) struct Run<'a> {
@@ -447,7 +447,8 @@ pub(super) fn check(args: &JobArgs) -> anyhow::Result<()> {
     let prefix = prefix.rsplit('/').next().unwrap_or_default();
     if args.dali_index && prefix.contains('.') {
         bail!(
-            "--dali-index: DALI names an index by what comes before the first dot, so that those of {prefix}-...              would be one; choose an --out without a dot"
+            "--dali-index: DALI names an index by what comes before the first dot, so that those of {prefix}-... would \
+             be one; choose an --out without a dot"
         );
     }
     if args.dali_index && (args.format != ShardFormat::Tar || is_remote) {

@@ -1,6 +1,5 @@
 //! The plan's file: JSON, written once, read by every part.
 
-use qf_pipeline::hex::hex;
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::ops::Range;
@@ -8,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail, Context};
 use qf_pipeline::atomic_file::AtomicFile;
+use qf_pipeline::hex::hex;
 use qf_pipeline::source::{scheme, DisplayUrl};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
