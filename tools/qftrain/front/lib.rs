@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config_command;
 pub mod library_environment;
 pub mod libtorch;
+mod reference;
 pub mod resumption;
 pub mod run_config;
 pub mod settings;

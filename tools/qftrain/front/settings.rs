@@ -8,6 +8,8 @@ use qf_config::TrainConfig;
 use qf_pipeline::mistakes::{nearest, plain};
 use toml::{Table, Value};
 
+use crate::reference::meant_by;
+
 /// The configuration files of `configs/`, by name.
 pub const PRESETS: [(&str, &str); 6] = [
     ("tiny", include_str!("../../../configs/tiny.toml")),
@@ -191,7 +193,17 @@ impl Settings {
 
     /// The checked type.
     pub fn resolve(self) -> anyhow::Result<TrainConfig> {
-        self.table.try_into::<TrainConfig>().map_err(in_words)
+        let chosen = self.chosen;
+        let resolved = self.table.try_into::<TrainConfig>();
+        resolved.map_err(|error| {
+            let error = in_words(error);
+            match chosen.iter().find_map(|key| meant_by(key)) {
+                Some(meant) if !error.to_string().contains("did you mean") => {
+                    anyhow!("{error}; elsewhere: {meant}")
+                }
+                _ => error,
+            }
+        })
     }
 }
 
@@ -311,6 +323,8 @@ mod tests {
         );
         fails("data.batchsize=8", "did you mean `batch_size`?");
         fails("stepz=8", "did you mean `steps`?");
+        fails("optimizer.lr=1e-4", "elsewhere: `schedule.init_lr`");
+        fails("batch_size=8", "elsewhere: `data.batch_size`");
         fails("steps=many", "`steps`: expected a whole number");
         fails("steps=-1", "got -1");
         fails("data.flip_probability=often", "expected a number");

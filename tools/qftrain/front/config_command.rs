@@ -1,7 +1,5 @@
 //! `qftrain config`: presets, what settings mean, a file checked, two runs compared.
 
-mod reference;
-
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context};
@@ -9,11 +7,11 @@ use clap::{Args, Subcommand};
 use qf_config::RunDir;
 use qf_config::TrainConfig;
 
+use crate::reference::Reference;
 use crate::resumption::differences;
 use crate::run_config::load_config;
 use crate::settings::{Settings, PRESETS};
 use qf_cli::output::say;
-use reference::Reference;
 
 /// Arguments of `config`.
 #[derive(Args)]

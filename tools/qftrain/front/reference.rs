@@ -5,10 +5,20 @@ use anyhow::{bail, Context};
 use qf_pipeline::mistakes::nearest;
 use serde::Deserialize;
 
+/// Settings that the user may have meant by `key`, quoted, for a message; `None` where there is none, or where
+/// `key` is a setting.
+pub(crate) fn meant_by(key: &str) -> Option<String> {
+    let reference = Reference::load().ok()?;
+    if reference.has(key) {
+        return None;
+    }
+    reference.about(key)
+}
+
 /// The texts of all settings.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Reference {
+pub(crate) struct Reference {
     #[serde(rename = "section")]
     sections: Vec<Section>,
 }
@@ -27,12 +37,12 @@ struct Section {
 /// One setting, in words.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Setting {
+pub(crate) struct Setting {
     /// Its name in a configuration file, with its sections: `optimizer.beta2`.
-    pub(super) key: String,
+    pub(crate) key: String,
     /// Its value where a configuration does not name it: `required`, `none`, a value, or words.
     #[serde(default)]
-    pub(super) default: String,
+    pub(crate) default: String,
     /// What the number counts; empty for those without unit.
     #[serde(default)]
     unit: String,
@@ -47,11 +57,11 @@ pub(super) struct Setting {
 
 impl Reference {
     /// The texts that this program carries.
-    pub(super) fn load() -> anyhow::Result<Reference> {
+    pub(crate) fn load() -> anyhow::Result<Reference> {
         toml::from_str(include_str!("settings.toml")).context("the texts of the settings")
     }
 
-    pub(super) fn settings(&self) -> impl Iterator<Item = &Setting> {
+    pub(crate) fn settings(&self) -> impl Iterator<Item = &Setting> {
         self.sections.iter().flat_map(|section| &section.settings)
     }
 
@@ -60,7 +70,7 @@ impl Reference {
     ///
     /// # Errors
     /// One that names the nearest where there is none, and all where there are several.
-    pub(super) fn find(&self, text: &str) -> anyhow::Result<Vec<&Setting>> {
+    pub(crate) fn find(&self, text: &str) -> anyhow::Result<Vec<&Setting>> {
         let whole: Vec<_> = self.settings().filter(|s| s.key == text).collect();
         let within = format!("{text}.");
         let section: Vec<_> = (self.settings())
@@ -99,14 +109,51 @@ impl Reference {
             let at = names.iter().position(|name| *name == near)?;
             Some(keys.get(at)?.to_string())
         });
-        match near {
-            Some(near) => format!("there is no setting `{text}`; did you mean `{near}`?"),
-            None => format!("there is no setting `{text}`; `qftrain config explain` lists all"),
+        match (near, self.about(text)) {
+            (Some(near), _) => format!("there is no setting `{text}`; did you mean `{near}`?"),
+            (None, None) => {
+                format!("there is no setting `{text}`; `qftrain config explain` lists all")
+            }
+            (None, Some(about)) => format!("there is no setting `{text}`; see {about}"),
         }
     }
 
+    /// Whether `key` is a setting, a section, or a value within a setting.
+    fn has(&self, key: &str) -> bool {
+        let is_within = |inner: &str, outer: &str| {
+            let rest = inner.strip_prefix(outer);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        self.settings().any(|setting| {
+            is_within(&setting.key, key) || (!setting.is_section() && is_within(key, &setting.key))
+        })
+    }
+
+    /// The settings of the name that `text` ends with, else those that its words are about: `lr` and
+    /// `learning_rate` give `schedule.init_lr, schedule.min_lr, ...`. `None` where there is none.
+    fn about(&self, text: &str) -> Option<String> {
+        const MOST: usize = 8;
+        let text = text.to_lowercase();
+        let name = text.rsplit('.').next().unwrap_or_default();
+        let words = name.replace(['_', '-'], " ");
+        let last = |setting: &&Setting| setting.key.rsplit('.').next() == Some(name);
+        let in_name = |setting: &&Setting| {
+            let key = format!(" {} ", setting.key.replace(['.', '_'], " "));
+            key.contains(&format!(" {words} "))
+        };
+        let in_meaning =
+            |setting: &&Setting| words.len() > 3 && first_clause(&setting.meaning).contains(&words);
+        let keys = |is_one: &dyn Fn(&&Setting) -> bool| -> Vec<&str> {
+            let found = self.settings().filter(is_one).take(MOST);
+            found.map(|setting| setting.key.as_str()).collect()
+        };
+        let found = [keys(&last), keys(&in_name), keys(&in_meaning)];
+        let found = found.into_iter().find(|keys| !keys.is_empty())?;
+        Some(format!("`{}`", found.join("`, `")))
+    }
+
     /// All settings with the first words of what they mean, a line each.
-    pub(super) fn list(&self) -> String {
+    pub(crate) fn list(&self) -> String {
         let width = self.settings().map(|s| s.key.len()).max().unwrap_or(0);
         let mut lines = Vec::new();
         for section in &self.sections {
@@ -121,7 +168,7 @@ impl Reference {
     }
 
     /// docs/reference/configuration.md.
-    pub(super) fn page(&self) -> String {
+    pub(crate) fn page(&self) -> String {
         let mut page = HEAD.to_owned();
         for section in &self.sections {
             let level = if section.title == "Filters" {
@@ -172,7 +219,7 @@ impl Setting {
     }
 
     /// For a terminal, wrapped.
-    pub(super) fn in_words(&self) -> String {
+    pub(crate) fn in_words(&self) -> String {
         let mut text = format!("{}\n", self.key);
         for (name, value) in [
             ("meaning", &self.meaning),
@@ -245,7 +292,7 @@ fn wrapped(label: &str, text: &str) -> String {
 }
 
 const HEAD: &str = "\
-<!-- Written by `make reference` from tools/qftrain/front/config_command/settings.toml. -->
+<!-- Written by `make reference` from tools/qftrain/front/settings.toml. -->
 
 # Configuration
 
@@ -271,7 +318,7 @@ mod tests {
 
     #[test]
     fn the_page_is_what_the_program_writes() {
-        let page = include_str!("../../../../docs/reference/configuration.md");
+        let page = include_str!("../../../docs/reference/configuration.md");
         let written = Reference::load().unwrap().page();
         assert!(
             page == written,
@@ -404,6 +451,12 @@ mod tests {
             assert!(message.contains(&format!("{meant}`?")), "{message}");
         }
         assert!(keys("zzzzzzzzz").unwrap_err().contains("lists all"));
+        for words in ["lr", "learning_rate"] {
+            let message = keys(words).unwrap_err();
+            assert!(message.contains("`schedule.init_lr`"), "{message}");
+        }
+        assert!(reference.has("optimizer.beta2") && reference.has("optimizer"));
+        assert!(!reference.has("optimizer.lr") && !reference.has("opti"));
     }
 
     #[test]
