@@ -87,6 +87,7 @@ mod shard_spec;
 pub mod source;
 pub mod stop;
 pub mod survey;
+mod sync;
 #[cfg(test)]
 #[path = "../../tests/test_data.rs"]
 mod test_data;

@@ -9,11 +9,12 @@
 //! collator needs is free when it comes to it.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::{BufferPool, PooledBuffer};
 use crate::error::PipelineError;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// The rows of one epoch, from the first that this run fills.
 pub(crate) struct EpochRows {
@@ -297,5 +298,68 @@ mod tests {
         drop(first);
         assert!(rows.give(0).expect("memory").is_none(), "its batch is over");
         assert!(rows.give(2).expect("memory").is_some());
+    }
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+mod schedules {
+    use shuttle::sync::mpsc;
+    use shuttle::thread;
+
+    use super::*;
+    use crate::batch::PlainAllocator;
+    use crate::sync::under_many_schedules;
+
+    /// A sequencer gives rows to two workers, of which each fills every second; the collator puts those of good
+    /// samples together.
+    #[test]
+    fn good_samples_stand_in_order_while_others_are_filled() {
+        under_many_schedules(|| {
+            const SAMPLES: u64 = 9;
+            const BATCH: usize = 2;
+            let is_bad = |number: u64| matches!(number, 1 | 4 | 5);
+            let pool = Arc::new(BufferPool::new(Arc::new(PlainAllocator), BATCH * 3));
+            let rows = Arc::new(EpochRows::new(pool, BATCH));
+            let (mut jobs, mut results) = (Vec::new(), Vec::new());
+            for _ in 0..2 {
+                let (job, to_do) = mpsc::sync_channel::<(u64, Pixels)>(1);
+                let (result, done) = mpsc::sync_channel(1);
+                thread::spawn(move || {
+                    while let Ok((number, mut pixels)) = to_do.recv() {
+                        pixels.as_mut_slice().fill(number as u8);
+                        result.send((!is_bad(number)).then_some(pixels)).unwrap();
+                    }
+                });
+                jobs.push(job);
+                results.push(done);
+            }
+            let given = rows.clone();
+            let sequencer = thread::spawn(move || {
+                for number in 0..SAMPLES {
+                    let pixels = given.give(number).expect("memory");
+                    let pixels = pixels.unwrap_or(Pixels::Overflow(vec![0; 3]));
+                    jobs[number as usize % 2].send((number, pixels)).unwrap();
+                }
+            });
+            let (mut filled, mut found) = (0u64, Vec::new());
+            for number in 0..SAMPLES {
+                let Some(pixels) = results[number as usize % 2].recv().unwrap() else {
+                    rows.count_bad();
+                    continue;
+                };
+                rows.put(filled, pixels).expect("its row is free");
+                filled += 1;
+                if filled % BATCH as u64 == 0 {
+                    let batch = rows.finish_batch().expect("nobody writes to it");
+                    found.extend(batch.as_slice().to_vec());
+                }
+            }
+            sequencer.join().unwrap();
+            let expected: Vec<u8> = (0..SAMPLES)
+                .filter(|&number| !is_bad(number))
+                .flat_map(|number| [number as u8; 3])
+                .collect();
+            assert_eq!(found, expected);
+        });
     }
 }

@@ -4,7 +4,9 @@
 //! bytes it will use from a [`DecodeMemory`], and waits while others hold them; so the peak does not
 //! depend on how many threads meet a large picture at the same moment.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
+
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// Pictures that take no more than this are decoded without asking, in memory that their decoder
 /// keeps from one to the next.
@@ -180,5 +182,43 @@ mod tests {
             drop(held);
         });
         assert_eq!(order.into_inner().expect("no panic"), [0, 1]);
+    }
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+mod schedules {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use shuttle::thread;
+
+    use super::*;
+    use crate::sync::under_many_schedules;
+
+    #[test]
+    fn all_are_served_and_never_hold_more_than_the_budget() {
+        under_many_schedules(|| {
+            let memory = DecodeMemory::new(100);
+            let held = Arc::new(AtomicU64::new(0));
+            let threads: Vec<_> = [[100, 7], [51, 30], [60, 100], [1, 40]]
+                .into_iter()
+                .map(|sizes| {
+                    let (memory, held) = (memory.clone(), held.clone());
+                    thread::spawn(move || {
+                        for bytes in sizes {
+                            let reservation = memory.acquire(bytes).expect("within the budget");
+                            let now = held.fetch_add(bytes, Ordering::SeqCst) + bytes;
+                            assert!(now <= 100, "{now} of 100 bytes");
+                            thread::yield_now();
+                            held.fetch_sub(bytes, Ordering::SeqCst);
+                            drop(reservation);
+                        }
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .for_each(|thread| thread.join().unwrap());
+            assert_eq!(memory.0.lock().free, 100);
+        });
     }
 }

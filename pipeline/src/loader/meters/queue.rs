@@ -1,11 +1,10 @@
 //! A queue between two stages, bounded by items and by bytes, that measures who waits for whom.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel;
-
+use crate::sync::{channel, Condvar, Mutex, MutexGuard};
 use crate::trace::Trace;
 
 /// Shorter waits are booked and not traced: nobody could see them.
@@ -278,5 +277,36 @@ mod tests {
         }
         drop(receiver);
         assert_eq!(blocked.join().unwrap(), Err(Closed));
+    }
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+mod schedules {
+    use shuttle::thread;
+
+    use super::*;
+    use crate::sync::under_many_schedules;
+
+    /// The receiver takes so many items of twelve, then goes.
+    #[test]
+    fn all_items_come_in_order_and_a_sender_hears_that_the_receiver_is_gone() {
+        for taken in [0, 1, 5, 12] {
+            under_many_schedules(move || {
+                let (sender, receiver) = bounded(3, 10, Arc::default());
+                let producer = thread::spawn(move || {
+                    let weights = [4, 4, 1000, 1, 0, 6];
+                    (0..12usize).try_for_each(|item| sender.send(item, weights[item % 6]))
+                });
+                for expected in 0..taken {
+                    assert_eq!(receiver.recv(), Some(expected));
+                }
+                if taken == 12 {
+                    assert_eq!(receiver.recv(), None);
+                }
+                drop(receiver);
+                let sent = producer.join().unwrap();
+                assert!(sent.is_err() || taken > 5, "more than the queue holds");
+            });
+        }
     }
 }

@@ -4,12 +4,13 @@
 //! free. A thread that wakes for every sample costs as much as some stages do.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::pending::{Finished, Pending, Queued};
 use crate::loader::meters::queue::{Closed, QueueMeter, MIN_TRACED_WAIT};
 use crate::loader::plan::position::Event;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::trace::Trace;
 
 /// How much a reorder buffer may hold.
@@ -385,7 +386,7 @@ mod tests {
         busy: 3,
     };
 
-    fn position() -> Queued {
+    pub(super) fn position() -> Queued {
         let start = Arc::new(RowStart {
             row: 0,
             sets: Vec::new(),
@@ -402,7 +403,7 @@ mod tests {
     }
 
     /// A result that says which one it is.
-    fn finished(number: u32) -> Finished {
+    pub(super) fn finished(number: u32) -> Finished {
         let id = SampleId {
             shard: "s".into(),
             shard_index: 0,
@@ -427,7 +428,7 @@ mod tests {
         }
     }
 
-    fn take(receiver: &ReorderReceiver, wanted: usize) -> Vec<Option<u32>> {
+    pub(super) fn take(receiver: &ReorderReceiver, wanted: usize) -> Vec<Option<u32>> {
         let mut taken = VecDeque::new();
         receiver.take(wanted, &mut taken);
         taken.into_iter().map(number).collect()
@@ -512,5 +513,103 @@ mod tests {
         assert_eq!(blocked.join().unwrap(), Some(Closed));
         assert!(!ticket.is_wanted());
         ticket.finish(finished(0));
+    }
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+mod schedules {
+    use shuttle::sync::mpsc;
+    use shuttle::thread;
+
+    use super::tests::{finished, position, take};
+    use super::*;
+    use crate::sync::under_many_schedules;
+
+    /// A sequencer, two workers and a collator. One worker dies with every fifth sample; every seventh position
+    /// is an event.
+    #[test]
+    fn all_positions_come_in_order_and_nobody_waits_for_ever() {
+        for (items, bytes, busy) in [(1, 1, 1), (2, 100, 2), (4, 5, 3)] {
+            under_many_schedules(move || {
+                const POSITIONS: u32 = 9;
+                let limits = ReorderLimits { items, bytes, busy };
+                let (sender, receiver) = reorder_buffer(limits, Arc::default());
+                let workers: Vec<_> = (0..2)
+                    .map(|_| {
+                        let (job, jobs) = mpsc::channel::<(Ticket, u32)>();
+                        let worker = thread::spawn(move || {
+                            while let Ok((ticket, number)) = jobs.recv() {
+                                if number % 5 == 3 {
+                                    drop(ticket);
+                                } else {
+                                    ticket.finish(finished(number));
+                                }
+                            }
+                        });
+                        (job, worker)
+                    })
+                    .collect();
+                let sequencer = thread::spawn(move || {
+                    for number in 0..POSITIONS {
+                        if number % 7 == 4 {
+                            sender.send(Ok(Event::Dropped(0, number.into()))).unwrap();
+                            continue;
+                        }
+                        let ticket = sender.send_pending(position(), 2).unwrap();
+                        workers[number as usize % 2]
+                            .0
+                            .send((ticket, number))
+                            .unwrap();
+                    }
+                    drop(sender);
+                    workers.into_iter().for_each(|(job, worker)| {
+                        drop(job);
+                        worker.join().unwrap();
+                    });
+                });
+                let mut next = 0;
+                loop {
+                    let some = take(&receiver, 3);
+                    if some.is_empty() {
+                        break;
+                    }
+                    for number in some {
+                        assert_eq!(number, (next % 5 != 3).then_some(next));
+                        next += 1;
+                    }
+                }
+                assert_eq!(next, POSITIONS);
+                sequencer.join().unwrap();
+            });
+        }
+    }
+
+    #[test]
+    fn whoever_waits_hears_that_the_receiver_is_gone() {
+        under_many_schedules(|| {
+            let limits = ReorderLimits {
+                items: 2,
+                bytes: 100,
+                busy: 1,
+            };
+            let (sender, receiver) = reorder_buffer(limits, Arc::default());
+            let sequencer = thread::spawn(move || {
+                let mut tickets = Vec::new();
+                for number in 0..5 {
+                    match sender.send_pending(position(), 1) {
+                        Ok(ticket) => tickets.push((ticket, number)),
+                        Err(Closed) => break,
+                    }
+                    if number == 1 {
+                        tickets.drain(..).for_each(|(ticket, number)| {
+                            ticket.finish(finished(number));
+                        });
+                    }
+                }
+            });
+            assert_eq!(take(&receiver, 2), [Some(0), Some(1)]);
+            drop(receiver);
+            sequencer.join().unwrap();
+        });
     }
 }
