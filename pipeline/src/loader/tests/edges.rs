@@ -297,3 +297,50 @@ fn a_listing_of_nothing_ends() {
         "{first:?}"
     );
 }
+
+/// Page-locked memory is short on many machines: the loader says so, at once or after the batches that had some.
+#[test]
+fn no_memory_for_a_batch_ends_the_loader_with_an_error() {
+    struct Short {
+        allocated: std::sync::atomic::AtomicUsize,
+        most: usize,
+    }
+    impl HostAllocator for Short {
+        fn allocate(&self, len: usize) -> Result<Box<dyn HostBuffer>, String> {
+            let before = (self.allocated).fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            if before >= self.most {
+                return Err("no page-locked memory (out of memory)".into());
+            }
+            PlainAllocator.allocate(len)
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let shards = shards_with(dir.path(), "s", &[40], &[3]);
+    for most in 0..3 {
+        let short = Arc::new(Short {
+            allocated: Default::default(),
+            most,
+        });
+        let mut loader = Loader::builder(config())
+            .shards(shards.clone())
+            .allocator(short.clone())
+            .batches(tokenizer())
+            .unwrap();
+        // All batches are held: no buffer comes back.
+        let mut batches = Vec::new();
+        let error = loop {
+            match loader.next_batch() {
+                Ok(batch) => batches.push(batch.expect("30 batches want 30 buffers")),
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(batches.len() <= most, "{}", batches.len());
+        assert!(
+            error.contains("batch_size") && error.contains("page-locked memory (out of memory)"),
+            "{error}"
+        );
+        assert!(loader.state().counters.balance());
+        drop((loader, batches));
+        assert_eq!(Arc::strong_count(&short), 1, "all threads have ended");
+    }
+}
