@@ -1,51 +1,185 @@
 #!/usr/bin/env bash
-# Changes the code in small ways, one at a time, and runs the tests: a change that no test notices shows what is not
-# tested. Needs cargo-mutants (cargo install --locked cargo-mutants) and set-up (scripts/setup.sh).
+# Changes the code in small ways (mutants), one at a time, and runs the tests: a mutant that no test notices shows what
+# is not tested. Needs cargo-mutants (cargo install --locked cargo-mutants) and set-up (scripts/setup.sh).
 #
-#   scripts/mutants.sh FILE...               all mutants of these files, e.g. pipeline/src/order/epoch.rs
-#   scripts/mutants.sh --changed [COMMIT]    those of what changed since COMMIT (default: HEAD~1)
-#   scripts/mutants.sh --sample N FILE...    N of them, spread evenly
+#   scripts/mutants.sh [--each N] FILE...           mutants of these files, or of all files of a folder
+#   scripts/mutants.sh [--each N] --since COMMIT    those of the lines that changed since COMMIT
+#   scripts/mutants.sh --list ...                   names of these mutants
 #
-# The unit tests of the file's own crate run for each; a mutant takes as long as compiling that crate, and them.
-# Results: target/mutants/mutants.out (caught.txt, missed.txt, timeout.txt).
+# --each N takes at most N mutants of a file, evenly spread. Files are changed where they are and put back, so commit
+# first. The unit tests of the mutant's own module run first; what they miss goes through all unit tests of its crate and
+# the integration tests that use it. .cargo/mutants.toml says what is not tried, and why.
+# Results: target/mutants/missed.txt, caught.txt, timeout.txt, unviable.txt (does not compile). Exit status 2: some were missed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+readonly OUT=target/mutants
+# Seconds for the tests of one mutant that may loop for ever; the second round has four times as many.
+readonly PATIENCE=${QF_MUTANTS_PATIENCE:-60}
+# Kibibytes of address space for it: it may allocate for ever, too.
+readonly MEMORY=$((16 << 20))
+
+say() { printf 'mutants: %s\n' "$*"; }
 die() { printf 'mutants: error: %s\n' "$*" >&2; exit 1; }
 
-cargo mutants --version >/dev/null 2>&1 || die "no cargo-mutants; install it with: cargo install --locked cargo-mutants"
-# The copy that is changed lies elsewhere, and the tests look for their data beside it.
-QF_SHARED=${QF_SHARED:-$(cd .. && pwd)/shared}
-export QF_SHARED
-options=(--output target/mutants --no-shuffle --minimum-test-timeout 60 --cargo-test-arg=--lib --colors never)
-changed() { # COMMIT
-    mkdir -p target/mutants
-    git diff "$1" -- '*.rs' >target/mutants/changed.diff
-    [ -s target/mutants/changed.diff ] || die "nothing in Rust changed since $1"
-    cargo mutants "${options[@]}" --in-diff target/mutants/changed.diff
+package_of() { # FILE
+    case "$1" in
+        pipeline/codecs/*) echo qf-codecs ;;
+        pipeline/*) echo qf-pipeline ;;
+        model/config/*) echo qf-model-config ;;
+        model/*) echo qf-model ;;
+        *) die "$1: mutants are made of the files below pipeline and model" ;;
+    esac
 }
 
-case "${1-}" in
-    '') die "name files, or --changed [COMMIT]" ;;
-    --changed) changed "${2:-HEAD~1}" ;;
-    --sample)
-        [[ "${2-}" =~ ^[1-9][0-9]*$ ]] || die "--sample takes a number"
-        wanted=$2
-        shift 2
-        files=()
-        for file in "$@"; do files+=(--file "$file"); done
-        [ ${#files[@]} -gt 0 ] || die "--sample N takes files, too"
-        all=$(cargo mutants --list "${files[@]}" | wc -l)
-        [ "$all" -gt 0 ] || die "no mutant in $*"
-        shards=$((all > wanted ? all / wanted : 1))
-        cargo mutants "${options[@]}" "${files[@]}" --shard "0/$shards"
-        ;;
-    *)
-        files=()
-        for file in "$@"; do
-            [ -e "$file" ] || die "no file $file"
-            files+=(--file "$file")
-        done
-        cargo mutants "${options[@]}" "${files[@]}"
-        ;;
-esac
+# The module at the top of the crate, whose unit tests run first.
+module_of() { # FILE
+    local path=${1##*/src/}
+    path=${path%%/*}
+    echo "${path%.rs}"
+}
+
+# Names, one a line, of the mutants that the arguments of cargo-mutants select; of each file at most $each, evenly spread.
+names() { # ARGUMENT...
+    cargo mutants --list --colors never "$@" | awk -F: -v each="$each" '
+        { line[NR] = $0; file[NR] = $1; count[$1]++ }
+        END {
+            for (i = 1; i <= NR; i++) {
+                n = count[file[i]]
+                at = seen[file[i]]++
+                if (!each || n <= each || int((at + 1) * each / n) > int(at * each / n)) print line[i]
+            }
+        }'
+}
+
+# Runs the tests on the mutants that a file names; results are added to those in $OUT.
+round() { # PATIENCE NAMES ARGUMENT... -- ARGUMENT-OF-CARGO-TEST...
+    local patience=$1 list=$2 status=0 kind
+    shift 2
+    {
+        if [ -e .cargo/mutants.toml ]; then cat .cargo/mutants.toml; fi
+        echo 'examine_re = ['
+        # The characters that mean something in a regular expression.
+        sed -e 's/[].*+?()|[{}^$\\]/\\&/g' -e "s/.*/'''^&\$''',/" "$list"
+        echo ']'
+    } >$OUT/round.toml
+    (
+        ulimit -v "$MEMORY"
+        cargo mutants --in-place --config $OUT/round.toml --output $OUT --baseline skip --timeout "$patience" \
+            --jobs 1 --no-shuffle --colors never "$@"
+    ) >$OUT/round.log 2>&1 || status=$?
+    # 2: missed, 3: timed out.
+    [[ $status =~ ^[023]$ ]] || { tail -n 20 $OUT/round.log >&2; die "cargo mutants ended with status $status"; }
+    for kind in missed caught timeout unviable; do cat "$OUT/mutants.out/$kind.txt" >>"$OUT/$kind.txt"; done
+}
+
+# The tests beyond a module's own.
+second_round() { # PACKAGE NAMES
+    local uses=(--lib --test pil --test pil_formats --test fused_decode --test allocations) patience=$((4 * PATIENCE))
+    case "$1" in
+        qf-codecs) round $patience "$2" --test-package qf-codecs --test-package qf-pipeline -- "${uses[@]}" ;;
+        qf-pipeline)
+            if grep -qE '^pipeline/src/(remote|source)/' "$2"; then uses=(--lib --test '*'); fi
+            round $patience "$2" -- "${uses[@]}"
+            ;;
+        qf-model) round $patience "$2" --test-package qf-tests -- --test all golden:: ;;
+        *) cat "$2" >>$OUT/missed.txt ;;
+    esac
+}
+
+# Takes the missed ones out of the results, and tries them again.
+again() { # PACKAGE FILE-OF-NAMES-TRIED
+    grep -Fxf "$2" $OUT/missed.txt >$OUT/again.txt || return 0
+    grep -vFxf $OUT/again.txt $OUT/missed.txt >$OUT/kept.txt || true
+    mv $OUT/kept.txt $OUT/missed.txt
+    second_round "$1" $OUT/again.txt
+}
+
+# A line for each module: mutants tried, and what became of them.
+report() {
+    local kind
+    for kind in caught timeout missed unviable; do sed "s/^/$kind /" "$OUT/$kind.txt"; done | awk '
+        {
+            split($2, path, ":")
+            crate = path[1]; sub(/\/src\/.*/, "", crate)
+            module = path[1]; sub(/.*\/src\//, "", module); sub(/(\/|\.rs).*/, "", module)
+            row = crate " " module
+            n[row, $1]++; n["all", $1]++; rows[row]
+        }
+        function line(name, row, tried) {
+            tried = n[row, "caught"] + n[row, "timeout"] + n[row, "missed"]
+            printf "%-28s %6d %7d %8d %7d %9d %6.1f %%\n", name, tried, n[row, "caught"], n[row, "timeout"], n[row, "missed"],
+                n[row, "unviable"], tried ? 100 * (tried - n[row, "missed"]) / tried : 0
+        }
+        END {
+            printf "%-28s %6s %7s %8s %7s %9s %8s\n", "module", "tried", "caught", "timeout", "missed", "unviable", "noticed"
+            for (row in rows) line(row, row) | "sort"
+            close("sort")
+            line("all", "all")
+        }'
+}
+
+each=0 list_only='' since=''
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --each)
+            [[ "${2-}" =~ ^[1-9][0-9]*$ ]] || die "--each takes a number"
+            each=$2
+            shift 2
+            ;;
+        --since)
+            git rev-parse --quiet --verify "${2-}^{commit}" >/dev/null || die "--since takes a commit"
+            since=$2
+            shift 2
+            ;;
+        --list) list_only=1; shift ;;
+        --help | -h) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0"; exit ;;
+        -*) die "no option $1; there are --each N, --since COMMIT and --list" ;;
+        *) break ;;
+    esac
+done
+cargo mutants --version >/dev/null 2>&1 || die "no cargo-mutants; install it with: cargo install --locked cargo-mutants"
+mkdir -p $OUT
+selection=()
+if [ -n "$since" ]; then
+    [ $# = 0 ] || die "give files or --since, not both"
+    git diff "$since" -- 'pipeline/*.rs' 'model/*.rs' >$OUT/changed.diff
+    [ -s $OUT/changed.diff ] || { say "nothing below pipeline and model changed since $since"; exit; }
+    selection=(--in-diff "$OUT/changed.diff")
+else
+    [ $# -gt 0 ] || die "name files, or --since COMMIT"
+    for file in "$@"; do
+        [ -e "$file" ] || die "no file $file"
+        package_of "$file/" >/dev/null
+        if [ -d "$file" ]; then selection+=(--file "${file%/}/**/*.rs"); else selection+=(--file "$file"); fi
+    done
+fi
+names "${selection[@]}" >$OUT/names.txt
+[ -s $OUT/names.txt ] || { say "no mutant there"; exit; }
+if [ -n "$list_only" ]; then cat $OUT/names.txt; exit; fi
+
+git diff --quiet HEAD -- pipeline model || die "files below pipeline or model differ from the last commit; commit them first"
+# What is killed half-way is put back.
+trap 'git checkout --quiet -- pipeline model' EXIT
+trap 'exit 130' INT TERM
+for kind in missed caught timeout unviable; do : >$OUT/$kind.txt; done
+begun=$SECONDS
+say "$(wc -l <$OUT/names.txt) mutants"
+while read -r package; do
+    say "$package: its tests on the unchanged code"
+    cargo test --quiet --package "$package" --lib >$OUT/unchanged.log 2>&1 || { tail -n 40 $OUT/unchanged.log >&2; die "they fail"; }
+    while IFS= read -r name; do
+        if [ "$(package_of "$name")" = "$package" ]; then printf '%s\t%s\n' "$(module_of "${name%%:*}")" "$name"; fi
+    done <$OUT/names.txt >$OUT/package.txt
+    while read -r module; do
+        awk -F '\t' -v module="$module" '$1 == module { print $2 }' $OUT/package.txt >$OUT/module.txt
+        say "$package, $module: $(wc -l <$OUT/module.txt) mutants"
+        round "$PATIENCE" $OUT/module.txt --package "$package" -- --lib "$module::"
+    done < <(cut -f1 $OUT/package.txt | sort -u)
+    cut -f2 $OUT/package.txt >$OUT/tried.txt
+    again "$package" $OUT/tried.txt
+done < <(cut -d: -f1 $OUT/names.txt | while read -r file; do package_of "$file"; done | sort -u)
+report
+took=$((SECONDS - begun))
+say "$((took / 60)) min $((took % 60)) s; missed: $OUT/missed.txt"
+[ ! -s $OUT/missed.txt ] || exit 2
