@@ -66,7 +66,7 @@ round() { # PATIENCE NAMES ARGUMENT... -- ARGUMENT-OF-CARGO-TEST...
     (
         ulimit -v "$MEMORY"
         cargo mutants --in-place --config $OUT/round.toml --output $OUT --baseline skip --timeout "$patience" \
-            --jobs 1 --no-shuffle --colors never "$@"
+            --no-shuffle --colors never "$@"
     ) >$OUT/round.log 2>&1 || status=$?
     # 2: missed, 3: timed out.
     [[ $status =~ ^[023]$ ]] || { tail -n 20 $OUT/round.log >&2; die "cargo mutants ended with status $status"; }
