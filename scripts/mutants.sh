@@ -54,13 +54,15 @@ names() { # ARGUMENT...
         }'
 }
 
-# Runs the tests on the mutants that a file names; results are added to those in $OUT. TESTS are arguments of cargo test,
-# given to its build, too, so that nothing else is built.
-round() { # PATIENCE NAMES 'TESTS' FILTER ARGUMENT...
-    local patience=$1 list=$2 filter=$4 status=0 kind file word options=()
-    for word in $3; do options+=("--cargo-arg=$word"); done
-    shift 4
+# Demands that these tests pass, then runs them on the mutants that a file names, and adds the results to those in $OUT.
+# TESTS are arguments of cargo test, given to its build, too, so that nothing else is built.
+round() { # PATIENCE NAMES 'PACKAGES' 'TESTS' FILTER
+    local patience=$1 list=$2 filter=$5 status=0 kind file word options=() packages=() tests=()
+    for word in $3; do packages+=(--package "$word") options+=(--test-package "$word"); done
+    for word in $4; do tests+=("$word") options+=("--cargo-arg=$word"); done
     while read -r file; do options+=(--file "$file"); done < <(cut -d: -f1 "$list" | sort -u)
+    cargo test --quiet "${packages[@]}" "${tests[@]}" -- ${filter:+"$filter"} >$OUT/unchanged.log 2>&1 \
+        || { tail -n 40 $OUT/unchanged.log >&2; die "these tests fail on the unchanged code"; }
     {
         if [ -e .cargo/mutants.toml ]; then cat .cargo/mutants.toml; fi
         echo 'examine_re = ['
@@ -71,7 +73,7 @@ round() { # PATIENCE NAMES 'TESTS' FILTER ARGUMENT...
     (
         ulimit -v "$MEMORY"
         cargo mutants --in-place --config $OUT/round.toml --output $OUT --baseline skip --timeout "$patience" \
-            --no-shuffle --colors never "${options[@]}" "$@" -- ${filter:+"$filter"}
+            --no-shuffle --colors never "${options[@]}" -- ${filter:+"$filter"}
     ) >$OUT/round.log 2>&1 || status=$?
     # 2: missed, 3: timed out.
     [[ $status =~ ^[023]$ ]] || { tail -n 20 $OUT/round.log >&2; die "cargo mutants ended with status $status"; }
@@ -80,26 +82,36 @@ round() { # PATIENCE NAMES 'TESTS' FILTER ARGUMENT...
     done
 }
 
-# The tests beyond a module's own.
+# The module's own unit tests. Code that is not optimised compiles sooner, and these tests take a second.
+first_round() { # PACKAGE MODULE NAMES
+    (
+        export CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=none
+        round "$PATIENCE" "$3" "$1" --lib "$2::"
+    )
+}
+
+# All tests of the package, and those of others that use it.
 second_round() { # PACKAGE NAMES
     local uses='--lib --test=pil --test=pil_formats --test=fused_decode --test=allocations' patience=$((4 * PATIENCE))
     case "$1" in
-        qf-codecs) round $patience "$2" "$uses" '' --test-package qf-codecs --test-package qf-pipeline ;;
+        qf-codecs) round $patience "$2" 'qf-codecs qf-pipeline' "$uses" '' ;;
         qf-pipeline)
             if grep -qE '^pipeline/src/(remote|source)/' "$2"; then uses='--lib --test=*'; fi
-            round $patience "$2" "$uses" '' --package "$1"
+            round $patience "$2" qf-pipeline "$uses" ''
             ;;
-        qf-model) round $patience "$2" --test=all golden:: --test-package qf-tests ;;
-        *) cat "$2" >>$OUT/missed.txt ;;
+        qf-model)
+            round $patience "$2" qf-model --lib ''
+            if missed_of "$2" $OUT/third.txt; then round $patience $OUT/third.txt qf-tests --test=all golden::; fi
+            ;;
+        *) round $patience "$2" "$1" --lib '' ;;
     esac
 }
 
-# Takes the missed ones out of the results, and tries them again.
-again() { # PACKAGE FILE-OF-NAMES-TRIED
-    grep -Fxf "$2" $OUT/missed.txt >$OUT/again.txt || return 0
-    grep -vFxf $OUT/again.txt $OUT/missed.txt >$OUT/kept.txt || true
+# Takes those missed of the mutants that a file names out of the results, and writes their names to another.
+missed_of() { # NAMES TO
+    grep -Fxf "$1" $OUT/missed.txt >"$2" || return 1
+    grep -vFxf "$2" $OUT/missed.txt >$OUT/kept.txt || true
     mv $OUT/kept.txt $OUT/missed.txt
-    second_round "$1" $OUT/again.txt
 }
 
 # A line for each module: mutants tried, and what became of them.
@@ -173,18 +185,19 @@ for kind in missed caught timeout unviable; do : >$OUT/$kind.txt; done
 begun=$SECONDS
 say "$(wc -l <$OUT/names.txt) mutants"
 while read -r package; do
-    say "$package: its tests on the unchanged code"
-    cargo test --quiet --package "$package" --lib >$OUT/unchanged.log 2>&1 || { tail -n 40 $OUT/unchanged.log >&2; die "they fail"; }
     while IFS= read -r name; do
         if [ "$(package_of "$name")" = "$package" ]; then printf '%s\t%s\n' "$(module_of "${name%%:*}")" "$name"; fi
     done <$OUT/names.txt >$OUT/package.txt
     while read -r module; do
-        awk -F '\t' -v module="$module" '$1 == module { print $2 }' $OUT/package.txt >$OUT/module.txt
-        say "$package, $module: $(wc -l <$OUT/module.txt) mutants"
-        round "$PATIENCE" $OUT/module.txt --lib "$module::" --package "$package"
+        awk -F '\t' -v module="$module" '$1 == module { print $2 }' $OUT/package.txt >$OUT/first.txt
+        say "$package, $module: $(wc -l <$OUT/first.txt) mutants"
+        first_round "$package" "$module" $OUT/first.txt
     done < <(cut -f1 $OUT/package.txt | sort -u)
     cut -f2 $OUT/package.txt >$OUT/tried.txt
-    again "$package" $OUT/tried.txt
+    if missed_of $OUT/tried.txt $OUT/second.txt; then
+        say "$package: $(wc -l <$OUT/second.txt) of them again, with more tests"
+        second_round "$package" $OUT/second.txt
+    fi
 done < <(cut -d: -f1 $OUT/names.txt | while read -r file; do package_of "$file"; done | sort -u)
 report
 took=$((SECONDS - begun))
