@@ -4,11 +4,12 @@
 #
 #   scripts/mutants.sh [--each N] FILE...           mutants of these files, or of all files of a folder
 #   scripts/mutants.sh [--each N] --since COMMIT    those of the lines that changed since COMMIT
+#   scripts/mutants.sh --again                      those that were missed the last time
 #   scripts/mutants.sh --list ...                   names of these mutants
 #
 # --each N takes at most N mutants of a file, evenly spread. Files are changed where they are and put back, so commit
 # first. The unit tests of the mutant's own module run first; what they miss goes through all unit tests of its crate and
-# the integration tests that use it. .cargo/mutants.toml says what is not tried, and why.
+# the integration tests that use it (not with --quick). .cargo/mutants.toml says what is not tried, and why.
 # Results: target/mutants/missed.txt, caught.txt, timeout.txt, unviable.txt (does not compile). Exit status 2: some were missed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -138,7 +139,7 @@ report() {
         }'
 }
 
-each=0 list_only='' since=''
+each=0 list_only='' since='' once_more='' quick=''
 while [ $# -gt 0 ]; do
     case "$1" in
         --each)
@@ -152,15 +153,22 @@ while [ $# -gt 0 ]; do
             shift 2
             ;;
         --list) list_only=1; shift ;;
+        --again) once_more=1; shift ;;
+        --quick) quick=1; shift ;;
         --help | -h) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0"; exit ;;
-        -*) die "no option $1; there are --each N, --since COMMIT and --list" ;;
+        -*) die "no option $1; there are --each N, --since COMMIT, --again, --quick and --list" ;;
         *) break ;;
     esac
 done
 cargo mutants --version >/dev/null 2>&1 || die "no cargo-mutants; install it with: cargo install --locked cargo-mutants"
 mkdir -p $OUT
 selection=()
-if [ -n "$since" ]; then
+if [ -n "$once_more" ]; then
+    [ -s $OUT/missed.txt ] || { say "none was missed the last time"; exit; }
+    [ $# = 0 ] && [ -z "$since" ] || die "--again takes no files, and no --since"
+    sort -u $OUT/missed.txt >$OUT/last.txt
+    while read -r file; do selection+=(--file "$file"); done < <(cut -d: -f1 $OUT/last.txt | sort -u)
+elif [ -n "$since" ]; then
     [ $# = 0 ] || die "give files or --since, not both"
     git diff "$since" -- 'pipeline/*.rs' 'model/*.rs' >$OUT/changed.diff
     [ -s $OUT/changed.diff ] || { say "nothing below pipeline and model changed since $since"; exit; }
@@ -174,12 +182,17 @@ else
     done
 fi
 names "${selection[@]}" >$OUT/names.txt
+if [ -n "$once_more" ]; then
+    names "${selection[@]}" | sort -u | comm -12 - $OUT/last.txt >$OUT/names.txt
+    gone=$(comm -13 $OUT/names.txt $OUT/last.txt | wc -l)
+    [ "$gone" = 0 ] || say "$gone of the last time are no longer there: their lines have changed"
+fi
 [ -s $OUT/names.txt ] || { say "no mutant there"; exit; }
 if [ -n "$list_only" ]; then cat $OUT/names.txt; exit; fi
 
 git diff --quiet HEAD -- pipeline model || die "files below pipeline or model differ from the last commit; commit them first"
 # What is killed half-way is put back.
-trap 'git checkout --quiet -- pipeline model' EXIT
+trap 'git checkout --quiet -- pipeline model; git clean -fdq -- "*/proptest-regressions"' EXIT
 trap 'exit 130' INT TERM
 for kind in missed caught timeout unviable; do : >$OUT/$kind.txt; done
 begun=$SECONDS
@@ -194,7 +207,7 @@ while read -r package; do
         first_round "$package" "$module" $OUT/first.txt
     done < <(cut -f1 $OUT/package.txt | sort -u)
     cut -f2 $OUT/package.txt >$OUT/tried.txt
-    if missed_of $OUT/tried.txt $OUT/second.txt; then
+    if [ -z "$quick" ] && missed_of $OUT/tried.txt $OUT/second.txt; then
         say "$package: $(wc -l <$OUT/second.txt) of them again, with more tests"
         second_round "$package" $OUT/second.txt
     fi
