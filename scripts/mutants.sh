@@ -165,7 +165,7 @@ mkdir -p $OUT
 selection=()
 if [ -n "$once_more" ]; then
     [ -s $OUT/missed.txt ] || { say "none was missed the last time"; exit; }
-    [ $# = 0 ] && [ -z "$since" ] || die "--again takes no files, and no --since"
+    [ "$#$since" = 0 ] || die "--again takes no files, and no --since"
     sort -u $OUT/missed.txt >$OUT/last.txt
     while read -r file; do selection+=(--file "$file"); done < <(cut -d: -f1 $OUT/last.txt | sort -u)
 elif [ -n "$since" ]; then
