@@ -128,14 +128,14 @@ report() {
         }
         function line(name, row, tried) {
             tried = n[row, "caught"] + n[row, "timeout"] + n[row, "missed"]
-            printf "%-28s %6d %7d %8d %7d %9d %6.1f %%\n", name, tried, n[row, "caught"], n[row, "timeout"], n[row, "missed"],
-                n[row, "unviable"], tried ? 100 * (tried - n[row, "missed"]) / tried : 0
+            return sprintf("%-28s %6d %7d %8d %7d %9d %6.1f %%", name, tried, n[row, "caught"], n[row, "timeout"], n[row, "missed"],
+                n[row, "unviable"], tried ? 100 * (tried - n[row, "missed"]) / tried : 0)
         }
         END {
             printf "%-28s %6s %7s %8s %7s %9s %8s\n", "module", "tried", "caught", "timeout", "missed", "unviable", "noticed"
-            for (row in rows) line(row, row) | "sort"
+            for (row in rows) print line(row, row) | "sort"
             close("sort")
-            line("all", "all")
+            print line("all", "all")
         }'
 }
 
@@ -192,7 +192,7 @@ if [ -n "$list_only" ]; then cat $OUT/names.txt; exit; fi
 
 git diff --quiet HEAD -- pipeline model || die "files below pipeline or model differ from the last commit; commit them first"
 # What is killed half-way is put back.
-trap 'git checkout --quiet -- pipeline model; git clean -fdq -- "*/proptest-regressions"' EXIT
+trap 'git checkout --quiet -- pipeline model; git clean -fdq -- ":(glob)**/proptest-regressions/**"' EXIT
 trap 'exit 130' INT TERM
 for kind in missed caught timeout unviable; do : >$OUT/$kind.txt; done
 begun=$SECONDS

@@ -126,6 +126,23 @@ mod tests {
         }
     }
 
+    /// torchvision draws the corner among 0 to (side − crop's side), both included.
+    #[test]
+    fn every_position_is_as_likely() {
+        // A fifth of 5 × 4 with sides of equal length: 2 × 2.
+        let mut counts = [[0; 4]; 3];
+        for sample in 0..24_000 {
+            let mut rng = SampleRng::new(12, 0, 0, sample);
+            let crop = random_resized_crop(5, 4, (0.2, 0.2), (1.0, 1.0), &mut rng);
+            assert_eq!((crop.width, crop.height), (2, 2));
+            counts[crop.y as usize][crop.x as usize] += 1;
+        }
+        for count in counts.into_iter().flatten() {
+            // Five standard deviations of 24,000 draws of one in twelve.
+            assert!((1_786..2_214).contains(&count), "{counts:?}");
+        }
+    }
+
     #[test]
     fn central_crop_of_what_nothing_fits() {
         for ((width, height), expected) in [

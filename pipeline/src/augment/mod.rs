@@ -549,11 +549,24 @@ mod tests {
         assert!(worst <= 2 && beyond <= 0.001, "{name}: {worst}, {beyond}");
     }
 
-    /// PIL's bicubic resize of whole pictures and crops, and torchvision's normalisation.
-    #[test]
-    fn golden_images() {
-        let Some(folder) = test_data::find("golden_images", "golden") else {
-            return;
+    /// A picture, and what PIL and torchvision make of it.
+    struct Golden {
+        name: String,
+        image: RgbImage,
+        /// Side S.
+        size: u32,
+        /// The whole picture, resized; `[3, S, S]`.
+        whole: Vec<u8>,
+        /// That, normalised: bits of f32.
+        normalised: Vec<u32>,
+        crop: CropBox,
+        /// The crop, resized; `[3, S, S]`.
+        cropped: Vec<u8>,
+    }
+
+    fn goldens(test: &str) -> Vec<Golden> {
+        let Some(folder) = test_data::find(test, "golden") else {
+            return Vec::new();
         };
         let tensors =
             tensors(&std::fs::read(folder.join("golden_proc.safetensors")).expect("reads"));
@@ -561,58 +574,144 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         let cases = json["image"].as_object().expect("a map");
         assert!(!cases.is_empty());
-        for (name, case) in cases {
-            let number = |value: &serde_json::Value| value.as_u64().expect("a number") as u32;
+        let number = |value: &serde_json::Value| value.as_u64().expect("a number") as u32;
+        let golden = |(name, case): (&String, &serde_json::Value)| {
             let (width, height) = (number(&case["w"]), number(&case["h"]));
             let pixels = tensors[&format!("{name}.rgb")].clone();
-            let image = RgbImage::new(width, height, pixels).expect("a picture");
-            let transform = ImageTransform::eval(number(&case["S"]));
-            let mut processor = ImageProcessor::new(transform).expect("valid");
-            let mut out = processor.blank();
-            processor.process(&image, &mut SampleRng::new(0, 0, 0, 0), out.as_mut());
-            let reference = planes(&tensors[&format!("{name}.resized_u8")]);
-            assert_eq!(out.as_bytes(), reference, "{name}");
-
-            let mut normalised = vec![0.0; reference.len()];
-            let reference = PlanarBatch::new(out.size(), &reference).expect("one image");
-            normalise_batch(reference, &mut normalised);
-            let expected = tensors[&format!("{name}.eval")].chunks_exact(4);
-            let expected: Vec<u32> = expected
-                .map(|bytes| u32::from_le_bytes(bytes.try_into().expect("4 bytes")))
-                .collect();
-            let bits: Vec<u32> = normalised.iter().map(|value| value.to_bits()).collect();
-            assert_eq!(bits, expected, "{name}: normalised");
-
+            let normalised = tensors[&format!("{name}.eval")].chunks_exact(4);
             let corners = &case["crop_box_left_top_right_bottom"];
             let [left, top, right, bottom] = [0, 1, 2, 3].map(|i: usize| number(&corners[i]));
-            let mut view = View {
+            Golden {
+                name: name.clone(),
+                image: RgbImage::new(width, height, pixels).expect("a picture"),
+                size: number(&case["S"]),
+                whole: planes(&tensors[&format!("{name}.resized_u8")]),
+                normalised: normalised
+                    .map(|bytes| u32::from_le_bytes(bytes.try_into().expect("4 bytes")))
+                    .collect(),
                 crop: CropBox {
                     x: left,
                     y: top,
                     width: right - left,
                     height: bottom - top,
                 },
+                cropped: planes(&tensors[&format!("{name}.crop_resized_u8")]),
+            }
+        };
+        cases.iter().map(golden).collect()
+    }
+
+    /// PIL's bicubic resize of whole pictures and crops, and torchvision's normalisation.
+    #[test]
+    fn golden_images() {
+        for golden in goldens("golden_images") {
+            let Golden { name, image, .. } = &golden;
+            let mut processor =
+                ImageProcessor::new(ImageTransform::eval(golden.size)).expect("valid");
+            let mut out = processor.blank();
+            processor.process(image, &mut SampleRng::new(0, 0, 0, 0), out.as_mut());
+            assert_eq!(out.as_bytes(), golden.whole, "{name}");
+
+            let mut normalised = vec![0.0; golden.whole.len()];
+            let reference = PlanarBatch::new(out.size(), &golden.whole).expect("one image");
+            normalise_batch(reference, &mut normalised);
+            let bits: Vec<u32> = normalised.iter().map(|value| value.to_bits()).collect();
+            assert_eq!(bits, golden.normalised, "{name}: normalised");
+
+            let mut view = View {
+                crop: golden.crop,
                 mirrored: false,
             };
-            let reference = planes(&tensors[&format!("{name}.crop_resized_u8")]);
             // Crops were made by a Pillow that orders its passes otherwise; `tests/pil.rs` compares with 12.
-            processor.render(&image, &view, out.as_mut());
-            compare(&format!("{name} cropped"), out.as_bytes(), &reference);
-            let transform = ImageTransform::train(number(&case["S"]));
-            let mut training = ImageProcessor::new(transform).expect("valid");
-            training.render(&image, &view, out.as_mut());
-            compare(&format!("{name} cropped"), out.as_bytes(), &reference);
+            processor.render(image, &view, out.as_mut());
+            compare(&format!("{name} cropped"), out.as_bytes(), &golden.cropped);
+            let mut training =
+                ImageProcessor::new(ImageTransform::train(golden.size)).expect("valid");
+            training.render(image, &view, out.as_mut());
+            compare(&format!("{name} cropped"), out.as_bytes(), &golden.cropped);
 
             for processor in [&mut processor, &mut training] {
                 view.mirrored = false;
-                processor.render(&image, &view, out.as_mut());
+                processor.render(image, &view, out.as_mut());
                 let unflipped = out.clone();
                 view.mirrored = true;
-                processor.render(&image, &view, out.as_mut());
-                let rows = unflipped.as_bytes().chunks(out.size());
-                for (row, mirrored) in rows.zip(out.as_bytes().chunks(out.size())) {
-                    assert!(row.iter().eq(mirrored.iter().rev()));
-                }
+                processor.render(image, &view, out.as_mut());
+                assert_eq!(out.as_bytes(), mirrored(unflipped.as_bytes(), out.size()));
+            }
+        }
+    }
+
+    /// Rows of `size` samples, each from right to left.
+    fn mirrored(samples: &[u8], size: usize) -> Vec<u8> {
+        let rows = samples.chunks(size);
+        rows.flat_map(|row| row.iter().rev().copied()).collect()
+    }
+
+    /// The picture as a file with this EXIF orientation stores it. By the table of EXIF 2.3, 4.6.4: which
+    /// sides of the scene are stored row 0 and stored column 0.
+    fn stored(image: &RgbImage, exif: u8) -> RgbImage {
+        let (width, height) = (image.width(), image.height());
+        let (columns, rows) = match exif {
+            1..=4 => (width, height),
+            _ => (height, width),
+        };
+        let mut pixels = Vec::new();
+        for row in 0..rows {
+            for column in 0..columns {
+                let (x, y) = match exif {
+                    1 => (column, row),                          // top, left
+                    2 => (width - 1 - column, row),              // top, right
+                    3 => (width - 1 - column, height - 1 - row), // bottom, right
+                    4 => (column, height - 1 - row),             // bottom, left
+                    5 => (row, column),                          // left, top
+                    6 => (width - 1 - row, column),              // right, top
+                    7 => (width - 1 - row, height - 1 - column), // right, bottom
+                    _ => (row, height - 1 - column),             // left, bottom
+                };
+                let at = (y * width + x) as usize * 3;
+                pixels.extend(&image.data()[at..at + 3]);
+            }
+        }
+        RgbImage::new(columns, rows, pixels).expect("a picture")
+    }
+
+    /// PIL's pixels of upright pictures and crops, from pictures stored in every orientation.
+    #[test]
+    fn golden_images_in_every_orientation() {
+        for golden in goldens("golden_images_in_every_orientation") {
+            let (width, height) = (golden.image.width(), golden.image.height());
+            let whole = CropBox {
+                x: 0,
+                y: 0,
+                width,
+                height,
+            };
+            for exif in 1..=8 {
+                let orientation = image::metadata::Orientation::from_exif(exif).expect("1 to 8");
+                let turn = Turn::from(orientation);
+                let stored = stored(&golden.image, exif);
+                let decoded = |upright| {
+                    let hull = turn.stored(upright, (stored.width(), stored.height()));
+                    DecodedCrop {
+                        turn,
+                        ..DecodedCrop::of(&stored, hull)
+                    }
+                };
+                let name = format!("{}, EXIF {exif}", golden.name);
+                let size = golden.size as usize;
+                let mut out = PlanarRgb::black(size);
+                let mut evaluation =
+                    ImageProcessor::new(ImageTransform::eval(golden.size)).expect("valid");
+                evaluation.render_decoded(&decoded(whole), false, out.as_mut());
+                assert_eq!(out.as_bytes(), golden.whole, "{name}");
+                evaluation.render_decoded(&decoded(whole), true, out.as_mut());
+                assert_eq!(out.as_bytes(), mirrored(&golden.whole, size), "{name}");
+                let mut training =
+                    ImageProcessor::new(ImageTransform::train(golden.size)).expect("valid");
+                training.render_decoded(&decoded(golden.crop), false, out.as_mut());
+                compare(&name, out.as_bytes(), &golden.cropped);
+                training.render_decoded(&decoded(golden.crop), true, out.as_mut());
+                compare(&name, out.as_bytes(), &mirrored(&golden.cropped, size));
             }
         }
     }
@@ -656,6 +755,7 @@ mod tests {
         for (transform, setting) in [
             (ImageTransform::eval(0), "image_size"),
             (ImageTransform::eval(100_000), "image_size"),
+            (ImageTransform::eval(MAX_IMAGE_SIZE + 1), "image_size"),
             (train(8, (0.0, 1.0), (0.75, 1.3), 0.5), "crop_scale"),
             (train(8, (0.9, 0.5), (0.75, 1.3), 0.5), "crop_scale"),
             (train(8, (0.5, f64::NAN), (0.75, 1.3), 0.5), "crop_scale"),

@@ -142,5 +142,8 @@ mod tests {
         assert!((2820..3180).contains(&middle), "{middle}");
         assert_eq!((rng.below(0), rng.below(1)), (0, 0));
         assert!(!rng.coin(0.0) && rng.coin(1.0));
+        // Among the multiples of 2⁻⁵³ in [0, 1), a share of p lies below p, and p itself does not.
+        let next = rng.clone().uniform();
+        assert!(rng.clone().coin(next + f64::EPSILON) && !rng.coin(next));
     }
 }

@@ -123,3 +123,51 @@ impl Drop for PooledBuffer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Counts what it allocates, and has memory for so many buffers.
+    struct Counting(AtomicUsize, usize);
+
+    impl HostAllocator for Counting {
+        fn allocate(&self, len: usize) -> Result<Box<dyn HostBuffer>, String> {
+            match self.0.fetch_add(1, Ordering::Relaxed) < self.1 {
+                true => PlainAllocator.allocate(len),
+                false => Err("none left".into()),
+            }
+        }
+    }
+
+    /// A trainer's page-locked memory takes long to get: as many buffers as are in flight at once, and no more.
+    #[test]
+    fn a_dropped_buffer_is_taken_again() {
+        let allocator = Arc::new(Counting(AtomicUsize::new(0), 2));
+        let pool = Arc::new(BufferPool::new(allocator.clone(), 6));
+        for round in 0..5 {
+            let mut first = pool.take().expect("memory");
+            let second = pool.take().expect("memory");
+            assert_eq!((first.as_slice().len(), second.as_slice().len()), (6, 6));
+            first.as_mut_slice().fill(round);
+            assert_eq!(first.as_slice(), [round; 6]);
+        }
+        assert_eq!(allocator.0.load(Ordering::Relaxed), 2);
+        let _in_flight = (pool.take(), pool.take());
+        let error = pool.take().map(drop).expect_err("no memory for a third");
+        let message = error.to_string();
+        assert!(message.contains("batch_size") && message.contains("6 bytes: none left"));
+    }
+
+    #[test]
+    fn no_buffer_is_an_empty_slice_and_none_is_given_back() {
+        let allocator = Arc::new(Counting(AtomicUsize::new(0), 1));
+        let pool = Arc::new(BufferPool::new(allocator, 6));
+        let mut none = PooledBuffer::none(pool.clone());
+        assert!(none.as_slice().is_empty() && none.as_mut_slice().is_empty());
+        drop(none);
+        assert_eq!(pool.take().expect("memory").as_slice(), [0; 6]);
+    }
+}

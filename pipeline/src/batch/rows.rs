@@ -288,6 +288,23 @@ mod tests {
         }
     }
 
+    /// Else each bad sample would cost a copy of all that follow it.
+    #[test]
+    fn rows_given_after_a_bad_sample_are_right_again() {
+        let pool = Arc::new(BufferPool::new(Arc::new(PlainAllocator), 8));
+        let rows = EpochRows::new(pool, 4);
+        let row = |given| match rows.give(given).expect("memory").expect("free") {
+            Pixels::Row(at, _) => at,
+            Pixels::Overflow(_) => panic!("a row"),
+        };
+        assert_eq!((row(0), row(1), row(2)), (0, 1, 2));
+        rows.count_bad();
+        assert_eq!((row(3), row(4)), (2, 3));
+        rows.count_bad();
+        rows.count_bad();
+        assert_eq!(row(5), 2);
+    }
+
     #[test]
     fn a_row_has_one_owner() {
         let pool = Arc::new(BufferPool::new(Arc::new(PlainAllocator), 8));

@@ -82,7 +82,7 @@ impl Resampler {
         #[cfg(target_arch = "x86_64")]
         let done = is_next && self.passes.push_components(&self.shape, strip, planes);
         #[cfg(not(target_arch = "x86_64"))]
-        let done = false && is_next;
+        let (done, _) = (false, is_next);
         if done {
             self.pushed += strip.rows;
         }

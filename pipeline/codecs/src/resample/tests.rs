@@ -221,6 +221,23 @@ fn refuses_what_does_not_fit() {
     }
     let done = resampler.resize(&SHAPE, &pixels, 12, &mut planes);
     assert_eq!(done, Resampler::is_available());
+    let none = Shape { size: 0, ..SHAPE };
+    assert!(!resampler.begin(&none) && !resampler.resize(&none, &pixels, 12, &mut []));
+}
+
+/// The first strips are there, and would make some of the result.
+#[test]
+fn a_part_that_ends_early_leaves_the_output_as_it_was() {
+    let rows = 3 * STRIP_ROWS;
+    let shape = Shape {
+        height: rows,
+        area: Area::whole(4.0, rows as f64),
+        ..SHAPE
+    };
+    let pixels = vec![200; 12 * rows - 1];
+    let mut planes = [1; 12];
+    assert!(!Resampler::default().resize(&shape, &pixels, 12, &mut planes));
+    assert_eq!(planes, [1; 12]);
 }
 
 #[test]

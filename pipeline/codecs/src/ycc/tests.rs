@@ -3,6 +3,7 @@
 use super::lanczos::{Axis, Weights, VECTOR};
 use super::passes::{columns, portable_columns, portable_row, row};
 use super::*;
+use crate::strip::STRIP_ROWS;
 use crate::testing::Numbers;
 
 #[test]
@@ -137,5 +138,172 @@ fn turned_and_cut_pictures_show_what_was_stored() {
                 assert_eq!(red.row(y)[x], 77);
             }
         }
+    }
+}
+
+/// Rows of luma and chroma as decoders lay them out: where chroma is halved across, with samples before the
+/// strip's own, and where it is halved down, with a row above and one below.
+struct Rows {
+    luma: Vec<Vec<u8>>,
+    chroma: [Vec<Vec<u8>>; 2],
+}
+
+/// What stands at a column and a row of the whole picture's plane.
+fn sample(plane: usize, x: usize, y: usize) -> u8 {
+    (1 + plane * 80 + (x * 7 + y * 3) % 80) as u8
+}
+
+fn strip_rows(width: usize, first: usize, rows: usize, halved: Halved) -> Rows {
+    const OTHER: u8 = 255;
+    let row = |plane, before, columns: usize, y| {
+        let own = (0..columns).map(|x| sample(plane, x, y));
+        let mut row = vec![OTHER; before];
+        row.extend(own);
+        row.push(OTHER);
+        row
+    };
+    let (before, columns) = match halved.across {
+        true => ((LUMA_BEFORE, CHROMA_BEFORE), width.div_ceil(2)),
+        false => ((0, 0), width),
+    };
+    let (first_row, chroma_rows) = match halved.down {
+        true => (first / 2, rows.div_ceil(2)),
+        false => (first, rows),
+    };
+    let chroma = |plane| {
+        let mut all: Vec<_> = (first_row..first_row + chroma_rows)
+            .map(|y| row(plane, before.1, columns, y))
+            .collect();
+        if halved.down {
+            all.insert(0, vec![OTHER; 100]);
+            all.push(vec![OTHER; 100]);
+        }
+        all
+    };
+    Rows {
+        luma: (first..first + rows)
+            .map(|y| row(0, before.0, width, y))
+            .collect(),
+        chroma: [chroma(1), chroma(2)],
+    }
+}
+
+/// The rows, and none where there are fewer than a strip may have.
+fn filled(rows: &[Vec<u8>]) -> [&[u8]; STRIP_ROWS] {
+    std::array::from_fn(|at| rows.get(at).map_or(&[][..], Vec::as_slice))
+}
+
+impl Rows {
+    fn strip(&self, first_row: usize, halved: Halved) -> ComponentStrip<'_> {
+        ComponentStrip {
+            first_row: first_row as u32,
+            before: (0, 0),
+            rows: self.luma.len(),
+            halved,
+            luma: filled(&self.luma),
+            chroma: [filled(&self.chroma[0]), filled(&self.chroma[1])],
+        }
+    }
+}
+
+/// Every sample of every component is where it was in the picture, and nothing of what lies beside it.
+#[test]
+fn strips_make_the_whole_picture() {
+    let (width, height) = (37, 41);
+    let mut stored = Stored::default();
+    for (across, down) in [(false, false), (true, false), (true, true), (false, true)] {
+        let halved = Halved { across, down };
+        stored.begin((width as u32, height as u32));
+        for first in (0..height).step_by(STRIP_ROWS) {
+            assert!(!stored.is_complete());
+            let rows = STRIP_ROWS.min(height - first);
+            let rows = strip_rows(width, first, rows, halved);
+            assert!(stored.push(&rows.strip(first, halved)), "{halved:?}");
+        }
+        assert!(stored.is_complete());
+        assert_eq!(stored.halved, halved);
+        for (number, plane) in stored.planes.iter().enumerate() {
+            let half = |length: usize, is_halved| match number > 0 && is_halved {
+                true => length.div_ceil(2),
+                false => length,
+            };
+            assert_eq!(
+                (plane.width, plane.height),
+                (half(width, across), half(height, down))
+            );
+            for y in 0..plane.height {
+                let expected: Vec<u8> = (0..plane.width).map(|x| sample(number, x, y)).collect();
+                assert_eq!(plane.row(y)[..plane.width], expected, "{halved:?}, row {y}");
+            }
+        }
+    }
+}
+
+/// What is not the picture's next strip is refused: one that comes too early or twice, that is sampled
+/// otherwise, whose rows are too short, and one row too many.
+#[test]
+fn strips_that_do_not_come_next_are_refused() {
+    let halved = Halved {
+        across: true,
+        down: true,
+    };
+    let (width, height) = (20, 20);
+    let mut stored = Stored::default();
+    stored.begin((width as u32, height as u32));
+    let whole = |first, rows| strip_rows(width, first, rows, halved);
+    let (first, second) = (whole(0, STRIP_ROWS), whole(STRIP_ROWS, 4));
+    assert!(!stored.push(&second.strip(STRIP_ROWS, halved)), "too early");
+    for before in [(1, 0), (0, 1)] {
+        let strip = ComponentStrip {
+            before,
+            ..first.strip(0, halved)
+        };
+        assert!(!stored.push(&strip), "not the whole picture");
+    }
+    assert!(stored.push(&first.strip(0, halved)));
+    let finer = Halved::default();
+    assert!(
+        !stored.push(&second.strip(STRIP_ROWS, finer)),
+        "sampled otherwise"
+    );
+    assert!(!stored.push(&second.strip(STRIP_ROWS + 4, halved)));
+    let long = whole(STRIP_ROWS, 6);
+    assert!(
+        !stored.push(&long.strip(STRIP_ROWS, halved)),
+        "too many rows"
+    );
+    let narrow = strip_rows(width - 3, STRIP_ROWS, 4, halved);
+    assert!(
+        !stored.push(&narrow.strip(STRIP_ROWS, halved)),
+        "short rows"
+    );
+    assert!(!stored.is_complete());
+    let target = Target {
+        scaled: (10, 10),
+        origin: (0, 0),
+        size: (10, 10),
+        transposed: false,
+        flipped: (false, false),
+    };
+    let mut resizer = Resizer::default();
+    assert!(resizer.resize(&stored, (20.0, 20.0), &target).is_none());
+    assert!(stored.push(&second.strip(STRIP_ROWS, halved)));
+    assert!(!stored.push(&second.strip(STRIP_ROWS, halved)), "twice");
+    assert!(resizer.resize(&stored, (20.0, 20.0), &target).is_some());
+    for (scaled, size) in [
+        ((10, 0), (10, 10)),
+        ((0, 10), (10, 10)),
+        ((10, 10), (0, 10)),
+        ((10, 10), (10, 0)),
+    ] {
+        let empty = Target {
+            scaled,
+            size,
+            ..target
+        };
+        assert!(
+            resizer.resize(&stored, (20.0, 20.0), &empty).is_none(),
+            "{empty:?}"
+        );
     }
 }
