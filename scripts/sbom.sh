@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Writes what the programs are made of, as SPDX 2.3: target/sbom/qf.spdx.json, with every crate that can be
-# linked (on any platform, with any feature). Made at each release. Needs cargo-sbom (cargo install --locked cargo-sbom). libtorch is not a crate: its wheels and their
-# SHA-256 are in scripts/wheels.
+# Writes what the programs are made of, as SPDX 2.3: target/sbom/qf.spdx.json, with every crate that can be linked (on any
+# platform, with any feature). Made at each release. Needs cargo-sbom (cargo install --locked cargo-sbom). libtorch is not a
+# crate: its wheels and their SHA-256 are in scripts/wheels.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
