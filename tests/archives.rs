@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::test_data;
-use qf_pipeline::index::{build_index, read_samples, Found, ShardIndex};
+use qf_pipeline::index::{build_index, read_samples, Checksums, Found, ShardIndex};
 use qf_pipeline::shard::read::{read_shard, NoObserver, ReadOptions};
 use qf_pipeline::source::ShardLocation;
 use qf_pipeline::stop::Stop;
@@ -209,7 +209,7 @@ fn streamed(shard: &ShardLocation) -> Contents {
 
 fn indexed(shard: &ShardLocation) -> Contents {
     let (options, stop) = (ReadOptions::default(), Stop::default());
-    let index = build_index(shard, &options, &stop, &|_| {}).unwrap();
+    let index = build_index(shard, &options, Checksums::Taken, &stop, &|_| {}).unwrap();
     index.write_beside(shard).unwrap();
     let Found::Index(index) = ShardIndex::find(shard, &stop).unwrap() else {
         panic!("{} has an index", shard.name);

@@ -16,6 +16,7 @@ use crate::test_data::python;
 /// Prints for each: what to run, and what the shards must hold.
 const WRITE: &str = r#"
 import base64, csv, io, json, os, sys, zipfile
+import numpy as np
 import pyarrow as pa, pyarrow.parquet as pq
 import datasets, webdataset
 from PIL import Image
@@ -36,13 +37,13 @@ for n in range(12):
     captions.append([f"Ein Hund, Nummer {n}", f"a \"dog\"; no. {n}"] if n % 4 else [f"only one | {n}"])
 everything = [(n, c) for n, cs in zip(names, captions) for c in cs]
 tests = []
-def test(name, arguments, json_of=None, one=False, stdin=None, keys=None):
+def test(name, arguments, json_of=None, one=False, stdin=None, keys=None, lines=False):
     # What is expected of each sample: key, bytes, captions, fields of the .json.
     expected = []
     for n in range(12):
         key = keys[n] if keys else f"{n:09}"
         fields = json_of(n) if json_of else None
-        expected.append([key, images[n].hex(), captions[n][:1] if one else captions[n], fields])
+        expected.append([key, images[n].hex(), captions[n][:1] if one else [" ".join(captions[n])] if lines else captions[n], fields])
     tests.append(dict(name=name, arguments=arguments, expected=expected, stdin=stdin))
 
 with open("semicolons.csv", "w", newline="") as f:
@@ -85,7 +86,8 @@ os.makedirs("hub/data", exist_ok=True)
 data(range(7)).to_parquet("hub/data/train-00000-of-00002.parquet")
 data(range(7, 12)).to_parquet("hub/data/train-00001-of-00002.parquet")
 data(range(3)).to_parquet("hub/data/test-00000-of-00001.parquet")
-test("the Parquet files of a data set", ["hub", "--split", "train"])
+named = [f"key {n:02}" for n in range(12)]
+test("the Parquet files of a data set", ["hub", "--split", "train"], keys=named)
 data(range(12)).save_to_disk("saved", num_shards=3)
 test("datasets.save_to_disk", ["saved"], keys=[f"key {n:02}" for n in range(12)])
 datasets.DatasetDict({"train": data(range(12)), "test": data(range(2))}).save_to_disk("splits")
@@ -97,6 +99,58 @@ with webdataset.ShardWriter("wds-%02d.tar", maxcount=5, verbose=0) as sink:
         sink.write({"__key__": keys[n], names[n][-3:]: images[n], "txt": "\n".join(captions[n]), "json": {"n": n}, "cls": n})
 test("webdataset", ["wds-00.tar", "wds-01.tar", "wds-02.tar"], lambda n: {"n": n}, keys=keys)
 test("a pattern of shards", ["wds-{00..02}.tar"], lambda n: {"n": n}, keys=keys)
+
+# Columns of every kind that `datasets` has; what it gives for a row is what the .json must hold.
+import datetime
+from decimal import Decimal
+zone = datetime.timezone.utc
+more = datasets.Features({"image": datasets.Image(), "caption": datasets.List(datasets.Value("string")),
+    "id": datasets.Value("int64"), "count": datasets.Value("uint8"), "similarity": datasets.Value("float32"), "ratio": datasets.Value("float64"),
+    "half": datasets.Value("float16"), "is_safe": datasets.Value("bool"), "licence": datasets.ClassLabel(names=["by", "by-sa"]),
+    "url": datasets.Value("string"), "note": datasets.Value("large_string"), "boxes": datasets.List(datasets.List(datasets.Value("float32"), length=4)),
+    "objects": datasets.List({"label": datasets.Value("string"), "area": datasets.Value("int32")}), "source": {"page": {"title": datasets.Value("string"),
+    "rank": datasets.Value("int16")}, "tags": datasets.List(datasets.Value("string"))}, "when": datasets.Value("timestamp[us]"),
+    "seen": datasets.Value("timestamp[ms, tz=UTC]"), "exact": datasets.Value("timestamp[ns]"), "day": datasets.Value("date32"), "at": datasets.Value("time64[us]"),
+    "price": datasets.Value("decimal128(9, 2)"), "nothing": datasets.Value("null"), "mask": datasets.Image(), "shape": datasets.Array2D((2, 3), "int32")})
+def full(n):
+    none = n % 5 == 3
+    return {"image": {"bytes": images[n], "path": f"key {n:02}.jpg"}, "caption": captions[n], "id": -n << 40, "count": 250 - n, "similarity": 0.1 * n,
+        "ratio": None if none else 1 / (n + 1), "half": n / 4, "is_safe": None if none else n % 2 == 0, "licence": n % 2, "url": None if none else f"http://h/{n}?\"ä\n",
+        "note": "", "boxes": None if none else [[1, 2, 3, n / 8]] * (n % 3), "objects": [{"label": f"l{i}", "area": None if i else n} for i in range(n % 4)],
+        "source": None if none else {"page": {"title": captions[n][0], "rank": -n}, "tags": [None, "a"][: n % 3]}, "when": datetime.datetime(1969 + n, 2, 3, 4, 5, 6, 70 * n),
+        "seen": datetime.datetime(2024, 2, 29, 1, 2, 3, 4000, zone), "exact": datetime.datetime(2024, 2, 29, 1, 2, 3, 4), "day": datetime.date(1960 + n, 1, 2),
+        "at": datetime.time(n, 2, 3, n), "price": Decimal(n * 7 - 20) / 100, "nothing": None, "mask": {"bytes": images[n], "path": f"mask {n}.png"}, "shape": [[n, 2, 3], [4, 5, 6]]}
+rich = datasets.Dataset.from_list([full(n) for n in range(12)], features=more)
+def plain(value):
+    if isinstance(value, (datetime.datetime, datetime.date, datetime.time)): return value.isoformat()
+    if isinstance(value, Decimal): return str(value)
+    if isinstance(value, dict): return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list): return [plain(v) for v in value]
+    return value
+raw = rich.cast_column("image", datasets.Image(decode=False)).cast_column("mask", datasets.Image(decode=False))
+def json_of(n):
+    row = {k: v for k, v in plain(raw[n]).items() if k not in ("image", "caption")}
+    row["mask"] = {"path": row["mask"]["path"]}
+    for numbers in [row["boxes"] or []]: assert all(len(box) == 4 for box in numbers)
+    # Printed with as many digits as it takes, as numpy does.
+    row["similarity"] = float(str(np.float32(row["similarity"])))
+    return row
+rich.save_to_disk("rich", num_shards=2)
+test("all kinds of columns, Arrow", ["rich"], json_of, keys=named)
+rich.to_parquet("rich.parquet", batch_size=5)
+test("all kinds of columns, Parquet", ["rich.parquet"], json_of, keys=named)
+test("some columns, Arrow", ["rich", "--keep-columns", "id,source"], lambda n: {k: json_of(n)[k] for k in ("id", "source")}, keys=named)
+test("some columns, Parquet", ["rich.parquet", "--keep-columns", "id,source"], lambda n: {k: json_of(n)[k] for k in ("id", "source")}, keys=named)
+test("no columns, Arrow", ["rich", "--keep-columns", "none"], keys=named)
+def hub(kind):
+    table = {"__key__": keys, "jpg": images, "txt": ["\n".join(c) for c in captions], "json": [{"n": n, "url": "inner"} for n in range(12)], "__url__": ["wds-00.tar"] * 12}
+    return pa.table(table | {"json": [json.dumps(row) for row in table["json"]]} if kind == "text" else table)
+for kind in ("struct", "text"):
+    pq.write_table(hub(kind), f"hub-{kind}.parquet")
+    fields = lambda n: {"__key__": keys[n], "__url__": "wds-00.tar", "n": n, "url": "inner"}
+    test(f"json as {kind}, Parquet", [f"hub-{kind}.parquet"], fields, lines=True)
+    with pa.OSFile(f"hub-{kind}.arrow", "wb") as f, pa.ipc.new_stream(f, hub(kind).schema) as out: out.write_table(hub(kind))
+    test(f"json as {kind}, Arrow", [f"hub-{kind}.arrow"], fields)
 
 coco = {"info": {}, "images": [{"id": 100 + n, "file_name": names[n], "height": 90 - 5 * n} for n in range(12)], "annotations": []}
 for n, cs in enumerate(captions):

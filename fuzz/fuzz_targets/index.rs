@@ -6,7 +6,7 @@ use std::cell::OnceCell;
 
 use libfuzzer_sys::fuzz_target;
 use qf_fuzz::{options, stream, write};
-use qf_pipeline::index::{build_index, read_samples, ShardIndex};
+use qf_pipeline::index::{build_index, read_samples, Checksums, ShardIndex};
 use qf_pipeline::shard::read::NoObserver;
 use qf_pipeline::source::ShardLocation;
 use qf_pipeline::stop::Stop;
@@ -51,7 +51,7 @@ fn bases() -> Vec<Base> {
     let base = |(name, bytes): (&str, &[u8])| {
         let shard = write(name, bytes);
         assert_eq!(stream(&shard).0.len(), 5);
-        let index = build_index(&shard, &options(), &Stop::default(), &|_| {});
+        let index = build_index(&shard, &options(), Checksums::Taken, &Stop::default(), &|_| {});
         let sidecar = index.expect("an index").bytes().to_vec();
         Base { shard, sidecar }
     };

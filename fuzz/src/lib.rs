@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use qf_pipeline::index::{build_index, read_samples, ShardIndex};
+use qf_pipeline::index::{build_index, read_samples, Checksums, ShardIndex};
+use qf_pipeline::shard::arrow::OtherColumns;
 use qf_pipeline::shard::note::ShardNote;
 use qf_pipeline::shard::read::{read_shard, NoObserver, ReadOptions};
 use qf_pipeline::source::ShardLocation;
@@ -46,6 +47,7 @@ pub fn options() -> ReadOptions {
         max_sample_bytes: MAX_SAMPLE_BYTES,
         all_members: true,
         needs_captions: false,
+        other_columns: OtherColumns::All,
         max_zstd_window_log: 20,
         ..ReadOptions::default()
     }
@@ -91,7 +93,7 @@ pub fn stream(shard: &ShardLocation) -> (Vec<Seen>, Result<Vec<ShardNote>, Shard
 /// If it does not.
 pub fn check_index(shard: &ShardLocation, streamed: &[Seen], is_whole: bool) {
     let stop = Stop::default();
-    let index = build_index(shard, &options(), &stop, &|_| {});
+    let index = build_index(shard, &options(), Checksums::Taken, &stop, &|_| {});
     assert_eq!(index.is_ok(), is_whole, "{:?}", index.err());
     let Ok(index) = index else { return };
     assert_eq!(index.samples() as usize, streamed.len());

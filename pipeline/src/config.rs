@@ -232,6 +232,7 @@ impl LoaderConfig {
             image_column: self.image_column.clone(),
             caption_column: self.caption_column.clone(),
             needs_captions: true,
+            other_columns: Default::default(),
             max_zstd_window_log: self.max_zstd_window_log,
             verify: self.verify,
         }

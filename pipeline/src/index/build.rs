@@ -1,7 +1,8 @@
 //! Makes the index of a shard, from one pass over it or while it is written.
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, BufReader, Read, Seek, Write};
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use crate::error::{PipelineError, ShardError};
 use crate::sample::SampleId;
 use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader};
 use crate::shard::decompress::{compression_of, decompressor, Compression};
-use crate::shard::forward::Stream;
+use crate::shard::forward::{Seekable, Stream};
 use crate::shard::group::{split_key, Grouper, SampleLimits};
 use crate::shard::note::ShardNote;
 use crate::shard::piece::{StoredBatch, StoredPiece};
@@ -104,7 +105,7 @@ pub(crate) enum Layout {
 /// What tells the shard of an index from any other.
 pub(crate) struct ShardIdentity {
     bytes: u64,
-    sha256: Checksum,
+    sha256: Option<Checksum>,
     fingerprint: Fingerprint,
 }
 
@@ -116,7 +117,7 @@ impl ShardIdentity {
     pub(crate) fn new(
         shard: &ShardLocation,
         bytes: u64,
-        sha256: Checksum,
+        sha256: Option<Checksum>,
         stop: &Stop,
     ) -> io::Result<ShardIdentity> {
         Ok(ShardIdentity {
@@ -201,7 +202,8 @@ impl IndexBuilder {
             access,
             samples,
             shard_bytes: shard.bytes,
-            shard_sha256: shard.sha256,
+            has_checksums: shard.sha256.is_some(),
+            shard_sha256: shard.sha256.unwrap_or_default(),
             prologue_bytes,
             names_bytes,
             tables_sha256: Sha256::digest(&tables).into(),
@@ -263,7 +265,17 @@ fn place_in_batches(records: &mut [Record], batches: &[StoredBatch]) {
     }
 }
 
-/// Indexes a shard of any format by one pass over it; its checksum is taken in the same pass.
+/// Whether an index holds checksums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksums {
+    /// Of the shard and of every sample: all of it is read.
+    Taken,
+    /// None. Of a local tar that is not compressed only headers are read; others are read as before.
+    LeftOut,
+}
+
+/// Indexes a shard of any format by one pass over it; its checksum is taken in the same pass, unless `checksums`
+/// are left out.
 ///
 /// `options` name the columns of an Arrow shard; nothing else of them matters. `progress` is told
 /// now and then how many bytes of the file were read.
@@ -275,9 +287,16 @@ fn place_in_batches(records: &mut [Record], batches: &[StoredBatch]) {
 pub fn build_index(
     shard: &ShardLocation,
     options: &ReadOptions,
+    checksums: Checksums,
     stop: &Stop,
     progress: &dyn Fn(u64),
 ) -> Result<EncodedIndex, ShardError> {
+    if checksums == Checksums::LeftOut {
+        if let Some(index) = index_headers(shard, stop)? {
+            return Ok(index);
+        }
+    }
+    let takes_sums = checksums == Checksums::Taken;
     let at_start = |message: String| ShardError {
         shard: shard.name.to_string(),
         offset_bytes: 0,
@@ -287,12 +306,13 @@ pub fn build_index(
     let before = state_of(shard);
     let raw = Rc::new(RefCell::new(Checksummed {
         file: shard.open(stop).map_err(io_error)?,
-        sha256: Sha256::new(),
+        sha256: takes_sums.then(Sha256::new),
         bytes: 0,
         progress,
     }));
     let (magic, reader) = peek(Shared(raw.clone()), 4).map_err(io_error)?;
     let damaged = |error: io::Error| shard_error(&shard.name, 0, &error);
+    let reading = (options, takes_sums);
     let mut builder = IndexBuilder::default();
     let mut tail = Tail {
         compression: compression_of(&magic),
@@ -301,7 +321,7 @@ pub fn build_index(
     };
     let layout = match tail.compression {
         Compression::None => {
-            let content = index_content(shard, reader, options, &mut builder, &mut tail)?;
+            let content = index_content(shard, reader, reading, &mut builder, &mut tail)?;
             match content {
                 Indexed::Tar => Layout::Tar,
                 Indexed::Arrow(Some(batches)) => Layout::ArrowBatches(batches),
@@ -313,7 +333,7 @@ pub fn build_index(
             let limits = options.decompress_limits();
             let reader = decompressor(tail.compression, reader, limits, &tail.leftover);
             let reader = reader.map_err(io_error)?;
-            index_content(shard, reader, options, &mut builder, &mut tail)?;
+            index_content(shard, reader, reading, &mut builder, &mut tail)?;
             Layout::Sequential
         }
         Compression::Zstd => {
@@ -322,7 +342,7 @@ pub fn build_index(
                 .map_err(io_error)?
                 .with_leftover(tail.leftover.clone())
                 .noting_frames();
-            match index_content(shard, &mut frames, options, &mut builder, &mut tail)? {
+            match index_content(shard, &mut frames, reading, &mut builder, &mut tail)? {
                 Indexed::Tar => Layout::ZstdFrames(frames.into_frames()),
                 Indexed::Arrow(_) => Layout::Sequential,
             }
@@ -331,15 +351,83 @@ pub fn build_index(
     // What follows the samples belongs to the file as well.
     io::copy(&mut Shared(raw.clone()), &mut io::sink()).map_err(damaged)?;
     let raw = raw.borrow();
-    let sha256 = raw.sha256.clone().finalize().into();
+    let sha256 = raw.sha256.clone().map(|sum| sum.finalize().into());
     let identity = ShardIdentity::new(shard, raw.bytes, sha256, stop).map_err(io_error)?;
     if state_of(shard) != before {
-        let message = "has changed while it was indexed; do so again when it is complete";
-        return Err(at_start(message.into()));
+        return Err(at_start(HAS_CHANGED.into()));
     }
     let mut index = builder.finish(&layout, identity);
     index.notes = tail.notes;
     Ok(index)
+}
+
+const HAS_CHANGED: &str = "has changed while it was indexed; do so again when it is complete";
+
+/// Indexes a local tar that is not compressed by its headers, without checksums; `None` if it is no such shard.
+fn index_headers(shard: &ShardLocation, stop: &Stop) -> Result<Option<EncodedIndex>, ShardError> {
+    let io_error = |error: io::Error| ShardError {
+        shard: shard.name.to_string(),
+        offset_bytes: 0,
+        message: format!("cannot be read ({error})"),
+    };
+    let Some(path) = shard.path() else {
+        return Ok(None);
+    };
+    let before = state_of(shard);
+    let mut file = File::open(path).map_err(io_error)?;
+    let metadata = file.metadata().map_err(io_error)?;
+    if !metadata.is_file() {
+        return Ok(None);
+    }
+    let mut magic = Vec::with_capacity(512);
+    let read = (&mut file).take(512).read_to_end(&mut magic);
+    read.and_then(|_| file.rewind()).map_err(io_error)?;
+    if compression_of(&magic) != Compression::None || content_of(&magic) != Content::Tar {
+        return Ok(None);
+    }
+    let mut reader = Seekable::new(
+        Stoppable { file, stop },
+        metadata.len(),
+        HEADER_BUFFER_BYTES,
+    );
+    let mut builder = IndexBuilder::default();
+    let mut tail = Tail {
+        compression: Compression::None,
+        leftover: Leftover::default(),
+        notes: Vec::new(),
+    };
+    let end = index_tar(shard, &mut reader, None, &mut builder);
+    let end = end.map_err(|error| tail.explain(error))?;
+    tail.finish(&shard.name, end, &mut reader)?;
+    let identity = ShardIdentity::new(shard, metadata.len(), None, stop).map_err(io_error)?;
+    if state_of(shard) != before {
+        return Err(io_error(io::Error::other(HAS_CHANGED)));
+    }
+    let mut index = builder.finish(&Layout::Tar, identity);
+    index.notes = tail.notes;
+    Ok(Some(index))
+}
+
+/// A header, those before it, and short members behind it are read at once.
+const HEADER_BUFFER_BYTES: usize = 4 << 10;
+
+/// A file that is read no more once `stop` is set.
+struct Stoppable<'a> {
+    file: File,
+    stop: &'a Stop,
+}
+
+impl Read for Stoppable<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stop.check()?;
+        self.file.read(buffer)
+    }
+}
+
+impl Seek for Stoppable<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
 }
 
 /// What changes when a local shard is written or replaced; `None` of another.
@@ -363,7 +451,7 @@ enum Indexed {
 fn index_content(
     shard: &ShardLocation,
     reader: impl Read,
-    options: &ReadOptions,
+    (options, takes_sums): (&ReadOptions, bool),
     builder: &mut IndexBuilder,
     tail: &mut Tail,
 ) -> Result<Indexed, ShardError> {
@@ -373,13 +461,17 @@ fn index_content(
     match content_of(&magic) {
         Content::Tar => {
             let mut reader = Stream::new(reader);
-            let end =
-                index_tar(shard, &mut reader, builder).map_err(|error| tail.explain(error))?;
+            let sums = takes_sums.then(StreamSums::default);
+            let end = match &sums {
+                Some(sums) => index_tar(shard, sums.reader(&mut reader), Some(sums), builder),
+                None => index_tar(shard, &mut reader, None, builder),
+            };
+            let end = end.map_err(|error| tail.explain(error))?;
             tail.finish(&shard.name, end, &mut reader)?;
             Ok(Indexed::Tar)
         }
         Content::Arrow => {
-            let batches = index_arrow(shard, &mut reader, options, builder)?;
+            let batches = index_arrow(shard, &mut reader, (options, takes_sums), builder)?;
             tail.read(&shard.name, &mut reader)?;
             Ok(Indexed::Arrow(batches))
         }
@@ -387,10 +479,11 @@ fn index_content(
     }
 }
 
-/// The reader's own grouping, with nothing loaded.
+/// The reader's own grouping, with nothing loaded. `sums` are those that `reader` takes, if it takes any.
 fn index_tar(
     shard: &ShardLocation,
     reader: impl Read + Seek,
+    sums: Option<&StreamSums>,
     builder: &mut IndexBuilder,
 ) -> Result<TarEnd, ShardError> {
     let mut grouper = Grouper::new(shard.name.clone(), 0, SampleLimits::NONE);
@@ -398,10 +491,12 @@ fn index_tar(
     let mut end = 0;
     // CRC-32C of the stream before the present sample.
     let mut before = None;
-    let sums = StreamSums::default();
     let problem = Cell::new(None);
     let mut add = |finished, end, before, members| {
-        let crc32c = sums.between(before, end);
+        let crc32c = match sums {
+            Some(sums) => sums.between(before, end),
+            None => Some(0),
+        };
         let added = add_group(builder, finished, (end, crc32c), members);
         added.map_err(|what| problem.set(Some(what))).is_ok()
     };
@@ -420,17 +515,19 @@ fn index_tar(
             goes_on = add(finished, end, before.take(), std::mem::take(&mut members));
         }
         if members.is_empty() {
-            before = sums.before(offset);
+            before = sums.and_then(|sums| sums.before(offset));
         }
         members.push(place);
         end = member_end;
-        sums.note_end(end);
+        if let Some(sums) = sums {
+            sums.note_end(end);
+        }
         goes_on
     };
     let new_bytes = |len| vec![0; len];
     let tar_end = for_each_member(
         &shard.name,
-        sums.reader(reader),
+        reader,
         u64::MAX,
         &|_| false,
         &|_, _| Leave::Never,
@@ -471,11 +568,11 @@ fn add_group(
 fn index_arrow(
     shard: &ShardLocation,
     reader: impl Read,
-    options: &ReadOptions,
+    (options, checksums): (&ReadOptions, bool),
     builder: &mut IndexBuilder,
 ) -> Result<Option<Vec<StoredBatch>>, ShardError> {
     let options = ArrowReadOptions {
-        checksums: true,
+        checksums,
         ..options.arrow()
     };
     let mut rows = ArrowShardReader::new(shard.name.clone(), 0, reader, &options)?;
@@ -511,7 +608,7 @@ fn index_arrow(
 /// A file whose checksum and length are taken on the way.
 struct Checksummed<'a, R> {
     file: R,
-    sha256: Sha256,
+    sha256: Option<Sha256>,
     bytes: u64,
     progress: &'a dyn Fn(u64),
 }
@@ -519,7 +616,9 @@ struct Checksummed<'a, R> {
 impl<R: Read> Read for Checksummed<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.file.read(buffer)?;
-        self.sha256.update(&buffer[..count]);
+        if let Some(sha256) = &mut self.sha256 {
+            sha256.update(&buffer[..count]);
+        }
         self.bytes = self.bytes.saturating_add(count as u64);
         (self.progress)(self.bytes);
         Ok(count)

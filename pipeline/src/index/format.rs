@@ -11,6 +11,9 @@ use super::fingerprint::Fingerprint;
 pub(super) const MAGIC: [u8; 8] = *b"QFINDEX\0";
 /// Version of the layout.
 const VERSION: u32 = 3;
+/// Version of an index without checksums of shard and samples: the same layout, which older programs would
+/// take for one whose shard changed.
+const VERSION_WITHOUT_CHECKSUMS: u32 = 4;
 /// Length of the header.
 pub(super) const HEADER_BYTES: u64 = 176;
 /// Length of the header without its own checksum.
@@ -32,6 +35,8 @@ pub(super) type Checksum = [u8; 32];
 pub(super) struct Header {
     pub(super) access: Option<Access>,
     pub(super) samples: u32,
+    /// Whether it holds the checksums of shard and samples; they are zero where it does not.
+    pub(super) has_checksums: bool,
     pub(super) shard_bytes: u64,
     pub(super) shard_sha256: Checksum,
     /// Arrow: where the first record batch begins, after schema and dictionaries; else 0.
@@ -73,7 +78,11 @@ impl Header {
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEADER_BYTES as usize);
         bytes.extend(MAGIC);
-        bytes.extend(VERSION.to_le_bytes());
+        let version = match self.has_checksums {
+            true => VERSION,
+            false => VERSION_WITHOUT_CHECKSUMS,
+        };
+        bytes.extend(version.to_le_bytes());
         bytes.extend(access_code(self.access).to_le_bytes());
         bytes.extend(self.samples.to_le_bytes());
         bytes.extend([0; 4]);
@@ -110,18 +119,22 @@ impl Header {
         if (1..VERSION).contains(&version) {
             // Unless it is of this version, but for that number.
             let renumbered = body.is_some_and(|(body, checksum)| {
-                let mut body = body.to_vec();
-                body[8..12].copy_from_slice(&VERSION.to_le_bytes());
-                Sha256::digest(body)[..] == *checksum
+                let is_of = |version: u32| {
+                    let mut body = body.to_vec();
+                    body[8..12].copy_from_slice(&version.to_le_bytes());
+                    Sha256::digest(body)[..] == *checksum
+                };
+                is_of(VERSION) || is_of(VERSION_WITHOUT_CHECKSUMS)
             });
             return Err(match renumbered {
                 true => String::from(DAMAGED).into(),
                 false => BadHeader::Outdated(version),
             });
         }
-        if version != VERSION {
+        if !(VERSION..=VERSION_WITHOUT_CHECKSUMS).contains(&version) {
             let what = format!(
-                "has version {version} of the index format, this program knows up to version {VERSION}"
+                "has version {version} of the index format, this program knows up to version \
+                 {VERSION_WITHOUT_CHECKSUMS}"
             );
             return Err(what.into());
         }
@@ -139,6 +152,7 @@ impl Header {
         let header = Header {
             access: access_of(access).ok_or_else(|| format!("names an unknown access {access}"))?,
             samples,
+            has_checksums: version == VERSION,
             shard_bytes,
             shard_sha256,
             names_bytes: fields.u64().ok_or_else(cut_short)?,
@@ -423,6 +437,7 @@ mod tests {
             access: Some(Access::ZstdFrames),
             samples: 3,
             shard_bytes: 1 << 40,
+            has_checksums: true,
             shard_sha256: [7; 32],
             prologue_bytes: 9,
             names_bytes: 1000,
@@ -467,9 +482,21 @@ mod tests {
             let outdated = BadHeader::Outdated(version.into());
             assert_eq!(Header::parse(&older), Err(outdated));
         }
-        for version in [0, 4, 255] {
+        for version in [0, 5, 255] {
             bytes[8] = version;
-            assert!(problem(&bytes).contains("knows up to version 3"));
+            assert!(problem(&bytes).contains("knows up to version 4"));
+        }
+        // One with checksums does not pass for one without, nor the other way.
+        let bare = Header {
+            has_checksums: false,
+            shard_sha256: [0; 32],
+            ..header()
+        };
+        assert_eq!(Header::parse(&bare.to_bytes()), Ok(bare.clone()));
+        for (header, other) in [(header(), 4), (bare, 3), (header(), 2)] {
+            let mut bytes = header.to_bytes();
+            bytes[8] = other;
+            assert!(problem(&bytes).contains("damaged"));
         }
     }
 

@@ -10,18 +10,20 @@
 //! single zstd frame, compressed Arrow) have an index with their keys and exact count, and are read
 //! by streaming.
 //!
-//! # Format, version 3
+//! # Format, versions 3 and 4
 //!
 //! Version 1 had no fingerprint and no checksums of records, version 2 none of samples. Their sidecars are
 //! not used ([`Found::Outdated`]): shards beside them are read in order until `qfdata index` has written
 //! them anew.
+//!
+//! Version 4 is version 3 without checksums of shard and samples ([`Checksums::LeftOut`]), which are zero.
 //!
 //! All numbers are little-endian and unsigned.
 //!
 //! | bytes | content |
 //! |---|---|
 //! | 0..8 | `QFINDEX` and a zero |
-//! | 8..12 | version: 3 |
+//! | 8..12 | version: 3, or 4 without checksums |
 //! | 12..16 | access: 0 none, 1 tar, 2 zstd frames, 3 Arrow batches |
 //! | 16..20 | number of samples |
 //! | 20..24 | zero |
@@ -74,7 +76,7 @@ mod sums;
 #[cfg(test)]
 mod tests;
 
-pub use build::{build_index, EncodedIndex};
+pub use build::{build_index, Checksums, EncodedIndex};
 pub(crate) use build::{IndexBuilder, Layout, ShardIdentity};
 pub use format::{Access, IndexEntry, MemberPlace};
 pub use random::{read_samples, VisitAt};

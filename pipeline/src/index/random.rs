@@ -293,9 +293,9 @@ impl Reading<'_> {
         Ok(BufReader::with_capacity(capacity, file))
     }
 
-    /// Whether samples are compared with their checksums.
+    /// Whether samples are compared with their checksums, where there are some.
     fn verifies(&self) -> bool {
-        self.options.verify == Verify::Samples
+        self.options.verify == Verify::Samples && self.index.has_checksums()
     }
 
     /// The sample, if its bytes are those that were indexed, or if there is no checksum of what was read.

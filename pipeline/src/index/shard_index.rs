@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
-use super::build::build_index;
+use super::build::{build_index, Checksums};
 use super::faults::{damaged_entry, index_error, misfit, shard_error, unreadable};
 use super::fingerprint::Fingerprint;
 use super::format::{
@@ -164,9 +164,14 @@ impl ShardIndex {
         self.header.shard_bytes
     }
 
-    /// SHA-256 of the shard, as of when it was indexed.
-    pub fn shard_sha256(&self) -> [u8; 32] {
-        self.header.shard_sha256
+    /// Whether it holds checksums of the shard and of its samples ([`Checksums`]).
+    pub fn has_checksums(&self) -> bool {
+        self.header.has_checksums
+    }
+
+    /// SHA-256 of the shard, as of when it was indexed; `None` if its checksums were left out.
+    pub fn shard_sha256(&self) -> Option<[u8; 32]> {
+        self.has_checksums().then_some(self.header.shard_sha256)
     }
 
     /// The key of one sample.
@@ -264,7 +269,8 @@ impl ShardIndex {
     }
 
     /// Reads the whole sidecar, then the whole shard as for a new index, checksums of compression
-    /// included, and compares what it finds. `options` are those that the index was built with.
+    /// included, and compares what it finds; of an index without checksums only what that says. `options` are
+    /// those that the index was built with.
     ///
     /// # Errors
     /// [`ShardError`] naming both sides of what does not match, or where the shard is damaged.
@@ -275,7 +281,11 @@ impl ShardIndex {
         stop: &Stop,
     ) -> Result<(), ShardError> {
         self.verify_tables(shard, stop)?;
-        let found = build_index(shard, options, stop, &|_| {})?;
+        let checksums = match self.has_checksums() {
+            true => Checksums::Taken,
+            false => Checksums::LeftOut,
+        };
+        let found = build_index(shard, options, checksums, stop, &|_| {})?;
         let header = Header::parse(found.bytes());
         let header = header.map_err(|_| shard_error(shard, "cannot be indexed".into()))?;
         let (bytes, sha256) = (header.shard_bytes, &header.shard_sha256);

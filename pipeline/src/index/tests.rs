@@ -70,7 +70,12 @@ fn pick_observed(
 }
 
 fn build(shard: &ShardLocation) -> Result<EncodedIndex, ShardError> {
-    build_index(shard, &ReadOptions::default(), &Stop::default(), &|_| {})
+    build_with(shard, Checksums::Taken)
+}
+
+fn build_with(shard: &ShardLocation, checksums: Checksums) -> Result<EncodedIndex, ShardError> {
+    let (options, stop) = (ReadOptions::default(), Stop::default());
+    build_index(shard, &options, checksums, &stop, &|_| {})
 }
 
 fn open(shard: &ShardLocation) -> Result<Option<ShardIndex>, ShardError> {
@@ -101,6 +106,7 @@ fn check(path: &Path, subsets: &[Vec<u32>]) -> Option<ShardIndex> {
         (Ok(encoded), Ok(_)) => encoded,
         (Err(error), Err(streamed)) => {
             assert_eq!(error.to_string(), streamed.to_string());
+            assert!(build_with(&shard, Checksums::LeftOut).is_err());
             return None;
         }
         (built, streamed) => panic!("{}: {built:?} but {streamed:?}", path.display()),
@@ -108,6 +114,8 @@ fn check(path: &Path, subsets: &[Vec<u32>]) -> Option<ShardIndex> {
     encoded.write_beside(&shard).unwrap();
     let index = open(&shard).unwrap().unwrap();
     verify(&index, &shard).unwrap();
+    check_without_checksums(&shard, &index);
+    encoded.write_beside(&shard).unwrap();
     for options in option_sets() {
         let streamed = stream(&shard, &options).unwrap();
         let keys: Vec<String> = streamed
@@ -148,6 +156,26 @@ fn check(path: &Path, subsets: &[Vec<u32>]) -> Option<ShardIndex> {
         }
     }
     Some(index)
+}
+
+/// An index without checksums finds the same samples at the same places.
+fn check_without_checksums(shard: &ShardLocation, index: &ShardIndex) {
+    let stop = Stop::default();
+    let all: Vec<u32> = (0..index.len()).collect();
+    let entries = index.entries(shard, 0..index.len(), &stop).unwrap();
+    let encoded = build_with(shard, Checksums::LeftOut).unwrap();
+    assert_eq!(encoded.samples(), index.len());
+    encoded.write_beside(shard).unwrap();
+    let bare = open(shard).unwrap().unwrap();
+    assert!(!bare.has_checksums() && bare.shard_sha256().is_none() && index.has_checksums());
+    assert_eq!(bare.access(), index.access());
+    assert_eq!(bare.entries(shard, 0..index.len(), &stop).unwrap(), entries);
+    verify(&bare, shard).unwrap();
+    if bare.access().is_some() {
+        let options = ReadOptions::default();
+        let read = pick(shard, &bare, &all, &options).unwrap();
+        assert_eq!(read, stream(shard, &options).unwrap());
+    }
 }
 
 /// A tar of these members; `dir/` paths are folders.
@@ -729,7 +757,9 @@ fn wrong_questions_and_stops() {
         &mut visit,
     );
     assert!(end.unwrap_err().message.contains("stopped"));
-    assert!(build_index(&shard, &options, &stop, &|_| {}).is_err());
+    for checksums in [Checksums::Taken, Checksums::LeftOut] {
+        assert!(build_index(&shard, &options, checksums, &stop, &|_| {}).is_err());
+    }
 }
 
 #[test]

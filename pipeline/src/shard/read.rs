@@ -7,7 +7,7 @@ use crate::captions::is_caption_member;
 use crate::error::{SampleError, ShardError};
 use crate::image_format::{is_image_extension, ForeignFormat};
 use crate::sample::EncodedSample;
-use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader};
+use crate::shard::arrow::{ArrowReadOptions, ArrowShardReader, OtherColumns};
 use crate::shard::decompress::{compression_of, decompressor, Compression, DecompressLimits};
 use crate::shard::forward::{Seekable, Stream};
 use crate::shard::group::{split_key, Grouper, SampleLimits};
@@ -49,6 +49,8 @@ pub struct ReadOptions {
     pub caption_column: Option<String>,
     /// Arrow: whether a shard without captions is an error.
     pub needs_captions: bool,
+    /// Arrow: which columns beside images and captions go into a member `json`.
+    pub other_columns: OtherColumns,
     /// Zstandard: the largest window that a frame may need, as a power of two of bytes; each reader
     /// takes that much memory.
     pub max_zstd_window_log: u32,
@@ -67,6 +69,7 @@ impl Default for ReadOptions {
             image_column: None,
             caption_column: None,
             needs_captions: true,
+            other_columns: OtherColumns::default(),
             max_zstd_window_log: DEFAULT_MAX_WINDOW_LOG,
             verify: Verify::default(),
         }
@@ -102,6 +105,7 @@ impl ReadOptions {
             image_column: self.image_column.clone(),
             caption_column: self.caption_column.clone(),
             needs_captions: self.needs_captions,
+            other_columns: self.other_columns.clone(),
             max_member_bytes: self.max_sample_bytes,
             ..ArrowReadOptions::default()
         }

@@ -11,7 +11,7 @@ use super::options::ShardOptions;
 use super::target::{io_error, remove_index, unwritable};
 use crate::atomic_file::AtomicFile;
 use crate::error::PipelineError;
-use crate::index::build_index;
+use crate::index::{build_index, Checksums};
 use crate::shard::read::ReadOptions;
 use crate::shard::shard_format::ShardFormat;
 use crate::source::ShardLocation;
@@ -137,7 +137,13 @@ fn write_index(location: &ShardLocation, target: &Path) -> Result<(), PipelineEr
         needs_captions: false,
         ..ReadOptions::default()
     };
-    let index = build_index(location, &options, &Stop::default(), &|_| {});
+    let index = build_index(
+        location,
+        &options,
+        Checksums::Taken,
+        &Stop::default(),
+        &|_| {},
+    );
     let index = index.map_err(|error| io_error(target)(io::Error::other(error.to_string())))?;
     index.write_beside(location).map(|_| ())
 }

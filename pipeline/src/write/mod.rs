@@ -213,7 +213,8 @@ impl ShardWriter {
         file.commit()?;
         let index = index
             .map(|index| {
-                let identity = ShardIdentity::new(&location, file_bytes, sha256, &Stop::default());
+                let identity =
+                    ShardIdentity::new(&location, file_bytes, Some(sha256), &Stop::default());
                 let identity = identity.map_err(io_error(&target))?;
                 index.finish(&layout, identity).write_beside(&location)
             })

@@ -13,7 +13,7 @@ use anyhow::bail;
 use clap::Args;
 use qf_pipeline::atomic_file;
 use qf_pipeline::error::full_message;
-use qf_pipeline::index::{build_index, Access, Found, ShardIndex, INDEX_ENDING};
+use qf_pipeline::index::{build_index, Access, Checksums, Found, ShardIndex, INDEX_ENDING};
 use qf_pipeline::remote::RemoteOptions;
 use qf_pipeline::shard::read::ReadOptions;
 use qf_pipeline::source::{resolve_shards_with, ShardLocation};
@@ -32,8 +32,8 @@ use qf_cli::output::{remark, say};
 /// NAME.tar.qfidx holds the keys and offsets of the samples of NAME.tar and its checksum. With it a
 /// loader knows the exact number of samples, resumes at once, and can shuffle all samples. `qfdata
 /// shard` writes it with each shard; this command makes up for shards from elsewhere, reading each
-/// once. An index is kept if it is sound, fits the length and the fingerprint of its shard and is not
-/// older; any other is written again.
+/// once. An index is kept if it is sound, fits the length and the fingerprint of its shard, is not older,
+/// and has checksums or is to have none; any other is written again.
 #[derive(Args, Debug)]
 pub(crate) struct IndexArgs {
     /// Shards: files, globs, {000..012} ranges; with --check also URLs; several allowed
@@ -48,14 +48,19 @@ pub(crate) struct IndexArgs {
     #[arg(long)]
     overwrite: bool,
 
+    /// Leave out the checksums of shards and samples: of a local .tar only headers are read. (Others have to
+    /// be read, and decompressed, in full.) Indexes that are there stay as they are
+    #[arg(long, conflicts_with = "check")]
+    no_checksum: bool,
+
     /// Write the index of NVIDIA DALI beside each tar shard instead: NAME.idx, as wds2idx does
-    #[arg(long, conflicts_with_all = ["check", "overwrite"])]
+    #[arg(long, conflicts_with_all = ["check", "overwrite", "no_checksum"])]
     dali_index: bool,
 
     /// Write the index of `wids` (of Python's webdataset) instead, one file for all shards, which are tar:
     /// `ShardListDataset` reads it
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath,
-        conflicts_with_all = ["check", "overwrite", "dali_index"])]
+        conflicts_with_all = ["check", "overwrite", "no_checksum", "dali_index"])]
     wids: Option<PathBuf>,
 
     /// Shards read at a time [default: number of processors]
@@ -75,6 +80,8 @@ enum Outcome {
     Written(u32, Option<Access>),
     Kept(u32, Option<Access>),
     Checked(u32, Option<Access>),
+    /// Fits, as far as an index without checksums tells.
+    CheckedHeaders(u32, Option<Access>),
     Failed(String),
 }
 
@@ -88,6 +95,8 @@ struct Summary {
     /// Were there and fit to the last byte (`--check`).
     checked: usize,
     failed: usize,
+    /// Checked indexes that have no checksums of shard and samples.
+    without_checksums: usize,
     samples: u64,
     /// Indexed shards by how single samples are reached.
     access: BTreeMap<&'static str, usize>,
@@ -101,6 +110,10 @@ impl Summary {
             Outcome::Written(samples, access) => (&mut self.written, samples, access),
             Outcome::Kept(samples, access) => (&mut self.kept, samples, access),
             Outcome::Checked(samples, access) => (&mut self.checked, samples, access),
+            Outcome::CheckedHeaders(samples, access) => {
+                self.without_checksums += 1;
+                (&mut self.checked, samples, access)
+            }
             Outcome::Failed(error) => {
                 self.failed += 1;
                 self.errors.push(error);
@@ -186,6 +199,7 @@ fn print(args: &IndexArgs, summary: &Summary) -> anyhow::Result<()> {
         kept,
         checked,
         failed,
+        without_checksums,
         samples,
         seconds,
         ..
@@ -193,7 +207,11 @@ fn print(args: &IndexArgs, summary: &Summary) -> anyhow::Result<()> {
     let done = match args.check {
         true => {
             let fit = counted(*checked as u64, "index fits", "indexes fit");
-            format!("{fit}, {failed} do not")
+            let bare = match without_checksums {
+                0 => String::new(),
+                bare => format!(" ({bare} without checksums: only headers were compared)"),
+            };
+            format!("{fit}{bare}, {failed} do not")
         }
         false if args.wids.is_some() => format!("{written} listed, {failed} failed"),
         false => {
@@ -316,10 +334,13 @@ fn treat(args: &IndexArgs, shard: &ShardLocation, stop: &Stop) -> anyhow::Result
     if args.check {
         let index = present(shard, stop)?;
         index.verify(shard, &options, stop)?;
-        return Ok(Outcome::Checked(index.len(), index.access()));
+        return Ok(match index.has_checksums() {
+            true => Outcome::Checked(index.len(), index.access()),
+            false => Outcome::CheckedHeaders(index.len(), index.access()),
+        });
     }
     if !args.overwrite {
-        match keepable(shard, stop) {
+        match keepable(shard, args.no_checksum, stop) {
             Ok(index) => return Ok(Outcome::Kept(index.len(), index.access())),
             Err(why) => log::info!("{why:#}; it is written"),
         }
@@ -331,7 +352,11 @@ fn treat(args: &IndexArgs, shard: &ShardLocation, stop: &Stop) -> anyhow::Result
             shard.name
         );
     }
-    let index = build_index(shard, &options, stop, &|_| {})?;
+    let checksums = match args.no_checksum {
+        true => Checksums::LeftOut,
+        false => Checksums::Taken,
+    };
+    let index = build_index(shard, &options, checksums, stop, &|_| {})?;
     for note in index.notes() {
         log::warn!("shard {} {note}", shard.name);
     }
@@ -354,8 +379,11 @@ fn present(shard: &ShardLocation, stop: &Stop) -> anyhow::Result<ShardIndex> {
 }
 
 /// The index that lies beside a shard, if there is no reason to write it again.
-fn keepable(shard: &ShardLocation, stop: &Stop) -> anyhow::Result<ShardIndex> {
+fn keepable(shard: &ShardLocation, is_bare: bool, stop: &Stop) -> anyhow::Result<ShardIndex> {
     let index = present(shard, stop)?;
+    if !index.has_checksums() && !is_bare {
+        bail!("the index of shard {} has no checksums", shard.name);
+    }
     index.verify_tables(shard, stop)?;
     if let (Some(path), Some(sidecar)) = (shard.path(), shard.sidecar(INDEX_ENDING).path()) {
         let modified = |path: &Path| std::fs::metadata(path).and_then(|data| data.modified());

@@ -137,3 +137,103 @@ fn shards_and_their_indexes_come_and_go_together() {
     succeed(folder, &[&options[..], &["--no-index"]].concat());
     assert_eq!(names(), [shard, metadata, statistics]);
 }
+
+/// The header of a file in a tar, as POSIX lays it out.
+fn header_of(name: &str, size: u64) -> Vec<u8> {
+    let mut header = vec![0; 512];
+    let mut put =
+        |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
+    put(0, name);
+    put(100, "0000644");
+    put(124, &format!("{size:011o}"));
+    put(136, "00000000000");
+    put(148, "        ");
+    put(156, "0");
+    put(257, "ustar");
+    put(263, "00");
+    let sum: u32 = header.iter().copied().map(u32::from).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    header
+}
+
+/// Without checksums only headers are read: 7 GiB of a file that has none of them on disk take no time.
+#[test]
+fn indexes_without_checksums_read_headers_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let synth = ["synth", "--size", "1024", "--count", "6", "--out", "in"];
+    succeed(folder, &synth);
+    let base = ["shard", "in", "--out", "out/s", "--max-count", "2"];
+    succeed(folder, &base);
+    let shard = folder.join("out/s-000000.tar");
+    let sidecar = folder.join("out/s-000000.tar.qfidx");
+    let full = fs::read(&sidecar).unwrap();
+
+    // An index with checksums is kept, one without is written again where they are wanted.
+    let summary = succeed(folder, &["index", "--no-checksum", "out/s-000000.tar"]);
+    assert!(summary.contains("0 indexes written, 1 kept"), "{summary}");
+    fs::remove_file(&sidecar).unwrap();
+    succeed(folder, &["index", "--no-checksum", "out/s-000000.tar"]);
+    let bare = fs::read(&sidecar).unwrap();
+    assert!(bare.len() == full.len() && bare != full);
+    let summary = succeed(folder, &["index", "--no-checksum", "out/s-000000.tar"]);
+    assert!(summary.contains("1 kept"), "{summary}");
+    let summary = succeed(folder, &["index", "--check", "out/s-*.tar"]);
+    assert!(
+        summary.contains("3 indexes fit (1 without checksums"),
+        "{summary}"
+    );
+
+    // A changed byte in the middle of an image: nobody notices, and everybody says so.
+    let whole = fs::read(&shard).unwrap();
+    let mut changed = whole.clone();
+    // Where no fingerprint looks.
+    assert!(changed.len() > 60_000);
+    changed[10_000] ^= 1;
+    fs::write(&shard, &changed).unwrap();
+    succeed(folder, &["index", "--check", "out/s-*.tar"]);
+    let output = qfdata(folder, &["verify", "out/s-*.tar"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("QF-X06"), "{output:?}");
+    let output = qfdata(
+        folder,
+        &[
+            "profile",
+            "--shards",
+            "out/s-*.tar",
+            "--shuffle",
+            "full",
+            "--seconds",
+            "0.1",
+            "--batch-size",
+            "2",
+        ],
+    );
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("1 of 3 indices hold no checksums"),
+        "{output:?}"
+    );
+    fs::write(&shard, &whole).unwrap();
+    let summary = succeed(folder, &["index", "out/s-*.tar"]);
+    assert!(summary.contains("1 index written, 2 kept"), "{summary}");
+    assert_eq!(fs::read(&sidecar).unwrap(), full);
+
+    // A member of 7 GiB that is a hole: its sums would take a minute.
+    let sparse = folder.join("sparse.tar");
+    fs::write(&sparse, header_of("big.jpg", 7 << 30)).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(&sparse).unwrap();
+    file.set_len((7 << 30) + 512 + 1024).unwrap();
+    let begun = std::time::Instant::now();
+    let summary = succeed(folder, &["index", "--no-checksum", "sparse.tar"]);
+    assert!(summary.contains("1 sample"), "{summary}");
+    assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+    // Cut short, it has no index.
+    let file = fs::OpenOptions::new().write(true).open(&sparse).unwrap();
+    file.set_len(6 << 30).unwrap();
+    let message = fail(
+        folder,
+        &["index", "--no-checksum", "--overwrite", "sparse.tar"],
+    );
+    assert!(message.contains("sparse.tar"), "{message}");
+}

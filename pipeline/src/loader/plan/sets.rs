@@ -164,7 +164,7 @@ fn contents(
     let open = |shard: &ShardLocation| {
         ShardIndex::find_verified(shard, verify, stop).map_err(PipelineError::Index)
     };
-    let mut indices = Vec::with_capacity(shards.len());
+    let mut indices: Vec<Arc<ShardIndex>> = Vec::with_capacity(shards.len());
     for part in shards.chunks(PARALLEL_OPENS) {
         let is_remote = part.iter().any(|shard| shard.path().is_none());
         let opened: Vec<_> = match is_remote {
@@ -212,7 +212,28 @@ fn contents(
             indices.push(Arc::new(index));
         }
     }
+    warn_of_missing_checksums(shards, &indices, verify);
     Ok(Contents::Indexed(indices))
+}
+
+/// Says that samples are not compared with checksums, where they were to be and there are none.
+fn warn_of_missing_checksums(
+    shards: &[ShardLocation],
+    indices: &[Arc<ShardIndex>],
+    verify: Verify,
+) {
+    let bare = |(_, index): &(&ShardLocation, &Arc<ShardIndex>)| !index.has_checksums();
+    let mut bare = shards.iter().zip(indices).filter(bare);
+    if let (Verify::Samples, Some((first, _))) = (verify, bare.next()) {
+        log::warn!(
+            "{} of {} indices hold no checksums, {}'s for one, so samples of these shards are not \
+             compared when they are read; `qfdata index` adds them, data.verify = \"index\" says \
+             that none are wanted",
+            1 + bare.count(),
+            indices.len(),
+            first.name
+        );
+    }
 }
 
 /// Whether a run reads captions; an order has none.

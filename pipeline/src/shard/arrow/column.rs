@@ -20,6 +20,7 @@ use super::body::Body;
 use super::dictionary::Dictionary;
 use super::error::{malformed, ArrowError};
 use super::leaf::{Indices, Leaf, Rows, RunEnds, Views};
+use super::scalar::Scalar;
 use super::schema::{Counts, Field, IndexType, Kind};
 use super::shape::{Child, Shape};
 
@@ -51,6 +52,25 @@ pub(super) enum Column {
         ends: RunEnds,
         values: Box<Column>,
     },
+    Scalars {
+        rows: Rows,
+        data: Buffer<u8>,
+        scalar: Scalar,
+    },
+    /// Children with their names.
+    Record {
+        rows: Rows,
+        fields: Vec<(String, Column)>,
+    },
+    Map {
+        rows: Rows,
+        offsets: Offsets,
+        keys: Box<Column>,
+        values: Box<Column>,
+    },
+    Nothing {
+        len: usize,
+    },
 }
 
 /// Where the values of a list's row lie.
@@ -62,10 +82,27 @@ pub(super) enum Offsets {
 }
 
 impl Offsets {
-    fn of_row(&self, row: usize) -> (usize, usize) {
+    pub(super) fn of_row(&self, row: usize) -> (usize, usize) {
         match self {
             Offsets::Stored(offsets) => offsets.start_end(row),
             Offsets::Fixed(size) => (row.saturating_mul(*size), (row + 1).saturating_mul(*size)),
+        }
+    }
+
+    /// # Errors
+    /// That those of so many rows reach beyond the values there are.
+    fn check(&self, rows: usize, values: usize) -> Result<(), ArrowError> {
+        let end = match self {
+            Offsets::Fixed(size) => rows.checked_mul(*size),
+            Offsets::Stored(offsets) => {
+                usize::try_from(offsets.as_slice().last().copied().unwrap_or(0)).ok()
+            }
+        };
+        match end {
+            Some(end) if end <= values => Ok(()),
+            _ => Err(malformed(format!(
+                "list offsets reach beyond the {values} values that the list holds"
+            ))),
         }
     }
 }
@@ -76,8 +113,12 @@ impl Column {
             Column::Leaf(leaf) => leaf.len(),
             Column::List { rows, .. }
             | Column::Struct { rows, .. }
-            | Column::Image { rows, .. } => rows.len,
+            | Column::Image { rows, .. }
+            | Column::Scalars { rows, .. }
+            | Column::Record { rows, .. }
+            | Column::Map { rows, .. } => rows.len,
             Column::Runs { ends, .. } => ends.rows,
+            Column::Nothing { len } => *len,
         }
     }
 
@@ -88,7 +129,7 @@ impl Column {
             Column::Image { rows, bytes, .. } if rows.is_valid(row) => bytes.bytes(row),
             Column::Struct { rows, child } if rows.is_valid(row) => child.bytes(row),
             Column::Runs { ends, values } => values.bytes(ends.run_of(row)?),
-            Column::Image { .. } | Column::Struct { .. } | Column::List { .. } => None,
+            _ => None,
         }
     }
 
@@ -128,7 +169,7 @@ impl Column {
             }
             Column::Runs { ends, values } => values.values(ends.run_of(row)?),
             Column::Leaf(leaf) => leaf.get(row).map(|value| vec![value]),
-            Column::Image { .. } => None,
+            _ => None,
         }
     }
 }
@@ -229,19 +270,44 @@ impl<'a> Cursor<'a> {
             Shape::List(inner) => self.list(field, inner, dictionaries),
             Shape::Struct(child) => {
                 let rows = self.rows()?;
-                let [decoded, _] =
-                    self.children(field, &rows, [Some(child), None], dictionaries)?;
-                let child = decoded.ok_or_else(|| malformed("a struct without its child"))?;
-                Ok(Column::Struct { rows, child })
+                let mut decoded = self.children(field, rows.len, &[child], dictionaries)?;
+                let child = decoded.pop();
+                let child = child.ok_or_else(|| malformed("a struct without its child"))?;
+                Ok(Column::Struct {
+                    rows,
+                    child: Box::new(child),
+                })
             }
             Shape::Image { bytes, path } => {
                 let rows = self.rows()?;
-                let wanted = [Some(bytes), path.as_ref()];
-                let [bytes, path] = self.children(field, &rows, wanted, dictionaries)?;
+                let wanted: Vec<_> = std::iter::once(bytes).chain(path).collect();
+                let decoded = self.children(field, rows.len, &wanted, dictionaries)?;
+                let mut decoded = decoded.into_iter().map(Box::new);
+                let bytes = decoded.next();
                 let bytes = bytes.ok_or_else(|| malformed("an image struct without `bytes`"))?;
+                let path = decoded.next();
                 Ok(Column::Image { rows, bytes, path })
             }
             Shape::Runs(inner) => self.runs(field, inner, dictionaries),
+            Shape::Scalar(scalar) => self.scalars(*scalar),
+            Shape::Record(children) => {
+                let rows = self.rows()?;
+                let wanted: Vec<_> = children.iter().collect();
+                let decoded = self.children(field, rows.len, &wanted, dictionaries)?;
+                let names = children.iter().filter_map(|child| {
+                    let field = field.children.get(child.index)?;
+                    Some(field.name.clone())
+                });
+                Ok(Column::Record {
+                    rows,
+                    fields: names.zip(decoded).collect(),
+                })
+            }
+            Shape::Map { key, value } => self.map(field, [key, value], dictionaries),
+            Shape::Nothing => {
+                let (len, _) = self.node()?;
+                Ok(Column::Nothing { len })
+            }
         }
     }
 
@@ -263,18 +329,7 @@ impl<'a> Cursor<'a> {
             return Err(malformed("a list without a child"));
         };
         let values = Box::new(self.any_rows(child, inner, dictionaries)?);
-        let end = match &offsets {
-            Offsets::Fixed(size) => rows.len.checked_mul(*size),
-            Offsets::Stored(offsets) => {
-                usize::try_from(offsets.as_slice().last().copied().unwrap_or(0)).ok()
-            }
-        };
-        if end.is_none_or(|end| end > values.len()) {
-            return Err(malformed(format!(
-                "list offsets reach beyond the {} values that the list holds",
-                values.len()
-            )));
-        }
+        offsets.check(rows.len, values.len())?;
         Ok(Column::List {
             rows,
             offsets,
@@ -282,39 +337,82 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// The wanted children of a struct, which may stand in any order.
+    /// A map: a list of structs of a key and a value.
+    fn map(
+        &mut self,
+        field: &Field,
+        wanted: [&Child; 2],
+        dictionaries: &Dictionaries,
+    ) -> Result<Column, ArrowError> {
+        let rows = self.rows()?;
+        let offsets = Offsets::Stored(self.offsets(rows.len, false)?);
+        let Some(entries) = field.children.first() else {
+            return Err(malformed("a map without entries"));
+        };
+        let entry_rows = self.rows()?;
+        let mut decoded = self.children(entries, entry_rows.len, &wanted, dictionaries)?;
+        let (Some(values), Some(keys)) = (decoded.pop(), decoded.pop()) else {
+            return Err(malformed("a map without keys and values"));
+        };
+        offsets.check(rows.len, entry_rows.len)?;
+        Ok(Column::Map {
+            rows,
+            offsets,
+            keys: Box::new(keys),
+            values: Box::new(values),
+        })
+    }
+
+    fn scalars(&mut self, scalar: Scalar) -> Result<Column, ArrowError> {
+        let rows = self.rows()?;
+        let data = self.next_buffer()?;
+        let needed = scalar.bytes_of(rows.len);
+        if needed.is_none_or(|needed| needed > data.len()) {
+            return Err(malformed(format!(
+                "{} bytes of values for {} rows",
+                data.len(),
+                rows.len
+            )));
+        }
+        Ok(Column::Scalars { rows, data, scalar })
+    }
+
+    /// The wanted children of a struct of so many rows, in the order in which they are asked for; they may
+    /// stand in any.
     fn children(
         &mut self,
         field: &Field,
-        rows: &Rows,
-        wanted: [Option<&Child>; 2],
+        rows: usize,
+        wanted: &[&Child],
         dictionaries: &Dictionaries,
-    ) -> Result<[Option<Box<Column>>; 2], ArrowError> {
-        let mut decoded = [None, None];
-        // Children behind the last needed one are not walked: the next column seeks its own start.
-        let last = wanted.iter().flatten().map(|child| child.index).max();
-        let walked = last.map_or(0, |last| last.saturating_add(1));
-        for (index, child) in field.children.iter().enumerate().take(walked) {
-            let slot = wanted
-                .iter()
-                .position(|wanted| wanted.is_some_and(|wanted| wanted.index == index));
-            let Some((slot, shape)) = slot.and_then(|slot| Some((slot, &wanted[slot]?.shape)))
-            else {
+    ) -> Result<Vec<Column>, ArrowError> {
+        let mut decoded: Vec<_> = wanted.iter().map(|_| None).collect();
+        let last = wanted.iter().map(|child| child.index).max();
+        for (index, child) in field.children.iter().enumerate() {
+            let slot = wanted.iter().position(|wanted| wanted.index == index);
+            let Some((slot, wanted)) = slot.and_then(|slot| Some((slot, wanted.get(slot)?))) else {
+                // Behind the last that is needed, a child of unknown size is no obstacle: where one is,
+                // nothing of the column follows.
+                if last.is_none_or(|last| index > last) && child.counts(self.version).is_none() {
+                    break;
+                }
                 self.skip(child)?;
                 continue;
             };
-            let column = self.any_rows(child, shape, dictionaries)?;
-            if column.len() < rows.len {
+            let column = self.any_rows(child, &wanted.shape, dictionaries)?;
+            if column.len() < rows {
                 return Err(malformed(format!(
-                    "`{}` has {} rows, its struct {}",
+                    "`{}` has {} rows, its struct {rows}",
                     child.name,
                     column.len(),
-                    rows.len
                 )));
             }
-            decoded[slot] = Some(Box::new(column));
+            if let Some(place) = decoded.get_mut(slot) {
+                *place = Some(column);
+            }
         }
-        Ok(decoded)
+        let decoded: Option<Vec<_>> = decoded.into_iter().collect();
+        decoded.ok_or_else(|| malformed(format!("`{}` lacks a child", field.name)))
     }
 
     fn runs(

@@ -9,7 +9,8 @@
 //! fixed-size-list types, dictionary-encoded strings and run-end encoded columns are read as well,
 //! and structs with a text under `raw` or a name of captions. Reading goes `message` (framing) →
 //! `schema` → `select` (which columns) → `shape` (how they are laid out) → `body` (locate and
-//! decompress buffers) → `column`, `leaf` (check them) → `batch` → `read` (rows as samples).
+//! decompress buffers) → `column`, `leaf` (check them) → `batch` → `read` (rows as samples), with
+//! `row_json` and `scalar` for columns that are neither image nor caption.
 //!
 //! What comes from which crate: the flatbuffer metadata is parsed by `arrow-format`, the
 //! definitions under arrow2; frames, decompression and every check are this module's; values are
@@ -31,6 +32,8 @@ mod image_name;
 mod leaf;
 mod message;
 mod read;
+mod row_json;
+mod scalar;
 mod schema;
 mod select;
 mod shape;
@@ -41,6 +44,8 @@ mod tests;
 
 pub use image_name::IMAGE_EXTENSIONS;
 pub use read::{ArrowShardReader, ChosenColumns};
+pub use scalar::{iso_date, iso_time, iso_timestamp, Unit};
+pub use select::OtherColumns;
 pub use write::{ArrowShardWriter, ArrowWriteError, CaptionType};
 
 /// How Arrow shards are read.
@@ -54,6 +59,8 @@ pub struct ArrowReadOptions {
     pub caption_column: Option<String>,
     /// Whether a shard without a caption column is an error. Default true.
     pub needs_captions: bool,
+    /// Which columns beside images and captions go into a member `json`. Default none.
+    pub other_columns: OtherColumns,
     /// Longest body of a message (a record batch or a dictionary), in bytes, as stored and as
     /// decompressed. Default 2 GiB, the most that a `binary` column of one batch can hold. Memory
     /// follows the bytes that are there, not this limit.
@@ -70,6 +77,7 @@ impl Default for ArrowReadOptions {
             image_column: None,
             caption_column: None,
             needs_captions: true,
+            other_columns: OtherColumns::default(),
             max_message_bytes: 2 << 30,
             max_member_bytes: 256 << 20,
             checksums: false,

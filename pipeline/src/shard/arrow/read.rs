@@ -7,8 +7,9 @@ use super::batch::{Batch, BatchReader, Selected};
 use super::column::Column;
 use super::error::{ArrowError, ReadError};
 use super::image_name::{extension_of, key_of};
+use super::row_json::{object_of, NoJson, JSON, MAX_JSON_BYTES};
 use super::schema::Field;
-use super::select::{select_columns, Role};
+use super::select::{select_columns, Role, Selection};
 use super::ArrowReadOptions;
 use crate::captions::names::CAPTION_MEMBER;
 use crate::error::{SampleError, ShardError, SkipReason};
@@ -22,7 +23,11 @@ use crate::sample::{EncodedSample, Member, MemberData, SampleId};
 /// * [`CAPTION_MEMBER`], the captions as text, nulls left out;
 /// * every other binary, string or list-of-strings column that is not null in this row, under its
 ///   column name. Columns of other types are passed over, and so are those whose name repeats
-///   another or is one of the names above.
+///   another or is one of the names above;
+/// * with [`ArrowReadOptions::other_columns`], `json` instead of the columns of text: an object with a field
+///   for each column that is neither image, caption nor bytes. A column `json` gives its own fields. Dates and
+///   times are as Python's `isoformat` writes them, `NaN` and infinite numbers are null, and bytes within
+///   structs are left out.
 ///
 /// The key is the image path up to the first dot of its base name, else the row's number in nine
 /// digits. Keys may repeat within a shard: Arrow rows need no name.
@@ -64,7 +69,7 @@ impl<R: Read> ArrowShardReader<R> {
         let batches = BatchReader::open(reader, options.max_message_bytes, |fields| {
             let selection = select_columns(fields, options)?;
             chosen = ChosenColumns::of(&selection, fields);
-            let (selected, found) = selection.into_iter().unzip();
+            let (selected, found) = selection.columns.into_iter().unzip();
             roles = found;
             Ok(selected)
         })
@@ -234,7 +239,36 @@ impl<R: Read> ArrowShardReader<R> {
                 members.extend(self.captions(batch, row)?);
             }
         }
+        members.extend(self.json(batch, row)?);
         Ok(members)
+    }
+
+    /// The member of the columns that are neither image nor caption, where they are asked for.
+    fn json(&self, batch: &Batch, row: usize) -> Result<Option<Member>, (SkipReason, String)> {
+        let columns = self.roles.iter().zip(&batch.columns);
+        let columns: Vec<_> = columns
+            .filter_map(|(role, column)| match role {
+                Role::Json(name) => Some((name.as_str(), column)),
+                _ => None,
+            })
+            .collect();
+        if columns.is_empty() {
+            return Ok(None);
+        }
+        match object_of(&columns, row) {
+            Ok(json) => Ok(Some(Member::new(JSON, MemberData::Bytes(json)))),
+            Err(NoJson::TooLong) => Err((
+                SkipReason::SampleTooLarge,
+                format!(
+                    "the columns beside image and captions are more than {MAX_JSON_BYTES} bytes of \
+                     JSON; name those to keep"
+                ),
+            )),
+            Err(NoJson::NotUtf8) => Err((
+                SkipReason::BadMetadata,
+                "a text beside image and captions is not UTF-8".to_string(),
+            )),
+        }
     }
 
     /// The captions of all columns that hold some; a row without any is an error where captions are
@@ -287,7 +321,7 @@ impl<R: Read> ArrowShardReader<R> {
                     MemberData::Bytes(bytes.to_vec()),
                 )))
             }
-            Role::Caption(_) => Ok(None),
+            Role::Caption(_) | Role::Json(_) => Ok(None),
             Role::Bytes(name) => match column.bytes(row) {
                 None => Ok(None),
                 Some(bytes) => {
@@ -357,20 +391,26 @@ pub struct ChosenColumns {
     pub image: String,
     /// The caption column; several, if they are numbered; none in a shard without captions.
     pub captions: Vec<String>,
+    /// Columns that were asked for, but are of a type that [JSON](super::OtherColumns) has no place for: name
+    /// and type.
+    pub left_out: Vec<String>,
 }
 
 impl ChosenColumns {
-    fn of(selection: &[(Selected, Role)], fields: &[Field]) -> ChosenColumns {
-        let mut chosen = ChosenColumns::default();
+    fn of(selection: &Selection, fields: &[Field]) -> ChosenColumns {
+        let mut chosen = ChosenColumns {
+            left_out: selection.left_out.clone(),
+            ..ChosenColumns::default()
+        };
         let mut captions = Vec::new();
-        for (Selected { field_index, .. }, role) in selection {
+        for (Selected { field_index, .. }, role) in &selection.columns {
             let Some(field) = fields.get(*field_index) else {
                 continue;
             };
             match role {
                 Role::Image => chosen.image.clone_from(&field.name),
                 Role::Caption(position) => captions.push((*position, field.name.clone())),
-                Role::Bytes(_) | Role::Text(_) => {}
+                Role::Bytes(_) | Role::Text(_) | Role::Json(_) => {}
             }
         }
         captions.sort();

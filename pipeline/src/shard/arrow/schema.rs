@@ -10,6 +10,7 @@ use arrow_format::ipc::{
 };
 
 use super::error::{malformed, ArrowError};
+use super::scalar::Scalar;
 
 /// Deepest nesting of a field.
 const MAX_DEPTH: usize = 64;
@@ -32,8 +33,9 @@ pub(super) struct Field {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Null,
-    /// Floating-point numbers, dates, booleans, fixed-size binaries: a validity and a data buffer.
-    Fixed,
+    /// Floating-point numbers, dates, booleans, fixed-size binaries: a validity and a data buffer. With
+    /// what it is, where JSON has a place for it.
+    Fixed(Option<Scalar>),
     /// Whole numbers: the same buffers.
     Int(IndexType),
     /// `binary`, `large_binary`.
@@ -79,6 +81,15 @@ impl Kind {
 
     pub(super) fn is_text(self) -> bool {
         matches!(self, Kind::Text { .. } | Kind::TextView)
+    }
+
+    /// The scalar that values are, if JSON has a place for it.
+    pub(super) fn scalar(self) -> Option<Scalar> {
+        match self {
+            Kind::Int(int) => Some(Scalar::Int(int)),
+            Kind::Fixed(scalar) => scalar,
+            _ => None,
+        }
     }
 }
 
@@ -131,7 +142,7 @@ impl Field {
         let own_buffers = match self.kind {
             Kind::Null | Kind::RunEndEncoded => 0,
             Kind::Struct | Kind::FixedSizeList { .. } => 1,
-            Kind::Fixed | Kind::Int(_) | Kind::List { .. } | Kind::Map => 2,
+            Kind::Fixed(_) | Kind::Int(_) | Kind::List { .. } | Kind::Map => 2,
             Kind::BinaryView | Kind::TextView => 2,
             Kind::Binary { .. } | Kind::Text { .. } | Kind::ListView => 3,
             // Version 4 gave unions a validity buffer, version 5 took it away.
@@ -155,7 +166,7 @@ impl Field {
     pub(super) fn type_name(&self) -> String {
         let name = match self.kind {
             Kind::Null => "null",
-            Kind::Fixed => "a fixed-width type",
+            Kind::Fixed(_) => "a fixed-width type",
             Kind::Int(_) => "a whole number",
             Kind::BinaryView => "binary_view",
             Kind::TextView => "string_view",
@@ -300,7 +311,7 @@ fn read_kind(field: FieldRef<'_>) -> Result<Kind, ArrowError> {
         | TypeRef::Timestamp(_)
         | TypeRef::Interval(_)
         | TypeRef::FixedSizeBinary(_)
-        | TypeRef::Duration(_) => Kind::Fixed,
+        | TypeRef::Duration(_) => Kind::Fixed(Scalar::of(type_)?),
     })
 }
 

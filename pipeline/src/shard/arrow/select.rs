@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::batch::Selected;
 use super::error::ArrowError;
 use super::image_name::IMAGE_EXTENSIONS;
+use super::row_json::JSON;
 use super::schema::Field;
 use super::shape::{Content, Shape};
 use super::ArrowReadOptions;
@@ -20,19 +21,48 @@ pub(super) enum Role {
     Bytes(String),
     /// Another member, of this name.
     Text(String),
+    /// A field of this name in the member `json`.
+    Json(String),
+}
+
+/// Columns beside images and captions that go into a member `json`: numbers, strings, booleans, dates,
+/// lists, structs and maps of them. Columns of bytes are members of their own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum OtherColumns {
+    /// None: columns of text become members of their own, others are passed over.
+    #[default]
+    None,
+    /// All of them.
+    All,
+    /// Those of these names, which must be there.
+    Named(Vec<String>),
+}
+
+impl OtherColumns {
+    fn has(&self, name: &str) -> bool {
+        match self {
+            OtherColumns::None => false,
+            OtherColumns::All => true,
+            OtherColumns::Named(names) => names.iter().any(|wanted| wanted == name),
+        }
+    }
+}
+
+/// What was chosen of the columns of a shard.
+pub(super) struct Selection {
+    pub(super) columns: Vec<(Selected, Role)>,
+    /// Wanted in `json`, but of a type that JSON has no place for.
+    pub(super) left_out: Vec<String>,
 }
 
 /// Columns in an error, at most.
 const MAX_LISTED: usize = 20;
 
-/// A column that hub sets of tar shards have: the JSON beside image and text, as a struct.
-const JSON: &str = "json";
-
 /// Finds the image and the caption columns, and whatever else can become a member.
 pub(super) fn select_columns(
     fields: &[Field],
     options: &ArrowReadOptions,
-) -> Result<Vec<(Selected, Role)>, ArrowError> {
+) -> Result<Selection, ArrowError> {
     let image = image_column(fields, options)?;
     let captions = caption_columns(fields, options)?;
     if captions.contains(&image) {
@@ -41,9 +71,19 @@ pub(super) fn select_columns(
             fields.get(image).map_or("", |field| &field.name)
         )));
     }
+    if let OtherColumns::Named(names) = &options.other_columns {
+        for name in names {
+            named(fields, name, "--keep-columns")?;
+        }
+    }
     let mut selection = Vec::new();
     let mut names = HashSet::new();
+    let mut json = JsonColumns::new(&options.other_columns);
     for (field_index, field) in fields.iter().enumerate() {
+        let is_caption = captions.contains(&field_index);
+        if field_index != image && (!is_caption || field.name == JSON) {
+            selection.extend(json.column(field_index, field));
+        }
         let Some((shape, content)) = content_of(field) else {
             continue;
         };
@@ -54,9 +94,18 @@ pub(super) fn select_columns(
             _ if field_index == image => Role::Image,
             (_, Some(position)) => Role::Caption(position),
             (Content::Image, None) => continue,
+            (Content::Bytes, None) if is_reserved() => {
+                if options.other_columns.has(&field.name) {
+                    json.left_out.push(described(field));
+                }
+                continue;
+            }
             _ if is_reserved() || !names.insert(field.name.as_str()) => continue,
             (Content::Bytes, None) => Role::Bytes(field.name.clone()),
-            (Content::Text, None) => Role::Text(field.name.clone()),
+            (Content::Text, None) if options.other_columns == OtherColumns::None => {
+                Role::Text(field.name.clone())
+            }
+            (Content::Text, None) => continue,
         };
         selection.push((Selected { field_index, shape }, role));
     }
@@ -70,8 +119,53 @@ pub(super) fn select_columns(
     if let Some(blocked) = blocked {
         let first_blocked = last_needed + 1 + blocked;
         selection.retain(|(selected, _)| selected.field_index < first_blocked);
+        let others = fields.iter().skip(first_blocked);
+        json.left_out.extend(others.map(described));
     }
-    Ok(selection)
+    Ok(Selection {
+        columns: selection,
+        left_out: json.left_out,
+    })
+}
+
+/// Columns that become fields of the member `json`.
+struct JsonColumns<'a> {
+    wanted: &'a OtherColumns,
+    names: HashSet<String>,
+    left_out: Vec<String>,
+}
+
+impl JsonColumns<'_> {
+    fn new(wanted: &OtherColumns) -> JsonColumns<'_> {
+        JsonColumns {
+            wanted,
+            names: HashSet::new(),
+            left_out: Vec::new(),
+        }
+    }
+
+    /// The field that a column becomes, if it becomes one.
+    fn column(&mut self, field_index: usize, field: &Field) -> Option<(Selected, Role)> {
+        let is_bytes = matches!(content_of(field), Some((_, Content::Bytes)));
+        if is_bytes || !self.wanted.has(&field.name) {
+            return None;
+        }
+        match Shape::whole(field) {
+            Some(shape) if self.names.insert(field.name.clone()) => {
+                let selected = Selected { field_index, shape };
+                Some((selected, Role::Json(field.name.clone())))
+            }
+            _ => {
+                self.left_out.push(described(field));
+                None
+            }
+        }
+    }
+}
+
+/// A column with its type.
+fn described(field: &Field) -> String {
+    format!("`{}` ({})", field.name, field.type_name())
 }
 
 fn content_of(field: &Field) -> Option<(Shape, Content)> {
@@ -211,9 +305,7 @@ fn none_found(fields: &[Field], first: &str, names: &[&str], setting: &str) -> A
 /// Columns with their types.
 fn listed(fields: &[Field]) -> String {
     let shown = fields.iter().take(MAX_LISTED);
-    let shown: Vec<_> = shown
-        .map(|field| format!("`{}` ({})", field.name, field.type_name()))
-        .collect();
+    let shown: Vec<_> = shown.map(described).collect();
     let more = match fields.len().saturating_sub(MAX_LISTED) {
         0 => String::new(),
         more => format!(" and {more} more"),

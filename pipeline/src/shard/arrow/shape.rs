@@ -1,5 +1,8 @@
 //! Which columns this reader decodes: a column's layout, told by its field.
 
+use arrow_format::ipc::MetadataVersion;
+
+use super::scalar::Scalar;
 use super::schema::{Field, Kind};
 use crate::captions::names;
 
@@ -16,6 +19,14 @@ pub(super) enum Shape {
     Image { bytes: Child, path: Option<Child> },
     /// Run-end encoded values.
     Runs(Box<Shape>),
+    /// Numbers, booleans, dates, times.
+    Scalar(Scalar),
+    /// A struct of which all children are wanted that JSON has a place for.
+    Record(Vec<Child>),
+    /// A map, with its keys and its values.
+    Map { key: Child, value: Child },
+    /// Nothing but nulls.
+    Nothing,
 }
 
 /// A child of a struct that is decoded.
@@ -47,6 +58,7 @@ impl Shape {
             Shape::Leaf if field.kind.is_binary() => Some(Content::Bytes),
             Shape::Leaf => Some(Content::Text),
             Shape::Runs(inner) => inner.content(field.children.get(1)?),
+            Shape::Scalar(_) | Shape::Record(_) | Shape::Map { .. } | Shape::Nothing => None,
             Shape::List(_) | Shape::Struct(_) => {
                 let leaf = *self.leaves(field).first()?;
                 leaf.kind.is_text().then_some(Content::Text)
@@ -77,6 +89,55 @@ impl Shape {
                 let children = std::iter::once(bytes).chain(path);
                 children.filter_map(below).flatten().collect()
             }
+            Shape::Record(children) => children.iter().filter_map(below).flatten().collect(),
+            Shape::Map { key, value } => {
+                let Some(entries) = field.children.first() else {
+                    return Vec::new();
+                };
+                let of = |child: &Child| {
+                    let field = entries.children.get(child.index);
+                    field.map(|field| child.shape.leaves(field))
+                };
+                [key, value].into_iter().filter_map(of).flatten().collect()
+            }
+            Shape::Scalar(_) | Shape::Nothing => Vec::new(),
+        }
+    }
+
+    /// The shape of all of a field that JSON has a place for: not bytes, and no type that is not decoded.
+    pub(super) fn whole(field: &Field) -> Option<Shape> {
+        if field.dictionary.is_some() {
+            return field.kind.is_text().then_some(Shape::Leaf);
+        }
+        let child = |field: &Field, index: usize| {
+            Some(Child {
+                index,
+                shape: Box::new(Shape::whole(field.children.get(index)?)?),
+            })
+        };
+        match field.kind {
+            Kind::Text { .. } | Kind::TextView => Some(Shape::Leaf),
+            Kind::Null => Some(Shape::Nothing),
+            Kind::List { .. } | Kind::FixedSizeList { .. } => {
+                Some(Shape::List(child(field, 0)?.shape))
+            }
+            Kind::RunEndEncoded => Some(Shape::Runs(child(field, 1)?.shape)),
+            Kind::Map => {
+                let entries = field.children.first()?;
+                Some(Shape::Map {
+                    key: child(entries, 0)?,
+                    value: child(entries, 1)?,
+                })
+            }
+            Kind::Struct => {
+                // Behind a child of unknown size nothing is found.
+                field.counts(MetadataVersion::V5)?;
+                let all = 0..field.children.len();
+                let children: Vec<_> = all.filter_map(|at| child(field, at)).collect();
+                let is_empty = children.is_empty() && !field.children.is_empty();
+                (!is_empty).then_some(Shape::Record(children))
+            }
+            kind => kind.scalar().map(Shape::Scalar),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use qf_pipeline::shard::arrow::OtherColumns;
 use qf_pipeline::shard::entries::{Entry, ShardEntries};
 use qf_pipeline::shard::group::split_key;
 use qf_pipeline::shard::read::ReadOptions;
@@ -45,6 +46,7 @@ pub(crate) fn copy_shard(
     let read = ReadOptions {
         all_members: true,
         needs_captions: false,
+        other_columns: OtherColumns::All,
         ..options.read.clone()
     };
     let entries = match ShardEntries::open(shard, &read, stop) {

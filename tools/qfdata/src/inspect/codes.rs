@@ -257,6 +257,9 @@ codes! {
     NO_ACCESS = "QF-X05" Note "samples cannot be reached one by one",
         "gzip, or zstd in one large frame, is read in order only; a full shuffle is not possible.",
         "Write it as .tar or as .tar.zst of many frames: `qfdata convert`.";
+    NO_CHECKSUMS = "QF-X06" Note "index without checksums",
+        "It was written with `qfdata index --no-checksum`: bytes that change later are not noticed when samples are read.",
+        "Write them: `qfdata index`.";
 
     ARROW_COLUMNS = "QF-A01" Error "image or caption column not found",
         "No column has a name or type that is known, or several have.",

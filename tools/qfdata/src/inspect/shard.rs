@@ -369,6 +369,10 @@ pub(crate) fn check_index(
                 }
             }
             match index.access() {
+                Some(_) if !index.has_checksums() => {
+                    let message = "changed bytes of its samples would not be noticed".to_string();
+                    (true, of_shard(&codes::NO_CHECKSUMS, message))
+                }
                 Some(_) => (true, None),
                 None => {
                     let message = "it can only be read in order".to_string();

@@ -15,7 +15,7 @@ use arrow_ipc::CompressionType;
 use super::oracle::{shared_ipc_files, write_oracle, Container, Variant};
 use super::*;
 use crate::shard::arrow::message::MessageReader;
-use crate::shard::arrow::{ArrowShardWriter, CaptionType};
+use crate::shard::arrow::{ArrowShardWriter, CaptionType, OtherColumns};
 
 /// Image, caption and further columns in two batches, with a dictionary.
 fn two_batches(random: &mut Random, rows: usize, image_bytes: usize) -> Vec<RecordBatch> {
@@ -99,15 +99,23 @@ fn views_and_run_ends_are_checked() {
 
 /// Reads everything and drops it; rows and bytes are bounded by what the shard can hold.
 fn survive(bytes: &[u8]) {
-    let options = ArrowReadOptions {
-        max_message_bytes: 1 << 20,
-        max_member_bytes: 1 << 16,
-        ..Default::default()
-    };
-    if let Ok(reader) = open_with(bytes, &options) {
+    for other_columns in [OtherColumns::None, OtherColumns::All] {
+        let options = ArrowReadOptions {
+            max_message_bytes: 1 << 20,
+            max_member_bytes: 1 << 16,
+            other_columns,
+            ..Default::default()
+        };
+        let Ok(reader) = open_with(bytes, &options) else {
+            continue;
+        };
         for item in reader {
-            if let Ok(Ok(sample)) = item {
-                assert!(sample.members.len() <= 3);
+            let Ok(Ok(sample)) = item else {
+                continue;
+            };
+            assert!(sample.members.len() <= 4);
+            if let Some(json) = sample.member("json").and_then(|json| json.bytes()) {
+                serde_json::from_slice::<serde_json::Value>(json).unwrap();
             }
         }
     }
@@ -131,14 +139,16 @@ fn flipped_and_cut_bytes_never_panic() {
                 compression,
                 ..Default::default()
             };
-            let of_views = random.below(2) == 0;
-            let batches = match of_views {
-                false => two_batches(&mut random, 12, 50),
-                true => vec![views_and_runs(12)],
+            let batches = match random.below(3) {
+                0 => two_batches(&mut random, 12, 50),
+                1 => vec![views_and_runs(12)],
+                _ => vec![super::samples::other_columns()],
             };
             let sound = write_oracle(&batches, container, variant);
             let (rows, failure) = read_all(&sound);
-            assert!(rows.len() == 12 && failure.is_none());
+            assert!(failure.is_none());
+            let expected: usize = batches.iter().map(RecordBatch::num_rows).sum();
+            assert_eq!(rows.len(), expected);
             let mut damaged = Vec::new();
             for _ in 0..1500 {
                 damaged.clear();

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use super::oracle::{write_oracle, Container};
 use super::*;
 use crate::sample::MemberData;
-use crate::shard::arrow::{ArrowShardWriter, ArrowWriteError, CaptionType};
+use crate::shard::arrow::{ArrowShardWriter, ArrowWriteError, CaptionType, OtherColumns};
 use crate::SkipReason;
 
 fn text(texts: &[&str]) -> MemberData {
@@ -514,4 +514,185 @@ fn shards_without_captions_are_read_where_none_are_needed() {
         .collect();
     let error = rows[0].as_ref().unwrap().as_ref().unwrap_err();
     assert_eq!(error.reason, SkipReason::NoCaption);
+}
+
+/// Columns of one kind each beside image and caption, as Apache's library writes them.
+pub(super) fn other_columns() -> RecordBatch {
+    use arrow_array::types::Int32Type;
+    use arrow_array::{
+        BooleanArray, Date32Array, Decimal128Array, FixedSizeBinaryArray, Float32Array,
+        Float64Array, Int64Array, ListArray, NullArray, TimestampMicrosecondArray, UInt64Array,
+    };
+    let jpeg: &[u8] = &[0xff, 0xd8, 0xff, 1];
+    let of = |rows: &[ImageRow<'_>]| images(rows);
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("nothing", Arc::new(NullArray::new(2))),
+        (
+            "id",
+            Arc::new(Int64Array::from(vec![Some(-7), Some(i64::MAX)])),
+        ),
+        (
+            "image",
+            of(&[Some((Some(jpeg), Some("a.jpg"))), Some((Some(jpeg), None))]),
+        ),
+        ("big", Arc::new(UInt64Array::from(vec![u64::MAX, 0]))),
+        (
+            "similarity",
+            Arc::new(Float32Array::from(vec![0.3, f32::NAN])),
+        ),
+        ("ratio", Arc::new(Float64Array::from(vec![Some(1.0), None]))),
+        (
+            "is_safe",
+            Arc::new(BooleanArray::from(vec![Some(true), None])),
+        ),
+        (
+            "url",
+            Arc::new(StringArray::from(vec![Some("h\"\n"), None])),
+        ),
+        ("day", Arc::new(Date32Array::from(vec![19_782, i32::MAX]))),
+        (
+            "when",
+            Arc::new(TimestampMicrosecondArray::from(vec![-1, 0]).with_timezone("UTC")),
+        ),
+        (
+            "price",
+            Arc::new(
+                Decimal128Array::from(vec![-5, 12_345])
+                    .with_precision_and_scale(9, 2)
+                    .unwrap(),
+            ),
+        ),
+        (
+            "boxes",
+            Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>([
+                Some(vec![Some(1), None, Some(3)]),
+                None,
+            ])),
+        ),
+        ("mask", of(&[Some((Some(jpeg), Some("m.png"))), None])),
+        (
+            "code",
+            Arc::new(FixedSizeBinaryArray::try_from_iter([[1_u8], [2]].iter()).unwrap()),
+        ),
+        ("caption", Arc::new(StringArray::from(vec!["one", "two"]))),
+        (
+            "kind",
+            Arc::new(
+                vec!["x", "y"]
+                    .into_iter()
+                    .collect::<DictionaryArray<Int8Type>>(),
+            ),
+        ),
+    ];
+    RecordBatch::try_from_iter(columns).unwrap()
+}
+
+fn json_members(shard: &[u8], other_columns: OtherColumns) -> Vec<Option<serde_json::Value>> {
+    let options = ArrowReadOptions {
+        other_columns,
+        ..ArrowReadOptions::default()
+    };
+    let rows = open_with(shard, &options).unwrap();
+    rows.map(|row| {
+        let sample = row.unwrap().unwrap();
+        let json = sample.member("json")?.bytes()?.to_vec();
+        Some(serde_json::from_slice(&json).unwrap())
+    })
+    .collect()
+}
+
+#[test]
+fn other_columns_become_a_json_member() {
+    use serde_json::json;
+    let batch = other_columns();
+    let expected = [
+        json!({"nothing": null, "id": -7, "big": u64::MAX, "similarity": 0.3, "ratio": 1.0, "is_safe": true,
+               "url": "h\"\n", "day": "2024-02-29", "when": "1969-12-31T23:59:59.999999+00:00",
+               "price": "-0.05", "boxes": [1, null, 3], "mask": {"path": "m.png"}, "kind": "x"}),
+        json!({"nothing": null, "id": i64::MAX, "big": 0, "similarity": null, "ratio": null,
+               "is_safe": null, "url": null, "day": i32::MAX, "when": "1970-01-01T00:00:00+00:00",
+               "price": "123.45", "boxes": null, "mask": null, "kind": "y"}),
+    ];
+    for container in [Container::Stream, Container::File] {
+        let shard = write_oracle(std::slice::from_ref(&batch), container, Default::default());
+        let found = json_members(&shard, OtherColumns::All);
+        assert_eq!(found, expected.clone().map(Some), "{container:?}");
+        let reader = open_with(
+            &shard,
+            &ArrowReadOptions {
+                other_columns: OtherColumns::All,
+                ..ArrowReadOptions::default()
+            },
+        );
+        let left_out = reader.unwrap().columns().left_out.clone();
+        assert_eq!(left_out, ["`code` (a fixed-width type)"]);
+    }
+    let shard = bytes_of(&batch);
+    let some = OtherColumns::Named(vec!["boxes".into(), "id".into()]);
+    assert_eq!(
+        json_members(&shard, some)[0],
+        Some(json!({"id": -7, "boxes": [1, null, 3]}))
+    );
+    assert_eq!(json_members(&shard, OtherColumns::None), [None, None]);
+    let absent = ArrowReadOptions {
+        other_columns: OtherColumns::Named(vec!["absent".into()]),
+        ..ArrowReadOptions::default()
+    };
+    let error = open_with(&shard, &absent).map(|_| ()).unwrap_err();
+    assert!(error.message.contains("no column `absent`"), "{error}");
+}
+
+/// The JSON of a hub set of tar shards is spread, and other columns keep their place.
+#[test]
+fn a_column_of_json_gives_its_fields() {
+    use serde_json::json;
+    let text = [r#"{"a": [1.5, null], "url": "in json"}"#, "not json"];
+    let jpeg: &[u8] = &[0xff, 0xd8, 0xff, 1];
+    let batch = RecordBatch::try_from_iter([
+        (
+            "jpg",
+            Arc::new(BinaryArray::from(vec![jpeg, jpeg])) as ArrayRef,
+        ),
+        ("txt", Arc::new(StringArray::from(vec!["one", "two"]))),
+        ("json", Arc::new(StringArray::from(text.to_vec()))),
+        ("url", Arc::new(StringArray::from(vec!["own", "own"]))),
+    ])
+    .unwrap();
+    let found = json_members(&bytes_of(&batch), OtherColumns::All);
+    let expected = [
+        json!({"a": [1.5, null], "url": "own"}),
+        json!({"json": "not json", "url": "own"}),
+    ];
+    assert_eq!(found, expected.map(Some));
+}
+
+/// A few bytes that stand for any number of values cost a sample, and no memory.
+#[test]
+fn json_is_bounded() {
+    let long = "x".repeat(1 << 20);
+    let values = StringArray::from(vec![long.as_str()]);
+    let keys = arrow_array::Int8Array::from(vec![0; 64]);
+    let dictionary = DictionaryArray::<Int8Type>::try_new(keys, Arc::new(values)).unwrap();
+    let list = arrow_array::ListArray::try_new(
+        Arc::new(Field::new("item", dictionary.data_type().clone(), true)),
+        arrow_buffer::OffsetBuffer::from_lengths([64]),
+        Arc::new(dictionary),
+        None,
+    )
+    .unwrap();
+    let jpeg: &[u8] = &[0xff, 0xd8, 0xff, 1];
+    let batch = RecordBatch::try_from_iter([
+        ("image", Arc::new(BinaryArray::from(vec![jpeg])) as ArrayRef),
+        ("caption", Arc::new(StringArray::from(vec!["one"]))),
+        ("tags", Arc::new(list)),
+    ])
+    .unwrap();
+    let options = ArrowReadOptions {
+        other_columns: OtherColumns::All,
+        ..ArrowReadOptions::default()
+    };
+    let shard = bytes_of(&batch);
+    let row = open_with(&shard, &options).unwrap().next_sample().unwrap();
+    let error = row.unwrap().unwrap_err();
+    assert_eq!(error.reason, SkipReason::SampleTooLarge, "{error}");
 }

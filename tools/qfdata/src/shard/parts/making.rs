@@ -32,16 +32,34 @@ pub(in crate::shard) fn shard_part(
     let number = part_number(args.part, plan.parts.len())?;
     let part = plan.parts[number as usize].clone();
     job = job_of_part(&job, &plan, number)?;
-    if let Some(done) = status::statistics(&plan, &job, number)? {
-        if !job.quiet {
-            let samples = counted(done.samples, "sample", "samples");
-            say(format_args!("part {number} is complete already: {samples}"))?;
-        }
+    if is_complete(&plan, &job, number)? {
         return Ok(());
     }
-    let of_plan = PartOfPlan { plan, part };
-    Run::new(&job, interrupt, Some(of_plan))?.write(started)?;
-    Ok(())
+    let of_plan = PartOfPlan {
+        plan: plan.clone(),
+        part,
+    };
+    let made = Run::new(&job, interrupt, Some(of_plan)).and_then(|run| run.write(started));
+    match made {
+        Ok(_) => Ok(()),
+        // Another process may have made it since: then all its shards are there, and none may be written.
+        Err(error) => match is_complete(&plan, &job, number) {
+            Ok(true) => Ok(()),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Whether a part is complete, which is said.
+fn is_complete(plan: &Plan, job: &JobArgs, number: u32) -> anyhow::Result<bool> {
+    let Some(done) = status::statistics(plan, job, number)? else {
+        return Ok(false);
+    };
+    if !job.quiet {
+        let samples = counted(done.samples, "sample", "samples");
+        say(format_args!("part {number} is complete already: {samples}"))?;
+    }
+    Ok(true)
 }
 
 /// Options that may differ from machine to machine; all others are the plan's.

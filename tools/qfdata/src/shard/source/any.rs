@@ -96,7 +96,8 @@ impl Source {
     /// Whether two rows may have one key.
     pub(in super::super) fn repeats_keys(&self) -> bool {
         match self {
-            Source::List(_) | Source::Parquet(_) => false,
+            Source::List(_) => false,
+            Source::Parquet(files) => files.repeats_keys(),
             Source::Shards(_) => true,
             Source::Spool(spool) => spool.facts.repeats_keys,
         }

@@ -502,6 +502,7 @@ fn open_shards(
         args.path_column.clone(),
         caption_column,
         args.caption_lines,
+        &Wanted::of(args).keep,
         &interrupt.stop(),
     );
     shards.notes.extend(notes);

@@ -11,6 +11,7 @@ mod json_file;
 mod lines;
 mod list;
 mod parquet;
+mod parquet_json;
 mod shards;
 mod spool;
 mod table;

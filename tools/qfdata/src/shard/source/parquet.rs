@@ -9,14 +9,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, Context};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row as Record};
-use qf_pipeline::shard::arrow::CaptionType;
-use serde_json::{Map, Number, Value};
+use parquet::schema::types::TypePtr;
+use qf_pipeline::captions::is_caption_member;
+use qf_pipeline::shard::arrow::{CaptionType, IMAGE_EXTENSIONS};
+use serde_json::{Map, Value};
 
 use super::super::load::ending_of;
 use super::super::row::{CaptionRef, Give, ImageRef, Input, Name, Row, Skip, SkipCause};
 use super::columns::{Chosen, Wanted};
 use super::fingerprint::Fingerprint;
+use super::folder::natural_key;
 use super::list::{captions_of_value, image_ref, key_of};
+use super::parquet_json::{json_of, member_name, value_of};
 
 /// Parquet files of one schema.
 pub(in super::super) struct Files {
@@ -24,10 +28,14 @@ pub(in super::super) struct Files {
     files: Vec<(PathBuf, u64)>,
     /// Names of the columns of the first.
     names: Vec<String>,
+    /// Their types.
+    types: Vec<TypePtr>,
     chosen: Chosen,
     wanted: Wanted,
     images: PathBuf,
     holds_texts: bool,
+    /// Whether images are structs of bytes and a path, which names the sample.
+    names_samples: bool,
     one_caption: bool,
     pub(super) notes: Vec<String>,
     pub(super) fingerprint: String,
@@ -69,20 +77,38 @@ impl Files {
             bail!("no Parquet files");
         };
         let is_binary = |at: usize| fields.get(at).is_some_and(|field| holds_bytes(field));
-        let chosen = Chosen::of(&names, is_binary, &wanted)
+        let mut chosen = Chosen::of(&names, is_binary, &wanted)
             .with_context(|| format!("cannot read {}", files[0].0.display()))?;
+        let mut notes = vec![format!(
+            "{}: {}",
+            files[0].0.display(),
+            chosen.described(&names)
+        )];
+        // A member of such a name would be taken for the sample's image or caption.
+        chosen.more.retain(|&column| {
+            let name = member_name(&names[column]);
+            let is_image = IMAGE_EXTENSIONS.contains(&name.as_str()) || is_caption_member(&name);
+            let has_place = !(is_image && fields[column].is_primitive() && is_binary(column));
+            if !has_place {
+                notes.push(format!(
+                    "column `{}` (binary) is left out: a sample has one image; rename the column to keep it",
+                    names[column]
+                ));
+            }
+            has_place
+        });
         let is_text = |at: &usize| fields.get(*at).is_some_and(|field| field.is_primitive());
         let folder = files[0].0.parent().unwrap_or(Path::new("")).to_owned();
         Ok(Files {
-            notes: vec![format!(
-                "{}: {}",
-                files[0].0.display(),
-                chosen.described(&names)
-            )],
+            notes,
             holds_texts: !is_binary(chosen.image),
+            names_samples: fields
+                .get(chosen.image)
+                .is_some_and(|field| field.is_group()),
             one_caption: chosen.captions.len() == 1 && chosen.captions.iter().all(is_text),
             fingerprint: fingerprint.finish(),
             images: images.map_or(folder, Path::to_owned),
+            types: fields,
             files,
             names,
             chosen,
@@ -92,6 +118,11 @@ impl Files {
 
     pub(super) fn rows(&self) -> u64 {
         self.files.iter().map(|(_, rows)| rows).sum()
+    }
+
+    /// Whether two rows may have one key.
+    pub(super) fn repeats_keys(&self) -> bool {
+        self.names_samples
     }
 
     pub(super) fn has_urls(&self) -> bool {
@@ -182,14 +213,14 @@ impl Files {
                 return Err(skip(SkipCause::OtherSplit, message));
             }
         }
-        let image = match self.image(take(self.chosen.image)) {
-            Some(image) => image,
+        let (image, path) = match self.image(take(self.chosen.image)) {
+            Some(found) => found,
             None => return Err(skip(SkipCause::BadRow, "it has no image".to_owned())),
         };
         let mut captions = Vec::new();
         let mut problem = (SkipCause::NoCaption, "it has no caption".to_owned());
         for &column in &self.chosen.captions {
-            match value_of(&take(column)) {
+            match self.value(column, &take(column)) {
                 Value::Null => {}
                 value => match captions_of_value(&value) {
                     Ok(found) => captions.extend(found),
@@ -201,10 +232,15 @@ impl Files {
             return Err(skip(problem.0, problem.1));
         }
         let mut more = Map::new();
+        let mut members = Vec::new();
         for &column in &self.chosen.more {
-            let value = value_of(&take(column));
             let name = self.names.get(column).cloned().unwrap_or_default();
-            more.insert(name, value);
+            match take(column) {
+                Field::Bytes(bytes) => members.push((member_name(&name), bytes.data().to_vec())),
+                field => {
+                    more.insert(name, self.value(column, &field));
+                }
+            }
         }
         let url = match &image {
             ImageRef::Url(url) => Some(url.clone()),
@@ -212,22 +248,32 @@ impl Files {
         };
         Ok(Row {
             name: Name {
-                key: key_of(position),
+                key: path
+                    .and_then(|path| natural_key(Path::new(&path)).ok())
+                    .unwrap_or_else(|| key_of(position)),
                 origin,
                 url,
             },
             image,
             captions: CaptionRef::Inline(captions),
-            json: (!more.is_empty()).then(|| serde_json::to_vec(&more).unwrap_or_default()),
-            members: Vec::new(),
+            json: json_of(more),
+            members,
         })
     }
 
-    fn image(&self, field: Field) -> Option<ImageRef> {
+    fn value(&self, column: usize, field: &Field) -> Value {
+        value_of(field, self.types.get(column).map(|field| field.as_ref()))
+    }
+
+    /// An image, and the path that names it beside its bytes.
+    fn image(&self, field: Field) -> Option<(ImageRef, Option<String>)> {
         match field {
             Field::Str(text) if text.trim().is_empty() => None,
-            Field::Str(text) => Some(image_ref(&self.images, &text)),
-            Field::Bytes(bytes) => Some(ImageRef::Bytes(bytes.data().to_vec(), String::new())),
+            Field::Str(text) => Some((image_ref(&self.images, &text), None)),
+            Field::Bytes(bytes) => {
+                let image = ImageRef::Bytes(bytes.data().to_vec(), String::new());
+                Some((image, None))
+            }
             // Hugging Face's image: bytes, or the path of a file.
             Field::Group(group) => {
                 let mut path = None;
@@ -241,10 +287,10 @@ impl Files {
                 }
                 match (bytes, path) {
                     (Some(bytes), path) => {
-                        let ending = path.map(|path| ending_of(Path::new(&path)));
-                        Some(ImageRef::Bytes(bytes, ending.unwrap_or_default()))
+                        let ending = path.as_deref().map(|path| ending_of(Path::new(path)));
+                        Some((ImageRef::Bytes(bytes, ending.unwrap_or_default()), path))
                     }
-                    (None, Some(path)) => Some(image_ref(&self.images, &path)),
+                    (None, Some(path)) => Some((image_ref(&self.images, &path), Some(path))),
                     (None, None) => None,
                 }
             }
@@ -274,51 +320,6 @@ fn holds_bytes(field: &parquet::schema::types::Type) -> bool {
         false => {
             let mut fields = field.get_fields().iter();
             fields.any(|field| field.name() == "bytes" && is_binary(field))
-        }
-    }
-}
-
-/// A field as JSON. Bytes have no place there.
-fn value_of(field: &Field) -> Value {
-    let float = |value: f64| Number::from_f64(value).map_or(Value::Null, Value::Number);
-    match field {
-        Field::Null | Field::Bytes(_) => Value::Null,
-        Field::Bool(value) => Value::Bool(*value),
-        Field::Byte(value) => (*value).into(),
-        Field::Short(value) => (*value).into(),
-        Field::Int(value) | Field::Date(value) | Field::TimeMillis(value) => (*value).into(),
-        Field::Long(value)
-        | Field::TimeMicros(value)
-        | Field::TimestampMillis(value)
-        | Field::TimestampMicros(value) => (*value).into(),
-        Field::UByte(value) => (*value).into(),
-        Field::UShort(value) => (*value).into(),
-        Field::UInt(value) => (*value).into(),
-        Field::ULong(value) => (*value).into(),
-        Field::Float16(value) => float(f64::from(value.to_f32())),
-        // As it is written: 0.3, not 0.30000001192092896.
-        Field::Float(value) => float(value.to_string().parse().unwrap_or(f64::from(*value))),
-        Field::Double(value) => float(*value),
-        Field::Decimal(_) => Value::String(field.to_string()),
-        Field::Str(text) => Value::String(text.clone()),
-        Field::Group(group) => {
-            let fields = group.get_column_iter();
-            Value::Object(
-                fields
-                    .map(|(name, field)| (name.clone(), value_of(field)))
-                    .collect(),
-            )
-        }
-        Field::ListInternal(list) => list.elements().iter().map(value_of).collect(),
-        Field::MapInternal(map) => {
-            let entry = |(key, value): &(Field, Field)| {
-                let key = match key {
-                    Field::Str(key) => key.clone(),
-                    key => key.to_string(),
-                };
-                (key, value_of(value))
-            };
-            Value::Object(map.entries().iter().map(entry).collect())
         }
     }
 }

@@ -1,17 +1,45 @@
 //! Rows of shards: WebDataset and Arrow, local and remote, in stored order.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use qf_pipeline::captions::names::caption_rank;
 use qf_pipeline::captions::{raw_captions, CaptionLines, CaptionSource};
-use qf_pipeline::shard::read::{read_shard, NoObserver, ReadOptions};
+use qf_pipeline::printable::Printable;
+use qf_pipeline::shard::arrow::{ChosenColumns, OtherColumns};
+use qf_pipeline::shard::read::{read_shard, LeaveMembers, MemberMemory, ReadOptions, WatchReads};
 use qf_pipeline::source::ShardLocation;
 use qf_pipeline::stop::Stop;
 use qf_pipeline::write::check_key;
 use qf_pipeline::{EncodedSample, MemberData, SampleError, SkipReason};
 
 use super::super::row::{CaptionRef, Give, ImageRef, Input, Name, Row, Skip, SkipCause};
+use super::columns::Keep;
 use super::fingerprint::Fingerprint;
+use super::parquet_json::member_name;
+
+/// Says which columns of Arrow shards have no place in a sample, once for all shards.
+#[derive(Default)]
+struct LeftOut(Mutex<BTreeSet<String>>);
+
+impl WatchReads for LeftOut {
+    fn chosen_columns(&self, columns: &ChosenColumns) {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for column in &columns.left_out {
+            if said.insert(column.clone()) {
+                log::warn!(
+                    "column {} is left out: it has no place in a sample",
+                    Printable(column)
+                );
+            }
+        }
+    }
+}
+
+impl MemberMemory for LeftOut {}
+
+impl LeaveMembers for LeftOut {}
 
 /// Shards that are read as they pass.
 pub(in super::super) struct Shards {
@@ -20,6 +48,7 @@ pub(in super::super) struct Shards {
     caption_column: Option<String>,
     lines: CaptionLines,
     options: ReadOptions,
+    left_out: LeftOut,
     pub(super) notes: Vec<String>,
     pub(super) fingerprint: String,
 }
@@ -30,6 +59,7 @@ impl Shards {
         image_column: Option<String>,
         caption_column: Option<String>,
         lines: Option<CaptionLines>,
+        keep: &Keep,
         stop: &Stop,
     ) -> Shards {
         let mut fingerprint = Fingerprint::new();
@@ -51,12 +81,18 @@ impl Shards {
                 all_members: true,
                 image_column: image_column.clone(),
                 caption_column: caption_column.clone(),
+                other_columns: match keep {
+                    Keep::All => OtherColumns::All,
+                    Keep::None => OtherColumns::None,
+                    Keep::Only(names) => OtherColumns::Named(names.clone()),
+                },
                 ..ReadOptions::default()
             },
             shards,
             image_column,
             caption_column,
             lines: lines.unwrap_or_default(),
+            left_out: LeftOut::default(),
             fingerprint: fingerprint.finish(),
         }
     }
@@ -91,7 +127,14 @@ impl Shards {
                 matches!(result, Ok(true))
             };
             let index = u32::try_from(index).unwrap_or(u32::MAX);
-            let read = read_shard(shard, index, &self.options, &NoObserver, stop, &mut visit);
+            let read = read_shard(
+                shard,
+                index,
+                &self.options,
+                &self.left_out,
+                stop,
+                &mut visit,
+            );
             if !result? {
                 return Ok(());
             }
@@ -172,7 +215,8 @@ impl Shards {
             } else if member.name == "json" {
                 row.json = Some(bytes);
             } else if member.name != "txt" {
-                row.members.push((member.name, bytes));
+                // Names of columns may hold what an extension cannot.
+                row.members.push((member_name(&member.name), bytes));
             }
         }
         Ok(row)
