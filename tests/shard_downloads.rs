@@ -13,7 +13,7 @@ use crate::bin;
 use crate::shard_cli::{image, read_back};
 use crate::test_data::python;
 
-/// Serves `argv[1]` as /image/ANYTHING, and faults under other names. Notes every request: path, headers,
+/// Serves `argv[1]` as /image/ANYTHING, as /own/NAME with its name behind it, and faults under other names. Notes every request: path, headers,
 /// and how many were under way. Prints its port; answers /requests with its notes.
 const SERVER: &str = r#"
 import http.server, json, socket, sys, threading, time
@@ -46,6 +46,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def fault(self, kind, count):
         here = f"http://127.0.0.1:{self.server.server_address[1]}"
         if kind == "image": return self.answer(200, image)
+        if kind == "own": return self.answer(200, image + self.path.encode())
         if kind == "slow":
             time.sleep(0.05); return self.answer(200, image)
         if kind == "missing": return self.answer(404, b"no such image")
@@ -77,13 +78,13 @@ print(server.server_address[1], flush=True)
 server.serve_forever()
 "#;
 
-struct Server {
+pub(crate) struct Server {
     process: Child,
     port: u16,
 }
 
 impl Server {
-    fn start(python: &Path, folder: &Path) -> Server {
+    pub(crate) fn start(python: &Path, folder: &Path) -> Server {
         let jpeg = folder.join("served.jpg");
         fs::write(&jpeg, image(image::ImageFormat::Jpeg, 9)).unwrap();
         let mut process = Command::new(python)
@@ -103,7 +104,7 @@ impl Server {
         }
     }
 
-    fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}/{path}", self.port)
     }
 

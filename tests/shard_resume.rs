@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -12,6 +13,8 @@ use serde_json::Value;
 
 use crate::bin;
 use crate::shard_cli::{image, FORMATS};
+use crate::shard_downloads::Server;
+use crate::test_data::python;
 
 const PAIRS: usize = 120;
 
@@ -41,17 +44,37 @@ fn pairs(folder: &Path) {
     }
 }
 
-fn command(folder: &Path, format: &str, out: &str) -> Command {
-    let mut command = Command::new(bin::qfdata());
-    command
-        .current_dir(folder)
-        .args(["shard", "pairs", "--out", &format!("{out}/s")])
-        .args(["--format", format, "--max-count", "7", "--threads", "2"])
-        .args(["--drop-doubles", "exact", "--on-bad", "skip", "--json"])
-        .args(["--shuffle-seed", "3"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
+/// A way to build shards of `pairs`, or of a list of URLs.
+struct Case {
+    name: String,
+    input: &'static str,
+    format: &'static str,
+    options: &'static [&'static str],
+}
+
+impl Case {
+    /// Of the folder, shuffled, without doubles.
+    fn pairs(format: &'static str) -> Case {
+        Case {
+            name: format.to_owned(),
+            input: "pairs",
+            format,
+            options: &["--drop-doubles", "exact", "--shuffle-seed", "3"],
+        }
+    }
+
+    fn command(&self, folder: &Path, out: &str) -> Command {
+        let mut command = Command::new(bin::qfdata());
+        command
+            .current_dir(folder)
+            .args(["shard", self.input, "--out", &format!("{out}/s")])
+            .args(["--format", self.format, "--max-count", "7"])
+            .args(["--threads", "2", "--on-bad", "skip", "--json"])
+            .args(self.options)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
 }
 
 /// Name, content and time of every file of a folder, hidden ones included.
@@ -79,60 +102,110 @@ fn a_run_killed_at_any_moment_ends_with_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     pairs(&folder.join("pairs"));
-    let mut state = 99u64;
-    for format in FORMATS {
-        let whole = format!("whole-{format}");
-        let begun = Instant::now();
-        let output = command(folder, format, &whole).output().unwrap();
-        let unbroken = begun.elapsed();
-        assert_eq!(output.status.code(), Some(3), "{output:?}");
-        let expected = contents(&folder.join(&whole));
-        assert!(expected.len() > 3 * 10, "{:?}", expected.keys());
-        let mut kept_in_all = 0;
-        for kill in 0..kills() {
-            let out = format!("killed-{format}-{kill}");
-            // Killed up to three times, each at a moment of its own.
-            for _ in 0..3 {
-                let mut child = command(folder, format, &out).spawn().unwrap();
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                let share = (state >> 40) as f64 / (1u64 << 24) as f64;
-                std::thread::sleep(unbroken.mul_f64(share));
-                child.kill().unwrap();
-                child.wait().unwrap();
-            }
-            let before = files(&folder.join(&out));
-            let output = command(folder, format, &out).output().unwrap();
-            match output.status.code() {
-                Some(3) => {
-                    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
-                    let kept = summary["kept"].as_u64().unwrap();
-                    kept_in_all += kept;
-                    let after = files(&folder.join(&out));
-                    for number in 0..kept {
-                        let name = format!("s-{number:06}.{format}");
-                        assert_eq!(before[&name].1, after[&name].1, "{name} was written again");
-                    }
-                }
-                // One of the three was faster than its kill.
-                Some(1) => {
-                    let message = String::from_utf8_lossy(&output.stderr);
-                    assert!(message.contains("exists already"), "{message}");
-                }
-                _ => panic!("{output:?}"),
-            }
-            let found = contents(&folder.join(&out));
-            let names =
-                |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
-            assert_eq!(names(&found), names(&expected), "{format} {kill}");
-            assert!(found == expected, "{format} {kill}");
-        }
-        println!(
-            "{format}: {kept_in_all} shards kept over {} kills",
-            3 * kills()
-        );
+    for case in FORMATS.map(Case::pairs) {
+        assert_resumes(folder, &case);
     }
+    assert_resumes(
+        folder,
+        &Case {
+            name: "held out".to_owned(),
+            options: &["--held-out", "30%", "--drop-doubles", "exact"],
+            ..Case::pairs("tar")
+        },
+    );
+}
+
+/// Downloads that are under way when the run is killed are made again, and end in the same shards.
+#[test]
+fn downloads_killed_at_any_moment_end_with_the_same_bytes() {
+    let Some(python) = python("downloads_killed_at_any_moment_end_with_the_same_bytes") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let server = Server::start(&python, folder);
+    let mut list = String::from("url,caption\n");
+    for number in 0..PAIRS {
+        // Each image differs; every eleventh is not there.
+        let kind = if number % 11 == 10 { "missing" } else { "own" };
+        let url = server.url(&format!("{kind}/{number}"));
+        list += &format!("{url},image {number}\n");
+    }
+    fs::write(folder.join("list.csv"), list).unwrap();
+    assert_resumes(
+        folder,
+        &Case {
+            name: "downloads".to_owned(),
+            input: "list.csv",
+            format: "tar",
+            options: &["--allow-private-addresses", "--parallel-downloads", "5"],
+        },
+    );
+}
+
+/// Kills runs at moments of a seeded generator, goes on, and compares every file with those of an unbroken run.
+fn assert_resumes(folder: &Path, case: &Case) {
+    let whole = format!("whole-{}", case.name);
+    bin::qfdata(); // Built first: that takes its time, too.
+    let begun = Instant::now();
+    let output = case.command(folder, &whole).output().unwrap();
+    let unbroken = begun.elapsed();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let expected = contents(&folder.join(&whole));
+    assert!(expected.len() > 3 * 10, "{:?}", expected.keys());
+    let (mut kept_in_all, mut killed) = (0, 0);
+    let mut state = 99u64;
+    for kill in 0..kills() {
+        let name = format!("{} {kill}", case.name);
+        let out = format!("killed-{name}");
+        // Killed up to three times, each at a moment of its own.
+        for _ in 0..3 {
+            let mut child = case.command(folder, &out).spawn().unwrap();
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let share = (state >> 40) as f64 / (1u64 << 24) as f64;
+            std::thread::sleep(unbroken.mul_f64(share));
+            child.kill().unwrap();
+            killed += usize::from(child.wait().unwrap().signal() == Some(9));
+        }
+        let before = files(&folder.join(&out));
+        let output = case.command(folder, &out).output().unwrap();
+        match output.status.code() {
+            Some(3) => {
+                let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+                let kept = summary["kept"].as_u64().unwrap();
+                kept_in_all += kept;
+                let after = files(&folder.join(&out));
+                let ending = format!(".{}", case.format);
+                let is_same = |(name, (_, time)): &(&String, &(Vec<u8>, SystemTime))| {
+                    name.ends_with(&ending) && after[*name].1 == *time
+                };
+                let same = before.iter().filter(is_same).count() as u64;
+                assert!(
+                    same >= kept,
+                    "{name}: {same} of {kept} were not written again"
+                );
+            }
+            // One of the three was faster than its kill.
+            Some(1) => {
+                let message = String::from_utf8_lossy(&output.stderr);
+                assert!(message.contains("exists already"), "{name}: {message}");
+            }
+            _ => panic!("{name}: {output:?}"),
+        }
+        let found = contents(&folder.join(&out));
+        let names = |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&found), names(&expected), "{name}");
+        assert!(found == expected, "{name}");
+        fs::remove_dir_all(folder.join(&out)).unwrap();
+    }
+    println!(
+        "{}: {killed} of {} runs were killed before their end, {kept_in_all} shards kept",
+        case.name,
+        3 * kills()
+    );
+    assert!(killed >= kills(), "{}: {killed} were killed", case.name);
 }
 
 /// What was whole stays, unless the input has changed since.
@@ -142,7 +215,10 @@ fn a_changed_input_is_written_again() {
     let folder = folder.path();
     pairs(&folder.join("pairs"));
     let stopped = |folder: &Path| {
-        let mut child = command(folder, "tar.zst", "out").spawn().unwrap();
+        let mut child = Case::pairs("tar.zst")
+            .command(folder, "out")
+            .spawn()
+            .unwrap();
         let begun = Instant::now();
         let is_begun = || {
             let names = files(&folder.join("out")).into_keys();
@@ -157,7 +233,8 @@ fn a_changed_input_is_written_again() {
     };
     stopped(folder);
     fs::write(folder.join("pairs/0000.txt"), "another caption").unwrap();
-    let output = command(folder, "tar.zst", "out").output().unwrap();
+    let case = Case::pairs("tar.zst");
+    let output = case.command(folder, "out").output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr);
     if output.status.code() == Some(1) {
         // It was done before it was killed.
@@ -167,7 +244,7 @@ fn a_changed_input_is_written_again() {
     assert!(message.contains("the input has changed"), "{message}");
     let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(summary["kept"], 0);
-    command(folder, "tar.zst", "fresh").output().unwrap();
+    case.command(folder, "fresh").output().unwrap();
     assert!(contents(&folder.join("out")) == contents(&folder.join("fresh")));
 }
 
