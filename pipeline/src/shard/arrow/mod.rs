@@ -44,8 +44,8 @@ mod tests;
 
 pub use image_name::IMAGE_EXTENSIONS;
 pub use read::{ArrowShardReader, ChosenColumns};
+pub use row_json::OtherColumns;
 pub use scalar::{iso_date, iso_time, iso_timestamp, Unit};
-pub use select::OtherColumns;
 pub use write::{ArrowShardWriter, ArrowWriteError, CaptionType};
 
 /// How Arrow shards are read.

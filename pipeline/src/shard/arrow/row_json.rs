@@ -11,6 +11,30 @@ pub(super) const MAX_JSON_BYTES: usize = 16 << 20;
 /// A column that hub sets of tar shards have: the JSON beside image and text, as a struct or as text.
 pub(super) const JSON: &str = "json";
 
+/// Columns beside images and captions that go into a member `json`: numbers, strings, booleans, dates,
+/// lists, structs and maps of them. Columns of bytes are members of their own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum OtherColumns {
+    /// None: columns of text become members of their own, others are passed over.
+    #[default]
+    None,
+    /// All of them.
+    All,
+    /// Those of these names, which must be there.
+    Named(Vec<String>),
+}
+
+impl OtherColumns {
+    /// Whether a column of this name is wanted.
+    pub(super) fn has(&self, name: &str) -> bool {
+        match self {
+            OtherColumns::None => false,
+            OtherColumns::All => true,
+            OtherColumns::Named(names) => names.iter().any(|wanted| wanted == name),
+        }
+    }
+}
+
 /// Why a row has no JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoJson {

@@ -6,7 +6,14 @@ use arrow_format::ipc::{DateUnit, TimeUnit, TypeRef};
 use serde::Serialize;
 
 use super::error::ArrowError;
-use super::schema::IndexType;
+
+/// An integer type: of values, of dictionary indices, of run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct IndexType {
+    /// 1, 2, 4 or 8.
+    pub(super) width_bytes: usize,
+    pub(super) signed: bool,
+}
 
 /// A type of fixed width that JSON has a place for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use arrow_format::ipc::{
 };
 
 use super::error::{malformed, ArrowError};
+pub(super) use super::scalar::IndexType;
 use super::scalar::Scalar;
 
 /// Deepest nesting of a field.
@@ -98,14 +99,6 @@ impl Kind {
 pub(super) struct DictionaryEncoding {
     pub(super) id: i64,
     pub(super) index: IndexType,
-}
-
-/// An integer type: of dictionary indices, of run ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct IndexType {
-    /// 1, 2, 4 or 8.
-    pub(super) width_bytes: usize,
-    pub(super) signed: bool,
 }
 
 /// Entries of a record batch's `nodes` and `buffers` that belong to one field.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::batch::Selected;
 use super::error::ArrowError;
 use super::image_name::IMAGE_EXTENSIONS;
-use super::row_json::JSON;
+use super::row_json::{OtherColumns, JSON};
 use super::schema::Field;
 use super::shape::{Content, Shape};
 use super::ArrowReadOptions;
@@ -23,29 +23,6 @@ pub(super) enum Role {
     Text(String),
     /// A field of this name in the member `json`.
     Json(String),
-}
-
-/// Columns beside images and captions that go into a member `json`: numbers, strings, booleans, dates,
-/// lists, structs and maps of them. Columns of bytes are members of their own.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum OtherColumns {
-    /// None: columns of text become members of their own, others are passed over.
-    #[default]
-    None,
-    /// All of them.
-    All,
-    /// Those of these names, which must be there.
-    Named(Vec<String>),
-}
-
-impl OtherColumns {
-    fn has(&self, name: &str) -> bool {
-        match self {
-            OtherColumns::None => false,
-            OtherColumns::All => true,
-            OtherColumns::Named(names) => names.iter().any(|wanted| wanted == name),
-        }
-    }
 }
 
 /// What was chosen of the columns of a shard.
