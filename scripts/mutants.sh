@@ -57,12 +57,13 @@ names() { # ARGUMENT...
 
 # Demands that these tests pass, then runs them on the mutants that a file names, and adds the results to those in $OUT.
 # TESTS are arguments of cargo test, given to its build, too, so that nothing else is built.
-round() { # PATIENCE NAMES 'PACKAGES' 'TESTS' FILTER
-    local patience=$1 list=$2 filter=$5 status=0 kind file word options=() packages=() tests=()
+round() { # PATIENCE NAMES 'PACKAGES' 'TESTS' FILTER...
+    local patience=$1 list=$2 status=0 kind file word options=() packages=() tests=()
     for word in $3; do packages+=(--package "$word") options+=(--test-package "$word"); done
     for word in $4; do tests+=("$word") options+=("--cargo-arg=$word"); done
+    shift 4
     while read -r file; do options+=(--file "$file"); done < <(cut -d: -f1 "$list" | sort -u)
-    cargo test --quiet "${packages[@]}" "${tests[@]}" -- ${filter:+"$filter"} >$OUT/unchanged.log 2>&1 \
+    cargo test --quiet "${packages[@]}" "${tests[@]}" -- "$@" >$OUT/unchanged.log 2>&1 \
         || { tail -n 40 $OUT/unchanged.log >&2; die "these tests fail on the unchanged code"; }
     {
         if [ -e .cargo/mutants.toml ]; then cat .cargo/mutants.toml; fi
@@ -74,7 +75,7 @@ round() { # PATIENCE NAMES 'PACKAGES' 'TESTS' FILTER
     (
         ulimit -v "$MEMORY"
         cargo mutants --in-place --config $OUT/round.toml --output $OUT --baseline skip --timeout "$patience" \
-            --no-shuffle --colors never "${options[@]}" -- ${filter:+"$filter"}
+            --no-shuffle --colors never "${options[@]}" -- -- "$@"
     ) >$OUT/round.log 2>&1 || status=$?
     # 2: missed, 3: timed out.
     [[ $status =~ ^[023]$ ]] || { tail -n 20 $OUT/round.log >&2; die "cargo mutants ended with status $status"; }
@@ -83,11 +84,16 @@ round() { # PATIENCE NAMES 'PACKAGES' 'TESTS' FILTER
     done
 }
 
-# The module's own unit tests. Code that is not optimised compiles sooner, and these tests take a second.
+# The module's own unit tests; in the model, those of the whole model, too, which go through all its parts. Code that is not optimised compiles sooner, and these tests take a second.
 first_round() { # PACKAGE MODULE NAMES
     (
         export CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=none
-        round "$PATIENCE" "$3" "$1" --lib "$2::"
+        case "$1 $2" in
+            'qf-model layers' | 'qf-model loss' | 'qf-model qformer' | 'qf-model vision')
+                round "$PATIENCE" "$3" "$1" --lib "$2::" blip2::
+                ;;
+            *) round "$PATIENCE" "$3" "$1" --lib "$2::" ;;
+        esac
     )
 }
 
@@ -95,16 +101,16 @@ first_round() { # PACKAGE MODULE NAMES
 second_round() { # PACKAGE NAMES
     local uses='--lib --test=pil --test=pil_formats --test=fused_decode --test=allocations' patience=$((4 * PATIENCE))
     case "$1" in
-        qf-codecs) round $patience "$2" 'qf-codecs qf-pipeline' "$uses" '' ;;
+        qf-codecs) round $patience "$2" 'qf-codecs qf-pipeline' "$uses" ;;
         qf-pipeline)
             if grep -qE '^pipeline/src/(remote|source)/' "$2"; then uses='--lib --test=*'; fi
-            round $patience "$2" qf-pipeline "$uses" ''
+            round $patience "$2" qf-pipeline "$uses"
             ;;
         qf-model)
-            round $patience "$2" qf-model --lib ''
+            round $patience "$2" qf-model --lib
             if missed_of "$2" $OUT/third.txt; then round $patience $OUT/third.txt qf-tests --test=all golden::; fi
             ;;
-        *) round $patience "$2" "$1" --lib '' ;;
+        *) round $patience "$2" "$1" --lib ;;
     esac
 }
 

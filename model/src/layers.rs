@@ -366,3 +366,19 @@ impl LowCopies {
         self.copies_of(parameters, 1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// torch.nn.init.xavier_uniform_: √6 / √(inputs + outputs).
+    #[test]
+    fn bounds_of_xavier() {
+        for (inputs, outputs, expected) in [(1, 5, 1.0), (768, 3 * 768, 0.044_194_173_824_159_22)] {
+            let Init::Uniform { bound } = xavier(inputs, outputs) else {
+                panic!("uniform");
+            };
+            assert!((bound - expected).abs() < 1e-15, "{bound} {expected}");
+        }
+    }
+}

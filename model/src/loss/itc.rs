@@ -153,6 +153,25 @@ mod tests {
         );
     }
 
+    /// Batches of all ranks have thousands of columns, and every one of them can be a row's match.
+    #[test]
+    fn every_column_of_a_large_batch_counts() {
+        const COLUMNS: i64 = 300;
+        let sims = Tensor::arange(COLUMNS * COLUMNS, (Kind::Double, Device::Cpu))
+            .sin()
+            .view([COLUMNS, COLUMNS]);
+        let rows = Vec::<Vec<f64>>::try_from(&sims).unwrap();
+        let cost = |(row, sims): (usize, &Vec<f64>)| {
+            let sum: f64 = sims.iter().map(|s| s.exp()).sum();
+            sum.ln() - sims[row]
+        };
+        let expected = rows.iter().enumerate().map(cost).sum::<f64>() / COLUMNS as f64;
+        let index = Targets::Index(Tensor::arange(COLUMNS, (Kind::Int64, Device::Cpu)));
+        close(&loss(&sims, &index, 0.0).unwrap(), &[expected]);
+        let mask = Targets::SameImage(index.mask(COLUMNS).unwrap());
+        close(&loss(&sims, &mask, 0.0).unwrap(), &[expected]);
+    }
+
     #[test]
     fn columns_of_one_image_share_its_target() {
         let sims = Tensor::from_slice2(&[[1.0f64, 3.0, 0.0]]);

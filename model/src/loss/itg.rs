@@ -78,6 +78,25 @@ mod tests {
         );
     }
 
+    /// The widest product of a small model is spared what the loss passes over.
+    #[test]
+    fn the_head_sees_the_rows_that_count() {
+        let hidden = Tensor::arange(16, (Kind::Double, Device::Cpu)).view([4, 4]);
+        for (labels, compacts, expected) in [
+            ([1i64, IGNORED, 0, IGNORED], true, vec![0.0, 8.0]),
+            ([1, IGNORED, 0, IGNORED], false, vec![0.0, 4.0, 8.0, 12.0]),
+            ([1, 2, 0, 3], true, vec![0.0, 4.0, 8.0, 12.0]),
+        ] {
+            let seen = std::cell::RefCell::new(Vec::new());
+            let head = |rows: &Tensor| {
+                *seen.borrow_mut() = Vec::<f64>::try_from(rows.select(1, 0)).unwrap();
+                Ok(rows.shallow_clone())
+            };
+            let _ = loss(&hidden, &Tensor::from_slice(&labels), 0.1, compacts, head).unwrap();
+            assert_eq!(seen.into_inner(), expected, "{labels:?}, {compacts}");
+        }
+    }
+
     #[test]
     fn mean_over_tokens_not_over_samples() {
         // Uniform scores: every token costs ln V, smoothed or not; a skewed one differs.

@@ -701,6 +701,25 @@ mod tests {
         assert_eq!((divisor(4.0), divisor(1.0)), (2.0, 1.0));
         let free = AdamW::new(&store, &CONFIG).unwrap();
         assert!(free.clip_divisor(&norm).unwrap().is_none());
+        let empty = AdamW::new(&ParamStore::new(Device::Cpu, 0), &config).unwrap();
+        assert_eq!(empty.gradient_norm().unwrap().double_value(&[]), 0.0);
+    }
+
+    /// A single process has nobody to share with: it keeps all state, whatever the setting.
+    #[test]
+    fn one_rank_keeps_the_state_of_all() {
+        let store = store(&[("a", &[2, 2], 0.5), ("b", &[3], 0.5)]);
+        let config = AdamWConfig {
+            shard_state: true,
+            ..CONFIG
+        };
+        let optimizer = AdamW::new(&store, &config).unwrap();
+        assert!(!optimizer.is_sharded());
+        optimizer.share_parameters(&SingleProcess).unwrap();
+        optimizer.send_state(&SingleProcess).unwrap();
+        assert_eq!(optimizer.state().unwrap().len(), 6);
+        // Two moments of four and of three f32, and two counters.
+        assert_eq!(optimizer.state_bytes(), 4 * (2 * (4 + 3) + 2));
     }
 
     #[test]

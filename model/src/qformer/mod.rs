@@ -475,6 +475,26 @@ mod tests {
         }
     }
 
+    /// What torch's memory-efficient attention asks of a mask in 16 bits, with no more memory than that takes.
+    #[test]
+    fn masks_in_16_bits_are_aligned() {
+        let (mut qformer, _, _, _) = small(1, 1);
+        let plain = Tensor::ones([2, 1, 3, 5], (Kind::Float, Device::Cpu));
+        assert_eq!(qformer.mask(plain).unwrap().stride(), [15, 15, 5, 1]);
+        qformer.low_kind = Some(Kind::BFloat16);
+        for keys in 1..=17 {
+            let mask = Tensor::arange(6 * keys, (Kind::Float, Device::Cpu)).view([2, 1, 3, keys]);
+            let aligned = qformer.mask(mask.copy()).unwrap();
+            assert_eq!(
+                (aligned.size(), aligned.kind()),
+                (mask.size(), Kind::BFloat16)
+            );
+            assert!(aligned.equal(&mask.to_kind(Kind::BFloat16)));
+            let row = aligned.stride()[2];
+            assert!(row % 8 == 0 && (keys..keys + 8).contains(&row), "{row}");
+        }
+    }
+
     #[test]
     fn padding_and_later_tokens_do_not_reach_earlier_rows() {
         let (qformer, norm, query_tokens, _store) = small(3, 2);
