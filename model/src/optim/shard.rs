@@ -135,3 +135,126 @@ impl AdamW {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collective::{Collective, Reduction};
+    use crate::params::{Init, ParamStore};
+    use crate::AdamWConfig;
+
+    /// Rank 1 of two that cannot reach each other.
+    struct Apart;
+
+    impl Collective for Apart {
+        fn rank(&self) -> i64 {
+            1
+        }
+
+        fn world_size(&self) -> i64 {
+            2
+        }
+
+        fn all_gather(&self, _: &Tensor) -> Result<Tensor, ModelError> {
+            unreachable!()
+        }
+
+        fn all_gather_with_grad(&self, _: &Tensor) -> Result<Tensor, ModelError> {
+            unreachable!()
+        }
+    }
+
+    impl Ranks for Apart {
+        fn all_reduce(&self, _: &mut Tensor, _: Reduction) -> Result<(), ModelError> {
+            unreachable!()
+        }
+
+        fn broadcast(&self, _: &[&Tensor]) -> Result<(), ModelError> {
+            Ok(())
+        }
+
+        fn process_group(&self) -> Option<&ProcessGroup> {
+            None
+        }
+
+        fn leave_word(&self, _: &[u8]) -> Result<(), ModelError> {
+            Ok(())
+        }
+
+        fn last_words(&self) -> Option<Vec<Vec<u8>>> {
+            None
+        }
+    }
+
+    fn store() -> ParamStore {
+        let mut store = ParamStore::new(Device::Cpu, 0);
+        for (name, shape) in [("large", &[5, 5][..]), ("middle", &[4, 4]), ("small", &[3])] {
+            let value = Init::Constant(1.0);
+            let _ = store.declare(name, shape, value, true).unwrap();
+        }
+        store
+    }
+
+    #[test]
+    fn a_rank_keeps_and_moves_its_share_alone() {
+        let store = store();
+        let config = AdamWConfig {
+            shard_state: true,
+            ema_decay: Some(0.5),
+            ..AdamWConfig::default()
+        };
+        let mut optimizer = AdamW::for_rank(&store, &config, &Apart).unwrap();
+        assert!(optimizer.is_sharded());
+        // The largest goes to rank 0, the other two to this one: moments, averages, counters.
+        assert_eq!(optimizer.state_bytes(), 4 * (3 * (16 + 3) + 2));
+        let parts = optimizer.state_parts().unwrap();
+        assert_eq!(parts.len(), 3 * 4);
+        for part in &parts {
+            let owner = i64::from(!part.name.starts_with("large."));
+            assert_eq!(part.owner, owner, "{}", part.name);
+            assert_eq!(part.value.is_some(), owner == 1, "{}", part.name);
+        }
+        let names: Vec<String> = optimizer
+            .state()
+            .unwrap()
+            .into_iter()
+            .map(|(n, _)| n)
+            .collect();
+        assert!(names.iter().all(|name| !name.starts_with("large.")) && names.len() == 2 * 4);
+        let sum = store
+            .trainable()
+            .map(|p| p.tensor.square().sum(tch::Kind::Float));
+        sum.reduce(|a, b| a + b).unwrap().backward();
+        optimizer.step(0.1).unwrap();
+        let first = |name| store.get(name).unwrap().tensor.view(-1).double_value(&[0]);
+        assert_eq!(first("large"), 1.0, "its owner has not moved it");
+        assert!(first("middle") < 0.95 && first("small") < 0.95);
+    }
+
+    #[test]
+    fn the_rest_of_the_state_needs_the_other_ranks() {
+        let config = AdamWConfig {
+            shard_state: true,
+            ..AdamWConfig::default()
+        };
+        let mut optimizer = AdamW::for_rank(&store(), &config, &Apart).unwrap();
+        for result in [
+            optimizer.share_parameters(&Apart),
+            optimizer.send_state(&Apart),
+            optimizer.receive_state(&[], &[], &Apart),
+            optimizer.load_shared_state(None, &Apart),
+        ] {
+            let message = result.unwrap_err().to_string();
+            assert!(
+                message.contains("pass the ranks that it was made for"),
+                "{message}"
+            );
+        }
+        // Ranks that each keep all have nothing to send.
+        let config = AdamWConfig::default();
+        let mut whole = AdamW::for_rank(&store(), &config, &Apart).unwrap();
+        whole.share_parameters(&Apart).unwrap();
+        whole.send_state(&Apart).unwrap();
+        whole.load_shared_state(None, &Apart).unwrap();
+    }
+}

@@ -237,6 +237,142 @@ fn truncated_files_are_errors() {
     assert!(error.to_string().contains("truncated"), "{error}");
 }
 
+/// Noise in few enough colours for a GIF's palette: two places never agree by chance for a whole row.
+fn noise(width: u32, height: u32) -> ImageBuffer<Rgb<u8>, Vec<u8>> {
+    let mut state = 1u32;
+    ImageBuffer::from_fn(width, height, |_, _| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let level = |shift: u32| (state >> shift & 3) as u8 * 85;
+        Rgb([level(30), level(27), level(24)])
+    })
+}
+
+const CROPS: [(u32, u32, u32, u32); 6] = [
+    (0, 0, 37, 53),
+    (5, 3, 20, 31),
+    (36, 52, 1, 1),
+    (0, 10, 37, 1),
+    (7, 0, 3, 53),
+    (1, 17, 33, 33),
+];
+
+/// A decoded region of a lossless format is that region of what was encoded, whole and in strips.
+#[test]
+fn crops_of_lossless_formats_are_exact() {
+    let picture = noise(37, 53);
+    let mut decoder = Decoder::new(DecodeLimits::default(), OnTruncated::Error);
+    let encodings = [
+        Encoding::Png,
+        Encoding::WebP,
+        Encoding::Bmp,
+        Encoding::Tiff,
+        Encoding::Gif,
+    ];
+    for encoding in encodings {
+        let bytes = match encoding {
+            Encoding::Gif => encode(DynamicImage::from(picture.clone()).to_rgba8(), encoding),
+            _ => encode(picture.clone(), encoding),
+        };
+        for (x, y, width, height) in CROPS {
+            let name = format!("{encoding:?}, {width}×{height} from ({x}, {y})");
+            let row_of = |row: u32| -> Vec<u8> {
+                let columns = (x..x + width).map(|column| picture.get_pixel(column, y + row).0);
+                columns.flatten().collect()
+            };
+            let expected: Vec<Vec<u8>> = (0..height).map(row_of).collect();
+            let crop = CropBox {
+                x,
+                y,
+                width,
+                height,
+            };
+            let opened = decoder.open(&bytes).expect("a header");
+            let mut strips = Vec::new();
+            let came = decoder
+                .decode_strips(&opened, crop, (8, DecodeQuality::Exact), &mut |strip| {
+                    let StripRows::Pixels { pixels, stride } = strip.rows else {
+                        panic!("{name}: pixels");
+                    };
+                    assert_eq!((strip.width, strip.height), (width, height), "{name}");
+                    assert_eq!(strip.first_row as usize, strips.len(), "{name}");
+                    let rows = pixels.chunks(stride);
+                    strips.extend(rows.map(|row| row[..width as usize * 3].to_vec()));
+                })
+                .expect("decodes");
+            assert_eq!(came, encoding != Encoding::WebP, "{name}");
+            assert!(!came || strips == expected, "{name}, in strips");
+
+            let decoded = decoder
+                .decode(&opened, crop, 8, DecodeQuality::Exact)
+                .expect("decodes");
+            let hull = decoded.hull;
+            assert_eq!((hull.width, hull.height), (width, height), "{name}");
+            assert!(hull.x + width <= decoded.columns && hull.y + height <= decoded.rows);
+            let rows = decoded.pixels.chunks(decoded.columns as usize * 3);
+            let rows = rows.skip(hull.y as usize).take(height as usize);
+            let from = hull.x as usize * 3;
+            let rows: Vec<Vec<u8>> = rows
+                .map(|row| row[from..from + width as usize * 3].to_vec())
+                .collect();
+            assert!(rows == expected, "{name}");
+        }
+    }
+}
+
+/// A region has to lie within the picture: by its last column, by its last row, and with numbers that overflow.
+#[test]
+fn crops_beyond_the_picture_are_refused() {
+    let bytes = encode(noise(37, 53), Encoding::Png);
+    let mut decoder = Decoder::new(DecodeLimits::default(), OnTruncated::Error);
+    let opened = decoder.open(&bytes).expect("a header");
+    for (x, y, width, height) in [
+        (0, 0, 38, 53),
+        (0, 0, 37, 54),
+        (37, 0, 1, 1),
+        (0, 53, 1, 1),
+        (1, 1, 0, 5),
+        (1, 1, 5, 0),
+        (u32::MAX, 0, 2, 1),
+        (0, u32::MAX, 1, 2),
+    ] {
+        let crop = CropBox {
+            x,
+            y,
+            width,
+            height,
+        };
+        let error = decoder
+            .decode(&opened, crop, 8, DecodeQuality::Exact)
+            .map(drop)
+            .expect_err("refused");
+        assert!(error.to_string().contains("beyond the picture"), "{error}");
+    }
+}
+
+/// Runs of 255 pixels take two bytes, so a file can hold 127.5 pixels for each of its bytes at most.
+#[test]
+fn a_bmp_has_bytes_for_its_pixels() {
+    let header = |width: u32| {
+        let mut bytes = encode(gradient(1, 1), Encoding::Bmp);
+        bytes[18..22].copy_from_slice(&width.to_le_bytes());
+        bytes
+    };
+    let whole = bmp::Header::read(
+        &encode(gradient(37, 23), Encoding::Bmp),
+        &DecodeLimits::default(),
+    );
+    assert_eq!(whole.expect("a header").held_bytes(), 3 * 37 * 23);
+    let len = header(1).len() as u32;
+    let decoder = Decoder::new(DecodeLimits::default(), OnTruncated::Error);
+    decoder.open(&header(128 * len)).expect("within the bound");
+    let error = decoder.open(&header(128 * (len + 1))).map(drop);
+    let error = error.expect_err("beyond it").to_string();
+    assert!(
+        error.contains(&format!("{len} bytes of data cannot hold")),
+        "{error}"
+    );
+}
+
 #[test]
 fn exif_orientations_agree() {
     let folder = "data/photos/recurser_exif-orientation-examples";
