@@ -84,11 +84,12 @@ round() { # PATIENCE NAMES 'PACKAGES' 'TESTS' FILTER...
     done
 }
 
-# The module's own unit tests; in the model, those of the whole model, too, which go through all its parts. Code that is not optimised compiles sooner, and these tests take a second.
+# The module's own unit tests, and for parts of the model or of a batch those of the whole. Code that is not optimised compiles sooner, and these tests take a second.
 first_round() { # PACKAGE MODULE NAMES
     (
         export CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=none
         case "$1 $2" in
+            'qf-pipeline batch') round "$PATIENCE" "$3" "$1" --lib "$2::" loader::tests ;;
             'qf-model layers' | 'qf-model loss' | 'qf-model qformer' | 'qf-model vision')
                 round "$PATIENCE" "$3" "$1" --lib "$2::" blip2::
                 ;;

@@ -712,6 +712,22 @@ mod tests {
                 compare(&name, out.as_bytes(), &golden.cropped);
                 training.render_decoded(&decoded(golden.crop), true, out.as_mut());
                 compare(&name, out.as_bytes(), &mirrored(&golden.cropped, size));
+
+                // A crop that begins and ends within pixels, as that of a reduced JPEG does.
+                if width.min(height) > 8 {
+                    let mut within = decoded(whole);
+                    within.crop = Area {
+                        left: 1.25,
+                        top: 2.5,
+                        width: within.crop.width - 4.5,
+                        height: within.crop.height - 6.25,
+                    };
+                    let mut pillow = PlanarRgb::black(size);
+                    evaluation.render_decoded(&within, false, pillow.as_mut());
+                    training.render_decoded(&within, false, out.as_mut());
+                    compare(&name, out.as_bytes(), pillow.as_bytes());
+                    assert_ne!(out.as_bytes(), golden.whole, "{name}");
+                }
             }
         }
     }

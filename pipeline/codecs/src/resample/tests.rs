@@ -232,12 +232,16 @@ fn a_part_that_ends_early_leaves_the_output_as_it_was() {
     let shape = Shape {
         height: rows,
         area: Area::whole(4.0, rows as f64),
+        size: 16,
         ..SHAPE
     };
-    let pixels = vec![200; 12 * rows - 1];
-    let mut planes = [1; 12];
-    assert!(!Resampler::default().resize(&shape, &pixels, 12, &mut planes));
-    assert_eq!(planes, [1; 12]);
+    let pixels = vec![200; 12 * rows];
+    let mut planes = [1; 3 * 16 * 16];
+    let mut resampler = Resampler::default();
+    assert!(!resampler.resize(&shape, &pixels[..12 * rows - 1], 12, &mut planes));
+    assert_eq!(planes, [1; 3 * 16 * 16]);
+    let done = resampler.resize(&shape, &pixels, 12, &mut planes);
+    assert_eq!(done, Resampler::is_available());
 }
 
 #[test]
