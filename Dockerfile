@@ -18,10 +18,13 @@ ARG QF_COMMIT=unknown
 # The programs record where libtorch is, so it has the same place in both stages. Of it they need the
 # libraries alone.
 ENV QF_CACHE=/opt/qformer QF_NO_APT=1 QF_DEPS_CACHE=0 RUSTUP_TOOLCHAIN=1.89.0
-RUN make install PREFIX=/usr/local \
-    && mkdir /out \
-    && cp -a --parents /usr/local/bin/qfdata /usr/local/bin/qftrain /usr/local/libexec/qformer \
-        /opt/qformer/libtorch-*/site/torch/lib /opt/qformer/libtorch-*/site/nvidia /out \
+RUN make install PREFIX=/usr/local
+# Relative paths: Debian's cp (coreutils 9.1) fails on `--parents` with absolute ones.
+WORKDIR /
+RUN mkdir /out \
+    && cp -a --parents usr/local/bin/qfdata usr/local/bin/qftrain usr/local/libexec/qformer \
+        opt/qformer/libtorch-*/site/torch/lib opt/qformer/libtorch-*/site/torch/version.py \
+        opt/qformer/libtorch-*/site/nvidia /out \
     && find /out -type d -name include -prune -exec rm -rf {} +
 
 FROM debian:bookworm-slim
