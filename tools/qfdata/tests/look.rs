@@ -6,6 +6,8 @@ mod copies;
 mod files;
 #[path = "look/hostile.rs"]
 mod hostile;
+#[path = "look/http.rs"]
+mod http;
 #[path = "look/memory.rs"]
 mod memory;
 #[path = "look/stats.rs"]
