@@ -18,11 +18,11 @@ use crate::test_data::python;
 
 const PAIRS: usize = 120;
 
-/// How often a run is killed, for each format; `QF_KILLS` sets another number.
+/// How many runs are killed before their end, for each format; `QF_KILLS` sets another number.
 #[allow(clippy::disallowed_methods)] // A number for a longer test, by hand.
 fn kills() -> usize {
     let kills = std::env::var("QF_KILLS").ok();
-    kills.and_then(|kills| kills.parse().ok()).unwrap_or(4)
+    kills.and_then(|kills| kills.parse().ok()).unwrap_or(8)
 }
 
 fn pairs(folder: &Path) {
@@ -149,14 +149,20 @@ fn assert_resumes(folder: &Path, case: &Case) {
     bin::qfdata(); // Built first: that takes its time, too.
     let begun = Instant::now();
     let output = case.command(folder, &whole).output().unwrap();
-    let unbroken = begun.elapsed();
+    let mut unbroken = begun.elapsed();
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     let expected = contents(&folder.join(&whole));
     assert!(expected.len() > 3 * 10, "{:?}", expected.keys());
-    let (mut kept_in_all, mut killed) = (0, 0);
+    let (mut kept_in_all, mut killed, mut rounds) = (0, 0, 0);
     let mut state = 99u64;
-    for kill in 0..kills() {
-        let name = format!("{} {kill}", case.name);
+    while killed < kills() {
+        rounds += 1;
+        assert!(
+            rounds <= 10 + kills(),
+            "{}: {killed} were killed",
+            case.name
+        );
+        let name = format!("{} {rounds}", case.name);
         let out = format!("killed-{name}");
         // Killed up to three times, each at a moment of its own.
         for _ in 0..3 {
@@ -167,7 +173,11 @@ fn assert_resumes(folder: &Path, case: &Case) {
             let share = (state >> 40) as f64 / (1u64 << 24) as f64;
             std::thread::sleep(unbroken.mul_f64(share));
             child.kill().unwrap();
-            killed += usize::from(child.wait().unwrap().signal() == Some(9));
+            match child.wait().unwrap().signal() {
+                Some(9) => killed += 1,
+                // It was faster than the first one, on a machine that others use.
+                _ => unbroken = unbroken.mul_f64(0.9),
+            }
         }
         let before = files(&folder.join(&out));
         let output = case.command(folder, &out).output().unwrap();
@@ -203,9 +213,8 @@ fn assert_resumes(folder: &Path, case: &Case) {
     println!(
         "{}: {killed} of {} runs were killed before their end, {kept_in_all} shards kept",
         case.name,
-        3 * kills()
+        3 * rounds
     );
-    assert!(killed >= kills(), "{}: {killed} were killed", case.name);
 }
 
 /// What was whole stays, unless the input has changed since.

@@ -13,6 +13,7 @@ mod flow;
 mod geometry;
 mod held_out;
 mod journal;
+mod keys;
 mod kind;
 mod load;
 mod lock;

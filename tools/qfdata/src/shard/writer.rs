@@ -2,7 +2,7 @@
 //! time, which are closed together: so a run that goes on has one row to go on from. A thread of its own ([`Closer`]) brings each that
 //! is full to the disk or the store, and writes it down, while the next one is filled.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{Scope, ScopedJoinHandle};
 
@@ -19,6 +19,7 @@ use super::doubles::Seen;
 use super::flow::Outcome;
 use super::held_out::HeldOut;
 use super::journal::Journal;
+use super::keys::Keys;
 use super::metadata::{self, MetadataRow, MetadataWriter};
 use super::output::Output;
 use super::plan::{self, Limits};
@@ -39,8 +40,8 @@ pub(super) struct ShardSet<'a> {
     journal: &'a Mutex<Journal>,
     closer: Closer<'a>,
     seen: Seen,
-    /// How often each key came, where keys may come more than once.
-    keys: Option<HashMap<String, u64>>,
+    /// Where keys may come more than once.
+    keys: Option<Keys>,
     /// Rows that came before the first sample of the run.
     early: Vec<MetadataRow>,
     /// Since shards were closed: what belongs to neither side.
@@ -102,7 +103,7 @@ impl<'a> ShardSet<'a> {
             dali_index,
             repeats_keys,
         } = writing;
-        let mut keys = repeats_keys.then(HashMap::new);
+        let mut keys = repeats_keys.then(Keys::default);
         let whole = lock(journal).whole().to_vec();
         let side = |output| Side {
             output,
@@ -119,7 +120,7 @@ impl<'a> ShardSet<'a> {
             metadata::read_samples(&path, &mut |key, facts| {
                 seen.add(key, facts);
                 if let Some(keys) = &mut keys {
-                    *keys.entry(key.to_owned()).or_default() += 1;
+                    keys.add(key);
                 }
             })?;
         }
@@ -230,7 +231,7 @@ impl<'a> ShardSet<'a> {
         mut row: MetadataRow,
     ) -> anyhow::Result<()> {
         if let Some(keys) = &mut self.keys {
-            self.counts.renamed_keys += u64::from(make_unique(&mut sample.key, keys));
+            self.counts.renamed_keys += u64::from(keys.make_unique(&mut sample.key));
             row.key = Some(sample.key.clone());
         }
         let bytes = plan::stored_bytes(&sample, self.options.format);
@@ -407,23 +408,4 @@ fn close(full: Full<'_>, dali_index: bool) -> anyhow::Result<WholeShard> {
 
 pub(super) fn lock(journal: &Mutex<Journal>) -> MutexGuard<'_, Journal> {
     journal.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The first of equal keys stays; later ones get `_2`, `_3`, … Returns whether the key was changed.
-fn make_unique(key: &mut String, keys: &mut HashMap<String, u64>) -> bool {
-    let count = keys.entry(key.clone()).or_default();
-    *count += 1;
-    if *count == 1 {
-        return false;
-    }
-    let mut number = *count;
-    loop {
-        let candidate = format!("{key}_{number}");
-        if !keys.contains_key(&candidate) {
-            keys.insert(candidate.clone(), 1);
-            *key = candidate;
-            return true;
-        }
-        number += 1;
-    }
 }
