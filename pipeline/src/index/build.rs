@@ -633,3 +633,47 @@ impl<R: Read> Read for Shared<R> {
         self.0.borrow_mut().read(buffer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    /// A shard that is written while it is indexed: longer, of the same length, replaced, gone.
+    #[test]
+    fn a_file_that_changes_has_another_state() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.tar");
+        fs::write(&path, b"one").expect("writes");
+        let shard = ShardLocation::local(&path);
+        let file = fs::File::options().write(true).open(&path).expect("opens");
+        let then = SystemTime::UNIX_EPOCH + Duration::new(1_000_000, 5);
+        file.set_modified(then).expect("sets");
+        let first = state_of(&shard);
+        assert!(first.is_some());
+        assert_eq!(state_of(&shard), first);
+
+        // In the same second.
+        file.set_modified(then + Duration::from_nanos(100))
+            .expect("sets");
+        assert_ne!(state_of(&shard), first);
+        file.set_modified(then + Duration::from_secs(1))
+            .expect("sets");
+        assert_ne!(state_of(&shard), first);
+        file.set_len(4).expect("grows");
+        file.set_modified(then).expect("sets");
+        assert_ne!(state_of(&shard), first);
+
+        // As `cp --preserve` and `mv` leave it.
+        let other = folder.path().join("b.tar");
+        fs::write(&other, b"two").expect("writes");
+        let copy = fs::File::options().write(true).open(&other).expect("opens");
+        copy.set_modified(then).expect("sets");
+        fs::rename(&other, &path).expect("moves");
+        assert_ne!(state_of(&shard), first);
+        fs::remove_file(&path).expect("removes");
+        assert_eq!(state_of(&shard), None);
+    }
+}
