@@ -84,14 +84,18 @@ round() { # PATIENCE NAMES 'PACKAGES' 'TESTS' FILTER...
     done
 }
 
-# The module's own unit tests, and for parts of the model or of a batch those of the whole. Code that is not optimised compiles sooner, and these tests take a second.
+# Tests have small tensors: more threads for each would wait for each other.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+# The module's own unit tests, and for parts of the model or of a batch those of the whole. Code that is not
+# optimised compiles sooner, and these tests take a second.
 first_round() { # PACKAGE MODULE NAMES
     (
         export CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=none
         case "$1 $2" in
             'qf-pipeline batch') round "$PATIENCE" "$3" "$1" --lib "$2::" loader::tests ;;
             'qf-model layers' | 'qf-model loss' | 'qf-model qformer' | 'qf-model vision')
-                round "$PATIENCE" "$3" "$1" --lib "$2::" blip2::
+                round "$PATIENCE" "$3" "$1" --lib "$2::" blip2:: generate::
                 ;;
             *) round "$PATIENCE" "$3" "$1" --lib "$2::" ;;
         esac

@@ -108,6 +108,26 @@ mod tests {
         (ids.view([3, 11]) * &mask, mask)
     }
 
+    /// Keys and values that several texts share give what each pair alone gives: of one image, and of several.
+    #[test]
+    fn pairs_over_few_images_score_as_whole_pairs() {
+        let (model, embeds) = opinionated(20);
+        let (ids, mask) = texts();
+        for (images, pairs) in [(1, [0i64, 0, 0]), (3, [0, 2, 1]), (2, [1, 1, 0])] {
+            let few = embeds.narrow(0, 0, images);
+            let pairs = Tensor::from_slice(&pairs);
+            let whole = few.index_select(0, &pairs);
+            let expected = model.itm_logits(&whole, &ids, &mask).unwrap();
+            let own = model.itm_logits_of_pairs(&few, &pairs, &ids, &mask);
+            let own = own.unwrap();
+            assert_eq!(own.both().size(), [3, 2]);
+            assert!(
+                own.both().allclose(expected.both(), 1e-5, 1e-5, false),
+                "{images} images"
+            );
+        }
+    }
+
     /// Products are in 16 bits, results in 32, and both are near those in 32.
     #[test]
     fn inference_is_in_the_models_precision() {

@@ -48,3 +48,20 @@ pub struct OrderSpec {
     /// Samples of a block, with [`ShuffleMode::Buffer`].
     pub block_samples: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_configurations() {
+        for mode in ShuffleMode::ALL {
+            let read = serde_json::from_str::<ShuffleMode>(&format!("\"{}\"", mode.name()));
+            assert_eq!(read.expect("a mode"), mode);
+        }
+        assert_eq!(
+            ShuffleMode::ALL.map(ShuffleMode::name),
+            ["none", "shards", "buffer", "full"]
+        );
+    }
+}

@@ -72,3 +72,42 @@ impl Counters {
         fixed.into_iter().chain(self.skipped.values().copied())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counters(numbers: [u64; 4], skipped: &[(SkipReason, u64)]) -> Counters {
+        let [read, delivered, dropped_last, bad_shards] = numbers;
+        Counters {
+            read,
+            delivered,
+            skipped: skipped.iter().copied().collect(),
+            dropped_last,
+            bad_shards,
+        }
+    }
+
+    /// Two ranks, one of which has skipped for a reason that the other does not know.
+    #[test]
+    fn the_counters_of_ranks_add_up() {
+        let filter = SkipReason::ALL
+            .into_iter()
+            .find(|reason| reason.is_filter());
+        let filter = filter.expect("a filter");
+        let (broken, foreign) = (SkipReason::UnsupportedImage, SkipReason::UnknownImageFormat);
+        let mut sum = counters([20, 12, 2, 1], &[(broken, 2), (filter, 4)]);
+        sum.add(&counters([11, 5, 1, 3], &[(broken, 2), (foreign, 3)]));
+        let expected = [(broken, 4), (foreign, 3), (filter, 4)];
+        assert_eq!(sum, counters([31, 17, 3, 4], &expected));
+        assert!(sum.balance());
+        assert_eq!((sum.skipped_total(), sum.bad_total()), (11, 7));
+        // All but those that a filter left out, and the end of the epoch.
+        assert_eq!(sum.looked_at(), 31 - 4 - 3);
+        let mut all: Vec<u64> = sum.all().collect();
+        all.sort_unstable();
+        assert_eq!(all, [3, 3, 4, 4, 4, 17, 31]);
+        sum.read += 1;
+        assert!(!sum.balance());
+    }
+}
