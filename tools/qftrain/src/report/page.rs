@@ -16,7 +16,7 @@ const STYLE: &str = include_str!("report.css");
 /// The runs as one page.
 pub(super) fn html(runs: &[RunData]) -> String {
     let title = match runs {
-        [run] => format!("Run {}", run.name),
+        [run] => run.name.clone(),
         runs => format!("{} runs", runs.len()),
     };
     let lede = match runs {

@@ -38,6 +38,8 @@ const LEFT: f64 = 46.0;
 const RIGHT: f64 = 10.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 36.0;
+/// Width of a digit at an axis, at most: three fifths of report.css's 11 px.
+const TICK_LETTER: f64 = 7.0;
 
 impl Chart<'_> {
     /// The chart with its title and legend; nothing where no line has a point.
@@ -68,7 +70,8 @@ impl Chart<'_> {
     fn y_bounds(&self, values: impl Iterator<Item = f64>) -> (f64, f64) {
         let (low, high) = bounds(values);
         match self.from_zero && low >= 0.0 {
-            true => (0.0, high),
+            // A line at 0 lies on the axis.
+            true => (0.0, if high > 0.0 { high } else { 1.0 }),
             false => (low, high),
         }
     }
@@ -125,12 +128,14 @@ impl Chart<'_> {
             );
         }
         for value in x_axis.ticks(5) {
+            let text = number(value);
+            // The last one ends within the picture.
+            let half = text.len() as f64 * TICK_LETTER / 2.0;
             let _ = writeln!(
                 html,
-                "<text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-                x_axis.at(value),
+                "<text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{text}</text>",
+                x_axis.at(value).min(WIDTH - half),
                 HEIGHT - BOTTOM + 16.0,
-                number(value)
             );
         }
         let _ = writeln!(
@@ -321,6 +326,21 @@ mod tests {
         );
         assert!(html.contains("&lt;a&gt;") && !html.contains("<a>"));
         assert_eq!(chart(vec![(1.0, f64::NAN)]).html(), "");
+        // A tick at the right end is not cut off, and what is 0 throughout lies on the axis.
+        let html = chart(vec![(300.0, 1.0), (1200.0, 3.0)]).html();
+        assert!(
+            html.contains("x=\"406.0\" y=\"220.0\" text-anchor=\"middle\">1200<"),
+            "{html}"
+        );
+        let flat = Chart {
+            from_zero: true,
+            ..chart(vec![(0.0, 0.0), (10.0, 0.0)])
+        };
+        assert!(
+            flat.html().contains("d=\"M46.0 204.0L410.0 204.0\""),
+            "{}",
+            flat.html()
+        );
         assert!(!chart(vec![(3.0, 7.0)]).html().contains("NaN"));
     }
 }
