@@ -124,6 +124,8 @@ struct Seen {
 }
 
 fn seen(batch: &Batch) -> Seen {
+    let pixels = batch.pixels().as_bytes().len();
+    assert_eq!(pixels, batch.batch_size * 3 * batch.image_size.pow(2));
     Seen {
         keys: batch.ids.iter().map(|id| id.key.clone()).collect(),
         pixels: batch.pixels().as_bytes().to_vec(),
