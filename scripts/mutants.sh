@@ -27,7 +27,7 @@ package_of() { # FILE
     case "$1" in
         pipeline/codecs/*) echo qf-codecs ;;
         pipeline/*) echo qf-pipeline ;;
-        model/config/*) echo qf-model-config ;;
+        model/config/*) echo qf-config ;;
         model/*) echo qf-model ;;
         *) die "$1: mutants are made of the files below pipeline and model" ;;
     esac
