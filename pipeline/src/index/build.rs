@@ -297,12 +297,7 @@ pub fn build_index(
         }
     }
     let takes_sums = checksums == Checksums::Taken;
-    let at_start = |message: String| ShardError {
-        shard: shard.name.to_string(),
-        offset_bytes: 0,
-        message,
-    };
-    let io_error = |error: io::Error| at_start(format!("cannot be read ({error})"));
+    let io_error = |error| unreadable(shard, &error);
     let before = state_of(shard);
     let raw = Rc::new(RefCell::new(Checksummed {
         file: shard.open(stop).map_err(io_error)?,
@@ -353,23 +348,36 @@ pub fn build_index(
     let raw = raw.borrow();
     let sha256 = raw.sha256.clone().map(|sum| sum.finalize().into());
     let identity = ShardIdentity::new(shard, raw.bytes, sha256, stop).map_err(io_error)?;
-    if state_of(shard) != before {
-        return Err(at_start(HAS_CHANGED.into()));
-    }
+    refuse_changed(shard, before)?;
     let mut index = builder.finish(&layout, identity);
     index.notes = tail.notes;
     Ok(index)
 }
 
-const HAS_CHANGED: &str = "has changed while it was indexed; do so again when it is complete";
+fn at_start(shard: &ShardLocation, message: String) -> ShardError {
+    ShardError {
+        shard: shard.name.to_string(),
+        offset_bytes: 0,
+        message,
+    }
+}
+
+fn unreadable(shard: &ShardLocation, error: &io::Error) -> ShardError {
+    at_start(shard, format!("cannot be read ({error})"))
+}
+
+/// An error if a shard is no longer what it was `before` it was indexed.
+fn refuse_changed(shard: &ShardLocation, before: Option<FileState>) -> Result<(), ShardError> {
+    if state_of(shard) == before {
+        return Ok(());
+    }
+    let message = "has changed while it was indexed; do so again when it is complete";
+    Err(at_start(shard, message.into()))
+}
 
 /// Indexes a local tar that is not compressed by its headers, without checksums; `None` if it is no such shard.
 fn index_headers(shard: &ShardLocation, stop: &Stop) -> Result<Option<EncodedIndex>, ShardError> {
-    let io_error = |error: io::Error| ShardError {
-        shard: shard.name.to_string(),
-        offset_bytes: 0,
-        message: format!("cannot be read ({error})"),
-    };
+    let io_error = |error| unreadable(shard, &error);
     let Some(path) = shard.path() else {
         return Ok(None);
     };
@@ -400,9 +408,7 @@ fn index_headers(shard: &ShardLocation, stop: &Stop) -> Result<Option<EncodedInd
     let end = end.map_err(|error| tail.explain(error))?;
     tail.finish(&shard.name, end, &mut reader)?;
     let identity = ShardIdentity::new(shard, metadata.len(), None, stop).map_err(io_error)?;
-    if state_of(shard) != before {
-        return Err(io_error(io::Error::other(HAS_CHANGED)));
-    }
+    refuse_changed(shard, before)?;
     let mut index = builder.finish(&Layout::Tar, identity);
     index.notes = tail.notes;
     Ok(Some(index))
@@ -430,8 +436,11 @@ impl Seek for Stoppable<'_> {
     }
 }
 
+/// Inode, length, and time of the last change in seconds and nanoseconds.
+type FileState = (u64, u64, i64, i64);
+
 /// What changes when a local shard is written or replaced; `None` of another.
-fn state_of(shard: &ShardLocation) -> Option<(u64, u64, i64, i64)> {
+fn state_of(shard: &ShardLocation) -> Option<FileState> {
     let metadata = std::fs::metadata(shard.path()?).ok()?;
     Some((
         metadata.ino(),
