@@ -47,6 +47,8 @@ fn compile_shim(include: &Path) {
             .std("c++17")
             .opt_level(opt_level)
             .warnings(true);
+        // Full debug information of torch's templates takes as long as all the rest.
+        build.debug(false).flag_if_supported("-g1");
         build.flag_if_supported("-fopenmp-simd");
         for folder in torch_headers(include) {
             build.flag("-isystem").flag(folder);

@@ -92,12 +92,15 @@ say "5/5 captions of some of them"
     | tee "$work/captions.txt"
 
 # A picture of the report, where there is a browser.
-picture=
-for browser in chromium chromium-browser google-chrome; do
+picture="(no $run/report.png)"
+picture_is='no chromium or google-chrome here to draw it'
+for browser in chromium chromium-browser google-chrome google-chrome-stable; do
     command -v "$browser" >/dev/null || continue
     if "$browser" --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,2400 \
         --screenshot="$(realpath "$run")/report.png" "file://$(realpath "$run/report.html")" >/dev/null 2>&1; then
-        picture=$run/report.png
+        picture=$run/report.png picture_is='a picture of it'
+    else
+        picture_is="$browser could not draw it"
     fi
     break
 done
@@ -107,7 +110,7 @@ total=$(($(date +%s) - DEMO_STARTED))
 say "done in $(duration $total), of which set-up and build took $(duration $((total - (SECONDS - started)))). Where to look:"
 where() { printf '  %-42s %s\n' "$1" "$2"; }
 where "$run/report.html" "curves, held-out images, where the time went: open it in a browser"
-if [ -n "$picture" ]; then where "$picture" "a picture of it"; fi
+where "$picture" "$picture_is"
 where "$work/images" "images and captions"
 where "$work/shards" "shards: tar tf shows what is in them"
 where "$run/config.toml" "every setting of the run"

@@ -73,16 +73,18 @@ build() { # TARGET
 
 run() { # SECONDS TARGET
     local program=$HOME_FOLDER/x86_64-unknown-linux-gnu/release/$2 failures=$HOME_FOLDER/failures/$2 log
+    local TIMEFORMAT='%U %S' cpu
     mkdir -p "$failures"
     log=$failures/last.log
     # An input may take 5 s, and a gigabyte with what the sanitizer adds.
-    if ! ASAN_OPTIONS=detect_leaks=0 "$program" "$HOME_FOLDER/corpus/$2" -max_total_time="$1" -timeout=5 \
+    if ! { time ASAN_OPTIONS=detect_leaks=0 "$program" "$HOME_FOLDER/corpus/$2" -max_total_time="$1" -timeout=5 \
         -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len="$MAX_INPUT" -artifact_prefix="$failures/" \
-        -print_final_stats=1 >"$log" 2>&1; then
+        -print_final_stats=1 >"$log" 2>&1; } 2>"$failures/last.time"; then
         grep -m1 -A8 -E 'panicked at|ERROR: ' "$log" || tail -n 20 "$log"
         die "$2 failed; its input is in $failures"
     fi
-    say "$2: $(awk '/number_of_executed_units/ { print $2 }' "$log") inputs in $1 s, $(sed -n 's/.*cov: \([0-9]*\).*/\1/p' "$log" | tail -n1) edges"
+    cpu=$(awk '{ print int($1 + $2) }' "$failures/last.time")
+    say "$2: $(awk '/number_of_executed_units/ { print $2 }' "$log") inputs in $cpu CPU-seconds, $(sed -n 's/.*cov: \([0-9]*\).*/\1/p' "$log" | tail -n1) edges"
 }
 
 if [ "${1-}" = --list ]; then

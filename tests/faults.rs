@@ -252,6 +252,12 @@ fn a_full_disk_while_checkpoints_are_written() {
         message.contains("000006") || message.contains("step-6"),
         "{message}"
     );
+    // It was said before training, and names no file that is gone.
+    assert!(
+        message.contains("too little for 3 checkpoints of"),
+        "{message}"
+    );
+    assert!(!message.contains(".tmp"), "{message}");
 }
 
 #[test]

@@ -408,6 +408,10 @@ fn a_dry_run_says_what_a_run_would_take_and_leaves_nothing() {
         "{text}"
     );
     assert!(line("memory").contains("would fit"), "{text}");
+    assert!(
+        line("disk").contains("3 checkpoints of") && line("disk").contains("free"),
+        "{text}"
+    );
     assert!(line("time").contains("1000 steps take"), "{text}");
     assert!(!folder.path().join("runs").exists());
 

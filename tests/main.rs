@@ -2,6 +2,8 @@
 
 /// Archives of every kind, against Python's tarfile.
 mod archives;
+/// Azure's blobs, by Microsoft's own stand-in.
+mod azurite;
 /// `bench/gpu.sh`, rehearsed on the CPU.
 mod bench_gpu;
 /// Finds the programs under test.

@@ -1,11 +1,13 @@
-//! `qfdata shard` into an object store: moto's S3.
+//! `qfdata shard` into an object store: moto's S3, Microsoft's Azurite.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::azurite::Azurite;
 use crate::bin;
 use crate::shard_cli::{image, pairs};
 use crate::test_data::python;
@@ -109,6 +111,20 @@ fn succeeds(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// Two of 20 MB: their shard goes in parts.
+fn large_pairs(folder: &Path) {
+    for name in ["large0", "large1"] {
+        let mut large = image(image::ImageFormat::Jpeg, 77);
+        let mut state = 5u32;
+        large.resize_with(20 << 20, || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        });
+        std::fs::write(folder.join(format!("{name}.jpg")), large).unwrap();
+        std::fs::write(folder.join(format!("{name}.txt")), name).unwrap();
+    }
+}
+
 #[test]
 fn a_bucket_gets_the_files_of_a_folder() {
     let Some(python) = python("a_bucket") else {
@@ -117,17 +133,7 @@ fn a_bucket_gets_the_files_of_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     pairs(&folder.join("pairs"), 9);
-    // One shard that goes in parts.
-    for name in ["large0", "large1"] {
-        let mut large = image(image::ImageFormat::Jpeg, 77);
-        let mut state = 5u32;
-        large.resize_with(20 << 20, || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as u8
-        });
-        std::fs::write(folder.join(format!("pairs/{name}.jpg")), large).unwrap();
-        std::fs::write(folder.join(format!("pairs/{name}.txt")), name).unwrap();
-    }
+    large_pairs(&folder.join("pairs"));
     let mut moto = Moto::start(&python);
     let options = ["--max-count", "5"];
     let out = "s3://bkt/sets/x/photos";
@@ -170,6 +176,65 @@ fn a_bucket_gets_the_files_of_a_folder() {
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(message.contains("s3://nobody/x/photos"), "{message}");
+}
+
+#[test]
+fn a_container_of_azure_gets_the_files_of_a_folder() {
+    let test = "a_container_of_azure";
+    let (Some(azurite), Some(python)) = (Azurite::start(test), python(test)) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    pairs(&folder.join("pairs"), 9);
+    large_pairs(&folder.join("pairs"));
+    let shard = |out: &str, options: &[&str]| {
+        let mut command = Command::new(bin::qfdata());
+        command
+            .current_dir(folder)
+            .args(["shard", "pairs", "--out", out, "--json", "--on-bad", "skip"])
+            .args(options)
+            .envs(azurite.env());
+        command.output().unwrap()
+    };
+    let out = "az://shards/sets/x/photos";
+    let summary = succeeds(&shard(out, &["--max-count", "5"]));
+    assert_eq!(summary["files"][0], "az://shards/sets/x/photos-000000.tar");
+    succeeds(&shard("local/photos", &["--max-count", "5"]));
+    assert_eq!(
+        azurite.blobs(),
+        digests(&python, &folder.join("local"), "sets/x")
+    );
+
+    let output = shard(out, &["--max-count", "5"]);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(
+        message.contains("photos-000000.tar exists already"),
+        "{message}"
+    );
+
+    // Shards of another run are removed, what is not ours stays.
+    azurite.put("sets/x/other.txt", &folder.join("pairs/large0.txt"));
+    let summary = succeeds(&shard(out, &["--max-count", "20", "--overwrite"]));
+    assert_eq!(summary["removed_stale"], 2);
+    succeeds(&shard("again/photos", &["--max-count", "20"]));
+    let mut blobs = azurite.blobs();
+    assert!(blobs.remove("sets/x/other.txt").is_some());
+    assert_eq!(blobs, digests(&python, &folder.join("again"), "sets/x"));
+}
+
+/// SHA-256 of the files of a folder, under the names that they have below `prefix`.
+fn digests(python: &Path, folder: &Path, prefix: &str) -> BTreeMap<String, String> {
+    let files = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap());
+    let digest = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().into_string().unwrap();
+        let digest = sha256(python, &entry.path());
+        (format!("{prefix}/{name}"), digest)
+    };
+    files.map(digest).collect()
 }
 
 /// Commands that read shards say of a bucket what they say of a folder, and those that write take it as input.

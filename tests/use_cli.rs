@@ -394,6 +394,7 @@ fn captions_of_files_and_shards() {
     let rows: Vec<_> = text.lines().collect();
     assert_eq!(rows.len(), 2);
     assert!(rows[0].starts_with(&format!("{one}: ")), "{text}");
+    assert_eq!(run(&["--limit", "1", &one, &two]).lines().count(), 1);
 
     let options = [
         "--beams",
@@ -558,7 +559,7 @@ fn scores_of_texts() {
     check(2, &[&image], &["TEXT"]);
     let none = path(&folder, "none");
     let message = fails(1, &["score", "--run-dir", &none, &image, "a disc"]);
-    assert!(message.contains("holds no run"), "{message}");
+    assert!(message.contains("no such folder"), "{message}");
 }
 
 /// A run in 16 bits is used in 16 bits, unless the command says otherwise.

@@ -92,7 +92,9 @@ impl AtomicFile {
             folders,
         } = self;
         let published = (|| {
-            let temporary = writer.into_inner().map_err(|error| error.into_error())?;
+            let temporary = writer
+                .into_inner()
+                .map_err(|error| without_temporary(error.into_error()))?;
             if sync {
                 temporary.as_file().sync_all()?;
             }
@@ -169,17 +171,17 @@ fn target_of(temporary: &str) -> Option<&str> {
 
 impl io::Seek for AtomicFile {
     fn seek(&mut self, place: io::SeekFrom) -> io::Result<u64> {
-        self.writer.seek(place)
+        self.writer.seek(place).map_err(without_temporary)
     }
 }
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.writer.write(bytes)
+        self.writer.write(bytes).map_err(without_temporary)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.writer.flush()
+        self.writer.flush().map_err(without_temporary)
     }
 }
 
@@ -226,6 +228,16 @@ impl Drop for NewFolders {
     }
 }
 
+/// The system's error without the name of the temporary file, which means nothing to a user.
+fn without_temporary(error: io::Error) -> io::Error {
+    let source = error.get_ref().and_then(|named| named.source());
+    let inner = source.and_then(|source| source.downcast_ref::<io::Error>());
+    match inner.and_then(io::Error::raw_os_error) {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => error,
+    }
+}
+
 fn folder_of(target: &Path) -> &Path {
     match target.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -262,7 +274,7 @@ fn open_beside(target: &Path) -> io::Result<(NamedTempFile, NewFolders)> {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
-    let temporary = builder.tempfile_in(folder)?;
+    let temporary = builder.tempfile_in(folder).map_err(without_temporary)?;
     // Where there are no locks, nobody takes it for dead.
     let _ = temporary.as_file().try_lock();
     Ok((temporary, folders))

@@ -662,7 +662,7 @@ fn resume_auto_starts_a_run_and_goes_on_with_it() {
         "{message}"
     );
     let message = fails(1, &["--run-dir", &path(&folder, "none"), "--resume"]);
-    assert!(message.contains("holds no run"), "{message}");
+    assert!(message.contains("no such folder"), "{message}");
 }
 
 /// Files below a folder with the permissions of each, hidden ones too.

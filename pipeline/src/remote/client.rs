@@ -34,6 +34,10 @@ const MACHINE_HOSTS: [&str; 3] = [
 
 const MACHINE_SETTING: &str = "AWS_METADATA_ENDPOINT";
 
+const FORBIDDEN_HTTP: &str =
+    "the address of its store begins with http://; use https, or allow http by \
+                              AWS_ALLOW_HTTP=true (gs: GOOGLE_ALLOW_HTTP, az: AZURE_ALLOW_HTTP)";
+
 /// Why a redirect is not followed: a clause such as `redirects in a loop`.
 #[derive(Debug)]
 struct RefusedRedirect(String);
@@ -159,9 +163,15 @@ impl HttpConnector for Connector {
         })?;
         Ok(HttpClient::new(WatchedClient {
             client,
+            allows_http: is_set(options, ClientConfigKey::AllowHttp),
             machine_hosts: self.machine_hosts.clone(),
         }))
     }
+}
+
+fn is_set(options: &ClientOptions, key: ClientConfigKey) -> bool {
+    let value = options.get_config_value(&key);
+    value.is_some_and(|text| matches!(text.as_str(), "true" | "1"))
 }
 
 /// The client that these options describe. (That of `object_store` itself follows redirects to any
@@ -169,7 +179,7 @@ impl HttpConnector for Connector {
 fn store_client(options: &ClientOptions) -> Result<reqwest::Client, Box<dyn Error + Send + Sync>> {
     use ClientConfigKey as Key;
     let value = |key: Key| options.get_config_value(&key);
-    let is_set = |key: Key| value(key).is_some_and(|text| matches!(text.as_str(), "true" | "1"));
+    let is_set = |key: Key| is_set(options, key);
     let mut builder = reqwest::Client::builder()
         .redirect(Policy::custom(follow_within_the_origin))
         .referer(false)
@@ -274,6 +284,7 @@ impl Exchange {
 #[derive(Debug)]
 struct WatchedClient {
     client: reqwest::Client,
+    allows_http: bool,
     machine_hosts: Arc<[String]>,
 }
 
@@ -285,6 +296,7 @@ impl HttpService for WatchedClient {
             .machine_hosts
             .iter()
             .any(|host| Some(host) == authority.as_ref());
+        let forbidden = !self.allows_http && request.uri().scheme_str() == Some("http");
         let query = request.uri().query().unwrap_or_default();
         let is_listing = query
             .split('&')
@@ -302,6 +314,7 @@ impl HttpService for WatchedClient {
                 exchange.retry_after = header("retry-after").map(Duration::from_secs);
                 exchange.length = header("content-length");
             }
+            Err(_) if forbidden => exchange.refusal = Some(FORBIDDEN_HTTP.into()),
             Err(error) => exchange.refusal = refusal(error),
         }
         exchange.asked_machine = machine && exchange.status != Some(200);

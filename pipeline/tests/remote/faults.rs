@@ -397,3 +397,43 @@ fn google_and_azure_speak_through_the_same_reader() {
         assert_eq!(shard.name.as_ref(), url);
     }
 }
+
+/// A setting that is missing is no fault that may pass.
+#[test]
+fn plain_http_that_is_not_allowed_is_refused_at_once() {
+    let server = Server::start();
+    server.put("bucket/a.tar", bytes(SIZE), Some("one"));
+    for (url, variable, base) in [
+        ("gs://bucket/a.tar", "GOOGLE_ALLOW_HTTP", "GOOGLE_BASE_URL"),
+        ("s3://bucket/a.tar", "AWS_ALLOW_HTTP", "AWS_ENDPOINT_URL"),
+        (
+            "az://bucket/a.tar",
+            "AZURE_ALLOW_HTTP",
+            "AZURE_STORAGE_ENDPOINT",
+        ),
+    ] {
+        let env = [
+            (base, server.url.as_str()),
+            ("GOOGLE_SKIP_SIGNATURE", "true"),
+            ("AWS_SKIP_SIGNATURE", "true"),
+            ("AWS_REGION", "us-east-1"),
+            ("AZURE_STORAGE_ACCOUNT_NAME", "account"),
+            ("AZURE_SKIP_SIGNATURE", "true"),
+        ];
+        let options = RemoteOptions {
+            env: env
+                .iter()
+                .map(|(name, value)| (name.to_string(), value.to_string()))
+                .collect(),
+            ..options()
+        };
+        let error = read(&one(url, &options)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+        let message = error.to_string();
+        assert!(
+            message.contains(url) && message.contains(variable),
+            "{message}"
+        );
+        assert!(message.contains("begins with http://"), "{message}");
+    }
+}

@@ -2,6 +2,8 @@
 
 /// Azurite's blobs.
 mod azure;
+#[path = "../../../tests/azurite.rs"]
+mod azurite;
 /// The folder of this machine that shards are kept in.
 mod cache;
 /// A web server that does what a closure says, and what is logged meanwhile.

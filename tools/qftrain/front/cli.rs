@@ -122,7 +122,8 @@ pub fn answer(cli: &Cli) -> Option<anyhow::Result<()>> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+    use clap::{CommandFactory, Parser};
 
     use super::Cli;
 
@@ -131,5 +132,24 @@ mod tests {
         let (accepted, options) = qf_cli::args::accepted_urls(&Cli::command());
         assert_eq!(accepted, Vec::<String>::new());
         assert!(options >= 10, "{options} options found");
+    }
+
+    /// clap drops "requires" where what is required conflicts with another option that is there: an option
+    /// would be ignored without a word.
+    #[test]
+    fn no_option_is_ignored_because_another_rules_out_what_it_needs() {
+        for words in [
+            "eval --run-dir run --shards x.tar --images photos",
+            "eval --run-dir run --tokenizer vocab.txt --shards x.tar",
+            "caption --run-dir run photos --beams 3 --top-k 4",
+            "caption --run-dir run photos --length-penalty 1 --temperature 2",
+            "caption --run-dir run photos --beams 3 --seed 4",
+            "--shards x.tar --dry-run --profile-steps 4",
+        ] {
+            let words = std::iter::once("qftrain").chain(words.split(' '));
+            let error = Cli::try_parse_from(words.clone()).err();
+            let kind = error.map(|error| error.kind());
+            assert_eq!(kind, Some(ErrorKind::ArgumentConflict), "{words:?}");
+        }
     }
 }

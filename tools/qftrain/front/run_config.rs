@@ -13,6 +13,13 @@ use crate::settings::Settings;
 /// A folder without a run, whose neighbours are named; a file that cannot be read.
 pub fn load_config(run_dir: &RunDir) -> anyhow::Result<Settings> {
     let path = run_dir.config();
+    if !run_dir.path().is_dir() {
+        bail!(
+            "{}: no such folder; give the one that --run-dir named{}",
+            run_dir.path().display(),
+            runs_beside(run_dir.path())
+        );
+    }
     if !path.exists() {
         bail!(
             "{} holds no run (no config.toml){}",

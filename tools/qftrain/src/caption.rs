@@ -50,7 +50,8 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
 
 /// Captions files; one that cannot be read is named and costs no other.
 fn caption_files(args: &CaptionArgs, model: ModelSource<'_>) -> anyhow::Result<()> {
-    let paths = image_paths(&args.images)?;
+    let mut paths = image_paths(&args.images)?;
+    paths.truncate(args.limit.unwrap_or(usize::MAX));
     let mut files = FileBatches::new(paths, &model.config.data, args.batch_size.into())?;
     // Loaded for the first image that can be read: a mistyped name shows before.
     let (mut model, mut captioner) = (Some(model), None);

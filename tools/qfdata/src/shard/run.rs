@@ -422,6 +422,9 @@ impl<'a> Run<'a> {
         if whole == 0 && self.existing().is_ok_and(is_empty) {
             journal.take_back();
         }
+        if whole == 0 {
+            return error.context("stopped before a shard was complete");
+        }
         error.context(format!(
             "stopped with {} complete under {}; the same command goes on behind them",
             counted(whole, "shard", "shards"),

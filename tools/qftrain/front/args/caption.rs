@@ -26,8 +26,8 @@ pub struct CaptionArgs {
     #[command(flatten)]
     pub columns: ColumnArgs,
 
-    /// Of the images of --shards, only the first so many
-    #[arg(long, value_name = "N", requires = "shards")]
+    /// Only the first so many images
+    #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
 
     /// Beams of the search
@@ -64,15 +64,18 @@ pub struct CaptionArgs {
     pub top_p: Option<f64>,
 
     /// When drawing: from at most so many tokens; 0 for all
-    #[arg(long, default_value_t = 50, value_name = "N", requires = "top_p")]
+    #[arg(long, default_value_t = 50, value_name = "N", requires = "top_p",
+          conflicts_with_all = ["beams", "length_penalty"])]
     pub top_k: usize,
 
     /// When drawing: below 1 keeps to likely tokens, above 1 strays
-    #[arg(long, default_value_t = 1.0, value_name = "X", requires = "top_p")]
+    #[arg(long, default_value_t = 1.0, value_name = "X", requires = "top_p",
+          conflicts_with_all = ["beams", "length_penalty"])]
     pub temperature: f64,
 
     /// When drawing: fixes the draws
-    #[arg(long, default_value_t = 42, requires = "top_p")]
+    #[arg(long, default_value_t = 42, requires = "top_p",
+          conflicts_with_all = ["beams", "length_penalty"])]
     pub seed: u64,
 
     /// Images at a time

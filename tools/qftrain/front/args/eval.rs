@@ -39,7 +39,12 @@ pub struct EvalArgs {
     pub annotations: Option<PathBuf>,
 
     /// Folder that the image paths of --annotations begin at
-    #[arg(long, value_name = "DIR", requires = "annotations")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        requires = "annotations",
+        conflicts_with = "shards"
+    )]
     pub images: Option<PathBuf>,
 
     /// Candidates per query that the matching head ranks again; 0 for none

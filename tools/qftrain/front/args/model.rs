@@ -19,7 +19,8 @@ pub struct ModelArgs {
     pub weights: Option<String>,
 
     /// vocab.txt or tokenizer.json of --weights [default: the one beside it]
-    #[arg(long, value_name = "FILE", requires = "weights")]
+    #[arg(long, value_name = "FILE", requires = "weights",
+          conflicts_with_all = ["run_dir", "step", "ema"])]
     pub tokenizer: Option<PathBuf>,
 
     /// Use the checkpoint of this step, or `best` by validation, instead of the newest

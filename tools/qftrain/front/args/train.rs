@@ -122,7 +122,7 @@ pub struct TrainArgs {
 
     /// Steps in the trace
     #[arg(long, value_name = "STEPS", default_value_t = 50, requires = "profile",
-          value_parser = clap::value_parser!(u64).range(1..))]
+          conflicts_with = "dry_run", value_parser = clap::value_parser!(u64).range(1..))]
     pub profile_steps: u64,
 
     /// What goes into RUN_DIR/tensorboard: off, scalars, images (of held-out data, too), histograms (of

@@ -14,6 +14,7 @@ use qf_pipeline::stop::Stop;
 use qf_pipeline::words::counted;
 use tch::Device;
 
+use super::disk::{bytes, Room};
 use super::plan::Plan;
 use crate::session::device_name;
 use qf_cli::output::{remark, say};
@@ -48,6 +49,8 @@ pub(super) fn report(plan: &Plan, mut loader: Loader, trainer: &mut Trainer) -> 
             describe_memory(memory, config, device)
         ))?;
     }
+    let room = Room::of(plan, trainer);
+    say(format_args!("disk       {}", room.in_words()))?;
     let Some(step_secs) = rehearsal.step_secs else {
         bail!("{}", too_large(&rehearsal, config, device));
     };
@@ -241,20 +244,12 @@ fn duration(secs: f64) -> String {
     }
 }
 
-fn bytes(count: f64) -> String {
-    match count {
-        _ if count < 1e6 => format!("{:.0} kB", count / 1e3),
-        _ if count < 1e9 => format!("{:.0} MB", count / 1e6),
-        _ => format!("{:.1} GB", count / 1e9),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn times_and_sizes_are_readable() {
+    fn times_are_readable() {
         for (secs, text) in [
             (9.4, "9 s"),
             (119.0, "119 s"),
@@ -263,9 +258,6 @@ mod tests {
             (864_000.0, "10.0 days"),
         ] {
             assert_eq!(duration(secs), text);
-        }
-        for (count, text) in [(999.0, "1 kB"), (2.4e7, "24 MB"), (2.14e10, "21.4 GB")] {
-            assert_eq!(bytes(count), text);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `qftrain`: the training run.
 
+mod disk;
 mod dry_run;
 mod plan;
 mod report;
@@ -119,6 +120,10 @@ fn train(
     let mut feed = start_feed(loader, &trainer, &plan, device)?;
     if ranks.is_first() {
         write_settings(&plan, &origins)?;
+        let room = disk::Room::of(&plan, &trainer);
+        if let Some(warning) = room.warning(plan.run_dir.path()) {
+            log::warn!("{warning}");
+        }
     }
     let stop = Arc::new(AtomicBool::new(false));
     signals::catch(&stop)?;

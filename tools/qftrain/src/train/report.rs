@@ -257,7 +257,7 @@ pub(super) fn explain(failure: RunFailure, run_dir: &RunDir, is_first: bool) -> 
     let message = full_message(&error);
     let cause = match is_bad_data {
         true => format!("{message}; {} names them", run_dir.skipped().display()),
-        false => message,
+        false => message.clone(),
     };
     let newest = || match checkpoint::list(&run_dir.checkpoints()) {
         Ok(all) => all.last().map(|(step, _)| *step),
@@ -272,12 +272,15 @@ pub(super) fn explain(failure: RunFailure, run_dir: &RunDir, is_first: bool) -> 
         // Weights at fault have their own advice.
         Saved::No(None) => String::new(),
         Saved::No(Some(cause)) => {
-            let cause = full_message(&cause);
+            let why = match full_message(&cause) {
+                same if same == message => String::new(),
+                other => format!(" ({other})"),
+            };
             let before = match newest() {
                 Some(step) => format!("go on from step {step} with {resume}"),
                 None => "there is no checkpoint".to_string(),
             };
-            format!("; step {step} could not be saved ({cause}); {before}")
+            format!("; step {step} could not be saved{why}; {before}")
         }
     };
     Ended { cause, rest }

@@ -33,8 +33,8 @@ impl Screen {
             true => ProgressBar::hidden(),
             false => ProgressBar::new(total_steps),
         };
-        // The template is a constant; with the default one the bar only looks different.
-        let bar = match ProgressStyle::with_template("{bar:20} {pos}/{len}  {msg}") {
+        // `wide_msg` cuts off what the terminal has no room for. The template is a constant; with the default one the bar only looks different.
+        let bar = match ProgressStyle::with_template("{bar:20} {pos}/{len}  {wide_msg}") {
             Ok(style) => bar.with_style(style),
             Err(_) => bar,
         };
@@ -96,6 +96,7 @@ impl Screen {
         (self.started.elapsed() / 20).clamp(FIRST_LINES, LATER_LINES)
     }
 
+    /// What matters most comes first.
     fn text(&self, record: &StepRecord) -> String {
         let [loss, itc, itm, lm] = self.losses.map(|loss| loss.mean());
         let memory = match record.memory_bytes {
@@ -106,12 +107,12 @@ impl Screen {
         let left = self.total_steps.saturating_sub(record.step);
         let eta = self.started.elapsed().mul_f64(left as f64 / done as f64);
         format!(
-            "loss {loss:.3} (itc {itc:.3} itm {itm:.3} lm {lm:.3})  lr {:.2e}  {:.0} images/s  data wait {:.1} %\
-             {memory}  ETA {}",
+            "loss {loss:.3} (itc {itc:.3} itm {itm:.3} lm {lm:.3})  lr {:.2e}  {:.0} images/s  ETA {:#}  \
+             data wait {:.1} %{memory}",
             record.lr,
             self.rate.mean(),
+            HumanDuration(eta),
             100.0 * record.data_wait_share,
-            HumanDuration(eta)
         )
     }
 
