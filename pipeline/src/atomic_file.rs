@@ -36,7 +36,7 @@ const BUFFER_BYTES: usize = 256 * 1024;
 /// [`commit`]: AtomicFile::commit
 #[derive(Debug)]
 pub struct AtomicFile {
-    writer: BufWriter<NamedTempFile>,
+    writer: BufWriter<Temporary>,
     target: PathBuf,
     /// Dropped after the temporary file.
     folders: NewFolders,
@@ -51,7 +51,7 @@ impl AtomicFile {
         let target = target.into();
         match open_beside(&target) {
             Ok((temporary, folders)) => Ok(Self {
-                writer: BufWriter::with_capacity(BUFFER_BYTES, temporary),
+                writer: BufWriter::with_capacity(BUFFER_BYTES, Temporary(temporary)),
                 target,
                 folders,
             }),
@@ -92,9 +92,7 @@ impl AtomicFile {
             folders,
         } = self;
         let published = (|| {
-            let temporary = writer
-                .into_inner()
-                .map_err(|error| without_temporary(error.into_error()))?;
+            let temporary = writer.into_inner().map_err(|error| error.into_error())?.0;
             if sync {
                 temporary.as_file().sync_all()?;
             }
@@ -171,17 +169,17 @@ fn target_of(temporary: &str) -> Option<&str> {
 
 impl io::Seek for AtomicFile {
     fn seek(&mut self, place: io::SeekFrom) -> io::Result<u64> {
-        self.writer.seek(place).map_err(without_temporary)
+        self.writer.seek(place)
     }
 }
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.writer.write(bytes).map_err(without_temporary)
+        self.writer.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.writer.flush().map_err(without_temporary)
+        self.writer.flush()
     }
 }
 
@@ -228,13 +226,23 @@ impl Drop for NewFolders {
     }
 }
 
-/// The system's error without the name of the temporary file, which means nothing to a user.
-fn without_temporary(error: io::Error) -> io::Error {
-    let source = error.get_ref().and_then(|named| named.source());
-    let inner = source.and_then(|source| source.downcast_ref::<io::Error>());
-    match inner.and_then(io::Error::raw_os_error) {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => error,
+/// Its errors are the system's alone: the name of the temporary file means nothing to a user.
+#[derive(Debug)]
+struct Temporary(NamedTempFile);
+
+impl Write for Temporary {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.as_file_mut().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.as_file_mut().flush()
+    }
+}
+
+impl io::Seek for Temporary {
+    fn seek(&mut self, place: io::SeekFrom) -> io::Result<u64> {
+        self.0.as_file_mut().seek(place)
     }
 }
 
@@ -274,7 +282,7 @@ fn open_beside(target: &Path) -> io::Result<(NamedTempFile, NewFolders)> {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
-    let temporary = builder.tempfile_in(folder).map_err(without_temporary)?;
+    let temporary = builder.tempfile_in(folder)?;
     // Where there are no locks, nobody takes it for dead.
     let _ = temporary.as_file().try_lock();
     Ok((temporary, folders))
