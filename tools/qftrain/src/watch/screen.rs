@@ -67,17 +67,17 @@ impl Screen {
         let interval = self.line_interval();
         if is_due(&mut self.last_line, interval) || is_last {
             self.last_line = Some(Instant::now());
+            let (eta, figures) = (self.eta(record), self.figures(record));
             let line = format!(
-                "step {}/{}  {}",
-                record.step,
-                self.total_steps,
-                self.text(record)
+                "step {}/{}  {figures}  {eta}",
+                record.step, self.total_steps
             );
             self.bar.suspend(|| remark(format_args!("{line}")));
         }
         if !self.bar.is_hidden() && is_due(&mut self.last_draw, BAR_INTERVAL) {
             self.bar.set_position(record.step);
-            self.bar.set_message(self.text(record));
+            let message = format!("{}  {}", self.eta(record), self.figures(record));
+            self.bar.set_message(message);
         }
     }
 
@@ -96,22 +96,25 @@ impl Screen {
         (self.started.elapsed() / 20).clamp(FIRST_LINES, LATER_LINES)
     }
 
+    fn eta(&self, record: &StepRecord) -> String {
+        let done = record.step.saturating_sub(self.first_step).max(1);
+        let left = self.total_steps.saturating_sub(record.step);
+        let eta = self.started.elapsed().mul_f64(left as f64 / done as f64);
+        format!("ETA {:#}", HumanDuration(eta))
+    }
+
     /// What matters most comes first.
-    fn text(&self, record: &StepRecord) -> String {
+    fn figures(&self, record: &StepRecord) -> String {
         let [loss, itc, itm, lm] = self.losses.map(|loss| loss.mean());
         let memory = match record.memory_bytes {
             Some(bytes) => format!("  {:.1} GB", bytes as f64 / 1e9),
             None => String::new(),
         };
-        let done = record.step.saturating_sub(self.first_step).max(1);
-        let left = self.total_steps.saturating_sub(record.step);
-        let eta = self.started.elapsed().mul_f64(left as f64 / done as f64);
         format!(
-            "loss {loss:.3} (itc {itc:.3} itm {itm:.3} lm {lm:.3})  lr {:.2e}  {:.0} images/s  ETA {:#}  \
+            "loss {loss:.3} (itc {itc:.3} itm {itm:.3} lm {lm:.3})  lr {:.2e}  {:.0} images/s  \
              data wait {:.1} %{memory}",
             record.lr,
             self.rate.mean(),
-            HumanDuration(eta),
             100.0 * record.data_wait_share,
         )
     }
