@@ -1,7 +1,7 @@
 # qfdata and qftrain in an image of their own.
 #
 #   docker build -t qformer .                              CPU, some 1 GB
-#   docker build -t qformer:cuda --build-arg QF_CUDA=1 .   CUDA, some 6 GB; run it with --gpus all
+#   docker build -t qformer:cuda --build-arg QF_CUDA=1 .   CUDA, some 4 GB; run it with --gpus all
 #   docker run --rm -v "$PWD:/data" qformer qfdata shard photos --out shards/photos
 #
 # --build-arg QF_COMMIT="$(git describe --always --dirty)" puts the commit into `--version`.
