@@ -121,7 +121,7 @@ impl Fetcher {
     /// Downloads `url`, when its turn comes, and hands it to `then`.
     pub(super) fn start(
         &self,
-        url: String,
+        url: Arc<str>,
         then: impl FnOnce(Result<Vec<u8>, Failure>) + Send + 'static,
     ) {
         let shared = self.shared.clone();

@@ -33,7 +33,8 @@ impl Keys {
     }
 }
 
-fn hash(key: &str) -> [u64; 2] {
+/// 128 bits that two different names do not share.
+pub(super) fn hash(key: &str) -> [u64; 2] {
     [0u8, 1].map(|salt| {
         let mut hasher = DefaultHasher::new();
         (salt, key).hash(&mut hasher);

@@ -17,7 +17,7 @@ pub(super) struct Name {
     /// The file, or the file and line, that it comes from.
     pub(super) origin: String,
     /// Where the image is downloaded from.
-    pub(super) url: Option<String>,
+    pub(super) url: Option<Arc<str>>,
 }
 
 /// What may become a sample.
@@ -40,7 +40,7 @@ pub(super) struct Row {
 pub(super) enum ImageRef {
     File(PathBuf),
     /// `http://` or `https://`.
-    Url(String),
+    Url(Arc<str>),
     /// In the row itself; with the ending of the name it had, lower case, or nothing.
     Bytes(Vec<u8>, String),
     /// An entry of a zip, by its position.

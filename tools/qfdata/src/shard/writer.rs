@@ -164,7 +164,7 @@ impl<'a> ShardSet<'a> {
                 .as_ref()
                 .map(|name| name.origin.clone())
                 .unwrap_or_default(),
-            url: name.and_then(|name| name.url),
+            url: name.and_then(|name| Some(name.url?.to_string())),
             facts,
             ..MetadataRow::default()
         };

@@ -12,6 +12,7 @@ use qf_pipeline::warnings::Warnings;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
+use super::super::keys::hash;
 use super::super::load;
 use super::super::row::{CaptionRef, Give, ImageRef, Input, Name, Row, Skip, SkipCause};
 
@@ -114,7 +115,8 @@ pub(super) struct Grouped<'a> {
     /// Where relative paths start.
     folder: PathBuf,
     samples: Vec<Sample>,
-    by_image: HashMap<String, usize>,
+    /// Positions in `samples`, by the hash of the image's name.
+    by_image: HashMap<[u64; 2], usize>,
     bad: Vec<(u64, Skip)>,
     pub(super) notes: Vec<String>,
 }
@@ -149,27 +151,25 @@ impl<'a> Grouped<'a> {
         captions: Captions,
         more: Map<String, Value>,
     ) {
-        let index = match self.by_image.get(image) {
-            Some(&index) => index,
-            None => {
-                self.samples.push(Sample {
-                    image: image.to_owned(),
-                    line,
-                    captions: Vec::new(),
-                    bad: Vec::new(),
-                    more: Vec::new(),
-                });
-                self.by_image
-                    .insert(image.to_owned(), self.samples.len() - 1);
-                self.samples.len() - 1
-            }
-        };
+        let new = self.samples.len();
+        let index = *self.by_image.entry(hash(image)).or_insert(new);
+        if index == new {
+            self.samples.push(Sample {
+                image: image.to_owned(),
+                line,
+                captions: Vec::new(),
+                bad: Vec::new(),
+                more: Vec::new(),
+            });
+        }
         let at = self.at(line);
         let sample = &mut self.samples[index];
         if !more.is_empty() && !sample.more.contains(&more) {
             sample.more.push(more);
         }
         match captions {
+            // No more room than they take.
+            Ok(captions) if sample.captions.is_empty() => sample.captions = captions,
             Ok(captions) => sample.captions.extend(captions),
             Err((cause, message)) => sample.bad.push(Skip::new(at, cause, message)),
         }
@@ -181,6 +181,9 @@ impl<'a> Grouped<'a> {
             fingerprint,
             ..List::default()
         };
+        // Room for the rows, which take more than the samples.
+        drop(self.by_image);
+        list.rows.reserve_exact(self.samples.len() + self.bad.len());
         let mut warnings = Warnings::default();
         let mut bad = self.bad.into_iter().peekable();
         for (position, sample) in self.samples.into_iter().enumerate() {
@@ -204,6 +207,7 @@ impl<'a> Grouped<'a> {
                 warnings.warn("caption left out", format_args!("caption left out: {bad}"));
             }
             list.dropped_captions += sample.bad.len() as u64;
+            // Shared: a list may have millions.
             let url = match &image {
                 ImageRef::Url(url) => Some(url.clone()),
                 _ => None,
@@ -243,7 +247,7 @@ pub(super) fn image_ref(folder: &Path, text: &str) -> ImageRef {
     let text = text.trim();
     let lower = text.get(..8).unwrap_or(text).to_ascii_lowercase();
     if lower.starts_with("http://") || lower.starts_with("https://") {
-        return ImageRef::Url(text.to_owned());
+        return ImageRef::Url(text.into());
     }
     if let Some(bytes) = inline_bytes(text) {
         return ImageRef::Bytes(bytes, String::new());

@@ -132,7 +132,7 @@ fn to_record(row: Input) -> anyhow::Result<(Record, Vec<Vec<u8>>)> {
     let mut parts = Vec::new();
     let image = match row.image {
         ImageRef::File(path) => Image::File(path),
-        ImageRef::Url(url) => Image::Url(url),
+        ImageRef::Url(url) => Image::Url(url.to_string()),
         ImageRef::Bytes(bytes, ending) => {
             let len = bytes.len() as u64;
             parts.push(bytes);
@@ -156,7 +156,7 @@ fn to_record(row: Input) -> anyhow::Result<(Record, Vec<Vec<u8>>)> {
     let record = Record::Row {
         key,
         origin,
-        url,
+        url: url.map(|url| url.to_string()),
         image,
         captions,
         in_json,
@@ -199,7 +199,7 @@ fn from_bytes(bytes: &[u8]) -> anyhow::Result<Input> {
         } => {
             let image = match image {
                 Image::File(path) => ImageRef::File(path),
-                Image::Url(url) => ImageRef::Url(url),
+                Image::Url(url) => ImageRef::Url(url.into()),
                 Image::Bytes(len, ending) => ImageRef::Bytes(part(len)?, ending),
             };
             let json = json.map(&mut part).transpose()?;
@@ -208,7 +208,11 @@ fn from_bytes(bytes: &[u8]) -> anyhow::Result<Input> {
                 .map(|(name, len)| Ok((name, part(len)?)))
                 .collect::<anyhow::Result<_>>()?;
             Ok(Row {
-                name: Name { key, origin, url },
+                name: Name {
+                    key,
+                    origin,
+                    url: url.map(Into::into),
+                },
                 image,
                 captions: match in_json {
                     true => CaptionRef::Json(captions),
