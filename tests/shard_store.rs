@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use serde_json::Value;
+use serde_json::{json, Value};
 
 use crate::azurite::Azurite;
 use crate::bin;
@@ -13,17 +13,26 @@ use crate::shard_cli::{image, pairs};
 use crate::test_data::python;
 
 /// moto's S3 with an empty bucket; prints its port, then, for each line on standard input, what the bucket
-/// holds: names and contents.
+/// holds: names and contents. The second port is the same store for Google's XML interface, which differs in
+/// the signature alone.
 const S3: &str = r#"
-import boto3, hashlib, json, sys
+import boto3, hashlib, json, sys, threading
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from moto.server import ThreadedMotoServer
+from werkzeug.serving import make_server
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 _, port = server.get_host_and_port()
+SIGNED = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+backend = DomainDispatcherApplication(create_backend_app)
+def google(environ, start_response):
+    return backend({**environ, "HTTP_AUTHORIZATION": SIGNED}, start_response)
+second = make_server("127.0.0.1", 0, google, threaded=True)
+threading.Thread(target=second.serve_forever, daemon=True).start()
 s3 = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1",
                   aws_access_key_id="key", aws_secret_access_key="secret")
 s3.create_bucket(Bucket="bkt")
-print(port, flush=True)
+print(port, second.server_port, flush=True)
 for line in sys.stdin:
     found = {}
     for item in s3.list_objects_v2(Bucket="bkt").get("Contents", []):
@@ -40,6 +49,7 @@ pub(crate) struct Moto {
     process: Child,
     lines: BufReader<std::process::ChildStdout>,
     endpoint: String,
+    google: String,
 }
 
 impl Moto {
@@ -52,12 +62,14 @@ impl Moto {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap());
-        let mut port = String::new();
-        lines.read_line(&mut port).unwrap();
+        let mut ports = String::new();
+        lines.read_line(&mut ports).unwrap();
+        let (port, second) = ports.trim().split_once(' ').unwrap();
         Moto {
             process,
             lines,
-            endpoint: format!("http://127.0.0.1:{}", port.trim()),
+            endpoint: format!("http://127.0.0.1:{port}"),
+            google: format!("http://127.0.0.1:{second}"),
         }
     }
 
@@ -83,6 +95,19 @@ impl Moto {
             .args(options);
         self.connect(&mut command);
         command
+    }
+
+    /// The environment of a program that takes it for Google's.
+    fn google_env(&self) -> [(&'static str, String); 3] {
+        let key = json!({
+            "gcs_base_url": self.google, "disable_oauth": true,
+            "client_email": "", "private_key": "", "private_key_id": "",
+        });
+        [
+            ("GOOGLE_SERVICE_ACCOUNT_KEY", key.to_string()),
+            ("GOOGLE_BASE_URL", self.google.clone()),
+            ("GOOGLE_ALLOW_HTTP", "true".to_owned()),
+        ]
     }
 
     /// The environment of a program that uses it.
@@ -184,6 +209,44 @@ fn a_container_of_azure_gets_the_files_of_a_folder() {
     let (Some(azurite), Some(python)) = (Azurite::start(test), python(test)) else {
         return;
     };
+    gets_the_files_of_a_folder("az://shards", &azurite.env(), &python, &mut || {
+        azurite.blobs()
+    });
+    // What is not ours stays.
+    let folder = tempfile::tempdir().unwrap();
+    let other = folder.path().join("other.txt");
+    std::fs::write(&other, "other").unwrap();
+    azurite.put("sets/x/other.txt", &other);
+    gets_the_files_of_a_folder("az://shards", &azurite.env(), &python, &mut || {
+        let mut blobs = azurite.blobs();
+        assert!(blobs.remove("sets/x/other.txt").is_some());
+        blobs
+    });
+}
+
+#[test]
+fn a_bucket_of_google_gets_the_files_of_a_folder() {
+    let Some(python) = python("a_bucket_of_google") else {
+        return;
+    };
+    let mut moto = Moto::start(&python);
+    let env = moto.google_env();
+    gets_the_files_of_a_folder("gs://bkt", &env, &python, &mut || {
+        let (objects, uploads) = moto.objects();
+        assert_eq!(uploads, 0);
+        let digest = |(name, digest): (String, Value)| (name, digest.as_str().unwrap().to_owned());
+        objects.into_iter().map(digest).collect()
+    });
+}
+
+/// Writes shards to `store` and to a folder, once more without leave, and others in their place. `objects` are
+/// names and SHA-256 of what the store holds.
+fn gets_the_files_of_a_folder(
+    store: &str,
+    env: &[(&'static str, String)],
+    python: &Path,
+    objects: &mut dyn FnMut() -> BTreeMap<String, String>,
+) {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     pairs(&folder.join("pairs"), 9);
@@ -194,19 +257,16 @@ fn a_container_of_azure_gets_the_files_of_a_folder() {
             .current_dir(folder)
             .args(["shard", "pairs", "--out", out, "--json", "--on-bad", "skip"])
             .args(options)
-            .envs(azurite.env());
+            .envs(env.iter().cloned());
         command.output().unwrap()
     };
-    let out = "az://shards/sets/x/photos";
-    let summary = succeeds(&shard(out, &["--max-count", "5"]));
-    assert_eq!(summary["files"][0], "az://shards/sets/x/photos-000000.tar");
+    let out = format!("{store}/sets/x/photos");
+    let summary = succeeds(&shard(&out, &["--max-count", "5", "--overwrite"]));
+    assert_eq!(summary["files"][0], format!("{out}-000000.tar"));
     succeeds(&shard("local/photos", &["--max-count", "5"]));
-    assert_eq!(
-        azurite.blobs(),
-        digests(&python, &folder.join("local"), "sets/x")
-    );
+    assert_eq!(objects(), digests(python, &folder.join("local"), "sets/x"));
 
-    let output = shard(out, &["--max-count", "5"]);
+    let output = shard(&out, &["--max-count", "5"]);
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(
@@ -214,14 +274,10 @@ fn a_container_of_azure_gets_the_files_of_a_folder() {
         "{message}"
     );
 
-    // Shards of another run are removed, what is not ours stays.
-    azurite.put("sets/x/other.txt", &folder.join("pairs/large0.txt"));
-    let summary = succeeds(&shard(out, &["--max-count", "20", "--overwrite"]));
+    let summary = succeeds(&shard(&out, &["--max-count", "20", "--overwrite"]));
     assert_eq!(summary["removed_stale"], 2);
     succeeds(&shard("again/photos", &["--max-count", "20"]));
-    let mut blobs = azurite.blobs();
-    assert!(blobs.remove("sets/x/other.txt").is_some());
-    assert_eq!(blobs, digests(&python, &folder.join("again"), "sets/x"));
+    assert_eq!(objects(), digests(python, &folder.join("again"), "sets/x"));
 }
 
 /// SHA-256 of the files of a folder, under the names that they have below `prefix`.

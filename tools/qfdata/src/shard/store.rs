@@ -31,6 +31,18 @@ pub(super) struct Store {
     runtime: Runtime,
 }
 
+/// What went wrong, without how often it was tried: the last cause, on one line. A server may answer with a page.
+fn cause(error: &object_store::Error) -> String {
+    const MAX_CHARS: usize = 200;
+    let mut inmost: &dyn std::error::Error = error;
+    while let Some(source) = inmost.source() {
+        inmost = source;
+    }
+    let text = inmost.to_string();
+    let words: Vec<_> = text.split_whitespace().collect();
+    words.join(" ").chars().take(MAX_CHARS).collect()
+}
+
 impl Store {
     /// By `s3://bucket/folder` and the like; credentials and endpoints are those of the environment.
     ///
@@ -77,17 +89,21 @@ impl Store {
         request: impl Future<Output = object_store::Result<T>>,
     ) -> anyhow::Result<T> {
         self.runtime.block_on(request).map_err(|error| {
+            let (text, shown) = (full_message(&error), self.shown(name));
             let remedy = match &error {
                 object_store::Error::PermissionDenied { .. }
                 | object_store::Error::Unauthenticated { .. } => {
-                    "; check the credentials, and that they may write there"
+                    "check the credentials, and that they may write there"
+                }
+                // Where a machine's role is asked for.
+                _ if text.contains("token request") || text.contains("169.254.169.254") => {
+                    "there are no credentials in the environment, and this machine has no role"
                 }
                 // A bucket that is not there is of no kind of its own.
-                error if full_message(error).contains("404") => "; check the name of the bucket",
-                _ => "; the same command goes on where this one stopped",
+                _ if text.contains("404") => "check the name of the bucket",
+                _ => "the same command goes on where this one stopped",
             };
-            let shown = self.shown(name);
-            anyhow!("cannot {what} {shown}: {}{remedy}", full_message(&error))
+            anyhow!("cannot {what} {shown}: {}; {remedy}", cause(&error))
         })
     }
 
