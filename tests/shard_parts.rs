@@ -164,6 +164,25 @@ fn parts_hold_what_one_run_does() {
     // What finish counts has to be there.
     fs::remove_file(shards(&folder.join("out")).pop().unwrap()).unwrap();
     fails(run(folder, &["finish", "plan.json"]), "part 2: its shard");
+    // What looks complete to a scheduler, too, and how it is mended.
+    let found = status(folder);
+    assert_eq!(found["complete"], 2, "{found}");
+    assert!(
+        found["parts"][2]["problem"]
+            .as_str()
+            .unwrap()
+            .contains("is missing"),
+        "{found}"
+    );
+    fails(part(folder, 2), "remove out/");
+    for file in fs::read_dir(folder.join("out")).unwrap() {
+        let file = file.unwrap();
+        if file.file_name().to_str().unwrap().contains("-00002") {
+            fs::remove_file(file.path()).unwrap();
+        }
+    }
+    succeeds(part(folder, 2));
+    succeeds(run(folder, &["finish", "plan.json"]));
 }
 
 #[test]

@@ -8,4 +8,4 @@ mod unit;
 
 pub(crate) use engine::{copy_shard, Copied, CopyOptions};
 pub(crate) use options::{CopyArgs, Target};
-pub(crate) use sink::{stem, Limits, Sink};
+pub(crate) use sink::{refuse_same_stems, stem, Limits, Sink};

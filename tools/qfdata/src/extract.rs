@@ -14,7 +14,7 @@ use qf_pipeline::words::counted;
 use qf_pipeline::SampleError;
 use serde::Serialize;
 
-use crate::copy::stem;
+use crate::copy::{refuse_same_stems, stem};
 use crate::data::ListedShards;
 use crate::files::{for_each_file, Content, FileVisitor, Selection, StoredFile};
 use crate::interrupt::Interrupt;
@@ -68,6 +68,9 @@ pub(crate) fn run(args: &ExtractArgs) -> anyhow::Result<()> {
     let shards = args.shards.resolve()?;
     let interrupt = Interrupt::install()?;
     let options = args.shards.config().read_options();
+    if args.by_shard {
+        refuse_same_stems(&shards, "extract them into folders of their own")?;
+    }
     fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot make the folder {}", args.out.display()))?;
     let mut extraction = Extraction {

@@ -1,8 +1,10 @@
 //! Options that `merge`, `split` and `convert` share, and what they print.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{bail, Context};
 use clap::Args;
 use qf_cli::output::{remark, say, InPart};
 use qf_pipeline::shard::read::ReadOptions;
@@ -13,7 +15,7 @@ use qf_pipeline::LoaderConfig;
 use serde::Serialize;
 
 use super::engine::{copy_shard, CopyOptions};
-use super::sink::{stem, Limits, Sink};
+use super::sink::{refuse_same_stems, stem, Limits, Sink};
 use crate::data::{settings, CaptionLinesArg, ListedShards};
 use crate::interrupt::Interrupt;
 use crate::progress;
@@ -110,13 +112,20 @@ impl CopyArgs {
             &interrupt.stop(),
         );
         let mut summary = CopySummary::default();
+        if self.by_shard {
+            refuse_same_stems(&shards, "copy one of them by itself")?;
+        }
+        if let Target::Folder(folder, format) = target {
+            refuse_same_stems(&shards, "write them into folders of their own")?;
+            for shard in &shards {
+                self.check(&in_folder(folder, shard, *format), &shards)?;
+            }
+        }
         let bar = progress::bar("copying", shards.len());
         match target {
             Target::Folder(folder, format) => {
                 for shard in &shards {
-                    let stem = stem(shard.base_name());
-                    let path = folder.join(format!("{stem}.{format}"));
-                    self.check(&path, &shards)?;
+                    let path = in_folder(folder, shard, *format);
                     let mut sink = self.sink(|_| Ok((path.clone(), *format)), &config);
                     self.copy(shard, (&config, &interrupt), &mut sink, &mut summary)?;
                     summary.take(&mut sink)?;
@@ -147,11 +156,52 @@ impl CopyArgs {
                     bar.inc(1);
                 }
                 summary.take(&mut sink)?;
+                drop(sink);
+                self.remove_later(prefix, number, &shards, &summary)?;
             }
         }
         bar.finish_and_clear();
         summary.shards = shards.len();
         self.print(&summary)
+    }
+
+    /// Removes the shards of an earlier run that come after the last one written: a pattern would find both.
+    fn remove_later(
+        &self,
+        prefix: &str,
+        from: u64,
+        shards: &[ShardLocation],
+        summary: &CopySummary,
+    ) -> anyhow::Result<()> {
+        let last = summary.written.last().and_then(|path| path.to_str());
+        let ending =
+            last.and_then(|last| last.split_once(&format!("-{:06}.", from.saturating_sub(1))));
+        let Some((_, ending)) = ending.filter(|_| self.overwrite) else {
+            return Ok(());
+        };
+        let mut removed = 0;
+        for number in from.. {
+            let path = PathBuf::from(format!("{prefix}-{number:06}.{ending}"));
+            if !path.exists() || shards.iter().any(|shard| shard.path() == Some(&path)) {
+                break;
+            }
+            let index = PathBuf::from(format!("{}.qfidx", path.display()));
+            for file in [index, path] {
+                match fs::remove_file(&file) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => {
+                        return Err(error)
+                            .with_context(|| format!("cannot remove {}", file.display()));
+                    }
+                    _ => {}
+                }
+            }
+            removed += 1;
+        }
+        if removed > 0 && !self.quiet {
+            let shards = counted(removed, "shard", "shards");
+            remark(format_args!("{shards} of an earlier run removed"));
+        }
+        Ok(())
     }
 
     fn sink<'a>(
@@ -225,6 +275,11 @@ impl CopyArgs {
             false => Err(InPart(said.join("; ")).into()),
         }
     }
+}
+
+/// Where a shard goes in a folder, in another format.
+fn in_folder(folder: &Path, shard: &ShardLocation, format: ShardFormat) -> PathBuf {
+    folder.join(format!("{}.{format}", stem(shard.base_name())))
 }
 
 impl CopySummary {

@@ -1,9 +1,10 @@
 //! Where copied samples go: one shard, or one after another.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 
+use anyhow::bail;
 use qf_pipeline::captions::{raw_captions, CaptionSource};
 use qf_pipeline::error::full_message;
 use qf_pipeline::shard::group::split_key;
@@ -112,9 +113,13 @@ impl<'a> Sink<'a> {
         let Some(current) = &mut self.current else {
             return Ok(Err("no shard is open".to_string()));
         };
-        let key = unit.key.as_ref().map(|key| match self.by_shard {
-            true => format!("{}/{key}", stem(shard.base_name())),
-            false => key.clone(),
+        let key = unit.key.as_ref().map(|key| {
+            // GNU tar of a folder: `./KEY.jpg`.
+            let key = key.strip_prefix("./").unwrap_or(key);
+            match self.by_shard {
+                true => format!("{}/{key}", stem(shard.base_name())),
+                false => key.to_owned(),
+            }
         });
         if let Some(key) = &key {
             if !current.keys.insert(hash(key)) {
@@ -197,6 +202,22 @@ pub(crate) fn stem(name: &str) -> &str {
     endings.iter().fold(name, |name, ending| {
         name.strip_suffix(ending).unwrap_or(name)
     })
+}
+
+/// Refuses two shards of one stem: what is named after it would be theirs together. `advice` says what to do.
+pub(crate) fn refuse_same_stems(shards: &[ShardLocation], advice: &str) -> anyhow::Result<()> {
+    let mut seen: HashMap<&str, &ShardLocation> = HashMap::new();
+    for shard in shards {
+        let name = stem(shard.base_name());
+        if let Some(other) = seen.insert(name, shard) {
+            bail!(
+                "{} and {} would both be named {name}; {advice}",
+                other.name,
+                shard.name
+            );
+        }
+    }
+    Ok(())
 }
 
 fn write_files(

@@ -160,7 +160,7 @@ pub(crate) struct JobArgs {
     pub(super) json: bool,
 
     /// Say nothing but errors
-    #[arg(long, conflicts_with = "json")]
+    #[arg(long, short, conflicts_with = "json")]
     pub(super) quiet: bool,
 
     // Last, for their headings are those of all that follows.

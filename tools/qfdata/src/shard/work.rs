@@ -143,6 +143,16 @@ impl<'a> Worker<'a> {
         let origin = row.name.origin.clone();
         let (image, extension) = self.image(image, &ending, &origin, facts)?;
         let members = std::mem::take(&mut row.members);
+        if let Some((name, _)) = members
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(&extension))
+        {
+            let message = format!(
+                "its image would be stored as `.{extension}`, and it has another member `.{name}`; choose \
+                 another --image-format, or rename the member"
+            );
+            return Err(Skip::new(origin, SkipCause::BadName, message));
+        }
         let text_bytes: usize = captions.texts.iter().map(|text| text.len() + 1).sum();
         let more_bytes: usize = members.iter().map(|(_, content)| content.len()).sum();
         let json_bytes = captions.json.as_ref().map_or(0, Vec::len);

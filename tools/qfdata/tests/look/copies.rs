@@ -276,3 +276,140 @@ for path in sys.argv[1:]:
     let message = complaint(folder, 1, &["index", "--dali-index", "z/a-0.tar.gz"]);
     assert!(message.contains("DALI reads plain tar"), "{message}");
 }
+
+/// Two folders with a shard of the same name.
+const SAME_NAMES: &str = r#"
+import os, shutil
+for name, number in (("train", 0), ("val", 1)):
+    os.makedirs(name)
+    shutil.copy(f"s-{number:06}.tar", f"{name}/000.tar")
+"#;
+
+/// What is named after shards would overwrite itself where two have one name.
+#[test]
+fn shards_of_one_name_are_not_put_together() {
+    let test = "shards_of_one_name_are_not_put_together";
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    if photographs(test, folder, 20, "tar").is_none()
+        || python(test, folder, SAME_NAMES, &[]).is_none()
+    {
+        return;
+    }
+    let both = ["train/000.tar", "val/000.tar"];
+    for words in [
+        &["convert", "--format", "tar", "--out", "out", "--overwrite"][..],
+        &["merge", "--out", "out/m.tar", "--by-shard"],
+        &["extract", "--out", "out", "--by-shard"],
+    ] {
+        let words = [&words[..1], &both, &words[1..]].concat();
+        let message = complaint(folder, 1, &words);
+        assert!(message.contains("would both be named 000"), "{message}");
+        assert!(!folder.join("out").exists(), "{words:?}");
+    }
+}
+
+/// A pattern finds the shards of one run, not what an earlier one left.
+#[test]
+fn a_split_removes_what_comes_after_its_last_shard() {
+    let test = "a_split_removes_what_comes_after";
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    if photographs(test, folder, 10, "tar").is_none() {
+        return;
+    }
+    let split = |count: &str, more: &[&str]| {
+        let words = [
+            "split",
+            "s-000000.tar",
+            "--out",
+            "cut",
+            "--max-count",
+            count,
+        ];
+        run(folder, 0, &[&words, more].concat());
+        run(folder, 0, &["ls", "cut-*.tar"]).lines().count()
+    };
+    assert_eq!(split("2", &[]), 20);
+    assert_eq!(split("5", &["--overwrite"]), 20);
+    assert!(!folder.join("cut-000002.tar").exists());
+    assert!(!folder.join("cut-000002.tar.qfidx").exists());
+}
+
+/// A mask beside its photograph, GNU tar's names of a folder, a data set with line breaks in captions.
+const AWKWARD: &str = r#"
+import io, tarfile
+import datasets
+datasets.disable_progress_bars()
+photos = [open(f"pairs/{n:06}.jpg", "rb").read() for n in range(2)]
+def write(path, files):
+    with tarfile.open(path, "w") as archive:
+        for name, data in files:
+            info = tarfile.TarInfo(name); info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+write("mask.tar", [("0.jpg", photos[0]), ("0.png", b"a mask"), ("0.txt", b"a"), ("1.jpg", photos[1]), ("1.txt", b"b")])
+write("dot.tar", [(f"./{n}.{end}", data) for n in range(2) for end, data in (("jpg", photos[n]), ("txt", b"a b"))])
+rows = {"image": [{"bytes": p, "path": None} for p in photos], "caption": ["line one\nline two", "p\r\nq"]}
+datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).save_to_disk("set")
+"#;
+
+#[test]
+fn awkward_shards_become_shards_that_can_be_read() {
+    let test = "awkward_shards_become_shards";
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    if photographs(test, folder, 2, "tar").is_none() || python(test, folder, AWKWARD, &[]).is_none()
+    {
+        return;
+    }
+    let shard = |code: i32, input: &str, more: &[&str]| {
+        let words = [&["shard", input, "--out", "new/s", "--overwrite"][..], more].concat();
+        let message = complaint(folder, code, &words);
+        (message, run(folder, 0, &["verify", "new/s-*", "--quiet"]))
+    };
+    // No two members of one name.
+    let (message, _) = shard(3, "mask.tar", &["--image-format", "png"]);
+    assert!(
+        message.contains("mask.tar#0@0: its image would be stored as `.png`"),
+        "{message}"
+    );
+    assert_eq!(
+        run(folder, 0, &["ls", "new/s-000000.tar"]),
+        "1.png\n1.txt\n"
+    );
+    shard(0, "mask.tar", &[]);
+    assert_eq!(
+        run(folder, 0, &["ls", "new/s-000000.tar"]).lines().count(),
+        5
+    );
+
+    shard(0, "dot.tar", &[]);
+    assert_eq!(
+        run(folder, 0, &["ls", "new/s-000000.tar"]),
+        "0.jpg\n0.txt\n1.jpg\n1.txt\n"
+    );
+    run(
+        folder,
+        0,
+        &["convert", "dot.tar", "--format", "arrow", "--out", "new"],
+    );
+    assert_eq!(run(folder, 0, &["ls", "new/dot.arrow"]).lines().count(), 4);
+
+    // A caption stays one.
+    shard(0, "set", &[]);
+    let texts = run(folder, 0, &["cat", "new/s-000000.tar", "--member", "*.txt"]);
+    assert_eq!(texts.trim_end(), "line one line twop q", "{texts:?}");
+    for (input, option) in [
+        ("set", "--split"),
+        ("dot.tar", "--split"),
+        ("dot.tar", "--keep-columns"),
+        ("pairs", "--keep-columns"),
+    ] {
+        let message = complaint(
+            folder,
+            1,
+            &["shard", input, "--out", "x/s", option, "train"],
+        );
+        assert!(message.contains(&format!("{option} is for")), "{message}");
+    }
+}

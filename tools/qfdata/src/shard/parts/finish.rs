@@ -10,8 +10,7 @@ use serde::Serialize;
 
 use super::file::Plan;
 use super::job::{job_of, job_of_part};
-use super::status::statistics;
-use crate::shard::args::JobArgs;
+use super::status::{check_shards, statistics};
 use crate::shard::output::Output;
 use crate::shard::row::SkipCause;
 use crate::shard::statistics::{HeldOutStatistics, ShardStatistics};
@@ -126,22 +125,6 @@ fn join(args: &FinishArgs) -> anyhow::Result<u64> {
     output.put(&output.stats_name(), &text)?;
     print(args, &total, &out)?;
     Ok(SkipCause::bad_rows(&total.skipped))
-}
-
-/// That every shard of a part is there, with its length and its metadata.
-fn check_shards(job: &JobArgs, part: u32, shards: &[ShardStatistics]) -> anyhow::Result<()> {
-    let output = Output::new(job.out.as_deref().unwrap_or_default(), job.format)?;
-    for shard in shards {
-        if output.whole_bytes_of(&shard.file) != Some(shard.bytes) {
-            bail!(
-                "part {part}: its shard {} is missing, has another length, or lacks its metadata; remove {}, \
-                 and run the part again",
-                shard.file,
-                output.stats_name()
-            );
-        }
-    }
-    Ok(())
 }
 
 /// The first few parts.

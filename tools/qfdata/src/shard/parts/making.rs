@@ -55,6 +55,7 @@ fn is_complete(plan: &Plan, job: &JobArgs, number: u32) -> anyhow::Result<bool> 
     let Some(done) = status::statistics(plan, job, number)? else {
         return Ok(false);
     };
+    status::check_shards(job, number, &done.shards)?;
     if !job.quiet {
         let samples = counted(done.samples, "sample", "samples");
         say(format_args!("part {number} is complete already: {samples}"))?;

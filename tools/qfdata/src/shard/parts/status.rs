@@ -10,7 +10,7 @@ use super::file::Plan;
 use super::job::{job_of, job_of_part};
 use crate::shard::args::JobArgs;
 use crate::shard::output::Output;
-use crate::shard::statistics::Statistics;
+use crate::shard::statistics::{ShardStatistics, Statistics};
 
 /// Say which parts of a plan are complete.
 #[derive(Args, Clone, Debug)]
@@ -29,6 +29,9 @@ struct PartStatus {
     part: u32,
     rows: std::ops::Range<u64>,
     complete: bool,
+    /// What became of a part that was complete.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
     /// That are there.
     shards: u64,
     samples: Option<u64>,
@@ -67,6 +70,26 @@ pub(super) fn statistics(
     Ok(Some(statistics))
 }
 
+/// That every shard of a part is there, with its length and its metadata.
+pub(super) fn check_shards(
+    job: &JobArgs,
+    part: u32,
+    shards: &[ShardStatistics],
+) -> anyhow::Result<()> {
+    let out = job.out.as_deref().unwrap_or_default();
+    let output = Output::new(out, job.format)?;
+    for shard in shards {
+        if output.whole_bytes_of(&shard.file) != Some(shard.bytes) {
+            bail!(
+                "part {part}: its shard {} is missing, has another length, or lacks its metadata; remove {out}-* and \
+                 {out}.*, and run the part again",
+                shard.file
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Runs the subcommand.
 pub(crate) fn status(args: &StatusArgs) -> anyhow::Result<()> {
     let plan = Plan::read(&args.plan)?;
@@ -76,6 +99,10 @@ pub(crate) fn status(args: &StatusArgs) -> anyhow::Result<()> {
     for part in &plan.parts {
         let job = job_of_part(&job, &plan, part.part)?;
         let done = statistics(&plan, &job, part.part)?;
+        let problem = done
+            .as_ref()
+            .and_then(|done| check_shards(&job, part.part, &done.shards).err())
+            .map(|error| error.to_string());
         let shards = match &done {
             Some(done) => done.shards.len(),
             None => {
@@ -91,7 +118,8 @@ pub(crate) fn status(args: &StatusArgs) -> anyhow::Result<()> {
         parts.push(PartStatus {
             part: part.part,
             rows: part.rows.clone(),
-            complete: done.is_some(),
+            complete: done.is_some() && problem.is_none(),
+            problem,
             shards: shards as u64,
             samples: done.map(|done| done.samples),
         });
@@ -116,6 +144,10 @@ fn print(status: &Status) -> anyhow::Result<()> {
         counted(total as u64, "part", "parts")
     ))?;
     for part in status.parts.iter().filter(|part| !part.complete) {
+        if let Some(problem) = &part.problem {
+            say(format_args!("  {problem}"))?;
+            continue;
+        }
         let state = match part.shards {
             0 => "not begun, or before its first shard".to_owned(),
             shards => format!("{} whole", counted(shards, "shard", "shards")),

@@ -16,7 +16,7 @@ use super::super::kind::Kind;
 use super::super::load::small;
 use super::super::row::CaptionRef;
 use super::any::Source;
-use super::columns::Wanted;
+use super::columns::{Keep, Wanted};
 use super::fingerprint::Fingerprint;
 use super::list::Grouped;
 use super::list::List;
@@ -68,6 +68,7 @@ pub(in super::super) fn open(
         Kind::Folder => open_folder(path, args, interrupt),
         Kind::Zip => {
             refuse_columns(args, input, "a zip")?;
+            refuse_keep(args, input, "a zip")?;
             let mut list = zip::list(path, interrupt)?;
             decide_lines(&mut list, args.caption_lines);
             filled(list, &format!("no images in {input}"))
@@ -172,6 +173,7 @@ impl<'a> Lines<'a> {
             }
         }
         refuse_columns(args, self.name, "a list of lines")?;
+        refuse_keep(args, self.name, "a list of lines")?;
         if self.kind == Kind::Token {
             let mut rows = Grouped::new(self.name, &self.folder);
             lines::read_token(text, &mut rows);
@@ -341,6 +343,8 @@ fn folder_kind(path: &Path) -> anyhow::Result<Kind> {
     })
 }
 
+const TAR_ENDINGS: [&str; 5] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst"];
+
 const SHARD_ENDINGS: [&str; 4] = [".tar", ".tar.gz", ".tar.zst", ".arrow"];
 
 /// Files of these endings below a folder, sorted, down to a depth.
@@ -379,6 +383,7 @@ fn open_folder(path: &Path, args: &InputArgs, interrupt: &Interrupt) -> anyhow::
         &is,
         "manifests",
     )?;
+    refuse_keep(args, &path.display().to_string(), "a folder")?;
     let mut list = folder::list(path, interrupt)?;
     decide_lines(&mut list, args.caption_lines);
     let others = list.other_files + list.captions_without_image;
@@ -489,7 +494,10 @@ fn open_shards(
                 notes.extend(note);
                 shards.extend(files.into_iter().map(ShardLocation::local));
             }
-            false => shards.extend(resolve_shards_with(&[input], &remote)?),
+            false => {
+                refuse_split(&args.split, input)?;
+                shards.extend(resolve_shards_with(&[input], &remote)?);
+            }
         }
     }
     let caption_column = match args.caption_column.as_slice() {
@@ -497,6 +505,17 @@ fn open_shards(
         [one] => Some(one.clone()),
         _ => bail!("of shards, one --caption-column is read"),
     };
+    let is_tar = |shard: &ShardLocation| {
+        TAR_ENDINGS
+            .iter()
+            .any(|end| shard.base_name().ends_with(end))
+    };
+    if let Some(tar) = shards
+        .iter()
+        .find(|shard| !keeps_all(args) && is_tar(shard))
+    {
+        refuse_keep(args, &tar.name, "a tar shard")?;
+    }
     let mut shards = shards::Shards::new(
         shards,
         args.path_column.clone(),
@@ -538,6 +557,7 @@ fn folder_shards(
         let note = format!("splits {}", chosen.join(", "));
         return Ok((shards, Some(note)));
     }
+    refuse_split(splits, &folder.display().to_string())?;
     if folder.join("state.json").is_file() {
         #[derive(serde::Deserialize)]
         struct DataFile {
@@ -587,6 +607,27 @@ fn refuse_columns(args: &InputArgs, input: &str, is: &str) -> anyhow::Result<()>
         &format!("{input} is {is}"),
         "manifests",
     )
+}
+
+/// Shards hold no names of splits.
+fn refuse_split(splits: &[String], input: &str) -> anyhow::Result<()> {
+    match splits.is_empty() {
+        true => Ok(()),
+        false => bail!(
+            "--split is for lists, Parquet and folders of several splits (dataset_dict.json), but {input} is of one; \
+             give the shards of a split alone"
+        ),
+    }
+}
+
+fn keeps_all(args: &InputArgs) -> bool {
+    matches!(Keep::of(&args.keep_columns), Keep::All)
+}
+
+/// What lies beside an image is kept as it is.
+fn refuse_keep(args: &InputArgs, input: &str, is: &str) -> anyhow::Result<()> {
+    let is = format!("{input} is {is}");
+    refuse(&[(!keeps_all(args), "--keep-columns")], &is, "manifests")
 }
 
 fn refuse_lines(args: &InputArgs, input: &str) -> anyhow::Result<()> {

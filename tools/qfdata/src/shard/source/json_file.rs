@@ -118,6 +118,9 @@ fn read_coco(
     wanted: &Wanted,
     rows: &mut Grouped<'_>,
 ) -> anyhow::Result<()> {
+    if !wanted.splits.is_empty() || !wanted.captions.is_empty() {
+        bail!("--split and --caption-column are for other lists: COCO's has one split, and its captions in `annotations`");
+    }
     let name = wanted.image.clone();
     let image_name = name.unwrap_or_else(|| "file_name".to_owned());
     rows.notes.push(format!(

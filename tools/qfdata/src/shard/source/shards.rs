@@ -1,11 +1,12 @@
 //! Rows of shards: WebDataset and Arrow, local and remote, in stored order.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use qf_pipeline::captions::names::caption_rank;
-use qf_pipeline::captions::{raw_captions, CaptionLines, CaptionSource};
+use qf_pipeline::captions::{one_line, raw_captions, CaptionLines, CaptionSource};
 use qf_pipeline::printable::Printable;
 use qf_pipeline::shard::arrow::{ChosenColumns, OtherColumns};
 use qf_pipeline::shard::read::{read_shard, LeaveMembers, MemberMemory, ReadOptions, WatchReads};
@@ -165,7 +166,11 @@ impl Shards {
             lines: self.lines,
         };
         let captions: Vec<String> = match raw_captions(&sample, source) {
-            Ok(captions) => captions.into_iter().map(|text| text.into_owned()).collect(),
+            // A caption that has line breaks stays one.
+            Ok(captions) => captions
+                .iter()
+                .filter_map(|text| one_line(text).map(Cow::into_owned))
+                .collect(),
             Err((reason, message)) => return Err(Skip::new(origin, cause_of(reason), message)),
         };
         let image = sample.image(self.image_column.as_deref());
@@ -176,10 +181,13 @@ impl Shards {
                 "it has no image, by the extensions of its members",
             ));
         };
-        let key = match check_key(&sample.id.key) {
-            Ok(()) => sample.id.key.clone(),
+        // GNU tar of a folder: `./KEY.jpg`.
+        let stored = sample.id.key.as_str();
+        let stored = stored.strip_prefix("./").unwrap_or(stored);
+        let key = match check_key(stored) {
+            Ok(()) => stored.to_owned(),
             Err(_) => {
-                let named = format!("{}.x", sample.id.key);
+                let named = format!("{stored}.x");
                 match super::folder::natural_key(std::path::Path::new(&named)) {
                     Ok(key) => key,
                     Err(message) => return Err(Skip::new(origin, SkipCause::BadName, message)),
