@@ -8,11 +8,13 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 use anyhow::Context;
 use crossbeam::channel::{self, Sender};
+use qf_cli::output::remark;
+use qf_pipeline::printable::Printable;
 use qf_pipeline::shard::read::ReadOptions;
 use qf_pipeline::source::ShardLocation;
 use qf_pipeline::stop::Stop;
 use qf_pipeline::warnings::Warnings;
-use qf_pipeline::write::{ShardOptions, ShardSample, ShardWriter};
+use qf_pipeline::write::{ShardFormat, ShardOptions, ShardSample, ShardWriter};
 
 use super::args::OnBad;
 use super::doubles::Seen;
@@ -48,6 +50,8 @@ pub(super) struct ShardSet<'a> {
     counts: WholeShard,
     has_begun: bool,
     warnings: Warnings,
+    /// Whether it was said that an Arrow shard has no place for what lies beside image and captions.
+    has_dropped: bool,
 }
 
 /// The shards of one side.
@@ -55,6 +59,27 @@ struct Side<'a> {
     output: &'a Output,
     current: Option<Current>,
     next_number: u64,
+}
+
+/// Says, once a run, that an Arrow shard has no place for what this sample has beside image and captions.
+/// Returns whether there is any.
+fn say_what_is_dropped(sample: &ShardSample) -> bool {
+    let json = sample.json.as_ref().map(|_| "json");
+    let members = sample.members.iter().map(|(name, _)| name.as_str());
+    let names: Vec<_> = json
+        .into_iter()
+        .chain(members)
+        .map(|name| format!(".{name}"))
+        .collect();
+    if !names.is_empty() {
+        remark(format_args!(
+            "an Arrow shard holds images and captions alone: what samples have beside them is left out ({} of {}); \
+             --format tar keeps it",
+            names.join(", "),
+            Printable(&sample.key)
+        ));
+    }
+    !names.is_empty()
 }
 
 /// How shards are written.
@@ -143,6 +168,7 @@ impl<'a> ShardSet<'a> {
             early: Vec::new(),
             has_begun: false,
             warnings: Warnings::default(),
+            has_dropped: false,
         })
     }
 
@@ -252,6 +278,9 @@ impl<'a> ShardSet<'a> {
         let Some(current) = &mut self.sides[side].current else {
             anyhow::bail!("a shard that was opened is gone; this is a bug");
         };
+        if self.options.format == ShardFormat::Arrow && !self.has_dropped {
+            self.has_dropped = say_what_is_dropped(&sample);
+        }
         current.writer.write(&sample)?;
         current.samples += 1;
         current.bytes = current.bytes.saturating_add(bytes);
