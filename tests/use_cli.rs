@@ -263,7 +263,9 @@ fn an_annotation_file_evaluates_like_the_shards_of_the_same_images() {
     holed[5]["image"] = "none.jpg".into();
     holed[23]["caption"] = json!([" . "]);
     fs::write(&file, json!(holed).to_string()).unwrap();
-    let report: Value = serde_json::from_str(&succeeds(&eval(&["--json"]))).unwrap();
+    let output = qftrain(&eval(&["--json"]));
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(
         (&report["images"], &report["skipped"]),
         (&22.into(), &2.into())

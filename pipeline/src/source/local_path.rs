@@ -17,9 +17,12 @@ pub fn scheme(text: &str) -> Option<&str> {
 /// What a user gave as a path on this machine.
 ///
 /// # Errors
-/// A message that says what to give instead of a URL, which as a path would be a folder `s3:`.
+/// That it is empty. A message that says what to give instead of a URL, which as a path would be a folder `s3:`.
 pub fn local_path(given: OsString) -> Result<PathBuf, String> {
     let text = given.to_string_lossy();
+    if text.is_empty() {
+        return Err("the path is empty; is a variable of the shell not set?".to_string());
+    }
     match scheme(&text) {
         None => Ok(PathBuf::from(given)),
         Some(scheme) if scheme.eq_ignore_ascii_case("file") => {
@@ -50,10 +53,11 @@ mod tests {
             assert!(local_path(url.into()).is_err(), "{url}");
         }
         for path in [
-            "a", "/a/b", "./s3://b", "s3:/b", "a b://c", "://x", "", "C:\\x", "1x://y",
+            "a", "/a/b", "./s3://b", "s3:/b", "a b://c", "://x", "C:\\x", "1x://y",
         ] {
             assert_eq!(local_path(path.into()).unwrap(), PathBuf::from(path));
         }
+        assert!(local_path("".into()).unwrap_err().contains("empty"));
         assert!(local_path("s3://b".into()).unwrap_err().contains("s3://"));
         assert!(local_path("file:///b".into())
             .unwrap_err()

@@ -134,6 +134,21 @@ mod tests {
         assert!(options >= 10, "{options} options found");
     }
 
+    #[test]
+    fn values_that_libtorch_or_the_disk_would_choke_on_are_refused() {
+        for words in [
+            ["bench", "--threads", "0"],
+            ["bench", "--threads", "100000"],
+            ["report", "run", "--out="],
+        ] {
+            let words = std::iter::once("qftrain").chain(words);
+            let matches =
+                qf_cli::args::refuse_urls(Cli::command()).try_get_matches_from(words.clone());
+            let kind = matches.err().map(|error| error.kind());
+            assert_eq!(kind, Some(ErrorKind::ValueValidation), "{words:?}");
+        }
+    }
+
     /// clap drops "requires" where what is required conflicts with another option that is there: an option
     /// would be ignored without a word.
     #[test]

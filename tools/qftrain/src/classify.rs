@@ -31,6 +31,8 @@ pub(crate) fn run(args: &ClassifyArgs) -> anyhow::Result<()> {
         bail!("--prompt {prompt:?}: has no {{}} for the class to stand in");
     }
     let folders = class_folders(&args.folder)?;
+    let mut classes: Vec<Class> = folders.iter().map(|folder| Class::of(folder)).collect();
+    check_names(&folders, &classes)?;
     let (mut paths, mut class_of) = (Vec::new(), Vec::new());
     for (class, folder) in folders.iter().enumerate() {
         let images = image_paths(std::slice::from_ref(folder))?;
@@ -40,7 +42,6 @@ pub(crate) fn run(args: &ClassifyArgs) -> anyhow::Result<()> {
     let model = ModelSource::open(&args.model.model)?;
     let mut files = FileBatches::new(paths, &model.config.data, args.batch_size.into())?;
     let loaded = load(&args.model, model)?;
-    let mut classes: Vec<Class> = folders.iter().map(|folder| Class::of(folder)).collect();
     let features = class_features(args, &loaded, &classes)?; // [K, d]
     let mut count = Count::new("classifying images", Some(files.total() as u64));
     while let Some(batch) = files.next()? {
@@ -69,6 +70,24 @@ pub(crate) fn run(args: &ClassifyArgs) -> anyhow::Result<()> {
     count.finish();
     report(args, &loaded, &classes)?;
     files.end()
+}
+
+/// Two classes of one name have the same text: images of one would be as near to the other.
+fn check_names(folders: &[PathBuf], classes: &[Class]) -> anyhow::Result<()> {
+    for (number, class) in classes.iter().enumerate() {
+        if let Some(other) = classes[..number]
+            .iter()
+            .position(|other| other.name == class.name)
+        {
+            bail!(
+                "{} and {} are both the class `{}`; put their images into one folder",
+                folders[other].display(),
+                folders[number].display(),
+                class.name
+            );
+        }
+    }
+    Ok(())
 }
 
 impl Class {
@@ -198,4 +217,21 @@ fn report(args: &ClassifyArgs, loaded: &LoadedModel, classes: &[Class]) -> anyho
         "chance: {:.1} %",
         100.0 / classes.len() as f64
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_of_one_text_are_refused() {
+        let folders = ["c/a_b", "c/cat", "c/a b"].map(PathBuf::from);
+        let classes: Vec<Class> = folders.iter().map(|folder| Class::of(folder)).collect();
+        let error = check_names(&folders, &classes).unwrap_err().to_string();
+        assert!(
+            error.contains("c/a_b and c/a b are both the class `a b`"),
+            "{error}"
+        );
+        assert!(check_names(&folders[..2], &classes[..2]).is_ok());
+    }
 }

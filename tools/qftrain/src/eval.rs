@@ -16,7 +16,7 @@ use qftrain::args::EvalArgs;
 use crate::data;
 use crate::model_source::{check_text_len, load, LoadedModel, ModelSource};
 use crate::progress::Count;
-use qf_cli::output::say;
+use qf_cli::output::{say, InPart};
 
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let model = ModelSource::open(&args.model.model)?;
@@ -55,9 +55,20 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         let mut json = serde_json::to_value(&report)?;
         let fields = json.as_object_mut().context("a report is an object")?;
         fields.insert("step".into(), loaded.step.into());
-        return say(format_args!("{json}"));
+        say(format_args!("{json}"))?;
+    } else {
+        print_report(&report, &loaded.origin)?;
     }
-    print_report(&report, &loaded.origin)
+    match report.skipped {
+        0 => Ok(()),
+        // As they are meant to be.
+        _ if args.filters => Ok(()),
+        skipped => Err(InPart(format!(
+            "the figures are without {}, see the warnings above",
+            counted(skipped, "sample", "samples")
+        ))
+        .into()),
+    }
 }
 
 enum Input {

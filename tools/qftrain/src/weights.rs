@@ -279,10 +279,18 @@ impl WeightsModel {
             let path = self.file.path().display();
             remark(format_args!("{path}{}", taken_off(&self.file)));
         }
-        if !report.kept.is_empty() {
+        let path = self.file.path().display();
+        let (temperature, head): (Vec<_>, Vec<_>) =
+            report.kept.iter().partition(|name| *name == "temp");
+        if !head.is_empty() {
             log::warn!(
-                "{} has no language-model head: it scores and retrieves, but its captions are noise",
-                self.file.path().display()
+                "{path} has no language-model head: it scores and retrieves, but its captions are noise"
+            );
+        }
+        if !temperature.is_empty() {
+            log::warn!(
+                "{path} has no temperature, so what is divided by it is divided by that of a new model, 0.07: \
+                 cosines and the order of results are those of the weights"
             );
         }
         Ok(model)

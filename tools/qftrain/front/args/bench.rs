@@ -39,7 +39,7 @@ pub struct BenchArgs {
     pub all_rows: bool,
 
     /// Threads of libtorch [default: one per core]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
 
     /// Element type of matrix products: f32, bf16 or f16 [default: bf16 on a GPU, f32 on the CPU]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{bail, Context};
 use qf_cli::journal;
+use qf_cli::output::remark;
 use qf_model::checkpoint::{self, Checkpoint, TrainState};
 use qf_model::run_dir::{RunDir, RunLock};
 use qf_model::train::WeightsConfig;
@@ -109,6 +110,12 @@ fn prepare(
         true => checkpoint::newest(&run_dir.checkpoints())?,
         false => None,
     };
+    if *resumes && newest.is_none() {
+        remark(format_args!(
+            "{} holds no checkpoint: the run starts from its beginning",
+            run_dir.path().display()
+        ));
+    }
     make_paths_absolute(config)?;
     if let Some(newest) = &newest {
         let mut saved = saved_config(run_dir, &newest.folder)?;
