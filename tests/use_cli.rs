@@ -7,8 +7,8 @@ use serde_json::{json, Value};
 use tempfile::TempDir;
 
 use crate::train_cli::{
-    checkpoint, command, data, exact_metrics, fails, glob, metrics, path, small_run, succeeds,
-    weights,
+    checkpoint, command, data, exact_metrics, fails, glob, metrics, path, qftrain, small_run,
+    succeeds, weights,
 };
 
 /// A run of a few steps.
