@@ -150,7 +150,7 @@ for kind in ("struct", "text"):
     fields = lambda n: {"__key__": keys[n], "__url__": "wds-00.tar", "n": n, "url": "inner"}
     test(f"json as {kind}, Parquet", [f"hub-{kind}.parquet"], fields, lines=True)
     with pa.OSFile(f"hub-{kind}.arrow", "wb") as f, pa.ipc.new_stream(f, hub(kind).schema) as out: out.write_table(hub(kind))
-    test(f"json as {kind}, Arrow", [f"hub-{kind}.arrow"], fields)
+    test(f"json as {kind}, Arrow", [f"hub-{kind}.arrow"], fields, lines=True)
 
 coco = {"info": {}, "images": [{"id": 100 + n, "file_name": names[n], "height": 90 - 5 * n} for n in range(12)], "annotations": []}
 for n, cs in enumerate(captions):
