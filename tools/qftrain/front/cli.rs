@@ -160,6 +160,7 @@ mod tests {
             "caption --run-dir run photos --length-penalty 1 --temperature 2",
             "caption --run-dir run photos --beams 3 --seed 4",
             "--shards x.tar --dry-run --profile-steps 4",
+            "--shards x.tar --dry-run --json",
         ] {
             let words = std::iter::once("qftrain").chain(words.split(' '));
             let error = Cli::try_parse_from(words.clone()).err();

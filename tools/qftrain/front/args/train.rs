@@ -112,7 +112,7 @@ pub struct TrainArgs {
     pub force_group: bool,
 
     /// Check shards, weights and memory, say what a run would do and how long it would take, and train nothing
-    #[arg(long, conflicts_with_all = ["nproc", "profile"])]
+    #[arg(long, conflicts_with_all = ["nproc", "profile", "json"])]
     pub dry_run: bool,
 
     /// Write a trace of the first steps to RUN_DIR/trace.json (open it in ui.perfetto.dev), and
