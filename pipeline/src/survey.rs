@@ -105,6 +105,9 @@ pub struct Survey {
     /// Good samples by the members or columns that hold their captions.
     captions: BTreeMap<String, u64>,
     texts: TextEvidence,
+    /// Good samples of tar shards that have an image member of the name that is wanted, and that have none.
+    of_that_name: u64,
+    of_other_names: u64,
 }
 
 impl Survey {
@@ -127,6 +130,22 @@ impl Survey {
     /// What the texts of the data set hold.
     pub fn caption_lines(&self) -> CaptionLines {
         self.texts.lines()
+    }
+
+    /// Whether no sample that was looked at has an image and a caption.
+    pub fn is_empty(&self) -> bool {
+        self.images.is_empty() || self.captions.is_empty()
+    }
+
+    /// What becomes of a name of images (`image_column`) that no sample has: it may be misspelt.
+    pub fn warning(&self, image_column: Option<&str>) -> Option<String> {
+        let wanted = image_column.filter(|_| self.of_that_name == 0 && self.of_other_names > 0)?;
+        let taken: Vec<_> = self.images.keys().map(|name| format!("`{name}`")).collect();
+        Some(format!(
+            "none of the first {} samples has an image `{wanted}` (image_column): theirs are {}",
+            self.samples,
+            taken.join(", ")
+        ))
     }
 
     /// In words; `setting` is what decides otherwise, e.g. `data.caption_lines =`.
@@ -179,6 +198,12 @@ impl Survey {
             return;
         }
         if let Some(image) = sample.image(config.image_column.as_deref()) {
+            if let Some(wanted) = &config.image_column {
+                match image.name.eq_ignore_ascii_case(wanted) {
+                    true => self.of_that_name += 1,
+                    false => self.of_other_names += 1,
+                }
+            }
             *self.images.entry(image.name.clone()).or_default() += 1;
         }
         let source = CaptionSource {
@@ -341,6 +366,7 @@ impl LeaveMembers for Columns {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::{Member, MemberData, SampleId};
 
     fn evidence(texts: &[(&str, Option<&str>)]) -> TextEvidence {
         let mut evidence = TextEvidence::default();
@@ -392,5 +418,46 @@ mod tests {
         assert_eq!(names(1), ["0"]);
         assert_eq!(names(2), ["0", "1"]);
         assert_eq!(names(10), ["0", "9"]);
+    }
+
+    #[test]
+    fn a_name_that_no_image_has_is_noticed() {
+        let sample = |names: &[&str]| EncodedSample {
+            id: SampleId {
+                shard: "s.tar".into(),
+                shard_index: 0,
+                sample_index: 0,
+                key: "a".into(),
+                offset_bytes: 0,
+            },
+            members: names
+                .iter()
+                .map(|name| Member {
+                    name: (*name).to_owned(),
+                    data: MemberData::Bytes(b"x".to_vec()),
+                    in_file: None,
+                })
+                .collect(),
+        };
+        let warning = |wanted: &str, samples: &[&[&str]]| {
+            let config = LoaderConfig {
+                image_column: Some(wanted.to_owned()),
+                ..LoaderConfig::default()
+            };
+            let mut survey = Survey::default();
+            for names in samples {
+                survey.add(&sample(names), &config, None);
+            }
+            survey.warning(config.image_column.as_deref())
+        };
+        let both: &[&str] = &["jpg", "seg.png", "txt"];
+        let warned = warning("sge.png", &[both, both]).unwrap();
+        assert!(
+            warned.contains("first 2 samples has an image `sge.png`") && warned.ends_with("`jpg`"),
+            "{warned}"
+        );
+        assert_eq!(warning("seg.png", &[both]), None);
+        assert_eq!(warning("SEG.png", &[both, &["jpg", "txt"]]), None);
+        assert_eq!(warning("jpg", &[&["txt"]]), None);
     }
 }

@@ -138,6 +138,14 @@ fn bad_configurations(refused: &Refused) {
 }
 
 fn bad_shards(refused: &Refused) {
+    // Held-out shards without a sample: at the start, not at the first validation.
+    let empty = refused.at("empty.tar");
+    fs::write(&empty, [0; 1024]).unwrap();
+    let empty = empty.to_str().unwrap();
+    let good = refused.good.clone();
+    let words = ["validation.shards", "no sample", "empty.tar"];
+    refused.fresh(&good, &["--val-shards", empty], &words);
+
     refused.fresh(
         &refused.path("no-*.tar"),
         &[],

@@ -110,6 +110,9 @@ impl OpenSet {
         let survey = Survey::of(&self.shards, config, stop);
         let lines = config.caption_lines.unwrap_or(survey.caption_lines());
         self.key.caption_lines = lines;
+        if let Some(warning) = survey.warning(config.image_column.as_deref()) {
+            log::warn!("{}: {warning}", self.title());
+        }
         let described = survey.describe(lines, "data.caption_lines =");
         self.note = Some(format!("{}: {described}", self.title()));
     }

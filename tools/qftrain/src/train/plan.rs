@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
+use anyhow::{bail, Context};
 use qf_cli::journal;
 use qf_model::checkpoint::TrainState;
 use qf_model::context::choose_kernels;
@@ -14,6 +14,8 @@ use qf_model::train::{TrainConfig, Validator};
 use qf_model::Ranks;
 use qf_pipeline::loader::{DataSet, Loader, World};
 use qf_pipeline::source::ShardLocation;
+use qf_pipeline::stop::Stop;
+use qf_pipeline::survey::Survey;
 use qf_pipeline::text::CaptionTokenizer;
 use qf_pipeline::trace::Trace;
 use qftrain::args::{Resume, TrainArgs};
@@ -34,6 +36,25 @@ pub(super) struct Plan {
     sets: Vec<DataSet>,
     /// Validation shards; rank 0 alone has them.
     held_out: Vec<ShardLocation>,
+}
+
+/// Refuses held-out shards without a sample: validation would end the run, at its first time and at each
+/// resumption. Of many shards the first and the last alone are looked at.
+fn check_held_out(shards: &[ShardLocation], config: &TrainConfig) -> anyhow::Result<()> {
+    let survey = Survey::of(shards, &config.data, &Stop::default());
+    let problem =
+        "validation.shards: no sample with an image and a caption in the first or the last shard";
+    match survey.is_empty() {
+        false => Ok(()),
+        true if shards.len() <= 2 => {
+            let names: Vec<_> = shards.iter().map(|shard| shard.name.as_ref()).collect();
+            bail!("{problem}: {}", names.join(", "))
+        }
+        true => {
+            log::warn!("{problem}");
+            Ok(())
+        }
+    }
 }
 
 impl Plan {
@@ -67,6 +88,7 @@ impl Plan {
             held_out =
                 data::resolve(&validation.shards, &config.remote).context("validation.shards")?;
             data::warn_of_shared_shards(&shards, &held_out);
+            check_held_out(&held_out, &config)?;
         }
         Ok(Plan {
             config,
