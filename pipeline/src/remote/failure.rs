@@ -186,8 +186,8 @@ fn said(error: &object_store::Error, exchange: &Exchange) -> String {
     inmost(error)
 }
 
-/// The last cause of an error, on one line.
-pub(super) fn inmost(error: &(dyn Error + 'static)) -> String {
+/// The last cause of an error, on one short line without secrets of URLs.
+pub fn inmost(error: &(dyn Error + 'static)) -> String {
     let mut inmost = error;
     while let Some(source) = inmost.source() {
         inmost = source;

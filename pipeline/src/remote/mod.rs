@@ -95,6 +95,7 @@ mod version;
 mod web;
 
 pub use bytes::ShardBytes;
+pub use failure::inmost;
 pub(crate) use list::{is_remote, Resolver};
 pub(crate) use object::{RemoteObject, Sidecar};
 pub use options::{CacheOptions, RemoteOptions};

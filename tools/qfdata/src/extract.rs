@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 
@@ -17,6 +16,7 @@ use serde::Serialize;
 use crate::copy::{refuse_same_stems, stem};
 use crate::data::ListedShards;
 use crate::files::{for_each_file, Content, FileVisitor, Selection, StoredFile};
+use crate::hash128::hash128;
 use crate::interrupt::Interrupt;
 use crate::unreadable::Unreadable;
 
@@ -155,7 +155,7 @@ impl Extraction<'_> {
             return Ok(Err(why));
         }
         let target = self.root.join(&relative);
-        if self.written.contains(&hash(&target)) {
+        if self.written.contains(&hash128(&target)) {
             return Ok(Err(TWICE.to_string()));
         }
         match fs::symlink_metadata(&target) {
@@ -184,7 +184,7 @@ impl Extraction<'_> {
             };
         }
         if self.args.overwrite {
-            self.written.insert(hash(&target));
+            self.written.insert(hash128(&target));
         }
         Ok(Ok(()))
     }
@@ -193,14 +193,6 @@ impl Extraction<'_> {
 /// Why a file is not written a second time.
 const TWICE: &str =
     "another file of the shards has this path; --by-shard makes a folder for each shard";
-
-fn hash(path: &Path) -> [u64; 2] {
-    [0u8, 1].map(|salt| {
-        let mut hasher = DefaultHasher::new();
-        (salt, path).hash(&mut hasher);
-        hasher.finish()
-    })
-}
 
 fn is_of_the_name(error: &qf_pipeline::PipelineError) -> bool {
     let qf_pipeline::PipelineError::Io { source, .. } = error else {

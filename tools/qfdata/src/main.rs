@@ -9,6 +9,7 @@ mod copy;
 mod data;
 mod extract;
 mod files;
+mod hash128;
 mod head;
 mod index;
 mod inspect;

@@ -14,11 +14,7 @@ use crate::settings::Settings;
 pub fn load_config(run_dir: &RunDir) -> anyhow::Result<Settings> {
     let path = run_dir.config();
     if !run_dir.path().is_dir() {
-        bail!(
-            "{}: no such folder; give the one that --run-dir named{}",
-            run_dir.path().display(),
-            runs_beside(run_dir.path())
-        );
+        bail!("{}{}", no_such_folder(run_dir), runs_beside(run_dir.path()));
     }
     if !path.exists() {
         bail!(
@@ -28,6 +24,12 @@ pub fn load_config(run_dir: &RunDir) -> anyhow::Result<Settings> {
         );
     }
     Ok(Settings::file(&path)?.without_old_defaults())
+}
+
+/// Of the folder of a run that is not there.
+pub fn no_such_folder(run_dir: &RunDir) -> String {
+    let path = run_dir.path().display();
+    format!("{path}: no such folder; give the one that --run-dir named")
 }
 
 /// The runs in the folder around `path`, for a message.

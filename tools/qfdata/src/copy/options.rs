@@ -142,11 +142,12 @@ impl CopyArgs {
                 summary.take(&mut sink)?;
             }
             Target::Numbered(prefix, format) => {
-                let mut number = 0u64;
+                let (mut number, mut written_as) = (0u64, None);
                 let next = |read: ShardFormat| {
                     let format = format.unwrap_or(read);
                     let path = PathBuf::from(format!("{prefix}-{number:06}.{format}"));
                     number += 1;
+                    written_as = Some(format);
                     self.check(&path, &shards)?;
                     Ok((path, format))
                 };
@@ -157,7 +158,9 @@ impl CopyArgs {
                 }
                 summary.take(&mut sink)?;
                 drop(sink);
-                self.remove_later(prefix, number, &shards, &summary)?;
+                if let Some(format) = written_as.filter(|_| self.overwrite) {
+                    self.remove_later(prefix, number, format, &shards)?;
+                }
             }
         }
         bar.finish_and_clear();
@@ -170,18 +173,12 @@ impl CopyArgs {
         &self,
         prefix: &str,
         from: u64,
+        format: ShardFormat,
         shards: &[ShardLocation],
-        summary: &CopySummary,
     ) -> anyhow::Result<()> {
-        let last = summary.written.last().and_then(|path| path.to_str());
-        let ending =
-            last.and_then(|last| last.split_once(&format!("-{:06}.", from.saturating_sub(1))));
-        let Some((_, ending)) = ending.filter(|_| self.overwrite) else {
-            return Ok(());
-        };
         let mut removed = 0;
         for number in from.. {
-            let path = PathBuf::from(format!("{prefix}-{number:06}.{ending}"));
+            let path = PathBuf::from(format!("{prefix}-{number:06}.{format}"));
             if !path.exists() || shards.iter().any(|shard| shard.path() == Some(&path)) {
                 break;
             }

@@ -1,7 +1,6 @@
 //! Where copied samples go: one shard, or one after another.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 
 use anyhow::bail;
@@ -14,6 +13,7 @@ use qf_pipeline::{EncodedSample, Member, MemberData, SampleId};
 
 use super::unit::{Unit, UnitContent, UnitFile};
 use crate::files::files_of_row;
+use crate::hash128::hash128;
 
 /// When the next shard begins.
 #[derive(Clone, Copy, Debug, Default)]
@@ -122,7 +122,7 @@ impl<'a> Sink<'a> {
             }
         });
         if let Some(key) = &key {
-            if !current.keys.insert(hash(key)) {
+            if !current.keys.insert(hash128(key)) {
                 return Ok(Err(format!(
                     "sample {}#{key}: the new shard has this key already; --by-shard puts the name of \
                      its shard before each key",
@@ -321,14 +321,6 @@ fn sample_of(key: &str, files: Vec<UnitFile>) -> EncodedSample {
         },
         members: members.collect(),
     }
-}
-
-fn hash(key: &str) -> [u64; 2] {
-    [0u8, 1].map(|salt| {
-        let mut hasher = DefaultHasher::new();
-        (salt, key).hash(&mut hasher);
-        hasher.finish()
-    })
 }
 
 /// An error of a target, in words: what it cannot hold costs a sample or a file, anything else ends the copy.

@@ -1,7 +1,8 @@
 //! The keys of a run's samples, of which no two may be equal.
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+
+use crate::hash128::hash128;
 
 /// How often each key came, by 128 bits of its hash: about 40 bytes a key, however long it is.
 #[derive(Debug, Default)]
@@ -10,7 +11,7 @@ pub(super) struct Keys(HashMap<[u64; 2], u32>);
 impl Keys {
     /// A key that was given before.
     pub(super) fn add(&mut self, key: &str) -> u32 {
-        let count = self.0.entry(hash(key)).or_default();
+        let count = self.0.entry(hash128(key)).or_default();
         *count = count.saturating_add(1);
         *count
     }
@@ -23,7 +24,7 @@ impl Keys {
         }
         loop {
             let candidate = format!("{key}_{number}");
-            if !self.0.contains_key(&hash(&candidate)) {
+            if !self.0.contains_key(&hash128(&candidate)) {
                 self.add(&candidate);
                 *key = candidate;
                 return true;
@@ -31,15 +32,6 @@ impl Keys {
             number = number.saturating_add(1);
         }
     }
-}
-
-/// 128 bits that two different names do not share.
-pub(super) fn hash(key: &str) -> [u64; 2] {
-    [0u8, 1].map(|salt| {
-        let mut hasher = DefaultHasher::new();
-        (salt, key).hash(&mut hasher);
-        hasher.finish()
-    })
 }
 
 #[cfg(test)]

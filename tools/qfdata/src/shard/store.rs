@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
 use qf_pipeline::error::full_message;
+use qf_pipeline::remote::inmost;
 use qf_pipeline::source::DisplayUrl;
 use tokio::runtime::Runtime;
 use url::Url;
@@ -29,18 +30,6 @@ pub(super) struct Store {
     objects: Arc<dyn ObjectStore>,
     folder: Path,
     runtime: Runtime,
-}
-
-/// What went wrong, without how often it was tried: the last cause, on one line. A server may answer with a page.
-fn cause(error: &object_store::Error) -> String {
-    const MAX_CHARS: usize = 200;
-    let mut inmost: &dyn std::error::Error = error;
-    while let Some(source) = inmost.source() {
-        inmost = source;
-    }
-    let text = inmost.to_string();
-    let words: Vec<_> = text.split_whitespace().collect();
-    words.join(" ").chars().take(MAX_CHARS).collect()
 }
 
 impl Store {
@@ -103,7 +92,7 @@ impl Store {
                 _ if text.contains("404") => "check the name of the bucket",
                 _ => "the same command goes on where this one stopped",
             };
-            anyhow!("cannot {what} {shown}: {}; {remedy}", cause(&error))
+            anyhow!("cannot {what} {shown}: {}; {remedy}", inmost(&error))
         })
     }
 

@@ -9,6 +9,7 @@ use anyhow::{bail, Context};
 use qf_model::run_dir::RunDir;
 use qf_model::train::{MetricsLine, MetricsRecord, RunProfile, StepRecord, ValidationRecord};
 use qf_pipeline::loader::SkippedSample;
+use qftrain::run_config::no_such_folder;
 use qftrain::settings::flatten;
 use serde::Deserialize;
 
@@ -78,10 +79,7 @@ impl RunData {
     pub(super) fn read(run_dir: &RunDir) -> anyhow::Result<RunData> {
         let path = run_dir.path();
         if !path.is_dir() {
-            bail!(
-                "{}: no such folder; give the one that --run-dir named",
-                path.display()
-            );
+            bail!("{}", no_such_folder(run_dir));
         }
         if !run_dir.config().exists() && !run_dir.metrics().exists() {
             bail!(

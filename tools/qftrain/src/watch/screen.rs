@@ -33,7 +33,8 @@ impl Screen {
             true => ProgressBar::hidden(),
             false => ProgressBar::new(total_steps),
         };
-        // `wide_msg` cuts off what the terminal has no room for. The template is a constant; with the default one the bar only looks different.
+        // `wide_msg` cuts off what the terminal has no room for. The template is a constant; with the
+        // default one the bar only looks different.
         let bar = match ProgressStyle::with_template("{bar:20} {pos}/{len}  {wide_msg}") {
             Ok(style) => bar.with_style(style),
             Err(_) => bar,

@@ -68,7 +68,6 @@ pub(in super::super) fn open(
         Kind::Folder => open_folder(path, args, interrupt),
         Kind::Zip => {
             refuse_columns(args, input, "a zip")?;
-            refuse_keep(args, input, "a zip")?;
             let mut list = zip::list(path, interrupt)?;
             decide_lines(&mut list, args.caption_lines);
             filled(list, &format!("no images in {input}"))
@@ -173,7 +172,6 @@ impl<'a> Lines<'a> {
             }
         }
         refuse_columns(args, self.name, "a list of lines")?;
-        refuse_keep(args, self.name, "a list of lines")?;
         if self.kind == Kind::Token {
             let mut rows = Grouped::new(self.name, &self.folder);
             lines::read_token(text, &mut rows);
@@ -379,11 +377,11 @@ fn open_folder(path: &Path, args: &InputArgs, interrupt: &Interrupt) -> anyhow::
             (args.delimiter.is_some(), "--delimiter"),
             (!args.split.is_empty(), "--split"),
             (args.images.is_some(), "--images"),
+            (!keeps_all(args), "--keep-columns"),
         ],
         &is,
         "manifests",
     )?;
-    refuse_keep(args, &path.display().to_string(), "a folder")?;
     let mut list = folder::list(path, interrupt)?;
     decide_lines(&mut list, args.caption_lines);
     let others = list.other_files + list.captions_without_image;
@@ -510,11 +508,9 @@ fn open_shards(
             .iter()
             .any(|end| shard.base_name().ends_with(end))
     };
-    if let Some(tar) = shards
-        .iter()
-        .find(|shard| !keeps_all(args) && is_tar(shard))
-    {
-        refuse_keep(args, &tar.name, "a tar shard")?;
+    if let Some(tar) = shards.iter().find(|shard| is_tar(shard)) {
+        let is = format!("{} is a tar shard", tar.name);
+        refuse(&[(!keeps_all(args), "--keep-columns")], &is, "manifests")?;
     }
     let mut shards = shards::Shards::new(
         shards,
@@ -603,6 +599,7 @@ fn refuse_columns(args: &InputArgs, input: &str, is: &str) -> anyhow::Result<()>
             (args.path_column.is_some(), "--path-column"),
             (!args.caption_column.is_empty(), "--caption-column"),
             (!args.split.is_empty(), "--split"),
+            (!keeps_all(args), "--keep-columns"),
         ],
         &format!("{input} is {is}"),
         "manifests",
@@ -622,12 +619,6 @@ fn refuse_split(splits: &[String], input: &str) -> anyhow::Result<()> {
 
 fn keeps_all(args: &InputArgs) -> bool {
     matches!(Keep::of(&args.keep_columns), Keep::All)
-}
-
-/// What lies beside an image is kept as it is.
-fn refuse_keep(args: &InputArgs, input: &str, is: &str) -> anyhow::Result<()> {
-    let is = format!("{input} is {is}");
-    refuse(&[(!keeps_all(args), "--keep-columns")], &is, "manifests")
 }
 
 fn refuse_lines(args: &InputArgs, input: &str) -> anyhow::Result<()> {

@@ -12,9 +12,9 @@ use qf_pipeline::warnings::Warnings;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
-use super::super::keys::hash;
 use super::super::load;
 use super::super::row::{CaptionRef, Give, ImageRef, Input, Name, Row, Skip, SkipCause};
+use crate::hash128::hash128;
 
 /// Digits of a key.
 const KEY_DIGITS: usize = 9;
@@ -152,7 +152,7 @@ impl<'a> Grouped<'a> {
         more: Map<String, Value>,
     ) {
         let new = self.samples.len();
-        let index = *self.by_image.entry(hash(image)).or_insert(new);
+        let index = *self.by_image.entry(hash128(image)).or_insert(new);
         if index == new {
             self.samples.push(Sample {
                 image: image.to_owned(),
